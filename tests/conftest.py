@@ -1,0 +1,98 @@
+"""Shared by all tests: places of their own, a small phantom, and what one JAX process did with it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SESSION = Path(tempfile.mkdtemp(prefix="xraylib-tests-"))
+
+# Before xraylib.paths and keras are imported, which read them once.
+for place in ("CACHE", "RUNS", "REPORTS"):
+    os.environ[f"XRAYLIB_{place}"] = str(SESSION / place.lower())
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from xraylib import accelerators, catalog, images  # noqa: E402
+from xraylib.phantom import PhantomSettings  # noqa: E402
+
+
+def pytest_unconfigure():
+    shutil.rmtree(SESSION, ignore_errors=True)
+
+
+def start_python(script, *arguments, **options):
+    """Start a fresh interpreter on some code, or on a file of this folder."""
+    given = [str(HERE / script)] if script.endswith(".py") else ["-c", script]
+    return subprocess.Popen(
+        [sys.executable, *given, *map(str, arguments)],
+        **{"cwd": HERE.parent, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
+    )
+
+
+def run_python(script, *arguments, **options):
+    """Run it to its end; the answer is what it printed, and a failure shows its stderr."""
+    process = start_python(script, *arguments, **options)
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 0, err
+    return out
+
+
+@pytest.fixture(scope="session")
+def phantom():
+    """Manifest of 60 phantom radiographs of 64 pixels."""
+    settings = PhantomSettings(images=60, size=64)
+    return catalog.load(replace(catalog.DATASETS["phantom"], phantom=settings))
+
+
+@pytest.fixture(scope="session")
+def accelerator():
+    """The CPU under TensorFlow, for everything that runs Keras in this process."""
+    return accelerators.use("cpu", "tensorflow")
+
+
+@pytest.fixture(scope="session")
+def networks(accelerator):
+    """Every network by name, for inputs of 32 pixels, with weights so random that the image decides."""
+    from xraylib import models
+
+    draw, built = (
+        np.random.default_rng(0),
+        {name: models.build(name, 32, "sigmoid") for name in models.NETWORKS},
+    )
+    for model in built.values():
+        for weight in model.trainable_variables:
+            weight.assign(weight.numpy() + draw.normal(0, 0.08, weight.shape))
+    return built
+
+
+@pytest.fixture(scope="session")
+def saved(networks, phantom, tmp_path_factory):
+    """A folder with the weights of `networks` and, in `scores.npz`, what they say of the phantom."""
+    from xraylib import models
+    from xraylib.batches import predict
+
+    folder = tmp_path_factory.mktemp("saved")
+    pixels = images.load_pixels(phantom, 32, progress=False)
+    for name, model in networks.items():
+        models.save_weights(model, folder / f"{name}.weights.h5")
+    scores = {name: predict(m, "sigmoid", pixels, np.arange(16), 8) for name, m in networks.items()}
+    np.savez(folder / "scores.npz", **scores)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def under_jax(phantom, saved, tmp_path_factory):
+    """What `under_jax.py` found: the same package in a process that runs on JAX with four simulated CPUs."""
+    folder = tmp_path_factory.mktemp("jax")
+    phantom.to_pickle(folder / "manifest.pkl")
+    run_python("under_jax.py", folder, saved)
+    return json.loads((folder / "found.json").read_text())

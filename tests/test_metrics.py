@@ -1,0 +1,283 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from xraylib.errors import DataInvalid
+from xraylib.metrics import (
+    COLUMNS,
+    METRICS,
+    auc_interval,
+    check_scores,
+    confusion,
+    evaluate,
+    point_metrics,
+    table,
+    thresholds,
+    youden_threshold,
+)
+
+# A metric that no resample defines has no interval, which NumPy remarks on.
+pytestmark = pytest.mark.filterwarnings("error", "ignore:All-NaN")
+
+
+@st.composite
+def judged(draw, levels=12):
+    """Labels of both classes and scores on a coarse grid, so that ties are common."""
+    n = draw(st.integers(2, 60))
+    labels = np.array(draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)))
+    assume(0 < labels.sum() < n)
+    scores = np.array(draw(st.lists(st.integers(0, levels), min_size=n, max_size=n))) / levels
+    return labels, scores
+
+
+def by_scikit_learn(labels, scores, threshold):
+    called = (scores >= threshold).astype(int)
+    options = {"zero_division": np.nan}
+    return {
+        "auc": sk.roc_auc_score(labels, scores),
+        "accuracy": sk.accuracy_score(labels, called),
+        "sensitivity": sk.recall_score(labels, called, **options),
+        "specificity": sk.recall_score(labels, called, pos_label=0, **options),
+        "precision": sk.precision_score(labels, called, **options),
+        "f1": sk.f1_score(labels, called, **options),
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(judged(), st.integers(-1, 14))
+def test_point_metrics_are_those_of_scikit_learn(data, cut):
+    labels, scores = data
+    ours = {name: value.item() for name, value in point_metrics(labels, scores, cut / 12).items()}
+    assert tuple(ours) == METRICS
+    assert ours == pytest.approx(by_scikit_learn(labels, scores, cut / 12), abs=1e-9, nan_ok=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(judged(), st.data())
+def test_a_weight_counts_as_so_many_copies(data, drawn):
+    labels, scores = data
+    weights = np.array(
+        drawn.draw(
+            st.lists(
+                st.lists(st.integers(0, 4), min_size=len(labels), max_size=len(labels)),
+                min_size=1,
+                max_size=3,
+            )
+        )
+    )
+    ours = point_metrics(labels, scores, 0.5, weights.astype(float))
+    for number, row in enumerate(weights):
+        many, of = np.repeat(labels, row), np.repeat(scores, row)
+        if 0 < many.sum() < len(many):
+            found = {name: value[number] for name, value in ours.items()}
+            assert found == pytest.approx(by_scikit_learn(many, of, 0.5), abs=1e-9, nan_ok=True)
+        else:
+            assert np.isnan(ours["auc"][number])
+
+
+@settings(max_examples=200, deadline=None)
+@given(judged())
+def test_youdens_threshold_is_the_best_of_all_and_no_score_lies_on_it(data):
+    labels, scores = data
+    threshold = youden_threshold(labels, scores)
+
+    def index(at):
+        return np.mean(scores[labels == 1] >= at) - np.mean(scores[labels == 0] >= at)
+
+    best = max(index(at) for at in [*np.unique(scores), np.inf])
+    assert index(threshold) == pytest.approx(best, abs=1e-12)
+    assert threshold not in scores or threshold == scores.min()
+
+
+def test_youdens_threshold_lies_half_way():
+    assert youden_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.6, 0.9])) == 0.5
+
+
+def scored(n=120, images=1, seeds=(0,), strength=1.0, draw=0, noise=1.0):
+    """Scores of `n` patients with `images` each on both sides; `noise` sets images of a patient apart."""
+    random = np.random.default_rng(draw)
+    parts = []
+    for split in ("val", "test"):
+        label = np.arange(n) % 3 > 0
+        patient = np.array([f"{split}{i}" for i in range(n)])
+        centre = random.normal(strength * label)
+        for seed in seeds:
+            margin = np.repeat(centre, images) + noise * random.normal(size=n * images)
+            part = pd.DataFrame(
+                {"label": np.repeat(label, images).astype(int), "patient": np.repeat(patient, images)}
+            )
+            part["image_id"] = part["patient"] + "_" + part.groupby("patient").cumcount().astype(str)
+            part["kind"] = np.where(part["label"] == 1, "virus", "normal")
+            parts.append(part.assign(split=split, seed=seed, score=1 / (1 + np.exp(-margin))))
+    return pd.concat(parts, ignore_index=True).assign(recipe="ours", protocol="strict")[list(COLUMNS)]
+
+
+def test_evaluate_says_the_same_on_every_call_and_in_any_order():
+    scores = scored(seeds=(0, 1))
+    first = evaluate(scores)
+    pd.testing.assert_frame_equal(evaluate(scores), first, check_exact=True)
+    pd.testing.assert_frame_equal(evaluate(scores.sample(frac=1, random_state=1)), first)
+
+
+@pytest.mark.parametrize("draw", range(4))
+def test_the_interval_holds_the_value_and_the_value_is_scikit_learns(draw):
+    scores = scored(seeds=(0, 1, 2), draw=draw)
+    figures = evaluate(scores)
+    assert figures.index.tolist() == list(METRICS)
+    assert ((figures["low"] <= figures["value"]) & (figures["value"] <= figures["high"])).all()
+    points = thresholds(scores, "validation")
+    by_seed = pd.DataFrame(
+        [
+            by_scikit_learn(part["label"].to_numpy(), part["score"].to_numpy(), points[seed])
+            for seed, part in scores.query("split == 'test'").groupby("seed")
+        ]
+    )
+    assert figures["value"].to_dict() == pytest.approx(by_seed.mean().to_dict(), abs=1e-9)
+    assert figures["seed_sd"].to_dict() == pytest.approx(by_seed.std().to_dict(), abs=1e-9)
+
+
+def test_one_seed_has_no_spread():
+    assert evaluate(scored())["seed_sd"].isna().all()
+
+
+def test_images_of_one_patient_do_not_count_as_so_many_patients():
+    grouped = scored(n=40, images=12, noise=0.05)
+    alone = grouped.assign(patient=grouped["image_id"])
+    width = {}
+    for name, scores in (("patients", grouped), ("images", alone)):
+        figures = evaluate(scores)
+        width[name] = (figures["high"] - figures["low"])[["auc", "accuracy", "sensitivity"]]
+    assert (width["patients"] > 2 * width["images"]).all()
+    assert evaluate(grouped)["value"].equals(evaluate(alone)["value"])
+
+
+def test_seeds_do_not_count_as_more_patients():
+    one = scored(n=60, noise=0.0)
+    three = pd.concat([one.assign(seed=seed) for seed in range(3)], ignore_index=True)
+    pd.testing.assert_frame_equal(
+        evaluate(three)[["value", "low", "high"]], evaluate(one)[["value", "low", "high"]]
+    )
+
+
+def test_by_chance_the_interval_of_the_auc_holds_one_half():
+    held = []
+    for draw in range(20):
+        scores = scored(strength=0.0, draw=draw)
+        auc = evaluate(scores, rule=0.5, resamples=500).loc["auc"]
+        held.append(auc["low"] <= 0.5 <= auc["high"])
+    assert np.mean(held) >= 0.85
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    # Scores N(label, 1), one image a patient: the true AUC is Phi(1/sqrt(2)).
+    held = []
+    for draw in range(100):
+        auc = evaluate(scored(draw=draw, noise=0.0), rule=0.5, resamples=400).loc["auc"]
+        held.append(auc["low"] <= 0.76025 <= auc["high"])
+    assert 0.88 <= np.mean(held) <= 1
+
+
+def test_the_threshold_comes_from_validation_alone():
+    scores = scored()
+    before = thresholds(scores, "validation")
+    turned = scores.assign(label=scores["label"].where(scores["split"] == "val", 1 - scores["label"]))
+    assert thresholds(turned, "validation").equals(before)
+    assert thresholds(scored(seeds=(4, 2)), 0.5).to_dict() == {2: 0.5, 4: 0.5}
+
+
+def test_without_validation_scores_no_threshold_is_made_up():
+    scores = scored().query("split == 'test'")
+    with pytest.raises(DataInvalid, match="val"):
+        evaluate(scores)
+    assert evaluate(scores, rule=0.5).loc["auc", "value"] > 0.5
+
+
+def test_without_test_scores_there_are_no_figures():
+    with pytest.raises(DataInvalid, match="no scores of the test side"):
+        evaluate(scored().query("split == 'val'"))
+
+
+def spoilt(change):
+    scores = scored(n=30)
+    change(scores)
+    return scores
+
+
+def set_at(column, value):
+    def change(scores):
+        scores.loc[7, column] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (set_at("score", np.nan), "val7_0 has no number as score"),
+        (set_at("score", 1.01), r"val7_0 has a score outside \[0, 1\]"),
+        (set_at("score", -np.inf), r"val7_0 has a score outside \[0, 1\]"),
+        (set_at("label", 2), "val7_0 has a label that is not 0 or 1"),
+        (set_at("image_id", "val3_0"), "val3_0 stands there twice"),
+    ],
+)
+def test_a_bad_row_is_refused_by_name(change, said):
+    for check in (check_scores, evaluate):
+        with pytest.raises(DataInvalid, match=f"ours, strict, seed 0: {said} \\(1 rows\\). Mend"):
+            check(spoilt(change))
+
+
+def test_a_table_without_columns_rows_or_both_classes_is_refused():
+    scores = scored(n=30)
+    with pytest.raises(DataInvalid, match="lacks the columns patient, score"):
+        check_scores(scores.drop(columns=["patient", "score"]))
+    with pytest.raises(DataInvalid, match="empty"):
+        check_scores(scores[:0])
+    with pytest.raises(DataInvalid, match="ours, strict, 0, test: one class only"):
+        check_scores(scores.query("split == 'val' or label == 1"))
+    check_scores(scores)
+
+
+def test_confusion_counts_images_and_averages_seeds():
+    scores = scored(seeds=(0, 1))
+    matrix = confusion(scores, rule=0.5)
+    test = scores.query("split == 'test'")
+    expected = sk.confusion_matrix(test["label"], test["score"] >= 0.5) / 2
+    np.testing.assert_allclose(matrix, expected)
+    none_called = confusion(scores, rule=1.0)
+    np.testing.assert_allclose(none_called, [[40, 0], [80, 0]])
+
+
+def test_a_rule_that_calls_nothing_pneumonia_has_no_precision():
+    scores = scored().assign(score=lambda s: s["score"] * 0.4)
+    figures = evaluate(scores, rule=0.5)
+    assert np.isnan(figures.loc["precision", "value"])
+    assert figures.loc["specificity", "value"] == 1
+
+
+def test_the_auc_of_any_number_has_the_interval_of_its_patients():
+    test = scored(images=3).query("split == 'test'")
+    labels, values = test["label"].to_numpy(), 1000 * test["score"].to_numpy() - 7
+    auc, low, high = auc_interval(labels, values, test["patient"].to_numpy())
+    expected = evaluate(scored(images=3)).loc["auc", ["value", "low", "high"]]
+    assert [auc, low, high] == pytest.approx(expected.tolist())
+    turned = auc_interval(labels, -values, test["patient"].to_numpy())
+    assert turned == pytest.approx((1 - auc, 1 - high, 1 - low))
+
+
+def test_the_table_has_one_row_a_recipe_and_protocol():
+    ours, theirs = scored(seeds=(0, 1)), scored(draw=1).assign(recipe="theirs", protocol="published")
+    rows = table(
+        pd.concat([ours, theirs]), lambda recipe, protocol: 0.5 if recipe == "theirs" else "validation"
+    )
+    assert rows[["recipe", "protocol", "seeds", "n_test"]].to_numpy().tolist() == [
+        ["ours", "strict", 2, 120],
+        ["theirs", "published", 1, 120],
+    ]
+    figures = evaluate(theirs, rule=0.5)
+    for metric in METRICS:
+        expected = figures.loc[metric, ["value", "low", "high"]].tolist()
+        assert rows.loc[1, [metric, f"{metric}_low", f"{metric}_high"]].tolist() == pytest.approx(expected)
+    assert rows["threshold"].tolist() == [thresholds(ours, "validation").mean(), 0.5]

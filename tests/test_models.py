@@ -1,0 +1,195 @@
+import hashlib
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from xraylib import models, paths
+from xraylib.errors import StorageFailed, UnknownName, WeightsMissing
+from xraylib.models import AUGMENTATIONS, HEADS, NETWORKS, Weights, find_weights
+
+pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_takes_bytes_and_gives_probabilities(networks, name):
+    model = networks[name]
+    assert model.input.shape == (None, 32, 32, 1) and model.input.dtype == "uint8"
+    outputs = model.predict_on_batch(PIXELS)
+    assert outputs.shape == (4, 1) and outputs.dtype == np.float32
+    probability = HEADS["sigmoid"].probability(outputs)
+    assert probability.shape == (4,) and ((probability >= 0) & (probability <= 1)).all()
+    assert len(np.unique(outputs)) > 1, "the image decides"
+    assert model.name == name
+
+
+def test_the_tiny_network_is_as_published(accelerator):
+    model = models.build("tiny_cnn", 28, "two-logits")
+    layers = {layer.name: layer.units for layer in model.layers if isinstance(layer, keras.layers.Dense)}
+    assert layers == {"L1": 256, "L2": 128, "L3": 64, "L4": 32, "L5": 16, "L6": 2}
+    assert [x.filters for x in model.layers if isinstance(x, keras.layers.Conv2D)] == [64, 64]
+
+
+def test_fine_tuning_has_a_backbone_to_freeze(networks):
+    assert networks["mobilenetv2"].get_layer("backbone").count_params() == 2_257_984
+
+
+def test_every_image_is_judged_alone_and_alike(networks):
+    for model in networks.values():
+        together = model.predict_on_batch(PIXELS)
+        np.testing.assert_allclose(model.predict_on_batch(PIXELS[::-1])[::-1], together, atol=1e-6)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_augmentation_acts_in_training_only(accelerator, augmentation):
+    layer = AUGMENTATIONS[augmentation]()
+    images = PIXELS.astype(np.float32)
+    np.testing.assert_array_equal(layer(images, training=False), images)
+    changed = np.array(layer(images, training=True))
+    assert changed.shape == images.shape and (changed != images).any()
+    assert changed.min() >= -1e-3 and changed.max() <= 255.001
+    model = models.build("tiny_cnn", 32, "sigmoid", augmentation=augmentation)
+    np.testing.assert_array_equal(model.predict_on_batch(PIXELS), model.predict_on_batch(PIXELS))
+
+
+def test_one_output_is_the_probability():
+    given = np.array([[0.0], [0.3], [1.0]], np.float32)
+    np.testing.assert_array_equal(HEADS["sigmoid"].probability(given), given[:, 0].astype(float))
+
+
+def test_two_outputs_become_the_softmax_that_the_loss_sees(accelerator):
+    logits = np.random.default_rng(0).normal(scale=5, size=(200, 2)).astype(np.float32)
+    probability = HEADS["two-logits"].probability(logits)
+    soft = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(1, keepdims=True)
+    np.testing.assert_allclose(probability, soft[:, 1], atol=1e-12)
+    np.testing.assert_array_equal(probability > 0.5, logits.argmax(1) == 1)
+    labels = np.arange(200) % 2
+    loss = float(HEADS["two-logits"].loss()(labels, logits))
+    chosen = np.where(labels == 1, probability, 1 - probability)
+    assert loss == pytest.approx(-np.log(chosen).mean(), rel=1e-5)
+
+
+def test_a_very_sure_network_still_gives_a_probability():
+    logits = np.array([[2000.0, -2000.0], [-2000.0, 2000.0]])
+    assert HEADS["two-logits"].probability(logits).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unknown"),
+    [(("resnet", 32, "sigmoid"), "resnet"), (("tiny_cnn", 32, "softmax"), "softmax")],
+)
+def test_unknown_names_are_told_the_known_ones(arguments, unknown):
+    known = NETWORKS if unknown == "resnet" else HEADS
+    with pytest.raises(UnknownName, match=f"'{unknown}'.*{next(iter(known))}"):
+        models.build(*arguments)
+    with pytest.raises(UnknownName, match=r"'mixup'.*flip"):
+        models.build("tiny_cnn", 32, "sigmoid", augmentation="mixup")
+
+
+def test_random_and_unknown_initialisations():
+    assert find_weights("tiny_cnn", "random") == Weights("random")
+    with pytest.raises(UnknownName, match=r"'noisy-student'.*random, imagenet, or the path"):
+        find_weights("mobilenetv2", "noisy-student")
+
+
+def test_a_weights_file_is_named_by_its_content(tmp_path):
+    file = tmp_path / "mine.weights.h5"
+    file.write_bytes(b"weights")
+    assert find_weights("mobilenetv2", str(file)) == Weights(
+        f"file {hashlib.sha256(b'weights').hexdigest()[:12]}", file
+    )
+    with pytest.raises(WeightsMissing, match=r"none\.weights\.h5.*Mend"):
+        find_weights("mobilenetv2", str(tmp_path / "none.weights.h5"))
+
+
+def test_a_folder_of_weights_without_the_one_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "WEIGHTS", tmp_path)
+    with pytest.raises(
+        WeightsMissing, match=r"mobilenetv2_imagenet_notop\.weights\.h5.*unset XRAYLIB_WEIGHTS"
+    ):
+        find_weights("mobilenetv2", "imagenet")
+    (tmp_path / "mobilenetv2_imagenet_notop.weights.h5").write_bytes(b"weights")
+    assert find_weights("mobilenetv2", "imagenet").file.parent == tmp_path
+
+
+def test_imagenet_weights_that_cannot_be_downloaded(monkeypatch):
+    def unreachable(**_):
+        raise OSError("URL fetch failure")
+
+    monkeypatch.setattr(paths, "WEIGHTS", None)
+    monkeypatch.setattr(keras.applications, "MobileNetV2", unreachable)
+    with pytest.raises(
+        WeightsMissing, match=r"could not be downloaded.*URL fetch failure.*XRAYLIB_WEIGHTS.*random"
+    ):
+        find_weights("mobilenetv2", "imagenet")
+    with pytest.raises(WeightsMissing, match="no ImageNet weights for tiny_cnn"):
+        find_weights("tiny_cnn", "imagenet")
+
+
+def test_initial_weights_arrive_in_the_backbone(networks, tmp_path):
+    backbone, file = networks["mobilenetv2"].get_layer("backbone"), tmp_path / "backbone.weights.h5"
+    models.save_weights(backbone, file)
+    built = models.build("mobilenetv2", 32, "sigmoid", weights=find_weights("mobilenetv2", str(file)))
+    for ours, theirs in zip(built.get_layer("backbone").weights, backbone.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+@pytest.mark.parametrize(("name", "other"), [("tiny_cnn", "scratch_cnn"), ("scratch_cnn", "tiny_cnn")])
+def test_without_a_backbone_initial_weights_are_the_whole_networks(networks, saved, name, other):
+    weights = find_weights(name, str(saved / f"{name}.weights.h5"))
+    built = models.build(name, 32, "sigmoid", weights=weights)
+    np.testing.assert_array_equal(built.predict_on_batch(PIXELS), networks[name].predict_on_batch(PIXELS))
+    with pytest.raises(WeightsMissing, match=other):
+        models.build(name, 32, "sigmoid", weights=find_weights(name, str(saved / f"{other}.weights.h5")))
+
+
+def test_a_weights_file_that_is_none_is_refused(tmp_path):
+    file = tmp_path / "broken.weights.h5"
+    file.write_bytes(b"no weights")
+    with pytest.raises(WeightsMissing, match="broken"):
+        models.build("mobilenetv2", 32, "sigmoid", weights=find_weights("mobilenetv2", str(file)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_saved_weights_give_the_same_outputs(networks, saved, name):
+    again = models.build(name, 32, "sigmoid")
+    assert (again.predict_on_batch(PIXELS) != networks[name].predict_on_batch(PIXELS)).any()
+    again.load_weights(saved / f"{name}.weights.h5")
+    np.testing.assert_array_equal(again.predict_on_batch(PIXELS), networks[name].predict_on_batch(PIXELS))
+
+
+def test_weights_that_cannot_be_saved_leave_the_old_file_alone(networks, saved, tmp_path, monkeypatch):
+    file = tmp_path / "model.weights.h5"
+    shutil.copy(saved / "tiny_cnn.weights.h5", file)
+    before = file.read_bytes()
+
+    def half(path):
+        with open(path, "wb") as stream:  # noqa: PTH123
+            stream.write(b"half")
+            raise OSError(28, "No space left on device")
+
+    model = networks["tiny_cnn"]
+    monkeypatch.setattr(model, "save_weights", half)
+    with pytest.raises(StorageFailed, match=r"model\.weights\.h5"):
+        models.save_weights(model, file)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.slow
+def test_what_tensorflow_saved_says_the_same_under_jax(under_jax):
+    assert set(under_jax["apart"]) == set(NETWORKS)
+    assert max(under_jax["apart"].values()) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_training_step_is_ready_for_a_tpu(under_jax):
+    assert len(under_jax["tpu"]) == len(NETWORKS) + 1
+    assert sum("loss" in found for found in under_jax["tpu"].values()) == 2
+    for step, found in under_jax["tpu"].items():
+        assert 0 < found.get("loss", 1) < 20 and found.get("moved", True), step
+        assert found["platforms"] == ["tpu"] and not found["callback"] and not found["open"], step
+        assert "bfloat16" in found["inside"] and found["weights"] == ["float32"], step
+        assert (found["input"], found["output"]) == ("uint8", "float32"), step

@@ -1,0 +1,94 @@
+import inspect
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from xraylib import batches, models, recipes
+from xraylib.errors import UnknownName
+from xraylib.metrics import METRICS
+from xraylib.recipes import BUDGETS, RECIPES, Phase, Recipe, find_budget, find_recipe
+from xraylib.splits import PROTOCOLS, SCHEMES
+from xraylib.training import MODEL_FILES
+
+EACH = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+EACH_BOTH_WAYS = pytest.mark.parametrize(
+    "recipe", [r.under(p) for r in RECIPES.values() for p in PROTOCOLS], ids=lambda r: r.name
+)
+
+
+def test_no_recipe_hides_another_of_its_name():
+    written = inspect.getsource(recipes).count("name=")
+    assert len(RECIPES) == written
+    assert all(find_recipe(name).name == name for name in RECIPES)
+
+
+@EACH
+def test_what_is_published_are_fields_of_a_recipe(recipe):
+    names = {field.name for field in fields(Recipe)} - {"name", "claims", "published"}
+    assert set(recipe.published) <= names
+    assert recipe.under("published").name == recipe.name
+
+
+@EACH
+def test_a_claim_names_a_metric_and_a_share(recipe):
+    assert set(recipe.claims) <= set(METRICS)
+    assert all(0 < value <= 1 for value in recipe.claims.values())
+    assert bool(recipe.claims) == bool(recipe.published), "a claim is made by a published system"
+    assert recipe.source and recipe.title
+
+
+@EACH_BOTH_WAYS
+def test_a_recipe_names_only_what_there_is(recipe):
+    assert recipe.network in models.NETWORKS
+    assert recipe.head in models.HEADS
+    assert recipe.fit in MODEL_FILES
+    assert recipe.scheme in SCHEMES
+    assert recipe.augmentation in (None, *models.AUGMENTATIONS)
+    assert recipe.imbalance in (None, *batches.REMEDIES)
+    assert recipe.threshold == "validation" or 0 < recipe.threshold < 1
+    assert recipe.batch_size > 0 and recipe.size >= 28
+    assert bool(recipe.phases) == (recipe.fit == "network")
+
+
+@EACH
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_budget_caps_the_epochs_of_each_phase_and_nothing_else(recipe, protocol):
+    full, quick = recipe.under(protocol, "full"), recipe.under(protocol, "quick")
+    cap = BUDGETS["quick"].epochs_a_phase
+    assert [p.epochs for p in quick.phases] == [min(p.epochs, cap) for p in full.phases]
+    assert quick.epochs <= full.epochs
+    same = {key: value for key, value in full.settings().items() if key != "phases"}
+    assert same.items() <= quick.settings().items()
+
+
+@EACH
+def test_strict_is_the_recipe_itself(recipe):
+    assert recipe.under("strict") == recipe
+    assert recipe.scheme == "patient-grouped" and recipe.threshold == "validation"
+
+
+def test_settings_follow_what_decides_training_and_not_the_words():
+    recipe = find_recipe("tiny-cnn-28")
+    words = recipe.settings()
+    assert recipe.under("published").settings() != words
+    changed = Recipe(**{f.name: getattr(recipe, f.name) for f in fields(Recipe)} | {"title": "other"})
+    assert changed.settings() == words
+    assert words["phases"] == (
+        {"epochs": 20, "learning_rate": 1e-3, "decay": False, "freeze_backbone": False},
+    )
+
+
+def test_a_recipe_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        find_recipe("tiny-cnn-28").size = 64
+    with pytest.raises(FrozenInstanceError):
+        Phase(1, 0.1).epochs = 2
+
+
+@pytest.mark.parametrize(("find", "known"), [(find_recipe, RECIPES), (find_budget, BUDGETS)])
+def test_an_unknown_name_is_told_the_names_there_are(find, known):
+    with pytest.raises(UnknownName, match="'resnet-1000'") as unknown:
+        find("resnet-1000")
+    assert all(name in str(unknown.value) for name in known)
+    with pytest.raises(UnknownName):
+        RECIPES["tiny-cnn-28"].under("strict", "endless")

@@ -1,0 +1,266 @@
+import hashlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from xraylib import splits
+from xraylib.errors import DataInvalid, LeakFound, UnknownName
+from xraylib.naming import person_number
+from xraylib.phantom import PhantomSettings
+from xraylib.splits import SCHEMES, assign, check_disjoint, counts, leakage
+
+# Few patients of one kind, as made up below: scikit-learn remarks on it, and the split is still by patient.
+pytestmark = pytest.mark.filterwarnings("error", "ignore:The least populated class")
+
+
+def manifest(films):
+    """Made of (patient, split, how many images); the kind is read from the patient's name."""
+    rows = [
+        {
+            "image_id": f"{patient}_{number}",
+            "path": f"{patient}_{number}.jpeg",
+            "label": int(patient.startswith("person")),
+            "patient": patient,
+            "kind": patient.split("_")[1] if "_" in patient else "normal",
+            "split": split,
+            "sha256": hashlib.sha256(f"{patient} {number} {split}".encode()).hexdigest(),
+        }
+        for patient, split, images in films
+        for number in range(images)
+    ]
+    return pd.DataFrame(rows)
+
+
+def hospital(patients=150, seed=0):
+    """Like Kermany's folders: many patients, one to twelve images each, most of them bacterial."""
+    draw = np.random.default_rng(seed)
+    films = []
+    for number in range(patients):
+        split = "test" if number % 6 == 0 else "train"
+        for name in (f"person{number}_bacteria", f"person{number}_virus", f"IM-{number:04d}"):
+            if draw.random() < 0.8:
+                films.append((name, split, int(draw.integers(1, 13))))
+    films += [("person9001_virus", "val", 3), ("IM-9001", "val", 3)]
+    return manifest(films)
+
+
+@st.composite
+def manifests(draw):
+    """At least two patients of each class outside the test folder, one of each inside; no leak."""
+    names = draw(
+        st.sets(
+            st.builds(
+                "{}{}{}".format,
+                st.sampled_from(["person", "IM-"]),
+                st.integers(1, 12),
+                st.sampled_from(["_bacteria", "_virus", ""]),
+            ).filter(lambda name: name.startswith("IM-") != ("_" in name)),
+            min_size=4,
+            max_size=30,
+        )
+    )
+    films = [
+        (name, draw(st.sampled_from(["train", "train", "val"])), draw(st.integers(1, 5)))
+        for name in sorted(names)
+    ]
+    people = {(patient[0], person_number(patient)) for patient, _, _ in films}
+    assume(all(sum(kind == first for kind, _ in people) >= 2 for first in "pI"))
+    return manifest([*films, ("person100_virus", "test", 2), ("IM-100", "test", 1)])
+
+
+@settings(max_examples=80, deadline=None)
+@given(manifests(), st.integers(0, 2**32 - 1))
+def test_strict_never_parts_the_images_of_one_child(films, seed):
+    try:
+        assigned = assign(films, "strict", seed)
+    except DataInvalid as few:
+        # So few patients that one side can be left with one class.
+        assert "one class only" in str(few)
+        assert films.loc[films["split"] != "test", "patient"].map(person_number).nunique() < 30
+        return
+    number = assigned["patient"].map(person_number)
+    sides = {side: set(number[assigned["split"] == side]) for side in ("train", "val")}
+    assert not sides["train"] & sides["val"]
+    assert assigned["split"].eq("test").tolist() == films["split"].eq("test").tolist()
+    assert assigned.drop(columns="split").equals(films.drop(columns="split"))
+    assert assigned.equals(assign(films, "strict", seed))
+
+
+def test_strict_divides_by_kind_in_the_same_shares_for_every_seed():
+    films = hospital()
+    pool = films[films["split"] != "test"]
+    drawn = set()
+    for seed in range(20):
+        val = assign(films, "strict", seed).query("split == 'val'")
+        assert len(val) / len(pool) == pytest.approx(1 / splits.VALIDATION_FOLDS, abs=0.03)
+        for kind in ("normal", "bacteria", "virus"):
+            assert (val["kind"] == kind).mean() == pytest.approx((pool["kind"] == kind).mean(), abs=0.05)
+        drawn.add(tuple(sorted(val["image_id"])))
+    assert len(drawn) > 15
+
+
+def test_the_index_counts_rows_of_the_manifest_and_the_manifest_stays_as_it_was():
+    films = hospital()
+    films.index = films.index + 1000
+    before = films.copy()
+    for scheme in SCHEMES:
+        assigned = assign(films, "published", 0, scheme=scheme)
+        assert films["image_id"].to_numpy()[assigned.index].tolist() == assigned["image_id"].tolist()
+        pd.testing.assert_frame_equal(films, before)
+
+
+def sides(assigned):
+    return assigned["split"].value_counts().to_dict()
+
+
+def test_official_keeps_the_folders():
+    films = hospital()
+    assert assign(films, "published", 3, scheme="official")["split"].tolist() == films["split"].tolist()
+
+
+def test_official_without_a_validation_folder_says_what_it_does_instead(caplog):
+    films = hospital().query("split != 'val'")
+    assigned = assign(films, "published", 0, scheme="official")
+    assert "the official validation folder is not in this copy" in caplog.text
+    pool = films["split"].ne("test").sum()
+    assert sides(assigned)["val"] == np.ceil(0.2 * pool)
+
+
+def test_a_fifth_of_the_pool_validates_per_image():
+    films = hospital()
+    assigned = assign(films, "published", 1, scheme="per-image-validation")
+    pool = films["split"].ne("test").sum()
+    assert sides(assigned) == {
+        "train": pool - np.ceil(0.2 * pool),
+        "val": np.ceil(0.2 * pool),
+        "test": len(films) - pool,
+    }
+    assert assigned.loc[films["split"].eq("test").to_numpy(), "split"].eq("test").all()
+    assert (
+        leakage(assigned).query("check == 'same patient' and between == 'train and val'")["images"].item() > 0
+    )
+
+
+def test_random_per_image_drops_copies_and_divides_seventy_twenty_ten():
+    films = hospital()
+    films.loc[5:14, "sha256"] = films["sha256"][5]
+    assigned = assign(films, "published", 1, scheme="random-per-image")
+    unique = len(films) - 9
+    assert assigned["sha256"].is_unique and len(assigned) == unique
+    shares = {side: n / unique for side, n in sides(assigned).items()}
+    assert shares == pytest.approx({"train": 0.7, "val": 0.2, "test": 0.1}, abs=0.003)
+    prevalence = assigned.groupby("split")["label"].mean()
+    assert prevalence.max() - prevalence.min() < 0.01
+
+
+@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"official"}))
+def test_a_seed_draws_one_split_and_another_seed_another(scheme):
+    films = hospital()
+    first = assign(films, "published", 0, scheme=scheme)
+    assert first.equals(assign(films, "published", 0, scheme=scheme))
+    assert not first.equals(assign(films, "published", 1, scheme=scheme))
+
+
+def test_strict_does_not_read_the_scheme():
+    films = hospital()
+    assert assign(films, "strict", 0, scheme="random-per-image").equals(assign(films, "strict", 0))
+
+
+def test_a_patient_in_train_and_test_is_refused_by_name():
+    films = pd.concat([hospital(), manifest([("person77_virus", "test", 1)])], ignore_index=True)
+    assert "person77_virus" in set(films.query("split == 'train'")["patient"])
+    with pytest.raises(LeakFound, match=r"1 patients .* first: person77_virus_0.*Mend"):
+        assign(films, "strict", 0)
+    assert len(assign(films, "published", 0)) == len(films)
+
+
+def test_a_copy_in_train_and_test_is_refused_by_name():
+    films = hospital()
+    train, test = (films.index[films["split"] == side][0] for side in ("train", "test"))
+    films.loc[test, "sha256"] = films["sha256"][train]
+    with pytest.raises(LeakFound, match=f"1 byte-identical images .*{films['image_id'][train]}"):
+        assign(films, "strict", 0)
+
+
+def test_one_number_under_two_kinds_may_stand_in_train_and_test():
+    films = pd.concat([hospital(), manifest([("person9001_bacteria", "test", 1)])], ignore_index=True)
+    check_disjoint(assign(films, "strict", 0))
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        ("split != 'test'", "the test side has no images"),
+        ("split != 'test' or label == 1", "the test side has one class only"),
+        ("split == 'test' or label == 1", "the train side has one class only"),
+        ("split == 'test' or label == 1 or patient == 'IM-0001'", "fewer than two patients of a class"),
+    ],
+)
+def test_a_side_without_both_classes_is_refused(keep, said):
+    with pytest.raises(DataInvalid, match=f"{said}.*Mend"):
+        assign(hospital().query(keep), "strict", 0)
+
+
+def test_unknown_names_are_told_the_known_ones():
+    with pytest.raises(UnknownName, match=r"'honest'.*published, strict"):
+        assign(hospital(), "honest", 0)
+    with pytest.raises(UnknownName, match=r"'by-luck'.*patient-grouped, official"):
+        assign(hospital(), "published", 0, scheme="by-luck")
+
+
+def test_leakage_counts_a_known_answer():
+    films = manifest(
+        [
+            ("person1_bacteria", "train", 3),
+            ("person2_virus", "train", 1),
+            ("IM-1", "train", 2),
+            ("person1_bacteria", "test", 2),
+            ("person2_bacteria", "test", 1),
+            ("IM-2", "test", 1),
+            ("IM-1", "val", 1),
+        ]
+    )
+    films["image_id"] = films["image_id"] + "_" + films["split"]
+    films.loc[9, "sha256"] = films["sha256"][4]
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(60, 200, (len(films), 32, 32, 1), dtype=np.uint8)
+    # A darker copy of a training image in test, and one of a test image in val.
+    pixels[8] = pixels[3] * 0.7
+    pixels[10] = pixels[6] + 20
+    table = leakage(films, pixels).set_index(["check", "between"])
+    known = {
+        ("same patient", "train and val"): (1, 1, 1 / 1),
+        ("same patient", "train and test"): (1, 2, 2 / 4),
+        ("same patient", "val and test"): (0, 0, 0),
+        ("same bare number", "train and val"): (1, 1, 1 / 1),
+        ("same bare number", "train and test"): (2, 3, 3 / 4),
+        ("same bare number", "val and test"): (0, 0, 0),
+        ("byte-identical", "train and val"): (0, 0, 0),
+        ("byte-identical", "train and test"): (1, 1, 1 / 4),
+        ("byte-identical", "val and test"): (0, 0, 0),
+        ("near-identical", "train and val"): (0, 0, 0),
+        ("near-identical", "train and test"): (1, 1, 1 / 4),
+        ("near-identical", "val and test"): (1, 1, 1 / 4),
+    }
+    assert {key: tuple(row) for key, row in zip(table.index, table.to_numpy(), strict=True)} == known
+    assert "near-identical" not in set(leakage(films)["check"])
+
+
+def test_a_grouped_split_audits_clean(phantom):
+    table = leakage(assign(phantom, "strict", 0))
+    assert set(table["check"]) == {"same patient", "same bare number", "byte-identical"}
+    assert table.query("between == 'train and val'")["images"].sum() == 0
+    assert len(phantom) < PhantomSettings().images
+
+
+def test_counts_add_up():
+    films = manifest([("person1_virus", "train", 3), ("IM-1", "train", 1), ("IM-2", "test", 2)])
+    table = counts(films)
+    assert table.index.tolist() == ["train", "test"]
+    assert table.loc["train"].to_dict() == {
+        "normal": 1, "virus": 3, "images": 4, "patients": 2, "prevalence": 0.75,
+    }  # fmt: skip
+    assert table.loc["test", ["normal", "virus", "images", "patients"]].tolist() == [2, 0, 2, 1]

@@ -1,0 +1,117 @@
+"""Everything to be shown under JAX, in one process: the start costs more than the checks.
+
+Called with a folder that holds `manifest.pkl`, and with the folder of the weights that TensorFlow saved;
+writes `found.json` into the first.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from xraylib import accelerators
+from xraylib.errors import DeviceMissing
+
+folder, saved = map(Path, sys.argv[1:])
+
+
+def refused(*wanted):
+    try:
+        return f"not refused: {accelerators.use(*wanted)}"
+    except DeviceMissing as error:
+        return str(error)
+
+
+four = accelerators.use("cpu", "jax", devices=4)
+found = {
+    "line": str(four),
+    "count": four.count,
+    "refused": {
+        "nine": refused("cpu", "jax", 9),
+        "tpu": refused("tpu", "jax"),
+        "gpu": refused("gpu", "jax"),
+        "tensorflow": refused("cpu", "tensorflow"),
+    },
+}
+
+import jax  # noqa: E402
+import jax.export  # noqa: E402
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+
+from xraylib import images, models, training  # noqa: E402
+from xraylib.batches import Batches, predict  # noqa: E402
+from xraylib.recipes import Phase, find_recipe  # noqa: E402
+
+manifest = pd.read_pickle(folder / "manifest.pkl")
+manifest.attrs = {"dataset": "phantom"}
+
+tiny = find_recipe("tiny-cnn-28")
+short = replace(tiny, phases=(Phase(4, 1e-3),))
+for name, devices in (("one", 1), ("four", 4)):
+    accelerator = accelerators.use("cpu", "jax", devices)
+    run = training.train(short, manifest, accelerator, runs=folder / "runs")
+    found[name] = {
+        "folder": run.folder.name,
+        "hardware": run.settings["hardware"],
+        "versions": list(run.settings["versions"]),
+        "val_loss": run.history["val_loss"].tolist(),
+        "loss": run.history["loss"].tolist(),
+        "score": run.scores["score"].tolist(),
+        "image_id": run.scores["image_id"].tolist(),
+    }
+
+# What TensorFlow saved says the same here.
+accelerators.use("cpu", "jax", devices=1)
+pixels = images.load_pixels(manifest, 32, progress=False)
+there = np.load(saved / "scores.npz")
+found["apart"] = {}
+for name in models.NETWORKS:
+    network = models.build(name, 32, "sigmoid")
+    network.load_weights(saved / f"{name}.weights.h5")
+    scores = predict(network, "sigmoid", pixels, np.arange(16), 8)
+    found["apart"][name] = float(np.abs(scores - there[name]).max())
+
+# The step as a TPU would get it: bfloat16 inside, float32 where it is kept and summed.
+keras.config.set_dtype_policy("mixed_bfloat16")
+labels = manifest["label"].to_numpy()
+found["tpu"] = {}
+for name, head, augmentation, train in (
+    ("tiny_cnn", "two-logits", None, True),
+    ("tiny_cnn", "sigmoid", "geometric", False),
+    ("scratch_cnn", "sigmoid", "exposure", True),
+    ("mobilenetv2", "sigmoid", "flip", False),
+):
+    network = models.build(name, 32, head, augmentation=augmentation)
+    batches = Batches(pixels, labels, np.arange(8), np.ones(len(labels), np.float32), 8)
+    x, y, w = batches[0]
+    loss = models.HEADS[head].loss()
+    about = found["tpu"][f"{name} {head} {augmentation}"] = {}
+    if train:
+        network.compile(optimizer="adam", loss=loss)
+        before = [np.array(v) for v in network.trainable_variables]
+        about["loss"] = float(network.fit(batches, verbose=0).history["loss"][0])
+        after = [np.array(v) for v in network.trainable_variables]
+        about["moved"] = any((a != b).any() for a, b in zip(after, before, strict=True))
+
+    def step(trainable, rest, x, y, w, network=network, loss=loss):
+        outputs, rest = network.stateless_call(trainable, rest, x, training=True)
+        return loss(y, outputs, sample_weight=w), rest
+
+    graded = jax.jit(jax.value_and_grad(step, has_aux=True))
+    state = [[v.value for v in vs] for vs in (network.trainable_variables, network.non_trainable_variables)]
+    # Lowers the step for a TPU, which needs none: a string, a callback or a shape left open stops it.
+    exported = jax.export.export(graded, platforms=["tpu"])(*state, x, y, w)
+    inside = {str(layer.compute_dtype) for layer in network.layers if layer.count_params()}
+    about |= {
+        "platforms": list(exported.platforms),
+        "callback": "callback" in exported.mlir_module(),
+        "open": "?" in "".join(map(str, exported.in_avals)),
+        "inside": sorted(inside),
+        "weights": sorted({str(v.dtype) for v in network.trainable_variables}),
+        "output": str(network.output.dtype),
+        "input": str(network.input.dtype),
+    }
+
+(folder / "found.json").write_text(json.dumps(found))

@@ -1,0 +1,7 @@
+"""`python -m xraylib`."""
+
+import sys
+
+from xraylib.cli import main
+
+sys.exit(main())

@@ -1,0 +1,178 @@
+"""What every figure shares: size, fonts, the colours of classes and recipes, and the check of a table."""
+
+import io
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from xraylib.errors import DataInvalid
+from xraylib.recipes import RECIPES
+
+DPI = 150
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.edgecolor": "#555555",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "text.usetex": False,
+}
+styled = mpl.rc_context(STYLE)
+
+INK, QUIET, FAINT = "#222222", "#666666", "#CCCCCC"
+# Of neither class nor kind: wrong calls and leaks.
+ALARM = "#A3195B"
+
+# Okabe and Ito's palette, told apart by colour-blind readers; bacteria and virus are shades of pneumonia.
+KIND_COLOURS = {"normal": "#0072B2", "bacteria": "#B34700", "virus": "#E69F00", "unknown": "#888888"}
+CLASS_COLOURS = {"normal": "#0072B2", "pneumonia": "#D55E00"}
+CLASSES = ("normal", "pneumonia")
+KINDS = tuple(KIND_COLOURS)
+SPLITS = ("train", "val", "test")
+
+# Paul Tol's "muted" palette, darkest first: recipes share no colour with classes.
+RECIPE_PALETTE = (
+    "#332288", "#44AA99", "#882255", "#999933", "#AA4499", "#117733", "#CC6677", "#6699CC", "#DDAA33",
+)  # fmt: skip
+DASHES = ("-", "--", "-.", ":")
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that a notebook shows though pyplot does not hold it, so that none leaks or shows twice."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def blank(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Give an empty figure of some inches and its axes as an array `(rows, columns)`."""
+    fig = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+    axes = fig.subplots(rows, columns, squeeze=False, **options)
+    # Ticks are made while drawing, when the style of `styled` is no longer in force.
+    for ax in axes.flat:
+        ax.tick_params(labelsize=STYLE["xtick.labelsize"], color=STYLE["axes.edgecolor"])
+    return fig, axes
+
+
+def head(fig: Figure, title: str, note: str = "") -> None:
+    """Write the figure's message above it and what a reader must know, such as n, below it."""
+    inches = fig.get_figwidth()
+    fig.suptitle(
+        textwrap.fill(title, int(inches * 9.2)), x=0.008, ha="left", fontsize=12, fontweight="bold", color=INK
+    )
+    if note:
+        text = textwrap.fill(note, int(inches * 15))
+        fig.supxlabel(text, x=0.008, ha="left", fontsize=8.5, color=QUIET)
+
+
+def bare(ax: Axes, keep: str = "") -> None:
+    """Take away the spines but those named, and the ticks of the sides without one."""
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in keep.split())
+    if "bottom" not in keep:
+        ax.set_xticks([])
+    if "left" not in keep:
+        ax.tick_params(axis="y", length=0)
+
+
+def need(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
+    """Refuse a table that is empty or lacks a column.
+
+    Raises
+    ------
+    DataInvalid
+        Naming the table and what is missing.
+    """
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise DataInvalid(
+            f"the table of {what} lacks the columns {', '.join(missing)}. Mend: pass one that has them."
+        )
+    if table.empty:
+        raise DataInvalid(f"the table of {what} is empty, nothing to draw. Mend: pass at least one row.")
+
+
+def radiographs(pixels: np.ndarray) -> np.ndarray:
+    """Give uint8 radiographs `(n, h, w)` or `(n, h, w, 1)` as `(n, h, w)`; raise `DataInvalid` for others."""
+    pixels = np.asarray(pixels)
+    grays = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[-1] == 1 else pixels
+    if grays.ndim != 3 or grays.dtype != np.uint8 or 0 in grays.shape:
+        raise DataInvalid(
+            f"radiographs of shape {pixels.shape}, {pixels.dtype}, cannot be drawn. Mend: pass uint8 "
+            "of shape (n, height, width) or (n, height, width, 1) with at least one image."
+        )
+    return grays
+
+
+def equally_many(**sizes: int) -> None:
+    """Raise `DataInvalid` unless all the named things are equally many."""
+    if len(set(sizes.values())) > 1:
+        counts = ", ".join(f"{count} {name}" for name, count in sizes.items())
+        raise DataInvalid(f"{counts} do not belong together. Mend: pass one of each for every image.")
+
+
+def recipe_looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and dash of each recipe.
+
+    A known recipe has its own in every figure; unknown ones take, in alphabetical order, those that follow.
+    """
+    unknown = sorted(set(names) - set(RECIPES))
+    looks = {}
+    for place, name in enumerate([*RECIPES, *unknown]):
+        colour = RECIPE_PALETTE[place % len(RECIPE_PALETTE)]
+        looks[name] = (colour, DASHES[place // len(RECIPE_PALETTE) % len(DASHES)])
+    return looks
+
+
+def present(values: pd.Series, order: Iterable[str]) -> list[str]:
+    """Those of `order` that occur, then any others in alphabetical order."""
+    found, known = set(values.astype(str)), list(order)
+    return [name for name in known if name in found] + sorted(found - set(known))
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, each by column."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def percents(share: float, _: float) -> str:
+    """Write a share as percent."""
+    return f"{share:.0%}"
+
+
+def thousands(count: float, _: float) -> str:
+    """Write a count with separators."""
+    return f"{count:,.0f}"
+
+
+def beside(ax: Axes, text: str, x: float, y: float, **options: Any) -> None:
+    """Write a text just right of a point; the layout makes room for what reaches over the axes."""
+    merged: dict[str, Any] = {"va": "center", "fontsize": 8.5, "color": INK} | options
+    ax.annotate(text, (x, y), (5, 0), textcoords="offset points", annotation_clip=False, **merged)
+
+
+def wrapped(text: str, inches: float, points: float) -> str:
+    """Break a text so that it stays within some inches; a name breaks after its underscores."""
+    letters = max(6, int(inches * 72 / (points * 0.64)))
+    lines = [textwrap.wrap(line.replace("_", "_ "), letters) for line in text.split("\n")]
+    return "\n".join(part.replace("_ ", "_") for line in lines for part in line)

@@ -1,0 +1,113 @@
+"""Running a notebook headlessly with Papermill, and showing it as a page without code.
+
+A failed notebook leaves the pages and outputs of the last good run alone.
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+
+from xraylib.errors import DataMissing, UnknownName, XraylibError
+from xraylib.storage import atomic
+
+log = logging.getLogger(__name__)
+
+# What a page would fetch from the network: the Colab badge, and scripts for formulas and widgets it has none of.
+_BADGE = re.compile(r"\[!\[[^\]]*\]\(https?://[^)]*\)\]\([^)]*\)\s*")
+_REMOTE = re.compile(r"<script[^>]*\bsrc=[\"']https?://[^>]*>\s*</script>")
+
+
+class NotebookFailed(XraylibError):
+    """A cell of a notebook raised; the message says which, and where the failed copy lies."""
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, page: Path | None = None) -> None:
+    """Run a notebook with parameters, write the executed copy and its page.
+
+    Parameters
+    ----------
+    notebook
+        The source; its cell tagged `parameters` says which there are.
+    output
+        Where the executed copy goes; a failed one goes beside it as `<name>.failed.ipynb`.
+    parameters
+        Values by name.
+    page
+        Where an HTML page without code goes, if wanted.
+
+    Raises
+    ------
+    DataMissing
+        When there is no such notebook.
+    UnknownName
+        For a parameter that the notebook does not have: Papermill would only warn.
+    NotebookFailed
+        When a cell raises.
+    """
+    if not notebook.is_file():
+        raise DataMissing(f"no notebook {notebook}. Mend: give one of {notebook.parent}/*.ipynb.")
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise UnknownName(
+            f"{notebook.name} has no parameter {', '.join(unknown)}. Mend: choose from {', '.join(known)}."
+        )
+    failed = output.with_suffix(".failed.ipynb")
+    with atomic(output) as temporary:
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(temporary),
+                dict(parameters),
+                kernel_name="python3",
+                cwd=str(notebook.parent),
+                progress_bar=False,
+            )
+        except papermill.PapermillExecutionError as error:
+            shutil.copyfile(temporary, failed)
+            raise NotebookFailed(
+                f"{notebook.name}, cell {error.exec_count}: {error.ename}: {_plain(error.evalue)}\n"
+                f"The copy with the traceback is {failed}."
+            ) from error
+        if page is not None:
+            write_page(temporary, page, title=notebook.stem)
+    failed.unlink(missing_ok=True)
+
+
+def write_page(executed: Path, page: Path, *, title: str) -> None:
+    """Write an executed notebook as one HTML file: no code, images inside, nothing fetched from outside."""
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _BADGE.sub("", cell.source)
+    exporter = HTMLExporter(exclude_input=True, embed_images=True, exclude_input_prompt=True)
+    exporter.exclude_output_prompt = True
+    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
+    html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
+    with atomic(page) as temporary:
+        temporary.write_text(_REMOTE.sub("", html), encoding="utf-8")
+
+
+def parse_parameter(text: str) -> Any:
+    """A command line's value: JSON where it is JSON (`3`, `true`, `["a"]`), otherwise the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.get("metadata", {}).get("tags", [])
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)

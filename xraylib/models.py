@@ -1,0 +1,250 @@
+"""Networks, heads and augmentation in plain Keras 3: the same code under TensorFlow and JAX.
+
+Every network takes uint8 grayscale radiographs `(batch, size, size, 1)` in 0…255 as
+`images.load_pixels` gives them, and rescales them on the device. Every head ends in float32.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from scipy.special import expit
+
+from xraylib import paths
+from xraylib.errors import UnknownName, WeightsMissing
+from xraylib.storage import atomic
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last layer, its loss, and how its output becomes P(pneumonia)."""
+
+    units: int
+    activation: str
+    loss: Callable[[], keras.losses.Loss]
+
+    def probability(self, outputs: np.ndarray) -> np.ndarray:
+        """P(pneumonia) `(n,)` in [0, 1] from the network's outputs `(n, units)`.
+
+        Two outputs are compared as the loss compares them (softmax), so that a score above .5
+        is the same decision as the larger output.
+        """
+        outputs = np.asarray(outputs, dtype=np.float64)
+        if self.units == 1:
+            return outputs[:, 0]
+        return expit(outputs[:, 1] - outputs[:, 0])
+
+
+HEADS = {
+    "sigmoid": Head(1, "sigmoid", keras.losses.BinaryCrossentropy),
+    "two-logits": Head(
+        2, "linear", lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="loss")
+    ),
+}
+
+# SHA-256 of weight files whose origin is known; a row names other files by their own hash.
+KNOWN_WEIGHTS = {
+    "c9e9872133be71e5612b6745b9c045c04992d6a665951d016d9843024f588b31": "imagenet (recovered MobileNetV2)",
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Initial weights: what the table calls them, and the file, or None for random or Keras's own."""
+
+    label: str
+    file: Path | None = None
+
+
+def build(
+    network: str, size: int, head: str, *, weights: Weights | None = None, augmentation: str | None = None
+) -> keras.Model:
+    """Build a network with its head.
+
+    Parameters
+    ----------
+    network
+        A key of `NETWORKS`.
+    size
+        Height and width of the input in pixels.
+    head
+        A key of `HEADS`.
+    weights
+        Initial weights from `find_weights`; random by default.
+    augmentation
+        A key of `AUGMENTATIONS`, active in training only.
+
+    Returns
+    -------
+    keras.Model
+        From uint8 `(batch, size, size, 1)` to float32 `(batch, head.units)`; its layer `backbone`,
+        where there is one, is what fine-tuning freezes and frees.
+    """
+    for name, table in ((network, NETWORKS), (head, HEADS), (augmentation, AUGMENTATIONS)):
+        if name is not None and name not in table:
+            raise UnknownName(f"there is no {name!r}. Mend: choose one of {', '.join(table)}.")
+    inputs = keras.Input((size, size, 1), dtype="uint8", name="radiograph")
+    x = layers.Rescaling(1.0)(inputs)
+    if augmentation is not None:
+        x = AUGMENTATIONS[augmentation]()(x)
+    x = NETWORKS[network](x, size, weights or Weights("random"))
+    end = HEADS[head]
+    outputs = layers.Dense(
+        end.units, end.activation, dtype="float32", name="L6" if network == "tiny_cnn" else "output"
+    )(x)
+    model = keras.Model(inputs, outputs, name=network)
+    if weights is not None and weights.file is not None and network not in BACKBONES:
+        _load(model, weights.file)
+    return model
+
+
+def tiny_cnn(x: Any, size: int, weights: Weights) -> Any:
+    """Two convolutions and five dense layers L1…L5, as the 28×28 system publishes them."""
+    x = layers.Rescaling(1 / 255)(x)
+    for _ in range(2):
+        x = layers.Conv2D(64, 3, activation="relu")(x)
+        x = layers.MaxPooling2D()(x)
+    x = layers.Flatten()(x)
+    for number, units in enumerate((256, 128, 64, 32, 16), start=1):
+        x = layers.Dense(units, "relu", name=f"L{number}")(x)
+    return x
+
+
+def scratch_cnn(x: Any, size: int, weights: Weights) -> Any:
+    """Four blocks of convolution, batch norm and pooling on RGB, regularised by L2 and dropout."""
+    x = layers.Rescaling(1 / 255)(x)
+    x = layers.Concatenate()([x, x, x])
+    for filters in (16, 32, 64, 128):
+        x = layers.Conv2D(
+            filters, 3, padding="same", use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-4)
+        )(x)
+        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = layers.ReLU()(x)
+        x = layers.MaxPooling2D()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dense(64, "relu", kernel_regularizer=keras.regularizers.L2(1e-4))(x)
+    return layers.Dropout(0.3)(x)
+
+
+def mobilenetv2(x: Any, size: int, weights: Weights) -> Any:
+    """MobileNetV2 without its top (1,280 channels, input −1…1), averaged over the image."""
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
+    x = layers.Concatenate()([x, x, x])
+    backbone = keras.applications.MobileNetV2(
+        input_shape=(size, size, 3),
+        include_top=False,
+        weights="imagenet" if weights.label == "imagenet (Keras)" else None,
+        name="backbone",
+    )
+    if weights.file is not None:
+        _load(backbone, weights.file)
+    # Batch norm stays in inference mode: its statistics belong to the pre-trained weights.
+    return layers.GlobalAveragePooling2D()(backbone(x, training=False))
+
+
+NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
+    "tiny_cnn": tiny_cnn,
+    "scratch_cnn": scratch_cnn,
+    "mobilenetv2": mobilenetv2,
+}
+
+
+# Networks on a backbone: initial weights are the backbone's; those of the others are the whole network's.
+BACKBONES = ("mobilenetv2",)
+
+AUGMENTATIONS: dict[str, Callable[[], keras.Sequential]] = {
+    "flip": lambda: keras.Sequential([layers.RandomFlip("horizontal")], name="flip"),
+    "geometric": lambda: keras.Sequential(
+        [
+            layers.RandomRotation(0.03, fill_mode="constant"),
+            layers.RandomTranslation(0.05, 0.05, fill_mode="constant"),
+            layers.RandomZoom(0.1, fill_mode="constant"),
+        ],
+        name="geometric",
+    ),
+    "exposure": lambda: keras.Sequential(
+        [layers.RandomBrightness(0.15), layers.RandomContrast(0.2)], name="exposure"
+    ),
+}
+
+
+def find_weights(network: str, init: str) -> Weights:
+    """Find the initial weights a row asks for; never others in their place.
+
+    Parameters
+    ----------
+    network
+        A key of `NETWORKS`.
+    init
+        `random`; `imagenet`: the file `<network>_imagenet_notop.weights.h5` in the folder `XRAYLIB_WEIGHTS`
+        where that is set, otherwise Keras's own download; or the path of a `.weights.h5` file.
+
+    Raises
+    ------
+    WeightsMissing
+        When they can neither be found nor downloaded.
+    UnknownName
+        When `init` is none of these.
+    """
+    if init == "random":
+        return Weights("random")
+    if init == "imagenet" and paths.WEIGHTS is not None:
+        return _from_file(paths.WEIGHTS / f"{network}_imagenet_notop.weights.h5")
+    if init == "imagenet":
+        return _from_keras(network)
+    if init.endswith(".weights.h5"):
+        return _from_file(Path(init))
+    raise UnknownName(
+        f"there is no initialisation {init!r}. Mend: random, imagenet, or the path of a .weights.h5 file."
+    )
+
+
+def _from_file(file: Path) -> Weights:
+    if not file.is_file():
+        raise WeightsMissing(
+            f"no weights at {file}. Mend: put them there, unset XRAYLIB_WEIGHTS to let Keras download its "
+            "own, or ask for init=random."
+        )
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Weights(KNOWN_WEIGHTS.get(digest, f"file {digest[:12]}"), file)
+
+
+def _from_keras(network: str) -> Weights:
+    """Check that Keras's weights are in its cache or can be fetched, before a training is begun."""
+    constructors = {"mobilenetv2": keras.applications.MobileNetV2}
+    if network not in constructors:
+        raise WeightsMissing(f"there are no ImageNet weights for {network}. Mend: ask for init=random.")
+    try:
+        constructors[network](include_top=False, weights="imagenet", input_shape=(224, 224, 3))
+    except Exception as error:
+        raise WeightsMissing(
+            f"the ImageNet weights of {network} could not be downloaded ({error}). Mend: connect to the "
+            "network, set XRAYLIB_WEIGHTS to a folder that holds "
+            f"{network}_imagenet_notop.weights.h5, or ask for init=random."
+        ) from error
+    return Weights("imagenet (Keras)")
+
+
+def save_weights(model: keras.Model, file: Path) -> None:
+    """Write a network's weights so that a reader sees the whole file or the old one."""
+    with atomic(file) as temporary:
+        model.save_weights(temporary)
+
+
+def _load(model: keras.Model, file: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns when it leaves layers that the file does not hold as they are.
+            warnings.simplefilter("error", UserWarning)
+            model.load_weights(file)
+    except (OSError, ValueError, KeyError, UserWarning) as error:
+        raise WeightsMissing(
+            f"{file} does not hold weights of {model.name} ({str(error).splitlines()[0]}). Mend: give the "
+            "file that belongs to this network, or ask for init=random."
+        ) from error

@@ -1,0 +1,37 @@
+"""Every figure of the repository: one function each, which takes tables or arrays and returns a `Figure`.
+
+No figure is held by pyplot. A notebook shows one that ends a cell; `figure.savefig(path)` writes it at 150
+dpi. A class, a kind and a recipe have one colour in all of them.
+"""
+
+from xraylib.canvas import CLASS_COLOURS, KIND_COLOURS, Figure, recipe_looks
+from xraylib.curveplots import learning_curves, penalty_path, precision_recall, roc
+from xraylib.dataplots import balance, file_statistics, intensities, label_distribution, leakage, mean_images
+from xraylib.galleries import gallery, lesion_gallery, prediction, predictions, steps
+from xraylib.scoreplots import confusion, leaderboard, score_distribution, shortcuts
+
+__all__ = [
+    "CLASS_COLOURS",
+    "KIND_COLOURS",
+    "Figure",
+    "balance",
+    "confusion",
+    "file_statistics",
+    "gallery",
+    "intensities",
+    "label_distribution",
+    "leaderboard",
+    "leakage",
+    "learning_curves",
+    "lesion_gallery",
+    "mean_images",
+    "penalty_path",
+    "precision_recall",
+    "prediction",
+    "predictions",
+    "recipe_looks",
+    "roc",
+    "score_distribution",
+    "shortcuts",
+    "steps",
+]

@@ -1,0 +1,296 @@
+"""Writing what a study found: scores, tables, metrics and figures, and the page that shows them.
+
+`reports/<dataset>/` holds `scores/<recipe>.csv`, `metrics/<recipe>.json`, `leaderboard.csv` and `figures/`;
+what shows patients' pixels goes to `local/`, which never enters the repository.
+"""
+
+import base64
+import json
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from matplotlib.figure import Figure
+from PIL import Image
+
+from xraylib import metrics, paths
+from xraylib.errors import DataMissing
+from xraylib.recipes import RECIPES
+from xraylib.scores import read as read_scores
+from xraylib.scores import write as write_scores
+from xraylib.storage import atomic, storage_errors
+
+if TYPE_CHECKING:  # the scores are read without starting Keras
+    from xraylib.training import Run
+
+log = logging.getLogger(__name__)
+
+LEADERBOARD = (
+    *("recipe", "protocol", "init", "seeds", "n_test", "auc", "auc_low", "auc_high"),
+    *("accuracy", "accuracy_low", "accuracy_high", "sensitivity", "specificity", "precision", "f1"),
+    *("threshold", "train_seconds", "hardware", "claimed_accuracy"),
+)
+
+
+def folder(dataset: str) -> Path:
+    """Return the report folder of the data set of that name."""
+    return paths.REPORTS / dataset
+
+
+def record(run: "Run", dataset: str) -> None:
+    """Add a run to the report's scores and metrics; a run of the same protocol and seed is replaced.
+
+    Rows of one recipe and protocol are averaged over seeds, so they must be seeds of one thing: runs that
+    differ in more than the seed (budget, initial weights) are taken out, and the log says so.
+    """
+    place = folder(dataset)
+    with storage_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / ".lock"):
+        runs = {(r["protocol"], r["seed"]): r for r in _read_runs(place, run.recipe)}
+        about = run.settings | {"history": run.history.to_dict(orient="records")}
+        for key in [k for k, r in runs.items() if k[0] == run.protocol and not _comparable(r, about)]:
+            log.warning(
+                "%s, %s: seed %s was trained otherwise and leaves the table", run.recipe, key[0], key[1]
+            )
+            del runs[key]
+        runs[run.protocol, run.seed] = about
+        file = place / "scores" / f"{run.recipe}.csv"
+        kept = [run.scores]
+        if file.exists():
+            old = read_scores(file)
+            known = pd.Series(zip(old["protocol"], old["seed"], strict=True), index=old.index).isin(
+                list(runs)
+            )
+            same = (old["protocol"] == run.protocol) & (old["seed"] == run.seed)
+            kept.append(old[known & ~same])
+        scores = pd.concat(kept).sort_values(["protocol", "seed", "split", "image_id"])
+        write_scores(scores, file)
+        _write_metrics(place, run.recipe, [runs[key] for key in sorted(runs)], scores)
+
+
+def recorded(
+    dataset: str, recipe: str, protocol: str, seed: int
+) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    """Settings (with `history`) and scores of a run that stands in the report, or None."""
+    place = folder(dataset)
+    for run in _read_runs(place, recipe):
+        if (run["protocol"], run["seed"]) == (protocol, seed):
+            scores = read_scores(place / "scores" / f"{recipe}.csv")
+            return run, scores[(scores["protocol"] == protocol) & (scores["seed"] == seed)].reset_index(
+                drop=True
+            )
+    return None
+
+
+def load_scores(dataset: str) -> pd.DataFrame:
+    """Read the scores of every recipe in a report, in the order of `recipes.RECIPES`.
+
+    Raises
+    ------
+    DataMissing
+        When the report has none.
+    DataInvalid
+        When `metrics.check_scores` refuses them.
+    """
+    place = folder(dataset) / "scores"
+    files = sorted(place.glob("*.csv"), key=lambda file: _rank(file.stem))
+    if not files:
+        raise DataMissing(f"no scores in {place}. Mend: run `make reproduce DATASET={dataset}`.")
+    scores = pd.concat([read_scores(file) for file in files], ignore_index=True)
+    metrics.check_scores(scores)
+    return scores
+
+
+def leaderboard(dataset: str) -> pd.DataFrame:
+    """Compute the leaderboard of a report from its scores, and write `leaderboard.csv`.
+
+    Figures are means over seeds with 95 % intervals that resample patients (`metrics.evaluate`);
+    `threshold` is the mean of the seeds' own; `train_seconds` is the mean of a run.
+    """
+    table = metrics.table(load_scores(dataset), operating_point)
+    place = folder(dataset)
+    rows = []
+    for row in table.to_dict(orient="records"):
+        row = {str(name): value for name, value in row.items()}
+        runs = [r for r in _read_runs(place, row["recipe"]) if r["protocol"] == row["protocol"]]
+        claims = RECIPES[row["recipe"]].claims if row["recipe"] in RECIPES else {}
+        rows.append(
+            row
+            | {
+                "init": runs[0]["init"],
+                "train_seconds": round(float(np.mean([r["train_seconds"] for r in runs])), 1),
+                "hardware": "; ".join(sorted({r["hardware"] for r in runs})),
+                "claimed_accuracy": claims.get("accuracy", np.nan),
+            }
+        )
+    board = pd.DataFrame(rows)[list(LEADERBOARD)]
+    with atomic(place / "leaderboard.csv") as temporary:
+        board.to_csv(temporary, index=False, float_format="%.9g")
+    return board
+
+
+def operating_point(recipe: str, protocol: str) -> str | float:
+    """Return the rule of a recipe's threshold under a protocol (see `metrics.thresholds`)."""
+    return RECIPES[recipe].under(protocol).threshold if recipe in RECIPES else "validation"
+
+
+def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patients: bool = False) -> Path:
+    """Write a figure as PNG with its caption inside.
+
+    Parameters
+    ----------
+    figure
+        From `plots`.
+    dataset
+        Its data set.
+    name
+        File name without suffix; figures are shown in the order of their names.
+    caption
+        What it shows, with n and interval.
+    patients
+        Whether it shows pixels of radiographs: then, unless they are the phantom's, it goes to the folder
+        that stays on this machine.
+    """
+    place = folder(dataset) / ("local" if patients and dataset != "phantom" else "figures")
+    with atomic(place / f"{name}.png") as temporary:
+        # Without the software's version the same figure gives the same bytes.
+        about = {"Description": caption, "Software": None}
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", metadata=about)
+    return place / f"{name}.png"
+
+
+def write_readme_tables(readme: Path) -> None:
+    """Write the leaderboards into a page, between `<!-- leaderboard:<dataset> … -->` and `<!-- end -->`."""
+    text = readme.read_text(encoding="utf-8")
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match['start']}\n{_markdown(match['dataset'])}\n{match['end']}"
+
+    written = _TABLE.sub(table, text)
+    if written != text:
+        with atomic(readme) as temporary:
+            temporary.write_text(written, encoding="utf-8")
+
+
+_TABLE = re.compile(
+    r"(?P<start><!-- leaderboard:(?P<dataset>\S+) [^>]*-->)\n.*?(?P<end><!-- end -->)", re.DOTALL
+)
+
+
+def _markdown(dataset: str) -> str:
+    lines = [
+        "| recipe | protocol | initial weights | seeds | n | accuracy | claimed | AUC "
+        "| sensitivity | specificity |",
+        "|---" * 10 + "|",
+    ]
+    for row in leaderboard(dataset).to_dict(orient="records"):
+        figures = {
+            m: f"{row[m]:.3f} ({row[f'{m}_low']:.3f}–{row[f'{m}_high']:.3f})" for m in ("accuracy", "auc")
+        }
+        claimed = "–" if np.isnan(row["claimed_accuracy"]) else f"{row['claimed_accuracy']:.2f}"
+        cells = (f"`{row['recipe']}`", row["protocol"], row["init"], row["seeds"], row["n_test"])
+        errors = (f"{row['sensitivity']:.3f}", f"{row['specificity']:.3f}")
+        lines.append(
+            "| "
+            + " | ".join(map(str, (*cells, figures["accuracy"], claimed, figures["auc"], *errors)))
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    name: str
+    notebook: str
+    caption: str
+    source: str
+
+
+def build_index() -> Path:
+    """Rebuild every leaderboard and `reports/index.html`, one self-contained page, from the scores."""
+    sections = []
+    for place in sorted(path.parent for path in paths.REPORTS.glob("*/scores")):
+        if any((place / "scores").glob("*.csv")):
+            sections.append(_section(place))
+    if not sections:
+        raise DataMissing(f"no scores below {paths.REPORTS}. Mend: run `make reproduce`.")
+    sections.sort(key=lambda section: section["name"] == "phantom")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("xraylib"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("index.html.j2").render(sections=sections)
+    with atomic(paths.REPORTS / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return paths.REPORTS / "index.html"
+
+
+def _section(place: Path) -> dict[str, Any]:
+    board = leaderboard(place.name)
+    recipes = [
+        {
+            "name": name,
+            "about": RECIPES[name],
+            "protocols": sorted(board.loc[board["recipe"] == name, "protocol"]),
+        }
+        for name in board["recipe"].unique()
+        if name in RECIPES
+    ]
+    notebooks = [
+        {"name": page.stem, "link": f"{place.name}/notebooks/{page.name}"}
+        for page in sorted((place / "notebooks").glob("*.html"))
+    ]
+    return {
+        "name": place.name,
+        "rows": board.to_dict(orient="records"),
+        "recipes": recipes,
+        "pictures": list(_pictures(place)),
+        "notebooks": notebooks,
+    }
+
+
+def _pictures(place: Path) -> Iterator[_Picture]:
+    for file in sorted(place.glob("figures/*.png")):
+        with Image.open(file) as image:
+            caption = str(image.info.get("Description", file.stem))
+        data = base64.b64encode(file.read_bytes()).decode()
+        yield _Picture(file.stem, file.stem[:2], caption, f"data:image/png;base64,{data}")
+
+
+def _read_runs(place: Path, recipe: str) -> list[dict[str, Any]]:
+    file = place / "metrics" / f"{recipe}.json"
+    return json.loads(file.read_text())["runs"] if file.exists() else []
+
+
+def _comparable(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[key] == other[key] for key in ("choices", "init"))
+
+
+def _write_metrics(place: Path, recipe: str, runs: list[dict[str, Any]], scores: pd.DataFrame) -> None:
+    figures = {
+        protocol: {
+            split: metrics.evaluate(part, split=split, rule=operating_point(recipe, protocol))
+            .round(6)
+            .astype(object)
+            .where(lambda table: table.notna(), None)
+            .to_dict(orient="index")
+            for split in sorted(part["split"].unique())
+        }
+        for protocol, part in ((str(name), part) for name, part in scores.groupby("protocol"))
+    }
+    with atomic(place / "metrics" / f"{recipe}.json") as temporary:
+        temporary.write_text(
+            json.dumps({"recipe": recipe, "figures": figures, "runs": runs}, indent=1) + "\n"
+        )
+
+
+def _rank(recipe: str) -> tuple[int, str]:
+    known = list(RECIPES)
+    return (known.index(recipe) if recipe in known else len(known), recipe)

@@ -1,0 +1,130 @@
+"""What the notebooks share: one data set, some recipes and seeds, and the report they go to."""
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from xraylib import catalog, reports, splits, training
+from xraylib.accelerators import Accelerator
+from xraylib.recipes import Recipe, find_budget, find_recipe
+from xraylib.training import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A data set, recipes and seeds under one budget, with their report folder.
+
+    Attributes
+    ----------
+    dataset : name in `catalog.DATASETS`, or the path of a folder `split/class/*.jpg`
+    accelerator : from `accelerators.use`
+    budget : key of `recipes.BUDGETS`
+    seed : first seed; the budget says how many follow
+    recipes : names in `recipes.RECIPES`
+    reuse : read runs that stand in the report back from their scores instead of training them again
+
+    Raises
+    ------
+    UnknownName
+        At once, for a data set, recipe or budget that does not exist.
+    """
+
+    dataset: str
+    accelerator: Accelerator
+    budget: str = "quick"
+    seed: int = 0
+    recipes: tuple[str, ...] = ()
+    reuse: bool = False
+
+    def __post_init__(self) -> None:
+        catalog.find(self.dataset)
+        find_budget(self.budget)
+        for name in self.recipes:
+            find_recipe(name)
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of every recipe."""
+        return range(self.seed, self.seed + find_budget(self.budget).seeds)
+
+    @property
+    def name(self) -> str:
+        """What the report calls the data set."""
+        return catalog.find(self.dataset).name
+
+    @property
+    def folder(self) -> Path:
+        """Where the report of the data set is."""
+        return reports.folder(self.name)
+
+    @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """The manifest of the data set, with its official split."""
+        return catalog.load(self.dataset)
+
+    def runs(self, recipe: str | Recipe, protocol: str = "strict") -> list[Run]:
+        """Train a recipe with every seed, and write its scores and metrics into the report.
+
+        On the phantom nothing is downloaded: recipes that ask for ImageNet weights start from random ones
+        there, and the row says so.
+        """
+        chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        runs = []
+        for seed in self.seeds:
+            run = self._recorded(chosen, protocol, seed) if self.reuse else None
+            if run is None:
+                run = self._train(chosen, protocol, seed)
+                reports.record(run, self.name)
+            runs.append(run)
+        return runs
+
+    def trained(self, recipe: str | Recipe, protocol: str = "strict") -> Run:
+        """Train a recipe with the first seed, or read that run back: a run whose model is on this machine."""
+        chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        return self._train(chosen, protocol, self.seed)
+
+    def _train(self, recipe: Recipe, protocol: str, seed: int) -> Run:
+        init = "random" if self.dataset == "phantom" else recipe.init
+        return training.train(
+            recipe,
+            self.manifest,
+            self.accelerator,
+            protocol=protocol,
+            seed=seed,
+            budget=self.budget,
+            init=init,
+        )
+
+    def _recorded(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
+        found = reports.recorded(self.name, recipe.name, protocol, seed)
+        if found is None:
+            return None
+        settings, scores = found
+        if settings["choices"] != training.plain(recipe.under(protocol, self.budget).settings()):
+            log.warning(
+                "%s, %s, seed %d: the report holds another recipe or budget", recipe.name, protocol, seed
+            )
+            return None
+        log.warning(
+            "%s, %s, seed %d: scores read from %s, made on %s; nothing is trained (reuse=False trains)",
+            *(recipe.name, protocol, seed, self.folder, settings["hardware"]),
+        )
+        if settings["code"] != training.CODE_FINGERPRINT:
+            log.warning("the training code has changed since: make reproduce RETRAIN=1 trains again")
+        scheme = recipe.under(protocol).scheme
+        here = splits.assign(self.manifest, protocol, seed, scheme=scheme)
+        if settings["split"] != training.split_fingerprint(here):
+            log.warning("the images here are not those the scores were made from (other files or labels)")
+        history = pd.DataFrame(settings["history"])
+        return Run(recipe.name, protocol, seed, self.folder, settings, history, scores)
+
+    def figure(self, figure: Figure, name: str, caption: str, *, patients: bool = False) -> Figure:
+        """Keep a figure in the report (see `reports.save_figure`) and give it back to be shown."""
+        reports.save_figure(figure, self.name, name, caption, patients=patients)
+        return figure

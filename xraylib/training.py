@@ -1,0 +1,297 @@
+"""One function that trains any recipe: seeded, resumable, and never the same thing twice.
+
+A run lives in `paths.RUNS/<recipe>-<key>`, where the key is a hash of everything that decides its
+outcome: recipe, images and their split, seed, initial weights, device, versions and this package's code.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from sklearn.metrics import log_loss
+
+from xraylib import features, heads, images, models, paths, provenance, splits
+from xraylib.accelerators import Accelerator
+from xraylib.batches import Batches, balance, predict
+from xraylib.checkpoints import Progress
+from xraylib.errors import DataInvalid, TrainingFailed
+from xraylib.recipes import Phase, Recipe, find_budget
+from xraylib.scores import COLUMNS
+from xraylib.scores import read as read_scores
+from xraylib.scores import write as write_scores
+from xraylib.storage import atomic, storage_errors
+
+log = logging.getLogger(__name__)
+
+# The modules whose text decides what training does; a change in one makes a new run.
+CODE = ("training", "batches", "checkpoints", "features", "heads", "models", "decoding")
+
+
+# Taken at import: the code that runs, whatever is edited meanwhile.
+CODE_FINGERPRINT = provenance.code_fingerprint(CODE)
+
+# What a run leaves to predict with, by the recipe's `fit`; `run.json` holds its SHA-256.
+MODEL_FILES = {"network": "model.weights.h5", "linear-head": "head.json"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes
+    ----------
+    recipe : name
+    protocol : `published` or `strict`
+    seed : int
+    folder : where its files are
+    settings : what it was made from and on: init, hardware, train_seconds, epochs, versions, …
+    history : one row an epoch: `epoch, phase, loss, accuracy, val_loss, val_accuracy`
+    scores : the scores table of its validation and test images
+    """
+
+    recipe: str
+    protocol: str
+    seed: int
+    folder: Path
+    settings: dict[str, Any]
+    history: pd.DataFrame
+    scores: pd.DataFrame
+
+
+def train(
+    recipe: Recipe,
+    manifest: pd.DataFrame,
+    accelerator: Accelerator,
+    *,
+    protocol: str = "strict",
+    seed: int = 0,
+    budget: str = "full",
+    init: str | None = None,
+    runs: Path = paths.RUNS,
+) -> Run:
+    """Train a recipe, go on with a training that was cut, or read back one that is finished.
+
+    Parameters
+    ----------
+    recipe
+        From `recipes.RECIPES`.
+    manifest
+        From `catalog.load`, whole: the protocol splits it.
+    accelerator
+        From `accelerators.use`.
+    protocol
+        `published` or `strict`.
+    seed
+        Draws the split, the initial weights, the order of images and dropout.
+    budget
+        A key of `recipes.BUDGETS`.
+    init
+        Initial weights instead of the recipe's (see `models.find_weights`).
+    runs
+        Folder of the runs.
+
+    Returns
+    -------
+    Run
+        Whose scores were made by the best epoch on validation, or by the last where the recipe has no
+        patience. Killed at any moment and called again, it ends with the same scores on the same machine.
+
+    Raises
+    ------
+    XraylibError
+        What `splits.assign`, `images.load_pixels` and `models.find_weights` raise.
+    """
+    chosen = recipe.under(protocol, budget)
+    find_budget(budget)
+    weights = models.find_weights(chosen.network, init or chosen.init)
+    assigned = splits.assign(manifest, protocol, seed, scheme=chosen.scheme)
+    _check_batches(chosen, assigned, accelerator)
+    settings = {
+        "dataset": manifest.attrs.get("dataset", "unnamed"),
+        "recipe": recipe.name,
+        "protocol": protocol,
+        "seed": seed,
+        "choices": plain(chosen.settings()),
+        "init": weights.label,
+        "split": split_fingerprint(assigned),
+    }
+    settings["key"] = digest(settings)
+    settings["hardware"] = str(accelerator)
+    settings["code"] = CODE_FINGERPRINT
+    settings["versions"] = provenance.versions(keras.backend.backend())
+    folder = runs / f"{recipe.name}-{digest(settings)}"
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "run.json").exists():
+            log.info("training %s, %s, seed %d on %s", recipe.name, protocol, seed, accelerator)
+            fit = {"network": _fit_network, "linear-head": _fit_linear_head}[chosen.fit]
+            history, scored, extra = fit(chosen, manifest, assigned, weights, seed, folder)
+            extra["model_sha256"] = model_sha256(folder / MODEL_FILES[chosen.fit])
+            _write(folder, settings | extra, history, _table(settings, assigned, scored))
+    return read(folder)
+
+
+def read(folder: Path) -> Run:
+    """Read a finished run from its folder."""
+    settings = json.loads((folder / "run.json").read_text())
+    history = pd.read_csv(folder / "history.csv")
+    scores = read_scores(folder / "scores.csv")
+    return Run(settings["recipe"], settings["protocol"], settings["seed"], folder, settings, history, scores)
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back, so that read and fresh ones compare equal."""
+    return json.loads(json.dumps(settings))
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Twelve hex digits of the SHA-256 of some settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def model_sha256(file: Path) -> str:
+    """SHA-256 of a model's file, hexadecimal."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _fit_network(
+    recipe: Recipe,
+    manifest: pd.DataFrame,
+    assigned: pd.DataFrame,
+    weights: models.Weights,
+    seed: int,
+    folder: Path,
+) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
+    pixels = images.load_pixels(manifest, recipe.size)
+    labels = manifest["label"].to_numpy()
+    sides = {side: rows.index.to_numpy() for side, rows in assigned.groupby("split")}
+    keras.utils.set_random_seed(seed)
+    model = models.build(
+        recipe.network, recipe.size, recipe.head, weights=weights, augmentation=recipe.augmentation
+    )
+    progress = Progress.resume(folder, model)
+    for number, phase in enumerate(recipe.phases):
+        if progress.phase > number:
+            continue
+        weighted = balance(sides["train"], labels, recipe.imbalance, np.random.default_rng(seed))[0]
+        _prepare(model, recipe, phase, steps=len(weighted) // recipe.batch_size)
+        progress.begin_phase(number)
+        while not progress.phase_over(phase.epochs, recipe.patience):
+            started = time.perf_counter()
+            rows, row_weights = balance(
+                sides["train"], labels, recipe.imbalance, np.random.default_rng([seed, progress.epoch])
+            )
+            order = np.random.default_rng([seed, progress.epoch, 1]).permutation(rows)
+            batches = Batches(pixels, labels, order, row_weights, recipe.batch_size)
+            seen = model.fit(batches, epochs=1, verbose=0, shuffle=False).history
+            validated = _finite(predict(model, recipe.head, pixels, sides["val"], recipe.batch_size), recipe)
+            progress.end_epoch(
+                loss=seen["loss"][0],
+                accuracy=seen["accuracy"][0],
+                val_loss=log_loss(labels[sides["val"]], validated, labels=[0, 1]),
+                val_accuracy=np.mean((validated > 0.5) == labels[sides["val"]]),
+                seconds=time.perf_counter() - started,
+            )
+        progress.end_phase(keep_best=recipe.patience is not None)
+    rows = assigned.index.to_numpy()
+    scored = np.full(len(rows), np.nan)
+    wanted = assigned["split"].isin(["val", "test"]).to_numpy()
+    scored[wanted] = _finite(predict(model, recipe.head, pixels, rows[wanted], recipe.batch_size), recipe)
+    models.save_weights(model, folder / MODEL_FILES["network"])
+    history = pd.DataFrame(progress.history)
+    kept = len(history) if recipe.patience is None else int(history["val_loss"].to_numpy().argmin()) + 1
+    return history, scored, {"train_seconds": progress.seconds, "epochs": len(history), "kept_epoch": kept}
+
+
+def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> None:
+    rate: Any = phase.learning_rate
+    if phase.decay:
+        rate = keras.optimizers.schedules.CosineDecay(rate, max(1, steps) * phase.epochs, alpha=0.01)
+    for layer in model.layers:
+        if layer.name == "backbone":
+            layer.trainable = not phase.freeze_backbone
+    head = models.HEADS[recipe.head]
+    accuracy: Callable[..., keras.metrics.Metric] = (
+        keras.metrics.BinaryAccuracy if head.units == 1 else keras.metrics.SparseCategoricalAccuracy
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(rate), loss=head.loss(), metrics=[accuracy(name="accuracy")]
+    )
+    model.optimizer.build(model.trainable_variables)
+
+
+def _fit_linear_head(
+    recipe: Recipe,
+    manifest: pd.DataFrame,
+    assigned: pd.DataFrame,
+    weights: models.Weights,
+    seed: int,
+    folder: Path,
+) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
+    started = time.perf_counter()
+    table = features.pooled(manifest, recipe.network, recipe.size, weights, seed)
+    head, history = heads.fit(
+        table[assigned.index],
+        assigned["label"].to_numpy(),
+        assigned["split"].to_numpy(),
+    )
+    scored = heads.predict(head, table[assigned.index])
+    heads.save(head, folder / MODEL_FILES["linear-head"])
+    seconds = time.perf_counter() - started
+    return history, scored, {"train_seconds": seconds, "epochs": 0}
+
+
+def _check_batches(recipe: Recipe, assigned: pd.DataFrame, accelerator: Accelerator) -> None:
+    batch = min(recipe.batch_size, int((assigned["split"] == "train").sum()))
+    if batch % accelerator.count:
+        raise DataInvalid(
+            f"a batch of {batch} images cannot be divided among {accelerator.count} devices. Mend: use one "
+            "device, or a number of devices that divides the batch."
+        )
+
+
+def _finite(scored: np.ndarray, recipe: Recipe) -> np.ndarray:
+    if not np.isfinite(scored).all():
+        raise TrainingFailed(
+            f"{recipe.name}: the network's scores are not numbers, its training diverged. Mend: a lower "
+            "learning rate in xraylib/recipes.py, or another seed."
+        )
+    return scored
+
+
+def _table(settings: dict[str, Any], assigned: pd.DataFrame, scored: np.ndarray) -> pd.DataFrame:
+    table = assigned.assign(score=scored)
+    for name in ("recipe", "protocol", "seed"):
+        table[name] = settings[name]
+    return table.loc[table["split"] != "train", list(COLUMNS)].sort_values(["split", "image_id"])
+
+
+def _write(folder: Path, settings: dict[str, Any], history: pd.DataFrame, scores: pd.DataFrame) -> None:
+    """Write tables first and `run.json` last: its presence says that the run is whole."""
+    with atomic(folder / "history.csv") as file:
+        history.to_csv(file, index=False, float_format="%.7g")
+    write_scores(scores, folder / "scores.csv")
+    settings["train_seconds"] = round(settings["train_seconds"], 1)
+    with atomic(folder / "run.json") as file:
+        file.write_text(json.dumps(settings, indent=1))
+    (folder / "checkpoint.npz").unlink(missing_ok=True)
+
+
+def split_fingerprint(assigned: pd.DataFrame) -> str:
+    """Name images, patients, labels and sides by 16 hex digits."""
+    rows = (
+        assigned[["image_id", "sha256", "patient", "kind", "label", "split"]]
+        .astype(str)
+        .agg("|".join, axis=1)
+    )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
