@@ -20,7 +20,7 @@ from xraylib.storage import atomic
 
 log = logging.getLogger(__name__)
 
-# What a page would fetch from the network: the Colab badge, and scripts for formulas and widgets it has none of.
+# What a page would fetch from the network: the Colab badge, scripts for formulas and widgets.
 _BADGE = re.compile(r"\[!\[[^\]]*\]\(https?://[^)]*\)\]\([^)]*\)\s*")
 _REMOTE = re.compile(r"<script[^>]*\bsrc=[\"']https?://[^>]*>\s*</script>")
 

@@ -11,6 +11,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from xraylib import images, models, paths, provenance
+from xraylib.networks import NETWORKS
 from xraylib.storage import atomic, storage_errors
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,10 @@ def pooled(manifest: pd.DataFrame, network: str, size: int, weights: models.Weig
         "seed": seed if weights.label == "random" else None,
         "precision": keras.config.dtype_policy().name,
         "versions": provenance.versions(keras.backend.backend()),
-        "code": provenance.code_fingerprint(("features", "models", "decoding")),
+        "code": [
+            provenance.code_fingerprint(("features", "models", "decoding")),
+            provenance.function_fingerprint(NETWORKS[network]),
+        ],
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = paths.CACHE / "features" / f"{network}-{size}-{key}.npy"

@@ -1,15 +1,13 @@
-"""Networks, heads and augmentation in plain Keras 3: the same code under TensorFlow and JAX.
+"""Models from networks, heads and augmentation, in plain Keras 3: the same code under TensorFlow and JAX.
 
 Every network takes uint8 grayscale radiographs `(batch, size, size, 1)` in 0…255 as
 `images.load_pixels` gives them, and rescales them on the device. Every head ends in float32.
 """
 
 import hashlib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +16,7 @@ from scipy.special import expit
 
 from xraylib import paths
 from xraylib.errors import UnknownName, WeightsMissing
+from xraylib.networks import BACKBONES, NETWORKS, Weights, load_weights
 from xraylib.storage import atomic
 
 
@@ -52,14 +51,6 @@ HEADS = {
 KNOWN_WEIGHTS = {
     "c9e9872133be71e5612b6745b9c045c04992d6a665951d016d9843024f588b31": "imagenet (recovered MobileNetV2)",
 }
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Initial weights: what the table calls them, and the file, or None for random or Keras's own."""
-
-    label: str
-    file: Path | None = None
 
 
 def build(
@@ -100,63 +91,9 @@ def build(
     )(x)
     model = keras.Model(inputs, outputs, name=network)
     if weights is not None and weights.file is not None and network not in BACKBONES:
-        _load(model, weights.file)
+        load_weights(model, weights.file)
     return model
 
-
-def tiny_cnn(x: Any, size: int, weights: Weights) -> Any:
-    """Two convolutions and five dense layers L1…L5, as the 28×28 system publishes them."""
-    x = layers.Rescaling(1 / 255)(x)
-    for _ in range(2):
-        x = layers.Conv2D(64, 3, activation="relu")(x)
-        x = layers.MaxPooling2D()(x)
-    x = layers.Flatten()(x)
-    for number, units in enumerate((256, 128, 64, 32, 16), start=1):
-        x = layers.Dense(units, "relu", name=f"L{number}")(x)
-    return x
-
-
-def scratch_cnn(x: Any, size: int, weights: Weights) -> Any:
-    """Four blocks of convolution, batch norm and pooling on RGB, regularised by L2 and dropout."""
-    x = layers.Rescaling(1 / 255)(x)
-    x = layers.Concatenate()([x, x, x])
-    for filters in (16, 32, 64, 128):
-        x = layers.Conv2D(
-            filters, 3, padding="same", use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-4)
-        )(x)
-        x = layers.BatchNormalization(momentum=0.9)(x)
-        x = layers.ReLU()(x)
-        x = layers.MaxPooling2D()(x)
-    x = layers.GlobalAveragePooling2D()(x)
-    x = layers.Dense(64, "relu", kernel_regularizer=keras.regularizers.L2(1e-4))(x)
-    return layers.Dropout(0.3)(x)
-
-
-def mobilenetv2(x: Any, size: int, weights: Weights) -> Any:
-    """MobileNetV2 without its top (1,280 channels, input −1…1), averaged over the image."""
-    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
-    x = layers.Concatenate()([x, x, x])
-    backbone = keras.applications.MobileNetV2(
-        input_shape=(size, size, 3),
-        include_top=False,
-        weights="imagenet" if weights.label == "imagenet (Keras)" else None,
-        name="backbone",
-    )
-    if weights.file is not None:
-        _load(backbone, weights.file)
-    # Batch norm stays in inference mode: its statistics belong to the pre-trained weights.
-    return layers.GlobalAveragePooling2D()(backbone(x, training=False))
-
-
-NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
-    "tiny_cnn": tiny_cnn,
-    "scratch_cnn": scratch_cnn,
-    "mobilenetv2": mobilenetv2,
-}
-
-
-# Networks on a backbone: initial weights are the backbone's; those of the others are the whole network's.
-BACKBONES = ("mobilenetv2",)
 
 AUGMENTATIONS: dict[str, Callable[[], keras.Sequential]] = {
     "flip": lambda: keras.Sequential([layers.RandomFlip("horizontal")], name="flip"),
@@ -235,16 +172,3 @@ def save_weights(model: keras.Model, file: Path) -> None:
     """Write a network's weights so that a reader sees the whole file or the old one."""
     with atomic(file) as temporary:
         model.save_weights(temporary)
-
-
-def _load(model: keras.Model, file: Path) -> None:
-    try:
-        with warnings.catch_warnings():
-            # Keras only warns when it leaves layers that the file does not hold as they are.
-            warnings.simplefilter("error", UserWarning)
-            model.load_weights(file)
-    except (OSError, ValueError, KeyError, UserWarning) as error:
-        raise WeightsMissing(
-            f"{file} does not hold weights of {model.name} ({str(error).splitlines()[0]}). Mend: give the "
-            "file that belongs to this network, or ask for init=random."
-        ) from error

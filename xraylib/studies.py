@@ -115,7 +115,7 @@ class Study:
             "%s, %s, seed %d: scores read from %s, made on %s; nothing is trained (reuse=False trains)",
             *(recipe.name, protocol, seed, self.folder, settings["hardware"]),
         )
-        if settings["code"] != training.CODE_FINGERPRINT:
+        if settings["code"] != training.code_of(recipe.under(protocol)):
             log.warning("the training code has changed since: make reproduce RETRAIN=1 trains again")
         scheme = recipe.under(protocol).scheme
         here = splits.assign(self.manifest, protocol, seed, scheme=scheme)

@@ -24,6 +24,7 @@ from xraylib.accelerators import Accelerator
 from xraylib.batches import Batches, balance, predict
 from xraylib.checkpoints import Progress
 from xraylib.errors import DataInvalid, TrainingFailed
+from xraylib.networks import NETWORKS
 from xraylib.recipes import Phase, Recipe, find_budget
 from xraylib.scores import COLUMNS
 from xraylib.scores import read as read_scores
@@ -32,7 +33,8 @@ from xraylib.storage import atomic, storage_errors
 
 log = logging.getLogger(__name__)
 
-# The modules whose text decides what training does; a change in one makes a new run.
+# The modules whose code decides what training does; a change in one makes a new run. Of `networks` only the
+# recipe's own counts.
 CODE = ("training", "batches", "checkpoints", "features", "heads", "models", "decoding")
 
 
@@ -126,7 +128,7 @@ def train(
     }
     settings["key"] = digest(settings)
     settings["hardware"] = str(accelerator)
-    settings["code"] = CODE_FINGERPRINT
+    settings["code"] = code_of(chosen)
     settings["versions"] = provenance.versions(keras.backend.backend())
     folder = runs / f"{recipe.name}-{digest(settings)}"
     with storage_errors(folder):
@@ -157,6 +159,11 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
 def digest(settings: dict[str, Any]) -> str:
     """Twelve hex digits of the SHA-256 of some settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def code_of(recipe: Recipe) -> str:
+    """Fingerprint of the code that trains a recipe: the training modules and its own network."""
+    return f"{CODE_FINGERPRINT}-{provenance.function_fingerprint(NETWORKS[recipe.network])}"
 
 
 def model_sha256(file: Path) -> str:

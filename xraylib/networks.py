@@ -1,0 +1,92 @@
+"""The bodies of the networks, from rescaling to the last features; `models.build` adds input and head.
+
+Each takes pixels as float `(batch, size, size, 1)` in 0…255. A run depends on its own network's code only,
+so a new one here leaves every other run valid.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import layers
+
+from xraylib.errors import WeightsMissing
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Initial weights: what the table calls them, and the file, or None for random or Keras's own."""
+
+    label: str
+    file: Path | None = None
+
+
+def load_weights(model: keras.Model, file: Path) -> None:
+    """Load a weights file; raises `WeightsMissing` unless it holds all that the network has."""
+    try:
+        with warnings.catch_warnings():
+            # Keras only warns when it leaves layers that the file does not hold as they are.
+            warnings.simplefilter("error", UserWarning)
+            model.load_weights(file)
+    except (OSError, ValueError, KeyError, UserWarning) as error:
+        raise WeightsMissing(
+            f"{file} does not hold weights of {model.name} ({str(error).splitlines()[0]}). Mend: give the "
+            "file that belongs to this network, or ask for init=random."
+        ) from error
+
+
+def tiny_cnn(x: Any, size: int, weights: Weights) -> Any:
+    """Two convolutions and five dense layers L1…L5, as the 28×28 system publishes them."""
+    x = layers.Rescaling(1 / 255)(x)
+    for _ in range(2):
+        x = layers.Conv2D(64, 3, activation="relu")(x)
+        x = layers.MaxPooling2D()(x)
+    x = layers.Flatten()(x)
+    for number, units in enumerate((256, 128, 64, 32, 16), start=1):
+        x = layers.Dense(units, "relu", name=f"L{number}")(x)
+    return x
+
+
+def scratch_cnn(x: Any, size: int, weights: Weights) -> Any:
+    """Four blocks of convolution, batch norm and pooling on RGB, regularised by L2 and dropout."""
+    x = layers.Rescaling(1 / 255)(x)
+    x = layers.Concatenate()([x, x, x])
+    for filters in (16, 32, 64, 128):
+        x = layers.Conv2D(
+            filters, 3, padding="same", use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-4)
+        )(x)
+        x = layers.BatchNormalization(momentum=0.9)(x)
+        x = layers.ReLU()(x)
+        x = layers.MaxPooling2D()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dense(64, "relu", kernel_regularizer=keras.regularizers.L2(1e-4))(x)
+    return layers.Dropout(0.3)(x)
+
+
+def mobilenetv2(x: Any, size: int, weights: Weights) -> Any:
+    """MobileNetV2 without its top (1,280 channels, input −1…1), averaged over the image."""
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
+    x = layers.Concatenate()([x, x, x])
+    backbone = keras.applications.MobileNetV2(
+        input_shape=(size, size, 3),
+        include_top=False,
+        weights="imagenet" if weights.label == "imagenet (Keras)" else None,
+        name="backbone",
+    )
+    if weights.file is not None:
+        load_weights(backbone, weights.file)
+    # Batch norm stays in inference mode: its statistics belong to the pre-trained weights.
+    return layers.GlobalAveragePooling2D()(backbone(x, training=False))
+
+
+NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
+    "tiny_cnn": tiny_cnn,
+    "scratch_cnn": scratch_cnn,
+    "mobilenetv2": mobilenetv2,
+}
+
+# Networks on a backbone: initial weights are the backbone's; those of the others are the whole network's.
+BACKBONES = ("mobilenetv2",)
