@@ -78,6 +78,7 @@ $(REPORT)/index.html: $(PAGES) $(wildcard $(REPORT)/*/scores/*.csv)
 	$(PY) -m xraylib report
 
 # A later notebook reads what an earlier one left: trained runs and their scores.
+$(BUILD)/04_transfer_learning.ipynb: $(BUILD)/03_baseline_cnn.ipynb
 $(BUILD)/06_evaluation.ipynb $(BUILD)/07_predict.ipynb: $(BUILD)/03_baseline_cnn.ipynb $(BUILD)/04_transfer_learning.ipynb
 
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(BUILD)/parameters | $(SETUP)

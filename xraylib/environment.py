@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 DISTRIBUTION = "xraylib-pneumonia"
 
 
-def unmet(extras: tuple[str, ...] = ("dev", "notebooks")) -> list[str]:
+def unmet(extras: tuple[str, ...] = ("cpu", "dev", "notebooks")) -> list[str]:
     """List the requirements of this distribution and its extras that the running Python does not meet."""
     try:
         stated = importlib.metadata.requires(DISTRIBUTION) or []

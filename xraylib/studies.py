@@ -1,6 +1,7 @@
 """What the notebooks share: one data set, some recipes and seeds, and the report they go to."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +124,13 @@ class Study:
             log.warning("the images here are not those the scores were made from (other files or labels)")
         history = pd.DataFrame(settings["history"])
         return Run(recipe.name, protocol, seed, self.folder, settings, history, scores)
+
+    def board(self, recipes: Iterable[str]) -> pd.DataFrame:
+        """Rows of the leaderboard for some recipes; none where nothing of them has been trained yet."""
+        if not any((self.folder / "scores" / f"{name}.csv").exists() for name in recipes):
+            return pd.DataFrame(columns=list(reports.LEADERBOARD))
+        board = reports.leaderboard(self.name)
+        return board[board["recipe"].isin(list(recipes))].reset_index(drop=True)
 
     def figure(self, figure: Figure, name: str, caption: str, *, patients: bool = False) -> Figure:
         """Keep a figure in the report (see `reports.save_figure`) and give it back to be shown."""
