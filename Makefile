@@ -19,7 +19,6 @@ export XRAYLIB_WEIGHTS := $(if $(XRAYLIB_WEIGHTS),$(abspath $(XRAYLIB_WEIGHTS)))
 export XRAYLIB_CACHE := $(if $(XRAYLIB_CACHE),$(abspath $(XRAYLIB_CACHE)))
 export XRAYLIB_RUNS := $(if $(XRAYLIB_RUNS),$(abspath $(XRAYLIB_RUNS)))
 export XRAYLIB_REPORTS := $(if $(XRAYLIB_REPORTS),$(abspath $(XRAYLIB_REPORTS)))
-XRAYLIB_BUILD := $(or $(XRAYLIB_BUILD),build)
 # Progress bars are for people.
 export TQDM_DISABLE := 1
 export TF_CPP_MIN_LOG_LEVEL := 3
@@ -43,7 +42,7 @@ else
 NAME := $(DATASET)
 endif
 
-BUILD     := $(XRAYLIB_BUILD)/$(NAME)
+BUILD     := build/$(NAME)
 REPORT    := $(or $(XRAYLIB_REPORTS),reports)
 SOURCES   := $(wildcard xraylib/*.py xraylib/templates/*)
 NOTEBOOKS := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/0*.ipynb))

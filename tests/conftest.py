@@ -21,7 +21,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from xraylib import accelerators, catalog, images  # noqa: E402
+from xraylib import accelerators, catalog, images, paths  # noqa: E402
 from xraylib.phantom import PhantomSettings  # noqa: E402
 
 
@@ -96,3 +96,19 @@ def under_jax(phantom, saved, tmp_path_factory):
     phantom.to_pickle(folder / "manifest.pkl")
     run_python("under_jax.py", folder, saved)
     return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture
+def small_phantom(phantom, monkeypatch):
+    """The name `phantom` means the 60 small radiographs."""
+    settings = PhantomSettings(images=60, size=64)
+    small = replace(catalog.DATASETS["phantom"], phantom=settings)
+    monkeypatch.setitem(catalog.DATASETS, "phantom", small)
+    return phantom
+
+
+@pytest.fixture
+def reports_here(tmp_path, monkeypatch):
+    """An empty folder of reports for this test."""
+    monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
+    return tmp_path / "reports"

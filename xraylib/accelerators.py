@@ -72,9 +72,8 @@ def use(device: str = "auto", backend: str | None = None, devices: int | None = 
     _require_backend(backend)
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if backend == "jax" and device in ("auto", "cpu") and devices and not _tpu_present():
-        # JAX listens to this only before it is imported.
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
+    if backend == "jax":
+        _prepare_jax(device, devices)
     _load_keras()
     found = _jax_devices(device, devices) if backend == "jax" else _tensorflow_devices(device, devices)
     kind, name, count = found
@@ -108,6 +107,15 @@ def _require_backend(backend: str) -> None:
                 f"Keras already runs on {running}, not {backend}. Mend: restart the kernel and call "
                 "accelerators.use() before anything imports keras."
             )
+
+
+def _prepare_jax(device: str, devices: int | None) -> None:
+    """Say to JAX what it listens to only before it is imported."""
+    if device == "cpu":
+        # Otherwise its arrays would go to the accelerator that is there all the same.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if device in ("auto", "cpu") and devices and not _tpu_present():
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
 
 
 def _jax_devices(device: str, devices: int | None) -> tuple[str, str, int]:

@@ -56,10 +56,15 @@ DASHES = ("-", "--", "-.", ":")
 class Figure(matplotlib.figure.Figure):
     """A figure that a notebook shows though pyplot does not hold it, so that none leaks or shows twice."""
 
-    def _repr_png_(self) -> bytes:
+    caption = ""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        """Give the picture and, for pages, what stands for it where it cannot be seen."""
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
-        return buffer.getvalue()
+        titles = [ax.get_title(loc="left") for ax in self.axes]
+        said = self.caption or self.get_suptitle() or next(filter(None, titles), "figure")
+        return buffer.getvalue(), {"alt": said}
 
 
 def blank(

@@ -8,13 +8,17 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from xraylib import __version__, accelerators
 from xraylib.errors import XraylibError
-from xraylib.recipes import BUDGETS, RECIPES
+from xraylib.recipes import BUDGETS, RECIPES, find_recipe
 from xraylib.splits import PROTOCOLS
+
+if TYPE_CHECKING:
+    from xraylib.catalog import Dataset
 
 SOME_FAILED = 3
 
@@ -57,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="P(pneumonia) of image files, by a trained recipe")
     predict.add_argument("files", nargs="+", type=Path, metavar="FILE")
     predict.add_argument("--recipe", default="mobilenetv2-frozen", help=", ".join(RECIPES))
-    predict.add_argument("--dataset", default="kermany", help="what it was trained on (kermany)")
+    predict.add_argument(
+        "--dataset", default="kermany", help="name or path of what it was trained on (kermany)"
+    )
     predict.add_argument("--csv", type=Path, help="write the table here as well")
     predict.set_defaults(run=_predict)
 
@@ -114,7 +120,7 @@ def _data_fetch(options: argparse.Namespace) -> None:
 def _data_verify(options: argparse.Namespace) -> None:
     from xraylib import catalog
 
-    table = catalog.verify(options.name)
+    table = catalog.verify(_dataset(options.name))
     _show(table)
     print(f"fingerprint {table.attrs['fingerprint']}")
 
@@ -122,7 +128,7 @@ def _data_verify(options: argparse.Namespace) -> None:
 def _data_audit(options: argparse.Namespace) -> None:
     from xraylib import catalog, images, splits
 
-    dataset = catalog.find(options.name)
+    dataset = _dataset(options.name)
     manifest = catalog.index(dataset)
     findings = images.audit(manifest)
     quarantine = catalog.quarantine_path(dataset)
@@ -138,7 +144,18 @@ def _data_audit(options: argparse.Namespace) -> None:
     _show(splits.leakage(good, images.load_pixels(good, 64)))
 
 
+def _dataset(name: str) -> "Dataset":
+    """Find a data set; the phantom is written where it is not, nothing is downloaded."""
+    from xraylib import catalog
+
+    dataset = catalog.find(name)
+    if dataset.phantom:
+        catalog.fetch(dataset)
+    return dataset
+
+
 def _train(options: argparse.Namespace) -> None:
+    find_recipe(options.recipe)
     accelerator = accelerators.use(options.device, options.backend)
     from xraylib.studies import Study
 
@@ -148,17 +165,19 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from xraylib import reports
+    from xraylib import catalog, reports
 
-    _show(reports.leaderboard(options.dataset).drop(columns=["hardware", "train_seconds"]))
+    board = reports.leaderboard(catalog.find(options.dataset).name)
+    _show(board.drop(columns=["hardware", "train_seconds"]))
 
 
 def _predict(options: argparse.Namespace) -> int:
+    find_recipe(options.recipe)
     accelerators.use()
-    from xraylib import predict
+    from xraylib import catalog, predict
     from xraylib.storage import atomic
 
-    predictor = predict.load(predict.find_run(options.recipe, options.dataset))
+    predictor = predict.load(predict.find_run(options.recipe, catalog.find(options.dataset).name))
     table = predict.predict(options.files, predictor)
     _show(table.drop(columns="problem"))
     if options.csv:
@@ -171,12 +190,12 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from xraylib import paths, reports
+    from xraylib import pages, paths
 
-    print(reports.build_index())
+    print(pages.build_index())
     # Reports that were moved, by a test say, leave the repository's page alone.
     if paths.REPORTS == paths.ROOT / "reports" and (paths.ROOT / "README.md").exists():
-        reports.write_readme_tables(paths.ROOT / "README.md")
+        pages.write_readme_tables(paths.ROOT / "README.md")
 
 
 def _execute(options: argparse.Namespace) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
-from xraylib.errors import DataMissing, UnknownName, XraylibError
+from xraylib.errors import DataInvalid, DataMissing, UnknownName, XraylibError
 from xraylib.storage import atomic
 
 log = logging.getLogger(__name__)
@@ -47,14 +48,21 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, page
     ------
     DataMissing
         When there is no such notebook.
+    DataInvalid
+        When the file is not a notebook, or names no kernel.
     UnknownName
         For a parameter that the notebook does not have: Papermill would only warn.
     NotebookFailed
-        When a cell raises.
+        When a cell raises, or the kernel dies.
     """
     if not notebook.is_file():
         raise DataMissing(f"no notebook {notebook}. Mend: give one of {notebook.parent}/*.ipynb.")
-    known = papermill.inspect_notebook(str(notebook))
+    try:
+        known = papermill.inspect_notebook(str(notebook))
+    except ValueError as error:
+        raise DataInvalid(
+            f"{notebook} is not a notebook that runs ({error}). Mend: take it from the repository again."
+        ) from error
     unknown = [name for name in parameters if name not in known]
     if unknown:
         raise UnknownName(
@@ -70,12 +78,19 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, page
                 kernel_name="python3",
                 cwd=str(notebook.parent),
                 progress_bar=False,
+                # The kernel would warn on every start that it talks over the loopback interface.
+                extra_arguments=["--IPKernelApp.log_level=ERROR"],
             )
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(temporary, failed)
             raise NotebookFailed(
                 f"{notebook.name}, cell {error.exec_count}: {error.ename}: {_plain(error.evalue)}\n"
                 f"The copy with the traceback is {failed}."
+            ) from error
+        except DeadKernelError as error:
+            raise NotebookFailed(
+                f"{notebook.name}: its kernel died, as it does when memory runs out. Mend: free some memory, "
+                "then run the same command again."
             ) from error
         if page is not None:
             write_page(temporary, page, title=notebook.stem)

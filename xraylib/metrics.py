@@ -195,7 +195,7 @@ def evaluate(
     rows = {}
     for metric in METRICS:
         by_seed = np.array([value[metric] for value in values])
-        low, high = np.nanpercentile(np.mean([r[metric] for r in resampled], axis=0), [2.5, 97.5])
+        low, high = _interval(np.mean([r[metric] for r in resampled], axis=0))
         spread = by_seed.std(ddof=1) if len(by_seed) > 1 else np.nan
         rows[metric] = {"value": by_seed.mean(), "low": low, "high": high, "seed_sd": spread}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -232,8 +232,7 @@ def auc_interval(
     whole = float(_auc(labels == 1, values, np.ones((1, len(labels))))[0])
     names, own = np.unique(patients, return_inverse=True)
     resampled = _auc(labels == 1, values, _draws(len(names), resamples)[:, own])
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return whole, float(low), float(high)
+    return whole, *_interval(resampled)
 
 
 def table(
@@ -263,6 +262,15 @@ def table(
         row["threshold"] = thresholds(part, rule).mean()
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _interval(resampled: np.ndarray) -> tuple[float, float]:
+    """Percentile interval; resamples without a value are left out, and without any there is none."""
+    known = resampled[np.isfinite(resampled)]
+    if not len(known):
+        return np.nan, np.nan
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _draws(patients: int, resamples: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 The fields of a `Recipe` are what it does under the protocol `strict`. `published` holds the fields
 that differ when it runs as its authors ran it; `kept` and `mended` say in words what that means.
 
-Run one:  python -m xraylib train tiny-cnn-28 --dataset kermany --protocol strict --seeds 3
+Run one:  python -m xraylib train tiny-cnn-28 --dataset kermany --protocol strict
 """
 
 from collections.abc import Mapping

@@ -1,24 +1,21 @@
-"""Writing what a study found: scores, tables, metrics and figures, and the page that shows them.
+"""Writing what a study found: scores, tables, metrics and figures.
 
 `reports/<dataset>/` holds `scores/<recipe>.csv`, `metrics/<recipe>.json`, `leaderboard.csv` and `figures/`;
 what shows patients' pixels goes to `local/`, which never enters the repository.
 """
 
-import base64
+import io
 import json
 import logging
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from xraylib import metrics, paths
 from xraylib.errors import DataMissing
@@ -54,7 +51,7 @@ def record(run: "Run", dataset: str) -> None:
     with storage_errors(place):
         place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / ".lock"):
-        runs = {(r["protocol"], r["seed"]): r for r in _read_runs(place, run.recipe)}
+        runs = {(r["protocol"], r["seed"]): r for r in read_runs(place, run.recipe)}
         about = run.settings | {"history": run.history.to_dict(orient="records")}
         for key in [k for k, r in runs.items() if k[0] == run.protocol and not _comparable(r, about)]:
             log.warning(
@@ -81,12 +78,12 @@ def recorded(
 ) -> tuple[dict[str, Any], pd.DataFrame] | None:
     """Settings (with `history`) and scores of a run that stands in the report, or None."""
     place = folder(dataset)
-    for run in _read_runs(place, recipe):
+    for run in read_runs(place, recipe):
         if (run["protocol"], run["seed"]) == (protocol, seed):
-            scores = read_scores(place / "scores" / f"{recipe}.csv")
-            return run, scores[(scores["protocol"] == protocol) & (scores["seed"] == seed)].reset_index(
-                drop=True
-            )
+            file = place / "scores" / f"{recipe}.csv"
+            scores = read_scores(file) if file.exists() else pd.DataFrame(columns=["protocol", "seed"])
+            mine = scores[(scores["protocol"] == protocol) & (scores["seed"] == seed)]
+            return None if mine.empty else (run, mine.reset_index(drop=True))
     return None
 
 
@@ -113,14 +110,18 @@ def leaderboard(dataset: str) -> pd.DataFrame:
     """Compute the leaderboard of a report from its scores, and write `leaderboard.csv`.
 
     Figures are means over seeds with 95 % intervals that resample patients (`metrics.evaluate`);
-    `threshold` is the mean of the seeds' own; `train_seconds` is the mean of a run.
+    `threshold` is the mean of the seeds' own; `train_seconds` is the mean of a run. Raises as `load_scores`
+    does, and `DataMissing` when the report does not tell what made the scores.
     """
     table = metrics.table(load_scores(dataset), operating_point)
     place = folder(dataset)
     rows = []
     for row in table.to_dict(orient="records"):
         row = {str(name): value for name, value in row.items()}
-        runs = [r for r in _read_runs(place, row["recipe"]) if r["protocol"] == row["protocol"]]
+        runs = [r for r in read_runs(place, row["recipe"]) if r["protocol"] == row["protocol"]]
+        if not runs:
+            file = place / "metrics" / f"{row['recipe']}.json"
+            raise DataMissing(f"{file} has no {row['protocol']} run of these scores. Mend: train it again.")
         claims = RECIPES[row["recipe"]].claims if row["recipe"] in RECIPES else {}
         rows.append(
             row
@@ -161,110 +162,19 @@ def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patien
     """
     place = folder(dataset) / ("local" if patients and dataset != "phantom" else "figures")
     with atomic(place / f"{name}.png") as temporary:
-        # Without the software's version the same figure gives the same bytes.
-        about = {"Description": caption, "Software": None}
-        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight", metadata=about)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=150, bbox_inches="tight")
+        about = PngInfo()
+        about.add_itxt("Description", caption)
+        # A palette makes the file a third as large, and looks the same.
+        with Image.open(drawn) as image:
+            small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        small.save(temporary, "PNG", optimize=True, pnginfo=about)
     return place / f"{name}.png"
 
 
-def write_readme_tables(readme: Path) -> None:
-    """Write the leaderboards into a page, between `<!-- leaderboard:<dataset> … -->` and `<!-- end -->`."""
-    text = readme.read_text(encoding="utf-8")
-
-    def table(match: re.Match[str]) -> str:
-        return f"{match['start']}\n{_markdown(match['dataset'])}\n{match['end']}"
-
-    written = _TABLE.sub(table, text)
-    if written != text:
-        with atomic(readme) as temporary:
-            temporary.write_text(written, encoding="utf-8")
-
-
-_TABLE = re.compile(
-    r"(?P<start><!-- leaderboard:(?P<dataset>\S+) [^>]*-->)\n.*?(?P<end><!-- end -->)", re.DOTALL
-)
-
-
-def _markdown(dataset: str) -> str:
-    lines = [
-        "| recipe | protocol | initial weights | seeds | n | accuracy | claimed | AUC "
-        "| sensitivity | specificity |",
-        "|---" * 10 + "|",
-    ]
-    for row in leaderboard(dataset).to_dict(orient="records"):
-        figures = {
-            m: f"{row[m]:.3f} ({row[f'{m}_low']:.3f}–{row[f'{m}_high']:.3f})" for m in ("accuracy", "auc")
-        }
-        claimed = "–" if np.isnan(row["claimed_accuracy"]) else f"{row['claimed_accuracy']:.2f}"
-        cells = (f"`{row['recipe']}`", row["protocol"], row["init"], row["seeds"], row["n_test"])
-        errors = (f"{row['sensitivity']:.3f}", f"{row['specificity']:.3f}")
-        lines.append(
-            "| "
-            + " | ".join(map(str, (*cells, figures["accuracy"], claimed, figures["auc"], *errors)))
-            + " |"
-        )
-    return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Picture:
-    name: str
-    notebook: str
-    caption: str
-    source: str
-
-
-def build_index() -> Path:
-    """Rebuild every leaderboard and `reports/index.html`, one self-contained page, from the scores."""
-    sections = []
-    for place in sorted(path.parent for path in paths.REPORTS.glob("*/scores")):
-        if any((place / "scores").glob("*.csv")):
-            sections.append(_section(place))
-    if not sections:
-        raise DataMissing(f"no scores below {paths.REPORTS}. Mend: run `make reproduce`.")
-    sections.sort(key=lambda section: section["name"] == "phantom")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xraylib"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("index.html.j2").render(sections=sections)
-    with atomic(paths.REPORTS / "index.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return paths.REPORTS / "index.html"
-
-
-def _section(place: Path) -> dict[str, Any]:
-    board = leaderboard(place.name)
-    recipes = [
-        {
-            "name": name,
-            "about": RECIPES[name],
-            "protocols": sorted(board.loc[board["recipe"] == name, "protocol"]),
-        }
-        for name in board["recipe"].unique()
-        if name in RECIPES
-    ]
-    notebooks = [
-        {"name": page.stem, "link": f"{place.name}/notebooks/{page.name}"}
-        for page in sorted((place / "notebooks").glob("*.html"))
-    ]
-    return {
-        "name": place.name,
-        "rows": board.to_dict(orient="records"),
-        "recipes": recipes,
-        "pictures": list(_pictures(place)),
-        "notebooks": notebooks,
-    }
-
-
-def _pictures(place: Path) -> Iterator[_Picture]:
-    for file in sorted(place.glob("figures/*.png")):
-        with Image.open(file) as image:
-            caption = str(image.info.get("Description", file.stem))
-        data = base64.b64encode(file.read_bytes()).decode()
-        yield _Picture(file.stem, file.stem[:2], caption, f"data:image/png;base64,{data}")
-
-
-def _read_runs(place: Path, recipe: str) -> list[dict[str, Any]]:
+def read_runs(place: Path, recipe: str) -> list[dict[str, Any]]:
+    """Settings, with `history`, of the runs of a recipe in a report folder."""
     file = place / "metrics" / f"{recipe}.json"
     return json.loads(file.read_text())["runs"] if file.exists() else []
 

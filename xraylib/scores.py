@@ -12,7 +12,7 @@ from xraylib.storage import atomic
 
 COLUMNS = ("recipe", "protocol", "seed", "split", "image_id", "patient", "kind", "label", "score")
 
-_NUMBERS = {"seed": int, "label": int, "score": float}
+_NUMBERS = {"seed": "int64", "label": "int64", "score": "float64"}
 
 
 def write(scores: pd.DataFrame, file: Path) -> None:
@@ -29,11 +29,12 @@ def read(file: Path) -> pd.DataFrame:
     DataInvalid
         When the file is not a scores table.
     """
-    text = {column: str for column in COLUMNS if column not in _NUMBERS}
+    types = {column: _NUMBERS.get(column, "str") for column in COLUMNS}
     try:
-        table = pd.read_csv(file, dtype=text, keep_default_na=False, na_values={"score": [""]})
-        return table.astype(_NUMBERS)[list(COLUMNS)]
+        table = pd.read_csv(file, dtype=types, keep_default_na=False, na_values={"score": [""]})
+        return table[list(COLUMNS)]
     except (ValueError, KeyError) as error:
+        why = str(error).strip()
         raise DataInvalid(
-            f"{file} is not a scores table ({error}). Mend: delete it and train again."
+            f"{file} is not a scores table ({why}). Mend: delete it and train again."
         ) from error

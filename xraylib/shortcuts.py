@@ -106,7 +106,7 @@ def _border_model(
     pixels: np.ndarray, labels: np.ndarray, patients: np.ndarray, is_test: np.ndarray
 ) -> np.ndarray:
     seen = pixels[:, _border(pixels.shape[1])].reshape(len(pixels), -1).astype(np.float32) / 255
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=1000))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=1000))
     folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=0)
     scores = np.empty(len(pixels))
     scores[~is_test] = cross_val_predict(

@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from xraylib import catalog, reports, splits, training
 from xraylib.accelerators import Accelerator
+from xraylib.canvas import Figure
 from xraylib.recipes import Recipe, find_budget, find_recipe
 from xraylib.training import Run
 
@@ -134,5 +134,6 @@ class Study:
 
     def figure(self, figure: Figure, name: str, caption: str, *, patients: bool = False) -> Figure:
         """Keep a figure in the report (see `reports.save_figure`) and give it back to be shown."""
+        figure.caption = caption
         reports.save_figure(figure, self.name, name, caption, patients=patients)
         return figure

@@ -33,14 +33,11 @@ from xraylib.storage import atomic, storage_errors
 
 log = logging.getLogger(__name__)
 
-# The modules whose code decides what training does; a change in one makes a new run. Of `networks` only the
-# recipe's own counts.
+# Code that decides what training does: a change makes a new run. Of `networks` only the recipe's own counts.
 CODE = ("training", "batches", "checkpoints", "features", "heads", "models", "decoding")
 
 
-# Taken at import: the code that runs, whatever is edited meanwhile.
 CODE_FINGERPRINT = provenance.code_fingerprint(CODE)
-
 # What a run leaves to predict with, by the recipe's `fit`; `run.json` holds its SHA-256.
 MODEL_FILES = {"network": "model.weights.h5", "linear-head": "head.json"}
 

@@ -1,0 +1,120 @@
+"""The pages that show a report: `reports/index.html`, and the leaderboards in the README."""
+
+import base64
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from xraylib import paths, reports
+from xraylib.errors import DataMissing
+from xraylib.recipes import RECIPES
+from xraylib.storage import atomic
+
+
+@dataclass(frozen=True)
+class _Picture:
+    name: str
+    notebook: str
+    caption: str
+    source: str
+
+
+def build_index() -> Path:
+    """Rebuild every leaderboard and `reports/index.html`, one self-contained page, from the scores."""
+    sections = []
+    for place in sorted(path.parent for path in paths.REPORTS.glob("*/scores")):
+        if any((place / "scores").glob("*.csv")):
+            sections.append(_section(place))
+    if not sections:
+        raise DataMissing(f"no scores below {paths.REPORTS}. Mend: run `make reproduce`.")
+    sections.sort(key=lambda section: section["name"] == "phantom")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("xraylib"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("index.html.j2").render(sections=sections)
+    with atomic(paths.REPORTS / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return paths.REPORTS / "index.html"
+
+
+def _section(place: Path) -> dict[str, Any]:
+    board = reports.leaderboard(place.name)
+    recipes = [
+        {
+            "name": name,
+            "about": RECIPES[name],
+            "protocols": sorted(board.loc[board["recipe"] == name, "protocol"]),
+        }
+        for name in board["recipe"].unique()
+        if name in RECIPES
+    ]
+    return {
+        "name": place.name,
+        "rows": board.to_dict(orient="records"),
+        "recipes": recipes,
+        "pictures": list(_pictures(place)),
+        "notebooks": list(_notebooks(place)),
+    }
+
+
+def _notebooks(place: Path) -> Iterator[dict[str, str]]:
+    """Link each notebook's executed page; where there is none, the phantom's notebooks themselves."""
+    pages = sorted((place / "notebooks").glob("*.html"))
+    for page in pages:
+        yield {"name": page.stem, "link": page.relative_to(paths.REPORTS).as_posix()}
+    if not pages and place.name == "phantom" and paths.REPORTS == paths.ROOT / "reports":
+        for notebook in sorted((paths.ROOT / "notebooks").glob("*.ipynb")):
+            yield {"name": notebook.stem, "link": f"../notebooks/{notebook.name}"}
+
+
+def _pictures(place: Path) -> Iterator[_Picture]:
+    for file in sorted(place.glob("figures/*.png")):
+        with Image.open(file) as image:
+            caption = str(image.info.get("Description", file.stem))
+        data = base64.b64encode(file.read_bytes()).decode()
+        yield _Picture(file.stem, file.stem[:2], caption, f"data:image/png;base64,{data}")
+
+
+def write_readme_tables(readme: Path) -> None:
+    """Write the leaderboards into a page, between `<!-- leaderboard:<dataset> … -->` and `<!-- end -->`."""
+    text = readme.read_text(encoding="utf-8")
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match['start']}\n{_markdown(match['dataset'])}\n{match['end']}"
+
+    written = _TABLE.sub(table, text)
+    if written != text:
+        with atomic(readme) as temporary:
+            temporary.write_text(written, encoding="utf-8")
+
+
+_TABLE = re.compile(
+    r"(?P<start><!-- leaderboard:(?P<dataset>\S+) [^>]*-->)\n.*?(?P<end><!-- end -->)", re.DOTALL
+)
+
+
+def _markdown(dataset: str) -> str:
+    lines = [
+        "| recipe | protocol | initial weights | seeds | n | accuracy | claimed | AUC "
+        "| sensitivity | specificity |",
+        "|---" * 10 + "|",
+    ]
+    for row in reports.leaderboard(dataset).to_dict(orient="records"):
+        figures = {
+            m: f"{row[m]:.3f} ({row[f'{m}_low']:.3f}–{row[f'{m}_high']:.3f})" for m in ("accuracy", "auc")
+        }
+        claimed = "–" if np.isnan(row["claimed_accuracy"]) else f"{row['claimed_accuracy']:.2f}"
+        cells = (f"`{row['recipe']}`", row["protocol"], row["init"], row["seeds"], row["n_test"])
+        errors = (f"{row['sensitivity']:.3f}", f"{row['specificity']:.3f}")
+        lines.append(
+            "| "
+            + " | ".join(map(str, (*cells, figures["accuracy"], claimed, figures["auc"], *errors)))
+            + " |"
+        )
+    return "\n".join(lines)
