@@ -187,7 +187,7 @@ def test_nothing_is_left_in_pyplot_and_no_style_leaks():
         "import matplotlib.pyplot as plt, pandas as pd; from xraylib import plots\n"
         "table = pd.DataFrame({'split': ['train'], 'kind': ['virus'], 'label': [1]})\n"
         "png = plots.label_distribution(table)._repr_png_()\n"
-        "assert png.startswith(b'\\x89PNG')\n"
+        "assert png[0].startswith(b'\\x89PNG') and 'split' in png[1]['alt']\n"
         "changed = [k for k in before if k != 'backend' and before[k] != mpl.rcParams[k]]\n"
         "assert not changed, changed\n"
         "assert plt.get_fignums() == []\n"

@@ -82,7 +82,7 @@ def test_training_is_plain_keras(name):
 def test_every_module_has_a_test_file_or_is_tested_with_another(path):
     with_others = {"archives", "downloads", "naming", "datasets"}, {"canvas", "dataplots", "curveplots"}
     covered = set.union(*with_others) | {"scoreplots", "galleries", "__init__", "__main__", "errors", "paths"}
-    covered |= {"batches", "checkpoints", "features", "heads", "decoding", "thorax", "networks"}
+    covered |= {"batches", "checkpoints", "features", "heads", "decoding", "thorax", "networks", "pages"}
     assert path.stem in covered or (ROOT / "tests" / f"test_{path.stem}.py").exists()
 
 
@@ -90,8 +90,10 @@ def test_nothing_is_left_undone():
     # Put together here so that this file passes its own test.
     marks = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X\\b", "raise Not" + "Implemented")))
     for path in tracked():
+        # A notebook's pictures may spell anything.
+        text = re.sub(r'"image/png": ".*"', "", path.read_text(encoding="utf-8", errors="replace"))
         if path.suffix in (".py", ".md", ".ipynb", ".toml", ".j2") or path.name == "Makefile":
-            assert not marks.search(path.read_text(encoding="utf-8")), path
+            assert not marks.search(text), path
 
 
 def test_there_are_seven_notebooks():

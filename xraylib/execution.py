@@ -7,7 +7,8 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 # What a page would fetch from the network: the Colab badge, scripts for formulas and widgets.
 _BADGE = re.compile(r"\[!\[[^\]]*\]\(https?://[^)]*\)\]\([^)]*\)\s*")
 _REMOTE = re.compile(r"<script[^>]*\bsrc=[\"']https?://[^>]*>\s*</script>")
+_UNDESCRIBED = 'alt="No description has been provided for this image"'
+# Progress bars, which a page could only show as they stood at their start.
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class NotebookFailed(XraylibError):
@@ -104,10 +108,16 @@ def write_page(executed: Path, page: Path, *, title: str) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _BADGE.sub("", cell.source)
+        else:
+            cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
     exporter = HTMLExporter(exclude_input=True, embed_images=True, exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
+    # It complains of pictures without a description, because its template passes over the one they have.
+    exporter.log.setLevel(logging.ERROR)
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
+    for said in _descriptions(notebook):
+        html = html.replace(_UNDESCRIBED, f'alt="{escape(said)}"', 1)
     with atomic(page) as temporary:
         temporary.write_text(_REMOTE.sub("", html), encoding="utf-8")
 
@@ -118,6 +128,14 @@ def parse_parameter(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _descriptions(notebook: nbformat.NotebookNode) -> Iterator[str]:
+    """What each picture shows, in their order; `canvas.Figure` says it with the picture."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    for output in outputs:
+        if "image/png" in output.get("data", {}):
+            yield output["metadata"].get("image/png", {}).get("alt", "figure")
 
 
 def _tags(cell: nbformat.NotebookNode) -> list[str]:

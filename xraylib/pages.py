@@ -1,6 +1,7 @@
 """The pages that show a report: `reports/index.html`, and the leaderboards in the README."""
 
 import base64
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from xraylib import paths, reports
 from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES
 from xraylib.storage import atomic
+
+# Bytes above which a picture on the page is a JPEG.
+LARGE = 200_000
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,18 @@ def _pictures(place: Path) -> Iterator[_Picture]:
     for file in sorted(place.glob("figures/*.png")):
         with Image.open(file) as image:
             caption = str(image.info.get("Description", file.stem))
-        data = base64.b64encode(file.read_bytes()).decode()
-        yield _Picture(file.stem, file.stem[:2], caption, f"data:image/png;base64,{data}")
+        yield _Picture(file.stem, file.stem[:2], caption, _inlined(file))
+
+
+def _inlined(file: Path) -> str:
+    """Give a picture as a data address; one of many radiographs, which no palette makes small, as JPEG."""
+    kind, data = "png", file.read_bytes()
+    if len(data) > LARGE:
+        smaller = io.BytesIO()
+        with Image.open(file) as image:
+            image.convert("RGB").save(smaller, "JPEG", quality=80)
+        kind, data = "jpeg", smaller.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def write_readme_tables(readme: Path) -> None:

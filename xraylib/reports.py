@@ -1,10 +1,9 @@
 """Writing what a study found: scores, tables, metrics and figures.
 
-`reports/<dataset>/` holds `scores/<recipe>.csv`, `metrics/<recipe>.json`, `leaderboard.csv` and `figures/`;
-what shows patients' pixels goes to `local/`, which never enters the repository.
+`reports/<dataset>/` holds `scores/<recipe>.csv`, `metrics/<recipe>.json`, `leaderboard.csv`, `tables/` and
+`figures/`; what shows patients' pixels goes to `local/`, which never enters the repository.
 """
 
-import io
 import json
 import logging
 from pathlib import Path
@@ -14,10 +13,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from matplotlib.figure import Figure
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from xraylib import metrics, paths
+from xraylib.canvas import png
 from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES
 from xraylib.scores import read as read_scores
@@ -127,7 +125,7 @@ def leaderboard(dataset: str) -> pd.DataFrame:
             row
             | {
                 "init": runs[0]["init"],
-                "train_seconds": round(float(np.mean([r["train_seconds"] for r in runs])), 1),
+                "train_seconds": float(np.mean([r["train_seconds"] for r in runs])),
                 "hardware": "; ".join(sorted({r["hardware"] for r in runs})),
                 "claimed_accuracy": claims.get("accuracy", np.nan),
             }
@@ -141,6 +139,14 @@ def leaderboard(dataset: str) -> pd.DataFrame:
 def operating_point(recipe: str, protocol: str) -> str | float:
     """Return the rule of a recipe's threshold under a protocol (see `metrics.thresholds`)."""
     return RECIPES[recipe].under(protocol).threshold if recipe in RECIPES else "validation"
+
+
+def save_table(table: pd.DataFrame, dataset: str, name: str) -> Path:
+    """Write a table of the study, without its index, as `tables/<name>.csv`."""
+    file = folder(dataset) / "tables" / f"{name}.csv"
+    with atomic(file) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    return file
 
 
 def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patients: bool = False) -> Path:
@@ -162,14 +168,7 @@ def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patien
     """
     place = folder(dataset) / ("local" if patients and dataset != "phantom" else "figures")
     with atomic(place / f"{name}.png") as temporary:
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=150, bbox_inches="tight")
-        about = PngInfo()
-        about.add_itxt("Description", caption)
-        # A palette makes the file a third as large, and looks the same.
-        with Image.open(drawn) as image:
-            small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        small.save(temporary, "PNG", optimize=True, pnginfo=about)
+        temporary.write_bytes(png(figure, caption))
     return place / f"{name}.png"
 
 

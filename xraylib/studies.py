@@ -132,6 +132,11 @@ class Study:
         board = reports.leaderboard(self.name)
         return board[board["recipe"].isin(list(recipes))].reset_index(drop=True)
 
+    def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Keep a table in the report (see `reports.save_table`) and give it back to be shown."""
+        reports.save_table(table, self.name, name)
+        return table
+
     def figure(self, figure: Figure, name: str, caption: str, *, patients: bool = False) -> Figure:
         """Keep a figure in the report (see `reports.save_figure`) and give it back to be shown."""
         figure.caption = caption

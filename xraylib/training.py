@@ -32,7 +32,6 @@ from xraylib.scores import write as write_scores
 from xraylib.storage import atomic, storage_errors
 
 log = logging.getLogger(__name__)
-
 # Code that decides what training does: a change makes a new run. Of `networks` only the recipe's own counts.
 CODE = ("training", "batches", "checkpoints", "features", "heads", "models", "decoding")
 
