@@ -48,7 +48,12 @@ def _map_rows(
     """Apply `function` to the rows in parallel (Pillow releases the GIL); yields chunks of results."""
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-        tqdm(total=len(manifest), desc=title, unit="image", disable=not progress) as bar,
+        tqdm(
+            total=len(manifest),
+            desc=title,
+            unit="image",
+            disable=not progress or "TQDM_DISABLE" in os.environ,
+        ) as bar,
     ):
         for start in range(0, len(manifest), _CHUNK):
             rows = list(manifest.iloc[start : start + _CHUNK].itertuples(index=False))
