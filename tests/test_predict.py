@@ -36,17 +36,14 @@ def predictor(network):
     return predict.load(network)
 
 
-def test_images(phantom):
+def official_test(phantom):
     return phantom[phantom["split"] == "test"]
-
-
-test_images.__test__ = False
 
 
 @pytest.mark.parametrize("kind", ["network", "linear"])
 def test_test_images_get_the_scores_of_the_run(kind, phantom, request):
     run = request.getfixturevalue(kind)
-    images = test_images(phantom)
+    images = official_test(phantom)
     table = predict.predict(images["path"].tolist(), predict.load(run))
     expected = run.scores.set_index(["split", "image_id"])["score"].loc["test"].loc[images["image_id"]]
     np.testing.assert_allclose(table["score"], expected, atol=1e-6)
@@ -57,7 +54,7 @@ def test_test_images_get_the_scores_of_the_run(kind, phantom, request):
 @pytest.mark.parametrize("kind", ["network", "linear"])
 def test_the_call_is_made_at_the_threshold_chosen_on_validation(kind, phantom, request):
     run = request.getfixturevalue(kind)
-    table = predict.predict(test_images(phantom)["path"].tolist(), predict.load(run))
+    table = predict.predict(official_test(phantom)["path"].tolist(), predict.load(run))
     val = run.scores[run.scores["split"] == "val"]
     chosen = metrics.youden_threshold(val["label"].to_numpy(), val["score"].to_numpy())
     assert table["threshold"].tolist() == pytest.approx([chosen] * len(table))
@@ -67,14 +64,14 @@ def test_the_call_is_made_at_the_threshold_chosen_on_validation(kind, phantom, r
 
 
 def test_one_image_scores_as_it_does_among_others(phantom, predictor):
-    files = test_images(phantom)["path"].tolist()
+    files = official_test(phantom)["path"].tolist()
     together = predict.predict(files, predictor)["score"]
     alone = [predict.predict([file], predictor)["score"].item() for file in files[:3]]
     np.testing.assert_allclose(alone, together[:3], atol=1e-6)
 
 
 def test_bad_files_are_reported_and_the_others_go_on(phantom, predictor, tmp_path):
-    good = test_images(phantom)["path"].iloc[0]
+    good = official_test(phantom)["path"].iloc[0]
     torn = tmp_path / "torn.jpeg"
     torn.write_bytes(Path(good).read_bytes()[:400])
     (tmp_path / "letter.png").write_text("Dear colleague")

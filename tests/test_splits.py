@@ -187,7 +187,9 @@ def test_a_copy_in_train_and_test_is_refused_by_name():
 
 def test_one_number_under_two_kinds_may_stand_in_train_and_test():
     films = pd.concat([hospital(), manifest([("person9001_bacteria", "test", 1)])], ignore_index=True)
-    check_disjoint(assign(films, "strict", 0))
+    assigned = assign(films, "strict", 0)
+    check_disjoint(assigned)
+    assert assigned["split"].eq("test").any()
 
 
 @pytest.mark.parametrize(
