@@ -149,7 +149,7 @@ def youden(labels, values):
     return (best + below.max()) / 2 if len(below) else best
 
 
-def recomputed(part, runs, recipe, protocol):
+def recomputed(part, runs, recipe, protocol, claimed):
     """One row of the leaderboard from scores alone, by scikit-learn and the bootstrap above."""
     rule = RECIPES[recipe].under(protocol).threshold
     test = part[part["split"] == "test"]
@@ -183,7 +183,7 @@ def recomputed(part, runs, recipe, protocol):
         row[f"{metric}_low"], row[f"{metric}_high"] = np.nanpercentile(mean, [2.5, 97.5])
     row |= {"threshold": np.mean(thresholds), "seeds": len(points), "n_test": round(len(test) / len(points))}
     row["train_seconds"] = np.mean([run["train_seconds"] for run in runs])
-    row["claimed_accuracy"] = RECIPES[recipe].claims.get("accuracy", np.nan)
+    row["claimed_accuracy"] = RECIPES[recipe].claims.get("accuracy", np.nan) if claimed else np.nan
     return row
 
 
@@ -200,7 +200,9 @@ def assert_recomputes(place):
         runs = json.loads((place / "metrics" / f"{recipe}.json").read_text())["runs"]
         runs = [run for run in runs if run["protocol"] == protocol]
         table = tables[recipe]
-        again = recomputed(table[table["protocol"] == protocol], runs, recipe, protocol)
+        again = recomputed(
+            table[table["protocol"] == protocol], runs, recipe, protocol, place.name != "phantom"
+        )
         numeric = {name for name, value in row.items() if isinstance(value, (int, float))}
         assert numeric >= set(again) and numeric - set(again) == set()
         for name, value in again.items():

@@ -173,6 +173,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     find_recipe(options.recipe)
+    if not any(file.is_file() for file in options.files):
+        named = ", ".join(map(str, options.files))
+        print(f"xraylib: no such file: {named}. Mend: check the path.", file=sys.stderr)
+        return 1
     accelerators.use()
     from xraylib import catalog, predict
     from xraylib.storage import atomic

@@ -10,7 +10,20 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from xraylib import metrics
-from xraylib.canvas import INK, QUIET, Figure, bare, beside, blank, head, need, recipe_looks, records, styled
+from xraylib.canvas import (
+    DASHES,
+    INK,
+    QUIET,
+    Figure,
+    bare,
+    beside,
+    blank,
+    head,
+    need,
+    recipe_looks,
+    records,
+    styled,
+)
 from xraylib.errors import DataInvalid
 
 _SIDES = {"train": "#999999", "validation": "#000000"}
@@ -37,7 +50,8 @@ def learning_curves(
         When there is no run, or a table is empty, lacks a column or holds no validation loss.
     """
     runs = _runs(histories, "epoch", ("epoch", "phase", *_HISTORY))
-    fig, axes = _paths(runs, "epoch")
+    named = list(histories) if isinstance(histories, Mapping) and 1 < len(runs) <= len(DASHES) else []
+    fig, axes = _paths(runs, "epoch", DASHES if named else ())
     starts = {float(v) - 0.5 for run in runs for v in run.groupby("phase")["epoch"].min().iloc[1:]}
     for ax in axes:
         for start in starts:
@@ -46,6 +60,9 @@ def learning_curves(
         if max(len(run) for run in runs) == 1:
             ax.set(xlim=(0.5, 1.5), xticks=[1])
     note = f"{len(runs)} runs, one line each. " if len(runs) > 1 else ""
+    if named:
+        looks = ("solid", "dashed", "dash-dotted", "dotted")
+        note = "; ".join(f"{name}: {look}" for name, look in zip(named, looks, strict=False)) + ". "
     note += "Circle: the epoch with the lowest validation loss."
     head(fig, title, note + (" Dotted: a new phase begins." if starts else ""))
     return fig
@@ -93,16 +110,16 @@ def _runs(
     return [run.sort_values(x) for run in named.values()]
 
 
-def _paths(runs: list[pd.DataFrame], x: str) -> tuple[Figure, np.ndarray]:
+def _paths(runs: list[pd.DataFrame], x: str, dashes: Sequence[str] = ()) -> tuple[Figure, np.ndarray]:
     """Draw the loss, then the accuracy, of train and validation over `x`, the best of each run circled."""
     fig, axes = blank(9.5, 3.8, 1, 2)
     marker = "o" if max(len(run) for run in runs) < 8 else ""
     for ax, (measure, label) in zip(axes[0], _MEASURES.items(), strict=True):
         columns = dict(zip(_SIDES, (measure, f"val_{measure}"), strict=True))
-        for run in runs:
+        for number, run in enumerate(runs):
             for side, column in columns.items():
                 look = {"color": _SIDES[side], "linewidth": 1.2, "marker": marker, "markersize": 4}
-                ax.plot(run[x], run[column], **look)
+                ax.plot(run[x], run[column], dashes[number] if dashes else "-", **look)
             best = run.iloc[int(run["val_loss"].argmin())]
             ring = {"color": INK, "markerfacecolor": "white", "markersize": 8, "zorder": 5}
             ax.plot(best[x], best[columns["validation"]], "o", **ring)

@@ -78,7 +78,10 @@ def _notebooks(place: Path) -> Iterator[dict[str, str]]:
 
 
 def _pictures(place: Path) -> Iterator[_Picture]:
-    for file in sorted(place.glob("figures/*.png")):
+    # The leaderboard first: the others explain it.
+    for file in sorted(
+        place.glob("figures/*.png"), key=lambda file: (file.stem != "06_leaderboard", file.stem)
+    ):
         with Image.open(file) as image:
             caption = str(image.info.get("Description", file.stem))
         yield _Picture(file.stem, file.stem[:2], caption, _inlined(file))
