@@ -173,15 +173,18 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     find_recipe(options.recipe)
+    from xraylib import catalog
+
+    dataset = catalog.find(options.dataset).name
     if not any(file.is_file() for file in options.files):
         named = ", ".join(map(str, options.files))
         print(f"xraylib: no such file: {named}. Mend: check the path.", file=sys.stderr)
         return 1
     accelerators.use()
-    from xraylib import catalog, predict
+    from xraylib import predict
     from xraylib.storage import atomic
 
-    predictor = predict.load(predict.find_run(options.recipe, catalog.find(options.dataset).name))
+    predictor = predict.load(predict.find_run(options.recipe, dataset))
     table = predict.predict(options.files, predictor)
     _show(table.drop(columns="problem"))
     if options.csv:
