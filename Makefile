@@ -3,7 +3,7 @@
 DATASET ?= phantom
 BUDGET  ?= $(if $(filter phantom,$(DATASET)),quick,full)
 SEED    ?= 0
-RECIPES ?= tiny-cnn-28 scratch-cnn mobilenetv2-frozen
+RECIPES ?= $(if $(filter kermany,$(DATASET)),all,tiny-cnn-28 scratch-cnn mobilenetv2-frozen majority-class file-size mean-intensity)
 # Real data: scores that stand in reports/ are read back; RETRAIN=1 trains anew.
 RETRAIN ?=
 PYTHON  ?= python3

@@ -11,7 +11,7 @@ from PIL import Image
 
 from xraylib import catalog, cli, downloads, paths, training
 from xraylib.phantom import PhantomSettings, write
-from xraylib.recipes import BUDGETS, Budget
+from xraylib.systems import BUDGETS, Budget
 
 
 @pytest.fixture(autouse=True)

@@ -112,6 +112,30 @@ PENALTIES = pd.DataFrame(
     }
 )
 
+# The second recipe was not split at random.
+STORY = pd.DataFrame(
+    {
+        "recipe": [KNOWN, KNOWN, KNOWN, "unheard-of", "unheard-of"],
+        "way": ["at random", "by patient", "official test", "by patient", "official test"],
+        "n": [1171, 745, 624, 745, 624],
+        "seeds": 3,
+        "accuracy": [0.97, 0.95, 0.8, 0.9, 0.6],
+        "accuracy_low": [0.96, 0.93, 0.77, 0.88, 0.55],
+        "accuracy_high": [0.98, 0.97, 0.83, 0.92, 0.65],
+    }
+)
+DRAWS = pd.DataFrame(
+    {
+        "recipe": [KNOWN] * 4 + ["unheard-of"] * 4,
+        "seed": [0, 1, 2, 3] * 2,
+        "n_val": 40,
+        "n_test": 1624,
+        "val_accuracy": [0.9, 0.85, 0.9, 0.95, 0.8, 0.7, 0.75, 0.8],
+        "accuracy": [0.7, 0.8, 0.75, 0.65, 0.6, 0.9, 0.7, 0.8],
+        "auc": [0.9, 0.95, 0.91, 0.92, 0.85, 0.86, 0.87, 0.88],
+    }
+)
+
 
 @pytest.fixture(scope="module")
 def board():
@@ -160,6 +184,8 @@ def every(manifest, pixels, scores, board, files):
         "leaderboard": plots.leaderboard(board),
         "predictions": plots.predictions(pixels[:8], labels[:8], np.linspace(0, 1, 8), 0.5),
         "prediction": plots.prediction(pixels[0], 0.9, 0.6, "IM-0001.jpeg"),
+        "story": plots.story(STORY),
+        "draws": plots.draws(DRAWS),
     }
 
 
@@ -411,6 +437,70 @@ def test_leaderboard_draws_values_intervals_and_claims_best_recipe_first(board):
     assert "0.800 (0.770–0.830)" in words(fig)
 
 
+def test_story_draws_accuracy_and_interval_of_each_way_in_the_panel_of_its_recipe():
+    fig = plots.story(STORY)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == [KNOWN, "unheard-of"]
+    ways = ["at random", "by patient", "official test"]
+    rows = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert rows == ["at random\nn = 1,171", "by patient\nn = 745", "official test\nn = 624"]
+    for ax in fig.axes:
+        part = STORY[STORY["recipe"] == ax.get_title(loc="left")]
+        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        assert len(dots) == len(part)
+        for row in part.to_dict("records"):
+            y = ways.index(row["way"])
+            assert ([row["accuracy"]], [y]) in drawn(ax)
+            assert ([row["accuracy_low"], row["accuracy_high"]], [y, y]) in drawn(ax)
+        colour = plots.recipe_looks([KNOWN, "unheard-of"])[part["recipe"].iloc[0]][0]
+        assert {dot.get_color() for dot in dots} == {colour}
+        assert [text.get_text() for text in ax.texts] == [f"{share:.1%}" for share in part["accuracy"]]
+
+
+def test_story_reads_from_top_to_bottom_and_holds_the_lowest_interval():
+    for ax in plots.story(STORY).axes:
+        bottom, top = ax.get_ylim()
+        assert bottom > 2 and top < 0
+        left, right = ax.get_xlim()
+        assert left < 0.55 and 1 < right < 1.02, "a dot at 100 % is drawn whole"
+
+
+def test_draws_stand_in_the_row_of_their_recipe_with_mean_and_range():
+    fig = plots.draws(DRAWS)
+    for ax, column in zip(fig.axes, ("val_accuracy", "accuracy", "auc"), strict=True):
+        for y, recipe in enumerate((KNOWN, "unheard-of")):
+            values = DRAWS.loc[DRAWS["recipe"] == recipe, column]
+            dots, mean = ax.lines[2 * y], ax.lines[2 * y + 1]
+            assert list(dots.get_xdata()) == values.tolist()
+            assert np.abs(dots.get_ydata() - y).max() < 0.3
+            assert list(mean.get_xdata()) == [values.mean()] * 2
+            assert np.mean(mean.get_ydata()) == y
+            said = f"{values.mean():.2f} ({values.min():.2f}–{values.max():.2f})"
+            assert ax.texts[y].get_text() == said
+    assert "4 draws each" in words(fig)
+
+
+def test_draws_say_how_many_images_and_call_recipes_as_told():
+    fig = plots.draws(DRAWS, {KNOWN: "none"}, "It depends")
+    assert fig.get_suptitle() == "It depends"
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["none", "unheard-of"]
+    assert [ax.get_xlabel() for ax in fig.axes] == [
+        "accuracy, own 40 validation images", "accuracy, 1,624 test images", "AUC, 1,624 test images",
+    ]  # fmt: skip
+
+
+def test_equal_draws_stand_beside_each_other():
+    dots = plots.draws(DRAWS).axes[0].lines[2]
+    places = set(zip(dots.get_xdata(), dots.get_ydata(), strict=True))
+    assert len(places) == 4
+
+
+@pytest.mark.parametrize(("figure", "table"), [(plots.story, STORY), (plots.draws, DRAWS)])
+def test_each_column_of_a_comparison_is_needed(figure, table):
+    for column in table:
+        with pytest.raises(DataInvalid, match=rf"lacks the columns {column}\. Mend"):
+            figure(table.drop(columns=column))
+
+
 def test_wrong_predictions_have_a_frame_and_a_word(pixels):
     fig = plots.predictions(pixels[:4], np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.9, 0.5]), 0.5)
     verdicts = [ax.get_xlabel().split("\n")[2] for ax in fig.axes]
@@ -458,6 +548,8 @@ EMPTY_TABLES = [
     (plots.roc, "score"),
     (plots.precision_recall, "score"),
     (plots.leaderboard, "claimed_accuracy"),
+    (plots.story, "accuracy_low"),
+    (plots.draws, "val_accuracy"),
 ]
 
 
@@ -472,6 +564,10 @@ def test_an_empty_table_is_refused_with_what_is_missing(figure, column):
 def test_a_table_without_rows_is_refused():
     with pytest.raises(DataInvalid, match=r"leaks is empty.*Mend"):
         plots.leakage(LEAKS.iloc[:0])
+    with pytest.raises(DataInvalid, match=r"five ways is empty.*Mend"):
+        plots.story(STORY.iloc[:0])
+    with pytest.raises(DataInvalid, match=r"draws is empty.*Mend"):
+        plots.draws(DRAWS.iloc[:0])
     with pytest.raises(DataInvalid, match=r"history.*Mend"):
         plots.learning_curves({})
     with pytest.raises(DataInvalid, match=r"seed 7.*is empty.*Mend"):

@@ -11,6 +11,7 @@ from xraylib import heads, metrics, predict, training
 from xraylib.errors import DataInvalid, DataMissing
 from xraylib.models import Weights
 from xraylib.recipes import find_recipe
+from xraylib.runs import read
 
 TINY = find_recipe("tiny-cnn-28")
 FROZEN = replace(find_recipe("mobilenetv2-frozen"), size=32, init="random")
@@ -109,7 +110,7 @@ def copied(request, tmp_path):
     def copy(kind):
         folder = tmp_path / "runs" / request.getfixturevalue(kind).folder.name
         shutil.copytree(request.getfixturevalue(kind).folder, folder)
-        return training.read(folder)
+        return read(folder)
 
     return copy
 

@@ -22,10 +22,11 @@ EACH_MODULE = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.ste
 # fmt: off
 ORDER = (
     "errors", "paths", "storage", "provenance", "scores", "thorax", "phantom", "decoding", "images",
-    "naming", "datasets", "archives", "downloads", "catalog", "splits", "networks", "models", "recipes",
-    "accelerators", "batches", "checkpoints", "features", "heads", "training", "metrics", "shortcuts",
-    "canvas", "dataplots", "curveplots", "scoreplots", "galleries", "plots", "reports", "pages", "studies",
-    "predict", "execution", "environment", "cli", "__main__",
+    "naming", "datasets", "archives", "downloads", "catalog", "splits", "networks", "models", "systems",
+    "recipes", "accelerators", "metrics", "comparisons", "shortcuts", "batches", "checkpoints", "features",
+    "heads", "runs", "training", "canvas", "dataplots", "curveplots", "scoreplots", "storyplots",
+    "galleries", "plots", "reports", "pages", "studies", "predict", "execution", "environment", "cli",
+    "__main__",
 )
 # fmt: on
 # Plain Keras, so that TensorFlow and JAX both run it.
@@ -81,7 +82,17 @@ def test_training_is_plain_keras(name):
 @EACH_MODULE
 def test_every_module_has_a_test_file_or_is_tested_with_another(path):
     with_others = {"archives", "downloads", "naming", "datasets"}, {"canvas", "dataplots", "curveplots"}
-    covered = set.union(*with_others) | {"scoreplots", "galleries", "__init__", "__main__", "errors", "paths"}
+    covered = set.union(*with_others) | {
+        "scoreplots",
+        "storyplots",
+        "systems",
+        "runs",
+        "galleries",
+        "__init__",
+        "__main__",
+        "errors",
+        "paths",
+    }
     covered |= {"batches", "checkpoints", "features", "heads", "decoding", "thorax", "networks", "pages"}
     assert path.stem in covered or (ROOT / "tests" / f"test_{path.stem}.py").exists()
 

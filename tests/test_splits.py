@@ -10,7 +10,7 @@ from xraylib import splits
 from xraylib.errors import DataInvalid, LeakFound, UnknownName
 from xraylib.naming import person_number
 from xraylib.phantom import PhantomSettings
-from xraylib.splits import SCHEMES, assign, check_disjoint, counts, leakage
+from xraylib.splits import BY_PATIENT, PROTOCOLS, SCHEMES, assign, check_disjoint, counts, leakage
 
 # Few patients of one kind, as made up below: scikit-learn remarks on it, and the split is still by patient.
 pytestmark = pytest.mark.filterwarnings("error", "ignore:The least populated class")
@@ -89,6 +89,21 @@ def test_strict_never_parts_the_images_of_one_child(films, seed):
     assert assigned.equals(assign(films, "strict", seed))
 
 
+@settings(max_examples=60, deadline=None)
+@given(manifests(), st.integers(0, 2**32 - 1))
+def test_the_small_study_is_a_part_of_strict_and_all_of_it_when_it_is_small(films, seed):
+    try:
+        whole = assign(films, "strict", seed)
+        part = assign(films, "strict", seed, scheme="patient-grouped-176")
+    except DataInvalid:
+        return
+    assert part.equals(whole.loc[part.index])
+    assert part.query("split == 'test'").equals(whole.query("split == 'test'"))
+    for side, images in splits.SMALL.items():
+        if sides(whole)[side] <= images:
+            assert sides(part)[side] == sides(whole)[side]
+
+
 def test_strict_divides_by_kind_in_the_same_shares_for_every_seed():
     films = hospital()
     pool = films[films["split"] != "test"]
@@ -121,12 +136,30 @@ def test_official_keeps_the_folders():
     assert assign(films, "published", 3, scheme="official")["split"].tolist() == films["split"].tolist()
 
 
-def test_official_without_a_validation_folder_says_what_it_does_instead(caplog):
+def test_official_without_a_validation_folder_takes_eight_of_each_class_from_train(caplog):
     films = hospital().query("split != 'val'")
-    assigned = assign(films, "published", 0, scheme="official")
+    drawn = set()
+    for seed in (0, 0, 1):
+        assigned = assign(films, "published", seed, scheme="official")
+        val = assigned["split"] == "val"
+        assert assigned.loc[val, "label"].value_counts().to_dict() == {0: 8, 1: 8}
+        assert set(films["split"][val.to_numpy()]) == {"train"}
+        assert assigned["split"].mask(val, "train").tolist() == films["split"].tolist()
+        drawn.add(tuple(assigned.loc[val, "image_id"]))
+    assert len(drawn) == 2
     assert "the official validation folder is not in this copy" in caplog.text
-    pool = films["split"].ne("test").sum()
-    assert sides(assigned)["val"] == np.ceil(0.2 * pool)
+
+
+def test_of_a_small_copy_the_stand_in_leaves_an_image_of_each_class_to_train():
+    tests = [("person100_virus", "test", 1), ("IM-100", "test", 1)]
+    few = manifest([("person1_virus", "train", 20), ("IM-1", "train", 5), *tests])
+    assigned = assign(few, "published", 0, scheme="official")
+    numbers = assigned.groupby("split")["label"].value_counts().unstack()
+    assert numbers.loc["val"].to_dict() == {0: 4, 1: 4}
+    assert numbers.loc["train"].to_dict() == {0: 1, 1: 16}
+    one = manifest([("person1_virus", "train", 20), ("IM-1", "train", 1), *tests])
+    with pytest.raises(DataInvalid, match="the val side has no images"):
+        assign(one, "published", 0, scheme="official")
 
 
 def test_a_fifth_of_the_pool_validates_per_image():
@@ -156,6 +189,96 @@ def test_random_per_image_drops_copies_and_divides_seventy_twenty_ten():
     assert prevalence.max() - prevalence.min() < 0.01
 
 
+def test_136_images_train_and_40_of_other_patients_validate_in_the_shares_of_the_classes():
+    films = hospital()
+    pool = films[films["split"] != "test"]
+    for seed in range(5):
+        assigned = assign(films, "strict", seed, scheme="patient-grouped-176")
+        check_disjoint(assigned)
+        assert sides(assigned) == {"train": 136, "val": 40, "test": len(films) - len(pool)}
+        persons = assigned.assign(person=assigned["patient"].map(person_number)).groupby("split")["person"]
+        assert not set(persons.get_group("train")) & set(persons.get_group("val"))
+        for side in ("train", "val"):
+            prevalence = assigned.loc[assigned["split"] == side, "label"].mean()
+            assert prevalence == pytest.approx(pool["label"].mean(), abs=0.05)
+
+
+def test_take_and_skip_of_two_shuffles_validate_on_what_was_trained_on():
+    # As many images as outside the test folder of the copy that the keras.io example reads.
+    films = manifest(
+        [
+            ("person1_virus", "train", 3883), ("IM-1", "train", 1349),
+            ("person2_virus", "test", 5), ("IM-2", "test", 5),
+        ]
+    )  # fmt: skip
+    for seed in range(3):
+        assigned = assign(films, "published", seed, scheme="take-skip")
+        assert sides(assigned) == {"train": 4200, "val": 1032, "test": 10}
+        assert not assigned.duplicated(["split", "image_id"]).any()
+        train, val = (set(assigned.loc[assigned["split"] == side, "image_id"]) for side in ("train", "val"))
+        assert len(train & val) / len(val) == pytest.approx(0.8, abs=0.04)
+        audit = leakage(assigned).set_index(["check", "between"])["share"]
+        assert audit["byte-identical", "train and val"] == len(train & val) / len(val)
+        assert audit["byte-identical", "train and test"] == 0
+
+
+def test_176_images_at_random_are_tested_on_what_they_validate_on():
+    films = hospital()
+    outside = set(films.loc[films["split"] != "test", "image_id"])
+    for seed in range(5):
+        assigned = assign(films, "published", seed, scheme="random-176")
+        assert sides(assigned) == {"train": 136, "val": 40, "test": 40}
+        names = {side: list(part) for side, part in assigned.groupby("split")["image_id"]}
+        assert names["val"] == names["test"]
+        assert len({*names["train"], *names["val"]}) == 176
+        assert {*names["train"], *names["val"]} <= outside
+        audit = leakage(assigned).set_index(["check", "between"])["images"]
+        assert audit["same patient", "train and val"] > 0
+        assert audit["byte-identical", "val and test"] == 40
+        prevalence = assigned.groupby("split")["label"].mean()
+        assert prevalence.max() - prevalence.min() < 0.03
+
+
+@pytest.mark.parametrize("images", [12, 44, 100, 175, 176])
+def test_of_176_images_or_fewer_all_are_drawn(images):
+    films = manifest(
+        [
+            *((f"person{i}_virus", "train", 1) for i in range(images // 2)),
+            *((f"IM-{i}", "train", 1) for i in range(images // 2, images)),
+            ("person9000_virus", "test", 2),
+            ("IM-9001", "test", 1),
+        ]
+    )
+    val = round(images * 40 / 176)
+    assigned = assign(films, "published", 0, scheme="random-176")
+    assert sides(assigned) == {"train": images - val, "val": val, "test": val}
+    assert set(assigned["image_id"]) == set(films.loc[films["split"] == "train", "image_id"])
+    grouped = assign(films, "strict", 0, scheme="patient-grouped-176")
+    assert sides(grouped)["test"] == 3
+    assert sides(grouped)["train"] == min(136, sides(assign(films, "strict", 0))["train"])
+    skipped = assign(films, "published", 0, scheme="take-skip")
+    assert sides(skipped)["train"] + sides(skipped)["val"] == images
+
+
+TINY = [
+    ("person1_virus", "train", 2),
+    ("IM-2", "train", 2),
+    ("person3_virus", "test", 1),
+    ("IM-4", "test", 1),
+]
+NO_TRAIN = [("person1_virus", "test", 2), ("IM-2", "test", 2)]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "films"),
+    [("per-image-validation", TINY), ("random-176", TINY), ("patient-grouped", NO_TRAIN)],
+    ids=["per-image-validation", "random-176", "patient-grouped"],
+)
+def test_a_set_too_small_to_divide_is_refused(scheme, films):
+    with pytest.raises(DataInvalid, match="Mend"):
+        assign(manifest(films), "published", 0, scheme=scheme)
+
+
 @pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"official"}))
 def test_a_seed_draws_one_split_and_another_seed_another(scheme):
     films = hospital()
@@ -164,9 +287,25 @@ def test_a_seed_draws_one_split_and_another_seed_another(scheme):
     assert not first.equals(assign(films, "published", 1, scheme=scheme))
 
 
-def test_strict_does_not_read_the_scheme():
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scheme_can_be_the_protocol_and_then_no_other_is_read(scheme):
     films = hospital()
-    assert assign(films, "strict", 0, scheme="random-per-image").equals(assign(films, "strict", 0))
+    named = assign(films, scheme, 3)
+    assert named.equals(assign(films, "published", 3, scheme=scheme))
+    assert named.equals(assign(films, scheme, 3, scheme="random-per-image"))
+
+
+def test_strict_is_patient_grouped_unless_another_scheme_by_patient_is_named():
+    films = hospital()
+    assert assign(films, "strict", 0).equals(assign(films, "patient-grouped", 0))
+    for scheme in BY_PATIENT:
+        assert assign(films, "strict", 0, scheme=scheme).equals(assign(films, scheme, 0))
+
+
+@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - set(BY_PATIENT)))
+def test_strict_refuses_a_scheme_that_parts_the_images_of_a_patient(scheme):
+    with pytest.raises(LeakFound, match=f"{scheme} .*Mend: .*{', '.join(BY_PATIENT)}"):
+        assign(hospital(), "strict", 0, scheme=scheme)
 
 
 def test_a_patient_in_train_and_test_is_refused_by_name():
@@ -207,10 +346,11 @@ def test_a_side_without_both_classes_is_refused(keep, said):
 
 
 def test_unknown_names_are_told_the_known_ones():
-    with pytest.raises(UnknownName, match=r"'honest'.*published, strict"):
+    with pytest.raises(UnknownName, match=f"'honest'.*Mend: .*{', '.join((*PROTOCOLS, *SCHEMES))}"):
         assign(hospital(), "honest", 0)
-    with pytest.raises(UnknownName, match=r"'by-luck'.*patient-grouped, official"):
-        assign(hospital(), "published", 0, scheme="by-luck")
+    for protocol in PROTOCOLS:
+        with pytest.raises(UnknownName, match=f"'by-luck'.*Mend: .*{', '.join(SCHEMES)}"):
+            assign(hospital(), protocol, 0, scheme="by-luck")
 
 
 def test_leakage_counts_a_known_answer():

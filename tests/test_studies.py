@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from xraylib import reports, studies, training
 from xraylib.errors import DataMissing, UnknownName
 from xraylib.phantom import PhantomSettings, write
-from xraylib.recipes import BUDGETS, Budget, Phase, find_recipe
+from xraylib.recipes import find_recipe
 from xraylib.studies import Study
+from xraylib.systems import BUDGETS, Budget, Phase
 
 pytestmark = pytest.mark.usefixtures("small_phantom", "reports_here")
 TINY = find_recipe("tiny-cnn-28")
@@ -61,8 +62,11 @@ def test_data_that_is_not_there_is_named_when_it_is_asked_for(accelerator, tmp_p
 
 
 def test_seeds_follow_the_budget(accelerator):
-    assert list(Study("phantom", accelerator, "quick", seed=7).seeds) == [7, 8]
-    assert list(Study("phantom", accelerator, "brief", seed=7).seeds) == [7]
+    tiny, small, large = map(find_recipe, ("tiny-cnn-28", "mobilenetv2-small", "resnet50v2"))
+    assert list(Study("phantom", accelerator, "quick", seed=7).seeds(tiny)) == [7, 8]
+    assert list(Study("phantom", accelerator, "brief", seed=7).seeds(tiny)) == [7]
+    full = Study("phantom", accelerator, "full", seed=7)
+    assert [len(full.seeds(recipe)) for recipe in (tiny, small, large)] == [3, 10, 1]
 
 
 def test_runs_of_all_seeds_stand_in_the_report(accelerator, trainings):
@@ -134,7 +138,7 @@ def test_another_budget_or_recipe_is_trained_again(accelerator, trainings, caplo
     trainings.clear()
     study = Study("phantom", accelerator, other.get("budget", "brief"), reuse=True)
     study.runs(other.get("recipe", TINY))
-    assert [seed for _, _, seed, _ in trainings] == list(study.seeds)
+    assert [seed for _, _, seed, _ in trainings] == list(study.seeds(TINY))
     assert any("another recipe or budget" in record.getMessage() for record in caplog.records)
 
 

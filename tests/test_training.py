@@ -18,7 +18,9 @@ from xraylib.checkpoints import Progress
 from xraylib.errors import UnknownName, WeightsMissing, XraylibError
 from xraylib.metrics import COLUMNS, check_scores
 from xraylib.models import Weights
-from xraylib.recipes import Phase, find_recipe
+from xraylib.recipes import find_recipe
+from xraylib.runs import model_sha256, read
+from xraylib.systems import Phase
 from xraylib.training import train
 
 TINY = find_recipe("tiny-cnn-28")
@@ -72,7 +74,7 @@ def test_a_run_says_what_it_was_made_from(unbroken, accelerator):
     assert said["hardware"] == str(accelerator)
     assert said["init"] == "random" and said["choices"]["phases"][0]["epochs"] == 20
     assert {"keras", "tensorflow", "numpy", "scikit-learn"} == set(said["versions"])
-    assert said["model_sha256"] == training.model_sha256(unbroken.folder / "model.weights.h5")
+    assert said["model_sha256"] == model_sha256(unbroken.folder / "model.weights.h5")
     assert said["train_seconds"] > 0
 
 
@@ -166,7 +168,7 @@ def test_the_same_call_reads_back_without_training(unbroken, phantom, accelerato
     monkeypatch.setattr(keras.Model, "fit", never)
     monkeypatch.setattr(training, "_fit_network", never)
     same(train(TINY, phantom, accelerator, budget="quick", runs=runs), unbroken)
-    same(training.read(unbroken.folder), unbroken)
+    same(read(unbroken.folder), unbroken)
 
 
 @pytest.fixture
@@ -294,24 +296,24 @@ def epochs():
     except (ValueError, OSError):
         return 0
 
-killed = []
-while True:
-    before = epochs()
+killed, status = [], signal.SIGKILL
+while status == signal.SIGKILL:
+    before, ended = epochs(), 0
     # Forked before Keras has begun anything: each child is a fresh process that need not import it again.
     child = os.fork()
     if child == 0:
         accelerator = accelerators.use("cpu", "tensorflow")
         training.train(find_recipe("tiny-cnn-28"), manifest, accelerator, budget="quick", runs=runs)
         os._exit(0)
-    while len(killed) < 3 and epochs() < before + 2 and os.waitpid(child, os.WNOHANG)[0] == 0:
+    while len(killed) < 3 and not ended and (seen := epochs()) < before + 2:
+        ended, status = os.waitpid(child, os.WNOHANG)
         time.sleep(0.002)
-    if len(killed) < 3:
+    if not ended and len(killed) < 3:
+        killed.append(seen)
         time.sleep(draw.uniform(0, 0.1))
         os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if status != signal.SIGKILL:
-        break
-    killed.append(epochs())
+    if not ended:
+        status = os.waitpid(child, 0)[1]
 print(json.dumps({"killed": killed, "status": status}))
 """
 
@@ -322,7 +324,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_scores(unbroken, phantom
     said = json.loads(run_python(KILLED, tmp_path / "manifest.pkl", tmp_path / "runs"))
     assert said["status"] == 0 and said["killed"] and min(said["killed"]) >= 2
     (folder,) = (tmp_path / "runs").iterdir()
-    same(training.read(folder), unbroken)
+    same(read(folder), unbroken)
 
 
 def test_a_network_that_diverges_is_no_run(phantom, accelerator, tmp_path):

@@ -42,7 +42,8 @@ import pandas as pd  # noqa: E402
 
 from xraylib import images, models, training  # noqa: E402
 from xraylib.batches import Batches, predict  # noqa: E402
-from xraylib.recipes import Phase, find_recipe  # noqa: E402
+from xraylib.recipes import find_recipe  # noqa: E402
+from xraylib.systems import Phase  # noqa: E402
 
 manifest = pd.read_pickle(folder / "manifest.pkl")
 manifest.attrs = {"dataset": "phantom"}

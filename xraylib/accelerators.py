@@ -15,6 +15,7 @@ from xraylib.errors import DeviceMissing, UnknownName
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 BACKENDS = ("tensorflow", "jax")
+PRECISIONS = ("float32", "mixed_bfloat16")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ class Accelerator:
         return f"{self.kind.upper()} {self.name} · {self.backend} · {self.precision} · {share}"
 
 
-def use(device: str = "auto", backend: str | None = None, devices: int | None = None) -> Accelerator:
+def use(
+    device: str = "auto",
+    backend: str | None = None,
+    devices: int | None = None,
+    precision: str | None = None,
+) -> Accelerator:
     """Set Keras up for the device that is there, or for the one asked for, and seed its generators with 0.
 
     Parameters
@@ -54,16 +60,21 @@ def use(device: str = "auto", backend: str | None = None, devices: int | None = 
     devices
         How many devices share each batch (`keras.distribution.DataParallel`, JAX only); by default all
         of an accelerator, one CPU. More CPUs than one are simulated, for testing.
+    precision
+        `float32` or `mixed_bfloat16`; by default the latter on a TPU. Heads end in float32 all the same.
 
     Raises
     ------
     UnknownName
-        For a device or backend that does not exist.
+        For a device, backend or precision that does not exist.
     DeviceMissing
         When what was asked for is not here, or Keras is already running on another backend.
     """
     if device not in DEVICES:
         raise UnknownName(f"there is no device {device!r}. Mend: choose one of {', '.join(DEVICES)}.")
+    if precision not in (None, *PRECISIONS):
+        known = ", ".join(PRECISIONS)
+        raise UnknownName(f"there is no precision {precision!r}. Mend: choose one of {known}.")
     backend = backend or os.environ.get("KERAS_BACKEND") or _default_backend(device)
     if backend not in BACKENDS:
         raise UnknownName(f"there is no backend {backend!r}. Mend: choose one of {', '.join(BACKENDS)}.")
@@ -77,7 +88,7 @@ def use(device: str = "auto", backend: str | None = None, devices: int | None = 
     _load_keras()
     found = _jax_devices(device, devices) if backend == "jax" else _tensorflow_devices(device, devices)
     kind, name, count = found
-    precision = "mixed_bfloat16" if kind == "tpu" else "float32"
+    precision = precision or ("mixed_bfloat16" if kind == "tpu" else "float32")
     _apply(backend, kind, count, precision)
     return Accelerator(kind, name, count, backend, precision)
 

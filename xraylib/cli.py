@@ -14,8 +14,9 @@ import pandas as pd
 
 from xraylib import __version__, accelerators
 from xraylib.errors import XraylibError
-from xraylib.recipes import BUDGETS, RECIPES, find_recipe
-from xraylib.splits import PROTOCOLS
+from xraylib.recipes import RECIPES, find_recipe
+from xraylib.splits import PROTOCOLS, SCHEMES
+from xraylib.systems import BUDGETS
 
 if TYPE_CHECKING:
     from xraylib.catalog import Dataset
@@ -49,9 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a recipe with some seeds and add it to the report")
     train.add_argument("recipe", help=", ".join(RECIPES))
     _study_options(train)
-    train.add_argument("--protocol", default="strict", help=", ".join(PROTOCOLS))
+    train.add_argument("--protocol", default="strict", help=", ".join((*PROTOCOLS, *SCHEMES)))
+    train.add_argument("--init", help="random, imagenet or a .weights.h5 file; by default the recipe's own")
     train.add_argument("--device", default="auto", help=", ".join(accelerators.DEVICES))
     train.add_argument("--backend", default=None, help="tensorflow or jax; by default what the device wants")
+    train.add_argument(
+        "--precision", help=f"{', '.join(accelerators.PRECISIONS)}; bfloat16 is a TPU's default"
+    )
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", help="recompute and print the leaderboard from the scores")
@@ -156,10 +161,12 @@ def _dataset(name: str) -> "Dataset":
 
 def _train(options: argparse.Namespace) -> None:
     find_recipe(options.recipe)
-    accelerator = accelerators.use(options.device, options.backend)
+    accelerator = accelerators.use(options.device, options.backend, precision=options.precision)
     from xraylib.studies import Study
 
-    study = Study(options.dataset, accelerator, options.budget, options.seed, (options.recipe,))
+    study = Study(
+        options.dataset, accelerator, options.budget, options.seed, (options.recipe,), init=options.init
+    )
     for run in study.runs(options.recipe, options.protocol):
         print(run.folder)
 

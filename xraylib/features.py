@@ -11,7 +11,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from xraylib import images, models, paths, provenance
-from xraylib.networks import NETWORKS
+from xraylib.networks import code
 from xraylib.storage import atomic, storage_errors
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def pooled(manifest: pd.DataFrame, network: str, size: int, weights: models.Weig
         "versions": provenance.versions(keras.backend.backend()),
         "code": [
             provenance.code_fingerprint(("features", "models", "decoding")),
-            provenance.function_fingerprint(NETWORKS[network]),
+            provenance.function_fingerprint(*code(network)),
         ],
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -119,8 +119,9 @@ def find_weights(network: str, init: str) -> Weights:
     network
         A key of `NETWORKS`.
     init
-        `random`; `imagenet`: the file `<network>_imagenet_notop.weights.h5` in the folder `XRAYLIB_WEIGHTS`
-        where that is set, otherwise Keras's own download; or the path of a `.weights.h5` file.
+        `random`; `imagenet`: the file `<backbone>_imagenet_notop.weights.h5` in the folder `XRAYLIB_WEIGHTS`
+        where that is set, otherwise Keras's own download; the path of a `.weights.h5` file; or `none`, of a
+        recipe that has no network.
 
     Raises
     ------
@@ -129,12 +130,13 @@ def find_weights(network: str, init: str) -> Weights:
     UnknownName
         When `init` is none of these.
     """
-    if init == "random":
-        return Weights("random")
-    if init == "imagenet" and paths.WEIGHTS is not None:
-        return _from_file(paths.WEIGHTS / f"{network}_imagenet_notop.weights.h5")
+    if init in ("random", "none"):
+        return Weights(init)
+    if init == "imagenet" and network not in BACKBONES:
+        raise WeightsMissing(f"there are no ImageNet weights for {network}. Mend: ask for init=random.")
     if init == "imagenet":
-        return _from_keras(network)
+        name = f"{BACKBONES[network].__name__.lower()}_imagenet_notop.weights.h5"
+        return _from_keras(network, name) if paths.WEIGHTS is None else _from_file(paths.WEIGHTS / name)
     if init.endswith(".weights.h5"):
         return _from_file(Path(init))
     raise UnknownName(
@@ -152,18 +154,14 @@ def _from_file(file: Path) -> Weights:
     return Weights(KNOWN_WEIGHTS.get(digest, f"file {digest[:12]}"), file)
 
 
-def _from_keras(network: str) -> Weights:
+def _from_keras(network: str, name: str) -> Weights:
     """Check that Keras's weights are in its cache or can be fetched, before a training is begun."""
-    constructors = {"mobilenetv2": keras.applications.MobileNetV2}
-    if network not in constructors:
-        raise WeightsMissing(f"there are no ImageNet weights for {network}. Mend: ask for init=random.")
     try:
-        constructors[network](include_top=False, weights="imagenet", input_shape=(224, 224, 3))
+        BACKBONES[network](include_top=False, weights="imagenet", input_shape=(224, 224, 3))
     except Exception as error:
         raise WeightsMissing(
             f"the ImageNet weights of {network} could not be downloaded ({error}). Mend: connect to the "
-            "network, set XRAYLIB_WEIGHTS to a folder that holds "
-            f"{network}_imagenet_notop.weights.h5, or ask for init=random."
+            f"network, set XRAYLIB_WEIGHTS to a folder that holds {name}, or ask for init=random."
         ) from error
     return Weights("imagenet (Keras)")
 

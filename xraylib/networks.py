@@ -66,27 +66,111 @@ def scratch_cnn(x: Any, size: int, weights: Weights) -> Any:
     return layers.Dropout(0.3)(x)
 
 
-def mobilenetv2(x: Any, size: int, weights: Weights) -> Any:
-    """MobileNetV2 without its top (1,280 channels, input −1…1), averaged over the image."""
-    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
-    x = layers.Concatenate()([x, x, x])
-    backbone = keras.applications.MobileNetV2(
+def backbone(network: str, size: int, weights: Weights) -> keras.Model:
+    """Return the Keras application under a network, without its top, with its initial weights.
+
+    It is one layer named `backbone`, which fine-tuning freezes and frees.
+    """
+    found = BACKBONES[network](
         input_shape=(size, size, 3),
         include_top=False,
         weights="imagenet" if weights.label == "imagenet (Keras)" else None,
         name="backbone",
     )
     if weights.file is not None:
-        load_weights(backbone, weights.file)
+        load_weights(found, weights.file)
+    return found
+
+
+def mobilenetv2(x: Any, size: int, weights: Weights) -> Any:
+    """MobileNetV2 without its top (1,280 channels, input −1…1), averaged over the image."""
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
+    x = layers.Concatenate()([x, x, x])
     # Batch norm stays in inference mode: its statistics belong to the pre-trained weights.
-    return layers.GlobalAveragePooling2D()(backbone(x, training=False))
+    x = backbone("mobilenetv2", size, weights)(x, training=False)
+    return layers.GlobalAveragePooling2D()(x)
+
+
+def mobilenetv2_small(x: Any, size: int, weights: Weights) -> Any:
+    """MobileNetV2 (input −1…1), then max pooling and flattening, as the 176-image system publishes it."""
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
+    x = layers.Concatenate()([x, x, x])
+    x = backbone("mobilenetv2_small", size, weights)(x, training=False)
+    x = layers.MaxPooling2D()(x)
+    return layers.Flatten()(x)
+
+
+def resnet50v2(x: Any, size: int, weights: Weights) -> Any:
+    """ResNet50V2 (2,048 channels, input −1…1), the whole of it trained, averaged over the image."""
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
+    x = layers.Concatenate()([x, x, x])
+    x = backbone("resnet50v2", size, weights)(x)
+    return layers.GlobalAveragePooling2D()(x)
+
+
+def resnet50v2_raw(x: Any, size: int, weights: Weights) -> Any:
+    """ResNet50V2 as published: pixels of 0…255 unscaled, and flips at random in scoring as in training."""
+    x = layers.RandomFlip("horizontal")(x, training=True)
+    x = layers.Concatenate()([x, x, x])
+    x = backbone("resnet50v2_raw", size, weights)(x)
+    return layers.GlobalAveragePooling2D()(x)
+
+
+def inceptionv3(x: Any, size: int, weights: Weights) -> Any:
+    """InceptionV3 (2,048 channels, input −1…1), averaged, with a dense layer of its own on top."""
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
+    x = layers.Concatenate()([x, x, x])
+    x = backbone("inceptionv3", size, weights)(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dense(256, "relu")(x)
+    return layers.Dropout(0.3)(x)
+
+
+def separable_cnn(x: Any, size: int, weights: Weights) -> Any:
+    """Separable convolutions and three dense blocks, as the keras.io example publishes them."""
+    x = layers.Rescaling(1 / 255)(x)
+    x = layers.Concatenate()([x, x, x])
+    for _ in range(2):
+        x = layers.Conv2D(16, 3, activation="relu", padding="same")(x)
+    x = layers.MaxPooling2D()(x)
+    for filters, dropout in ((32, 0.0), (64, 0.0), (128, 0.2), (256, 0.2)):
+        for _ in range(2):
+            x = layers.SeparableConv2D(filters, 3, activation="relu", padding="same")(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.MaxPooling2D()(x)
+        x = layers.Dropout(dropout)(x)
+    x = layers.Flatten()(x)
+    for units, dropout in ((512, 0.7), (128, 0.5), (64, 0.3)):
+        x = layers.Dense(units, "relu")(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.Dropout(dropout)(x)
+    return x
 
 
 NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
-    "tiny_cnn": tiny_cnn,
-    "scratch_cnn": scratch_cnn,
-    "mobilenetv2": mobilenetv2,
+    function.__name__: function
+    for function in (
+        tiny_cnn,
+        scratch_cnn,
+        mobilenetv2,
+        mobilenetv2_small,
+        resnet50v2,
+        resnet50v2_raw,
+        inceptionv3,
+        separable_cnn,
+    )
 }
 
 # Networks on a backbone: initial weights are the backbone's; those of the others are the whole network's.
-BACKBONES = ("mobilenetv2",)
+BACKBONES: dict[str, Callable[..., keras.Model]] = {
+    "mobilenetv2": keras.applications.MobileNetV2,
+    "mobilenetv2_small": keras.applications.MobileNetV2,
+    "resnet50v2": keras.applications.ResNet50V2,
+    "resnet50v2_raw": keras.applications.ResNet50V2,
+    "inceptionv3": keras.applications.InceptionV3,
+}
+
+
+def code(network: str) -> tuple[Callable[..., Any], ...]:
+    """Return the functions that make a network, for its fingerprint."""
+    return (NETWORKS[network], backbone) if network in BACKBONES else (NETWORKS[network],)

@@ -61,6 +61,7 @@ def _section(place: Path) -> dict[str, Any]:
     return {
         "name": place.name,
         "rows": board.to_dict(orient="records"),
+        "claims": reports.claims(place.name).to_dict(orient="records"),
         "recipes": recipes,
         "pictures": list(_pictures(place)),
         "notebooks": list(_notebooks(place)),
@@ -78,10 +79,9 @@ def _notebooks(place: Path) -> Iterator[dict[str, str]]:
 
 
 def _pictures(place: Path) -> Iterator[_Picture]:
-    # The leaderboard first: the others explain it.
-    for file in sorted(
-        place.glob("figures/*.png"), key=lambda file: (file.stem != "06_leaderboard", file.stem)
-    ):
+    # The story and the leaderboard first: the others explain them.
+    first = {"06_story": 0, "06_leaderboard": 1}
+    for file in sorted(place.glob("figures/*.png"), key=lambda file: (first.get(file.stem, 2), file.stem)):
         with Image.open(file) as image:
             caption = str(image.info.get("Description", file.stem))
         yield _Picture(file.stem, file.stem[:2], caption, _inlined(file))
@@ -99,11 +99,12 @@ def _inlined(file: Path) -> str:
 
 
 def write_readme_tables(readme: Path) -> None:
-    """Write the leaderboards into a page, between `<!-- leaderboard:<dataset> … -->` and `<!-- end -->`."""
+    """Write tables into a page: `<!-- leaderboard:<dataset> … -->` or `claims:…` to `<!-- end -->`."""
     text = readme.read_text(encoding="utf-8")
 
     def table(match: re.Match[str]) -> str:
-        return f"{match['start']}\n{_markdown(match['dataset'])}\n{match['end']}"
+        lines = {"leaderboard": _leaderboard, "claims": _claims}[match["what"]](match["dataset"])
+        return "\n".join((match["start"], *lines, match["end"]))
 
     written = _TABLE.sub(table, text)
     if written != text:
@@ -112,20 +113,19 @@ def write_readme_tables(readme: Path) -> None:
 
 
 _TABLE = re.compile(
-    r"(?P<start><!-- leaderboard:(?P<dataset>\S+) [^>]*-->)\n.*?(?P<end><!-- end -->)", re.DOTALL
+    r"(?P<start><!-- (?P<what>leaderboard|claims):(?P<dataset>\S+) [^>]*-->)\n.*?(?P<end><!-- end -->)",
+    re.DOTALL,
 )
 
 
-def _markdown(dataset: str) -> str:
+def _leaderboard(dataset: str) -> list[str]:
     lines = [
         "| recipe | protocol | initial weights | seeds | n | accuracy | claimed | AUC "
         "| sensitivity | specificity |",
         "|---" * 10 + "|",
     ]
     for row in reports.leaderboard(dataset).to_dict(orient="records"):
-        figures = {
-            m: f"{row[m]:.3f} ({row[f'{m}_low']:.3f}–{row[f'{m}_high']:.3f})" for m in ("accuracy", "auc")
-        }
+        figures = {metric: _with_interval(row, metric) for metric in ("accuracy", "auc")}
         claimed = "–" if np.isnan(row["claimed_accuracy"]) else f"{row['claimed_accuracy']:.2f}"
         cells = (f"`{row['recipe']}`", row["protocol"], row["init"], row["seeds"], row["n_test"])
         errors = (f"{row['sensitivity']:.3f}", f"{row['specificity']:.3f}")
@@ -134,4 +134,34 @@ def _markdown(dataset: str) -> str:
             + " | ".join(map(str, (*cells, figures["accuracy"], claimed, figures["auc"], *errors)))
             + " |"
         )
-    return "\n".join(lines)
+    return lines
+
+
+def _claims(dataset: str) -> list[str]:
+    lines = [
+        "| system | metric | claim | its own notebook | here, `published` | here, `strict` | reproduced |",
+        "|---" * 7 + "|",
+    ]
+    for row in reports.claims(dataset).to_dict(orient="records"):
+        here = (_with_interval(row, protocol) for protocol in ("published", "strict"))
+        cells = (
+            f"`{row['recipe']}`",
+            row["metric"],
+            _share(row["claim"]),
+            _share(row["own_notebook"]),
+            *here,
+        )
+        lines.append(f"| {' | '.join(cells)} | {row['reproduced'] or '–'} |")
+    return lines
+
+
+def _with_interval(row: dict[Any, Any], name: str) -> str:
+    if np.isnan(row[name]):
+        return "–"
+    return f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})"
+
+
+def _share(value: float | str) -> str:
+    if isinstance(value, str):
+        return f"“{value}”"
+    return "–" if np.isnan(value) else f"{value:.3g}"

@@ -9,6 +9,7 @@ from xraylib.curveplots import learning_curves, penalty_path, precision_recall, 
 from xraylib.dataplots import balance, file_statistics, intensities, label_distribution, leakage, mean_images
 from xraylib.galleries import gallery, lesion_gallery, prediction, predictions, steps
 from xraylib.scoreplots import confusion, leaderboard, score_distribution, shortcuts
+from xraylib.storyplots import draws, story
 
 __all__ = [
     "CLASS_COLOURS",
@@ -16,6 +17,7 @@ __all__ = [
     "Figure",
     "balance",
     "confusion",
+    "draws",
     "file_statistics",
     "gallery",
     "intensities",
@@ -34,4 +36,5 @@ __all__ = [
     "score_distribution",
     "shortcuts",
     "steps",
+    "story",
 ]

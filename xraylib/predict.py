@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from xraylib import features, heads, images, metrics, models, paths, training
-from xraylib.errors import DataInvalid, DataMissing, XraylibError
-from xraylib.reports import operating_point
+from xraylib.comparisons import operating_point
+from xraylib.errors import DataInvalid, DataMissing, UnknownName, XraylibError
+from xraylib.runs import MODEL_FILES, Run, model_sha256, read
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Predictor:
     threshold : at or above it an image is called pneumonia; chosen on the run's validation
     """
 
-    run: training.Run
+    run: Run
     model: keras.Model
     head: dict[str, np.ndarray] | None
     threshold: float
@@ -43,7 +44,7 @@ class Predictor:
         return training.predict(self.model, choices["head"], pixels, np.arange(len(pixels)), 32)
 
 
-def find_run(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> training.Run:
+def find_run(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> Run:
     """Return the newest finished `strict` run of a recipe on a data set, trained on this machine.
 
     Raises
@@ -53,7 +54,7 @@ def find_run(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> training.
     """
     finished = sorted(runs.glob(f"{recipe}-*/run.json"), key=lambda file: file.stat().st_mtime)
     for file in reversed(finished):
-        run = training.read(file.parent)
+        run = read(file.parent)
         if (run.recipe, run.protocol, run.settings["dataset"]) == (recipe, "strict", dataset):
             return run
     raise DataMissing(
@@ -62,19 +63,23 @@ def find_run(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> training.
     )
 
 
-def load(run: training.Run) -> Predictor:
+def load(run: Run) -> Predictor:
     """Rebuild a run's model in code and load its verified weights; no stored code is ever executed.
 
     Raises
     ------
+    UnknownName
+        For a trivial baseline, which has no model of images.
     DataInvalid
         When the model's file is not the one that the run wrote.
     WeightsMissing
         When the initial weights under a linear head cannot be found, or are others than it was fitted on.
     """
     choices, settings = run.settings["choices"], run.settings
-    file = run.folder / training.MODEL_FILES[choices["fit"]]
-    if not file.exists() or training.model_sha256(file) != settings["model_sha256"]:
+    if choices["fit"] == "number":
+        raise UnknownName(f"{run.recipe} sees no radiograph. Mend: predict with another recipe.")
+    file = run.folder / MODEL_FILES[choices["fit"]]
+    if not file.exists() or model_sha256(file) != settings["model_sha256"]:
         raise DataInvalid(
             f"{file} is missing or is not what the run wrote. Mend: delete {run.folder} and train again."
         )

@@ -18,9 +18,9 @@ def code_fingerprint(modules: Iterable[str]) -> str:
     return _digest((here / f"{name}.py").read_text(encoding="utf-8") for name in modules)
 
 
-def function_fingerprint(function: Callable[..., Any]) -> str:
-    """Twelve hex digits that change when the code of one function does; comments do not count."""
-    return _digest([textwrap.dedent(inspect.getsource(function))])
+def function_fingerprint(*functions: Callable[..., Any]) -> str:
+    """Twelve hex digits that change when the code of these functions does; comments do not count."""
+    return _digest(textwrap.dedent(inspect.getsource(function)) for function in functions)
 
 
 def _digest(sources: Iterable[str]) -> str:

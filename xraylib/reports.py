@@ -7,23 +7,22 @@
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 from matplotlib.figure import Figure
 
-from xraylib import metrics, paths
+from xraylib import comparisons, metrics, paths
 from xraylib.canvas import png
+from xraylib.comparisons import of_protocols, operating_point
 from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES
+from xraylib.runs import Run
 from xraylib.scores import read as read_scores
 from xraylib.scores import write as write_scores
 from xraylib.storage import atomic, storage_errors
-
-if TYPE_CHECKING:  # the scores are read without starting Keras
-    from xraylib.training import Run
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def folder(dataset: str) -> Path:
     return paths.REPORTS / dataset
 
 
-def record(run: "Run", dataset: str) -> None:
+def record(run: Run, dataset: str) -> None:
     """Add a run to the report's scores and metrics; a run of the same protocol and seed is replaced.
 
     Rows of one recipe and protocol are averaged over seeds, so they must be seeds of one thing: runs that
@@ -105,13 +104,13 @@ def load_scores(dataset: str) -> pd.DataFrame:
 
 
 def leaderboard(dataset: str) -> pd.DataFrame:
-    """Compute the leaderboard of a report from its scores, and write `leaderboard.csv`.
+    """Compute the leaderboard of a report from its `published` and `strict` scores, and write it.
 
     Figures are means over seeds with 95 % intervals that resample patients (`metrics.evaluate`);
     `threshold` is the mean of the seeds' own; `train_seconds` is the mean of a run. Raises as `load_scores`
     does, and `DataMissing` when the report does not tell what made the scores.
     """
-    table = metrics.table(load_scores(dataset), operating_point)
+    table = metrics.table(of_protocols(load_scores(dataset)), operating_point)
     place = folder(dataset)
     rows = []
     for row in table.to_dict(orient="records"):
@@ -122,14 +121,14 @@ def leaderboard(dataset: str) -> pd.DataFrame:
             raise DataMissing(f"{file} has no {row['protocol']} run of these scores. Mend: train it again.")
         # A claim about children's radiographs says nothing of simulated ones.
         known = row["recipe"] in RECIPES and dataset != "phantom"
-        claims = RECIPES[row["recipe"]].claims if known else {}
+        claim = RECIPES[row["recipe"]].claims.get("accuracy", np.nan) if known else np.nan
         rows.append(
             row
             | {
                 "init": runs[0]["init"],
                 "train_seconds": float(np.mean([r["train_seconds"] for r in runs])),
                 "hardware": "; ".join(sorted({r["hardware"] for r in runs})),
-                "claimed_accuracy": claims.get("accuracy", np.nan),
+                "claimed_accuracy": claim,
             }
         )
     board = pd.DataFrame(rows)[list(LEADERBOARD)]
@@ -138,9 +137,11 @@ def leaderboard(dataset: str) -> pd.DataFrame:
     return board
 
 
-def operating_point(recipe: str, protocol: str) -> str | float:
-    """Return the rule of a recipe's threshold under a protocol (see `metrics.thresholds`)."""
-    return RECIPES[recipe].under(protocol).threshold if recipe in RECIPES else "validation"
+def claims(dataset: str) -> pd.DataFrame:
+    """Set the published figures beside those of a report (see `comparisons.claims`), and keep the table."""
+    table = comparisons.claims(load_scores(dataset), same_data=dataset.startswith("kermany"))
+    save_table(table, dataset, "claims")
+    return table
 
 
 def save_table(table: pd.DataFrame, dataset: str, name: str) -> Path:

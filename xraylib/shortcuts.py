@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from xraylib import metrics
+from xraylib import images, metrics
 
 # Share of the height and width that counts as border on each side.
 BORDER = 1 / 8
@@ -60,6 +60,30 @@ def trivial(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
         },
         index=manifest.index,
     )
+
+
+def number(manifest: pd.DataFrame, name: str, size: int) -> np.ndarray:
+    """Describe every radiograph by the one number that a trivial baseline sees.
+
+    Parameters
+    ----------
+    manifest
+        Of `n` images.
+    name
+        `majority class` (nothing: the same number for all), `file size` or `mean intensity`.
+    size
+        Height and width in pixels at which intensity is averaged.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 `(n, 1)`.
+    """
+    if name == "majority class":
+        return np.zeros((len(manifest), 1))
+    if name == "file size":
+        return files(manifest)[["bytes"]].to_numpy(dtype=np.float64)
+    return images.load_pixels(manifest, size).mean(axis=(1, 2), dtype=np.float64)
 
 
 def audit(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:

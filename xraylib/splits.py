@@ -5,6 +5,8 @@
     the official test folder is the test. Refused when a patient or a copy of an image crosses.
 `published`
     What a published system did, by the name of its scheme in `SCHEMES`.
+Any scheme's own name
+    A recipe as under `strict`, but for the split: what the story figure compares.
 """
 
 import logging
@@ -28,6 +30,10 @@ PROTOCOLS: tuple[Protocol, ...] = ("published", "strict")
 
 # One seventh of the training patients validate: 745 of Kermany's 5,216 images.
 VALIDATION_FOLDS = 7
+# Images of the small study, train and validation.
+SMALL = {"train": 136, "val": 40}
+# Schemes under which `strict` holds.
+BY_PATIENT = ("patient-grouped", "patient-grouped-176")
 
 
 def assign(
@@ -40,17 +46,18 @@ def assign(
     manifest
         As `catalog.load` gives it; `split` holds the official folder of each image.
     protocol
-        `strict` or `published`.
+        `strict`, `published`, or a key of `SCHEMES`, which then is the scheme.
     seed
         Draws the validation patients (`strict`) or whatever the scheme draws.
     scheme
-        The published system's own way of splitting, a key of `SCHEMES`; not read under `strict`.
+        The recipe's own way of splitting, a key of `SCHEMES`; under `strict` one of `BY_PATIENT`.
 
     Returns
     -------
     pandas.DataFrame
         The rows in use with their new `split`; the index still counts rows of `manifest`,
-        so that it picks rows of the array from `images.load_pixels(manifest, …)`.
+        so that it picks rows of the array from `images.load_pixels(manifest, …)`. Where a system
+        validated on images it trained or tested on, these have a row for each side.
 
     Raises
     ------
@@ -59,11 +66,18 @@ def assign(
     DataInvalid
         When a side would be empty or hold one class only.
     LeakFound
-        Under `strict`, when a patient or a byte-identical image stands on two sides.
+        Under `strict`, when a patient or a byte-identical image stands on two sides, or when the scheme
+        lets them.
     """
-    if protocol not in PROTOCOLS:
-        raise UnknownName(f"there is no protocol {protocol!r}. Mend: choose one of {', '.join(PROTOCOLS)}.")
-    scheme = "patient-grouped" if protocol == "strict" else scheme
+    if protocol not in PROTOCOLS and protocol not in SCHEMES:
+        known = ", ".join((*PROTOCOLS, *SCHEMES))
+        raise UnknownName(f"there is no protocol {protocol!r}. Mend: choose one of {known}.")
+    scheme = protocol if protocol in SCHEMES else scheme
+    if protocol == "strict" and scheme in SCHEMES and scheme not in BY_PATIENT:
+        raise LeakFound(
+            f"the scheme {scheme} parts images, not patients. Mend: under strict choose one of "
+            f"{', '.join(BY_PATIENT)}."
+        )
     if scheme not in SCHEMES:
         raise UnknownName(f"there is no split scheme {scheme!r}. Mend: choose one of {', '.join(SCHEMES)}.")
     assigned = SCHEMES[scheme](manifest.reset_index(drop=True), seed)
@@ -82,7 +96,7 @@ def check_disjoint(manifest: pd.DataFrame) -> None:
         Naming the first patients and files that cross.
     """
     for column, what in (("patient", "patients"), ("sha256", "byte-identical images")):
-        crossing = _crossing(manifest, column)
+        crossing = manifest[manifest.groupby(column)["split"].transform("nunique") > 1]
         if len(crossing):
             first = ", ".join(crossing["image_id"].head(4))
             raise LeakFound(
@@ -92,10 +106,10 @@ def check_disjoint(manifest: pd.DataFrame) -> None:
 
 
 def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.DataFrame:
-    """Count what crosses the borders between splits: the leakage audit.
+    """Count what crosses the borders between splits, under both readings of a name: the leakage audit.
 
-    Both readings of a name are counted: `personN` of one kind is one child (the manifest's `patient`),
-    and the bare number is one child whatever the kind. Which one is true is not documented.
+    Either `personN` of one kind is one child (the manifest's `patient`), or the bare number is, whatever
+    the kind. Which is true is not documented.
 
     Parameters
     ----------
@@ -149,13 +163,11 @@ def counts(manifest: pd.DataFrame) -> pd.DataFrame:
 
 def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     pool = manifest[manifest["split"] != "test"]
-    groups = _inseparable(pool)
-    folds = min(VALIDATION_FOLDS, groups.groupby(pool["label"]).nunique().min())
+    groups = _inseparable(pool) if len(pool) else pool["label"]
+    folds = min(VALIDATION_FOLDS, groups.groupby(pool["label"]).nunique().min() if len(pool) else 0)
     if folds < 2:
-        raise DataInvalid(
-            "fewer than two patients of a class outside the test folder: no validation can be cut. "
-            "Mend: add patients to the train folder."
-        )
+        lacking = "fewer than two patients of a class outside the test folder: no validation can be cut"
+        raise DataInvalid(f"{lacking}. Mend: add patients to the train folder.")
     folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     strata = pool["kind"].astype(str) + pool["label"].astype(str)
     drawn = [rows for _, rows in folder.split(pool, strata, groups)]
@@ -179,18 +191,58 @@ def _inseparable(manifest: pd.DataFrame) -> pd.Series:
     return pd.Series(connected_components(links, directed=False)[1][: len(images)], index=manifest.index)
 
 
+def _patient_grouped_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """As `patient-grouped`, of which 136 images train and 40 validate, in the classes' own shares."""
+    assigned = _patient_grouped(manifest, seed)
+    kept = [assigned.index[assigned["split"] == "test"]]
+    for side, images in SMALL.items():
+        rows = assigned[assigned["split"] == side]
+        kept.append(_some(rows, images, seed))
+    return assigned.loc[np.sort(np.concatenate(kept))]
+
+
 def _official(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The folders as published; where a copy lacks the 16 validation images, a per-image fifth of train."""
+    """The folders as published; where a copy lacks the 16 validation images, 16 of train in their place."""
     if (manifest["split"] == "val").any():
         return manifest
-    log.warning("the official validation folder is not in this copy: a random fifth of train validates")
-    return _per_image_validation(manifest, seed)
+    log.warning("the official validation folder is not in this copy: 16 images of train stand in its place")
+    pool = manifest[manifest["split"] != "test"]
+    images = min(8, pool["label"].value_counts().min() - 1)
+    drawn = pool.groupby("label").sample(max(images, 0), random_state=seed).index
+    return _with_sides(manifest, {"train": pool.index, "val": drawn})
 
 
 def _per_image_validation(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     pool = manifest[manifest["split"] != "test"]
     train, val = _divide(pool, seed, second=0.2)
     return _with_sides(manifest, {"train": train, "val": val})
+
+
+def _take_skip(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Four fifths of one shuffle train, the last fifth of another validates: most of it is trained on too.
+
+    This is what `shuffle`, `take` and `skip` of a tf.data pipeline give when it shuffles anew on every pass.
+    """
+    pool = manifest.index[manifest["split"] != "test"]
+    draw = np.random.default_rng(seed)
+    # The keras.io example takes 4,200 of 5,232 images.
+    taken = round(len(pool) * 4200 / 5232)
+    train, val = np.sort(draw.permutation(pool)[:taken]), np.sort(draw.permutation(pool)[taken:])
+    sides = manifest.loc[train].assign(split="train"), manifest.loc[val].assign(split="val")
+    return pd.concat([*sides, manifest[manifest["split"] == "test"]])
+
+
+def _random_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """136 and 40 images of the training folder, whoever the patient; the 40 validate and are the test."""
+    pool = manifest[manifest["split"] != "test"]
+    small = min(sum(SMALL.values()), len(pool))
+    val = round(small * SMALL["val"] / sum(SMALL.values()))
+    rest, held_out = _divide(pool, seed, second=val)
+    train = _some(pool.loc[rest], small - val, seed)
+    drawn = manifest.loc[held_out]
+    return pd.concat(
+        [manifest.loc[train].assign(split="train"), drawn.assign(split="val"), drawn.assign(split="test")]
+    )
 
 
 def _random_per_image(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -203,19 +255,32 @@ def _random_per_image(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 SCHEMES: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
     "patient-grouped": _patient_grouped,
+    "patient-grouped-176": _patient_grouped_176,
     "official": _official,
     "per-image-validation": _per_image_validation,
     "random-per-image": _random_per_image,
+    "take-skip": _take_skip,
+    "random-176": _random_176,
 }
 
 
-def _divide(rows: pd.DataFrame, seed: int, second: float) -> tuple[pd.Index, pd.Index]:
+def _divide(rows: pd.DataFrame, seed: int, second: float | int) -> tuple[pd.Index, pd.Index]:
     if rows["label"].value_counts().reindex([0, 1], fill_value=0).min() < 2:
         raise DataInvalid("fewer than two images of a class: they cannot be divided. Mend: add images.")
-    first, other = train_test_split(
-        rows.index.to_numpy(), test_size=second, random_state=seed, stratify=rows["label"]
-    )
+    try:
+        first, other = train_test_split(
+            rows.index.to_numpy(), test_size=second, random_state=seed, stratify=rows["label"]
+        )
+    except ValueError as few:
+        raise DataInvalid(f"{len(rows)} images cannot be divided ({few}). Mend: add images.") from few
     return pd.Index(np.sort(first)), pd.Index(np.sort(other))
+
+
+def _some(rows: pd.DataFrame, images: int, seed: int) -> pd.Index:
+    """So many images in the classes' own shares, or all where there are no more."""
+    if len(rows) > images + 1:
+        return _divide(rows, seed, second=images)[1]
+    return rows.sample(min(images, len(rows)), random_state=seed).index.sort_values()
 
 
 def _with_sides(manifest: pd.DataFrame, sides: dict[str, pd.Index]) -> pd.DataFrame:
@@ -233,11 +298,6 @@ def _check_sides(manifest: pd.DataFrame) -> None:
             raise DataInvalid(
                 f"the {side} side has {found}. Mend: put NORMAL and PNEUMONIA images into its folder."
             )
-
-
-def _crossing(manifest: pd.DataFrame, column: str) -> pd.DataFrame:
-    sides = manifest.groupby(column)["split"].transform("nunique")
-    return manifest[sides > 1]
 
 
 def _near_groups(images: int, pairs: pd.DataFrame) -> np.ndarray:

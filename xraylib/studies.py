@@ -11,8 +11,9 @@ import pandas as pd
 from xraylib import catalog, reports, splits, training
 from xraylib.accelerators import Accelerator
 from xraylib.canvas import Figure
-from xraylib.recipes import Recipe, find_budget, find_recipe
-from xraylib.training import Run
+from xraylib.recipes import RECIPES, find_recipe
+from xraylib.runs import Run, plain, split_fingerprint
+from xraylib.systems import Recipe, find_budget
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +27,10 @@ class Study:
     dataset : name in `catalog.DATASETS`, or the path of a folder `split/class/*.jpg`
     accelerator : from `accelerators.use`
     budget : key of `recipes.BUDGETS`
-    seed : first seed; the budget says how many follow
-    recipes : names in `recipes.RECIPES`
+    seed : first seed; recipe and budget say how many follow
+    recipes : names in `recipes.RECIPES`, or `all` alone
     reuse : read runs that stand in the report back from their scores instead of training them again
+    init : initial weights instead of the recipes' own (see `models.find_weights`)
 
     Raises
     ------
@@ -42,17 +44,19 @@ class Study:
     seed: int = 0
     recipes: tuple[str, ...] = ()
     reuse: bool = False
+    init: str | None = None
 
     def __post_init__(self) -> None:
         catalog.find(self.dataset)
         find_budget(self.budget)
+        if self.recipes == ("all",):
+            object.__setattr__(self, "recipes", tuple(RECIPES))
         for name in self.recipes:
             find_recipe(name)
 
-    @property
-    def seeds(self) -> range:
-        """Seeds of every recipe."""
-        return range(self.seed, self.seed + find_budget(self.budget).seeds)
+    def seeds(self, recipe: Recipe) -> range:
+        """Seeds of a recipe, from the study's first on: its own number, or the budget's where smaller."""
+        return range(self.seed, self.seed + min(recipe.seeds, find_budget(self.budget).seeds or recipe.seeds))
 
     @property
     def name(self) -> str:
@@ -77,7 +81,7 @@ class Study:
         """
         chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
         runs = []
-        for seed in self.seeds:
+        for seed in self.seeds(chosen):
             run = self._recorded(chosen, protocol, seed) if self.reuse else None
             if run is None:
                 run = self._train(chosen, protocol, seed)
@@ -91,7 +95,9 @@ class Study:
         return self._train(chosen, protocol, self.seed)
 
     def _train(self, recipe: Recipe, protocol: str, seed: int) -> Run:
-        init = "random" if self.dataset == "phantom" else recipe.init
+        init = recipe.init if self.init is None or recipe.init == "none" else self.init
+        if self.dataset == "phantom" and init == "imagenet":
+            init = "random"
         return training.train(
             recipe,
             self.manifest,
@@ -107,7 +113,7 @@ class Study:
         if found is None:
             return None
         settings, scores = found
-        if settings["choices"] != training.plain(recipe.under(protocol, self.budget).settings()):
+        if settings["choices"] != plain(recipe.under(protocol, self.budget).settings()):
             log.warning(
                 "%s, %s, seed %d: the report holds another recipe or budget", recipe.name, protocol, seed
             )
@@ -120,7 +126,7 @@ class Study:
             log.warning("the training code has changed since: make reproduce RETRAIN=1 trains again")
         scheme = recipe.under(protocol).scheme
         here = splits.assign(self.manifest, protocol, seed, scheme=scheme)
-        if settings["split"] != training.split_fingerprint(here):
+        if settings["split"] != split_fingerprint(here):
             log.warning("the images here are not those the scores were made from (other files or labels)")
         history = pd.DataFrame(settings["history"])
         return Run(recipe.name, protocol, seed, self.folder, settings, history, scores)

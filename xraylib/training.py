@@ -1,15 +1,8 @@
-"""One function that trains any recipe: seeded, resumable, and never the same thing twice.
+"""One function that trains any recipe: seeded, resumable, and never the same thing twice."""
 
-A run lives in `paths.RUNS/<recipe>-<key>`, where the key is a hash of everything that decides its
-outcome: recipe, images and their split, seed, initial weights, device, versions and this package's code.
-"""
-
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,50 +12,21 @@ import pandas as pd
 from filelock import FileLock
 from sklearn.metrics import log_loss
 
-from xraylib import features, heads, images, models, paths, provenance, splits
+from xraylib import features, heads, images, models, paths, provenance, shortcuts, splits
 from xraylib.accelerators import Accelerator
 from xraylib.batches import Batches, balance, predict
 from xraylib.checkpoints import Progress
 from xraylib.errors import DataInvalid, TrainingFailed
-from xraylib.networks import NETWORKS
-from xraylib.recipes import Phase, Recipe, find_budget
+from xraylib.networks import code
+from xraylib.runs import MODEL_FILES, Run, digest, model_sha256, plain, read, split_fingerprint, write
 from xraylib.scores import COLUMNS
-from xraylib.scores import read as read_scores
-from xraylib.scores import write as write_scores
-from xraylib.storage import atomic, storage_errors
+from xraylib.storage import storage_errors
+from xraylib.systems import Phase, Recipe, find_budget
 
 log = logging.getLogger(__name__)
 # Code that decides what training does: a change makes a new run. Of `networks` only the recipe's own counts.
 CODE = ("training", "batches", "checkpoints", "features", "heads", "models", "decoding")
-
-
 CODE_FINGERPRINT = provenance.code_fingerprint(CODE)
-# What a run leaves to predict with, by the recipe's `fit`; `run.json` holds its SHA-256.
-MODEL_FILES = {"network": "model.weights.h5", "linear-head": "head.json"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training.
-
-    Attributes
-    ----------
-    recipe : name
-    protocol : `published` or `strict`
-    seed : int
-    folder : where its files are
-    settings : what it was made from and on: init, hardware, train_seconds, epochs, versions, …
-    history : one row an epoch: `epoch, phase, loss, accuracy, val_loss, val_accuracy`
-    scores : the scores table of its validation and test images
-    """
-
-    recipe: str
-    protocol: str
-    seed: int
-    folder: Path
-    settings: dict[str, Any]
-    history: pd.DataFrame
-    scores: pd.DataFrame
 
 
 def train(
@@ -87,7 +51,7 @@ def train(
     accelerator
         From `accelerators.use`.
     protocol
-        `published` or `strict`.
+        `published`, `strict`, or the name of a way of splitting (see `splits.assign`).
     seed
         Draws the split, the initial weights, the order of images and dropout.
     budget
@@ -132,39 +96,17 @@ def train(
     with FileLock(folder / "lock"):
         if not (folder / "run.json").exists():
             log.info("training %s, %s, seed %d on %s", recipe.name, protocol, seed, accelerator)
-            fit = {"network": _fit_network, "linear-head": _fit_linear_head}[chosen.fit]
+            fit = _fit_network if chosen.fit == "network" else _fit_linear_head
             history, scored, extra = fit(chosen, manifest, assigned, weights, seed, folder)
             extra["model_sha256"] = model_sha256(folder / MODEL_FILES[chosen.fit])
-            _write(folder, settings | extra, history, _table(settings, assigned, scored))
+            write(folder, settings | extra, history, _table(settings, assigned, scored))
     return read(folder)
-
-
-def read(folder: Path) -> Run:
-    """Read a finished run from its folder."""
-    settings = json.loads((folder / "run.json").read_text())
-    history = pd.read_csv(folder / "history.csv")
-    scores = read_scores(folder / "scores.csv")
-    return Run(settings["recipe"], settings["protocol"], settings["seed"], folder, settings, history, scores)
-
-
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back, so that read and fresh ones compare equal."""
-    return json.loads(json.dumps(settings))
-
-
-def digest(settings: dict[str, Any]) -> str:
-    """Twelve hex digits of the SHA-256 of some settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def code_of(recipe: Recipe) -> str:
     """Fingerprint of the code that trains a recipe: the training modules and its own network."""
-    return f"{CODE_FINGERPRINT}-{provenance.function_fingerprint(NETWORKS[recipe.network])}"
-
-
-def model_sha256(file: Path) -> str:
-    """SHA-256 of a model's file, hexadecimal."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    own = (shortcuts.number,) if recipe.fit == "number" else code(recipe.network)
+    return f"{CODE_FINGERPRINT}-{provenance.function_fingerprint(*own)}"
 
 
 def _fit_network(
@@ -242,7 +184,10 @@ def _fit_linear_head(
     folder: Path,
 ) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
     started = time.perf_counter()
-    table = features.pooled(manifest, recipe.network, recipe.size, weights, seed)
+    if recipe.fit == "number":
+        table = shortcuts.number(manifest, recipe.network, recipe.size)
+    else:
+        table = features.pooled(manifest, recipe.network, recipe.size, weights, seed)
     head, history = heads.fit(
         table[assigned.index],
         assigned["label"].to_numpy(),
@@ -277,24 +222,3 @@ def _table(settings: dict[str, Any], assigned: pd.DataFrame, scored: np.ndarray)
     for name in ("recipe", "protocol", "seed"):
         table[name] = settings[name]
     return table.loc[table["split"] != "train", list(COLUMNS)].sort_values(["split", "image_id"])
-
-
-def _write(folder: Path, settings: dict[str, Any], history: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Write tables first and `run.json` last: its presence says that the run is whole."""
-    with atomic(folder / "history.csv") as file:
-        history.to_csv(file, index=False, float_format="%.7g")
-    write_scores(scores, folder / "scores.csv")
-    settings["train_seconds"] = round(settings["train_seconds"], 1)
-    with atomic(folder / "run.json") as file:
-        file.write_text(json.dumps(settings, indent=1))
-    (folder / "checkpoint.npz").unlink(missing_ok=True)
-
-
-def split_fingerprint(assigned: pd.DataFrame) -> str:
-    """Name images, patients, labels and sides by 16 hex digits."""
-    rows = (
-        assigned[["image_id", "sha256", "patient", "kind", "label", "split"]]
-        .astype(str)
-        .agg("|".join, axis=1)
-    )
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
