@@ -97,9 +97,10 @@ def _claim(name: str, metric: str, recipe: Recipe, found: Mapping[str, pd.DataFr
     }
     for protocol in PROTOCOLS:
         figures = found[protocol].loc[metric] if protocol in found else pd.Series(dtype=float)
-        value, low, high = (figures.get(key, np.nan) for key in ("value", "low", "high"))
+        value, low, high = figures.reindex(["value", "low", "high"]).to_numpy(dtype=float)
         row |= {protocol: value, f"{protocol}_low": low, f"{protocol}_high": high}
-        if protocol == "published" and not isinstance(claim, str) and np.isfinite([claim, low, high]).all():
+        figure = not isinstance(claim, str) and not np.isnan(claim)
+        if protocol == "published" and figure and low <= high:
             row["reproduced"] = "yes" if low <= claim <= high else "no"
     return row
 
