@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn import metrics as sk
 
 from xraylib.errors import DataInvalid
@@ -14,9 +15,9 @@ from xraylib.metrics import (
     confusion,
     evaluate,
     point_metrics,
+    predictive_values,
     table,
     thresholds,
-    youden_threshold,
 )
 
 # A metric that no resample defines has no interval, which NumPy remarks on.
@@ -38,11 +39,17 @@ def by_scikit_learn(labels, scores, threshold):
     options = {"zero_division": np.nan}
     return {
         "auc": sk.roc_auc_score(labels, scores),
+        "average_precision": sk.average_precision_score(labels, scores),
         "accuracy": sk.accuracy_score(labels, called),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, called),
         "sensitivity": sk.recall_score(labels, called, **options),
         "specificity": sk.recall_score(labels, called, pos_label=0, **options),
         "precision": sk.precision_score(labels, called, **options),
+        "npv": sk.precision_score(labels, called, pos_label=0, **options),
         "f1": sk.f1_score(labels, called, **options),
+        # scikit-learn calls a table with an empty margin 0; it has no correlation.
+        "mcc": sk.matthews_corrcoef(labels, called) if 0 < called.sum() < len(called) else np.nan,
+        "brier": sk.brier_score_loss(labels, scores),
     }
 
 
@@ -76,24 +83,6 @@ def test_a_weight_counts_as_so_many_copies(data, drawn):
             assert found == pytest.approx(by_scikit_learn(many, of, 0.5), abs=1e-9, nan_ok=True)
         else:
             assert np.isnan(ours["auc"][number])
-
-
-@settings(max_examples=200, deadline=None)
-@given(judged())
-def test_youdens_threshold_is_the_best_of_all_and_no_score_lies_on_it(data):
-    labels, scores = data
-    threshold = youden_threshold(labels, scores)
-
-    def index(at):
-        return np.mean(scores[labels == 1] >= at) - np.mean(scores[labels == 0] >= at)
-
-    best = max(index(at) for at in [*np.unique(scores), np.inf])
-    assert index(threshold) == pytest.approx(best, abs=1e-12)
-    assert threshold not in scores or threshold == scores.min()
-
-
-def test_youdens_threshold_lies_half_way():
-    assert youden_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.6, 0.9])) == 0.5
 
 
 def scored(n=120, images=1, seeds=(0,), strength=1.0, draw=0, noise=1.0):
@@ -171,21 +160,67 @@ def test_by_chance_the_interval_of_the_auc_holds_one_half():
     assert np.mean(held) >= 0.85
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    # Scores N(label, 1), one image a patient: the true AUC is Phi(1/sqrt(2)).
+def simulated(draw, patients=120, images=2, within=0.5):
+    """Labels, scores and patients (half ill): N(label, 1) by patient, N(0, within ** 2) by image."""
+    random, label = np.random.default_rng(draw), np.arange(patients) % 2
+    centre = np.repeat(random.normal(label), images)
+    scores = centre + within * random.normal(size=patients * images)
+    return np.repeat(label, images), scores, np.repeat(np.arange(patients), images)
+
+
+@pytest.mark.parametrize(
+    ("whose", "simulations", "least", "most"),
+    [("the patients'", 800, 0.93, 0.97), ("each image its own", 200, 0, 0.92)],
+)
+def test_the_interval_covers_the_truth_only_when_patients_are_drawn(whose, simulations, least, most):
+    truth, held = norm.cdf(1 / np.sqrt(2 * 1.25)), []
+    for draw in range(simulations):
+        labels, scores, patients = simulated(draw)
+        if whose == "each image its own":
+            patients = np.arange(len(patients))
+        _, low, high = auc_interval(labels, scores, patients, resamples=500)
+        held.append(low <= truth <= high)
+    assert least <= np.mean(held) <= most
+
+
+def test_labels_dealt_at_random_have_an_interval_that_holds_one_half():
     held = []
-    for draw in range(100):
-        auc = evaluate(scored(draw=draw, noise=0.0), rule=0.5, resamples=400).loc["auc"]
-        held.append(auc["low"] <= 0.76025 <= auc["high"])
-    assert 0.88 <= np.mean(held) <= 1
+    for draw in range(40):
+        labels, scores, patients = simulated(draw)
+        dealt = np.random.default_rng(draw).permutation(labels[::2])[patients]
+        auc, low, high = auc_interval(dealt, scores, patients, resamples=500)
+        assert low < auc < high
+        held.append(low <= 0.5 <= high)
+    assert np.mean(held) >= 0.85
 
 
-def test_the_threshold_comes_from_validation_alone():
-    scores = scored()
-    before = thresholds(scores, "validation")
-    turned = scores.assign(label=scores["label"].where(scores["split"] == "val", 1 - scores["label"]))
-    assert thresholds(turned, "validation").equals(before)
-    assert thresholds(scored(seeds=(4, 2)), 0.5).to_dict() == {2: 0.5, 4: 0.5}
+def test_predictive_values_by_hand():
+    # Of 1,000 children 100 are ill: 90 of them are called, and 180 of the 900 well.
+    ppv, npv = predictive_values(np.array([0.9]), np.array([0.8]), 0.1)
+    assert [ppv.item(), npv.item()] == pytest.approx([90 / 270, 720 / 730])
+
+
+@settings(max_examples=100, deadline=None)
+@given(judged(), st.integers(-1, 14))
+def test_at_the_prevalence_of_the_images_predictive_values_are_precision_and_npv(data, cut):
+    labels, scores = data
+    found = point_metrics(labels, scores, cut / 12)
+    ppv, npv = predictive_values(found["sensitivity"], found["specificity"], labels.mean())
+    assert ppv.item() == pytest.approx(found["precision"].item(), abs=1e-9, nan_ok=True)
+    assert npv.item() == pytest.approx(found["npv"].item(), abs=1e-9, nan_ok=True)
+
+
+def test_a_commoner_illness_raises_the_one_and_lowers_the_other():
+    sensitivity, specificity = np.array([0.9, 0.5, 1.0]), np.array([0.8, 0.99, 0.3])
+    steps = [predictive_values(sensitivity, specificity, prevalence) for prevalence in (0.01, 0.1, 0.5, 0.9)]
+    ppv, npv = np.diff(steps, axis=0).swapaxes(0, 1)
+    assert (ppv > 0).all() and (npv[:, :2] < 0).all()
+    assert all(step[1][2] == 1 for step in steps)
+
+
+def test_a_call_that_is_never_made_has_no_predictive_value():
+    ppv, npv = predictive_values(np.array([0.0, 1.0]), np.array([1.0, 0.0]), 0.3)
+    assert [ppv[0], npv[0], ppv[1], npv[1]] == pytest.approx([np.nan, 0.7, 0.3, np.nan], nan_ok=True)
 
 
 def test_without_validation_scores_no_threshold_is_made_up():

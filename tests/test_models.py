@@ -4,6 +4,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from conftest import SMALL
 
 from xraylib import models, paths
 from xraylib.errors import StorageFailed, UnknownName, WeightsMissing
@@ -13,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SMALL)
 def test_a_network_takes_bytes_and_gives_probabilities(networks, name):
     model = networks[name]
     assert model.input.shape == (None, 32, 32, 1) and model.input.dtype == "uint8"
@@ -30,6 +31,26 @@ def test_the_tiny_network_is_as_published(accelerator):
     layers = {layer.name: layer.units for layer in model.layers if isinstance(layer, keras.layers.Dense)}
     assert layers == {"L1": 256, "L2": 128, "L3": 64, "L4": 32, "L5": 16, "L6": 2}
     assert [x.filters for x in model.layers if isinstance(x, keras.layers.Conv2D)] == [64, 64]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("mobilenetv2_small", 64), ("resnet50v2", 32), ("resnet50v2_raw", 32), ("inceptionv3", 75)],
+)
+def test_a_large_network_has_a_backbone_and_only_the_raw_one_flips_what_it_scores(accelerator, name, size):
+    keras.utils.set_random_seed(0)
+    model = models.build(name, size, "sigmoid")
+    films = np.random.default_rng(0).integers(0, 256, (8, size, size, 1), dtype=np.uint8)
+    assert isinstance(model.get_layer("backbone"), keras.Model)
+    outputs = [model.predict_on_batch(films) for _ in range(3)]
+    assert outputs[0].shape == (8, 1) and np.isfinite(outputs[0]).all()
+    alike = all((other == outputs[0]).all() for other in outputs[1:])
+    assert alike == (name != "resnet50v2_raw")
+
+
+def test_every_network_is_tried():
+    assert {*SMALL, "mobilenetv2_small", "resnet50v2", "resnet50v2_raw", "inceptionv3"} == set(NETWORKS)
 
 
 def test_fine_tuning_has_a_backbone_to_freeze(networks):
@@ -152,7 +173,7 @@ def test_a_weights_file_that_is_none_is_refused(tmp_path):
         models.build("mobilenetv2", 32, "sigmoid", weights=find_weights("mobilenetv2", str(file)))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SMALL)
 def test_saved_weights_give_the_same_outputs(networks, saved, name):
     again = models.build(name, 32, "sigmoid")
     assert (again.predict_on_batch(PIXELS) != networks[name].predict_on_batch(PIXELS)).any()

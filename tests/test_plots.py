@@ -159,6 +159,36 @@ def files(manifest):
     return manifest.assign(width=width, height=width // 2, bytes=draw.integers(9000, 90000, len(manifest)))
 
 
+RELIABLE = pd.DataFrame({"score": [0.1, 0.9], "share": [0.2, 0.7], "low": [0.1, 0.6], "high": [0.3, 0.8]})
+RELIABLE["images"] = [10, 30]
+BENEFIT = pd.DataFrame({"cut": [0.1, 0.5, 0.9], "benefit": [0.5, 0.3, 0.1], "all": [0.6, 0.2, -2]})
+BENEFIT["low"], BENEFIT["high"] = BENEFIT["benefit"] - 0.1, BENEFIT["benefit"] + 0.1
+GROUPS = pd.DataFrame(
+    [(name, group, 40, 0.8, 0.7, 0.9) for name in (KNOWN, "unheard-of") for group in ("virus", "normal")],
+    columns=["recipe", "subgroup", "images", "right", "right_low", "right_high"],
+)
+FALLEN = pd.DataFrame(
+    [(KNOWN, metric, 0.9, 0.85, 0.95, 0.5, 0.42, 0.58) for metric in ("auc", "balanced_accuracy")],
+    columns=[
+        *("recipe", "metric", "test", "test_low", "test_high"),
+        *("external", "external_low", "external_high"),
+    ],
+)
+WORSE = pd.DataFrame(
+    [(KNOWN, "none", 0, 99, 0.9), *((KNOWN, "jpeg", step, 99, 0.9 - step / 10) for step in range(1, 6))],
+    columns=["recipe", "corruption", "severity", "n", "auc"],
+)
+RISK = pd.DataFrame({"answered": [0.5, 1.0], "error": [0.1, 0.2], "low": [0.05, 0.1], "high": [0.2, 0.3]})
+COVERED = pd.DataFrame(
+    [
+        (KNOWN, split, kind, 0.8, 0.7, 0.9)
+        for split in ("test", "external")
+        for kind in ("normal", "pneumonia")
+    ],
+    columns=["recipe", "split", "kind", "covered", "low", "high"],
+)
+
+
 @pytest.fixture(scope="module")
 def every(manifest, pixels, scores, board, files):
     """Each figure once, by the name of its function."""
@@ -186,6 +216,13 @@ def every(manifest, pixels, scores, board, files):
         "prediction": plots.prediction(pixels[0], 0.9, 0.6, "IM-0001.jpeg"),
         "story": plots.story(STORY),
         "draws": plots.draws(DRAWS),
+        "reliability": plots.reliability({KNOWN: RELIABLE}),
+        "decision_curve": plots.decision_curve({KNOWN: BENEFIT}),
+        "subgroups": plots.subgroups(GROUPS),
+        "drop": plots.drop(FALLEN),
+        "robustness": plots.robustness(WORSE),
+        "risk_coverage": plots.risk_coverage({KNOWN: RISK}),
+        "coverage": plots.coverage(COVERED, 0.9),
     }
 
 
@@ -537,6 +574,22 @@ def test_unknown_recipes_take_the_next_looks_and_none_is_given_twice():
     assert not {colour for colour, _ in looks.values()} & {*plots.CLASS_COLOURS.values()}
 
 
+def test_evaluation_figures_draw_values_where_they_belong():
+    (ax,) = plots.subgroups(GROUPS).axes
+    assert [x for x, _ in drawn(ax)].count([0.7, 0.9]) == len(GROUPS)
+    corrupted = plots.robustness(WORSE).axes[0]
+    assert drawn(corrupted)[0][0] == [0, 1, 2, 3, 4, 5]
+    assert drawn(corrupted)[0][1] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    auc, balanced = plots.drop(FALLEN).axes
+    for panel in (auc, balanced):
+        assert {tuple(x) for x, _ in drawn(panel) if len(x) == 2} >= {(0.85, 0.95), (0.42, 0.58)}
+    promise = plots.coverage(COVERED, 0.9).axes[0]
+    assert [0.9, 0.9] in [x for x, _ in drawn(promise)]
+    assert "red: the other data set" in words(plots.coverage(COVERED, 0.9))
+    alone = COVERED[COVERED["split"] == "test"]
+    assert "other data set" not in words(plots.coverage(alone, 0.9))
+
+
 EMPTY_TABLES = [
     (plots.label_distribution, "split"),
     (plots.file_statistics, "bytes"),
@@ -550,6 +603,9 @@ EMPTY_TABLES = [
     (plots.leaderboard, "claimed_accuracy"),
     (plots.story, "accuracy_low"),
     (plots.draws, "val_accuracy"),
+    (plots.subgroups, "right"),
+    (plots.drop, "external"),
+    (plots.robustness, "severity"),
 ]
 
 

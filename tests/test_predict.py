@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xraylib import heads, metrics, predict, training
+from xraylib import heads, operating, predict, training
 from xraylib.errors import DataInvalid, DataMissing
 from xraylib.models import Weights
 from xraylib.recipes import find_recipe
@@ -57,7 +57,7 @@ def test_the_call_is_made_at_the_threshold_chosen_on_validation(kind, phantom, r
     run = request.getfixturevalue(kind)
     table = predict.predict(official_test(phantom)["path"].tolist(), predict.load(run))
     val = run.scores[run.scores["split"] == "val"]
-    chosen = metrics.youden_threshold(val["label"].to_numpy(), val["score"].to_numpy())
+    chosen = operating.youden_threshold(val["label"].to_numpy(), val["score"].to_numpy())
     assert table["threshold"].tolist() == pytest.approx([chosen] * len(table))
     assert table["call"].tolist() == [
         "pneumonia" if score >= chosen else "normal" for score in table["score"]

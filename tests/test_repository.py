@@ -23,10 +23,11 @@ EACH_MODULE = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.ste
 ORDER = (
     "errors", "paths", "storage", "provenance", "scores", "thorax", "phantom", "decoding", "images",
     "naming", "datasets", "archives", "downloads", "catalog", "splits", "networks", "models", "systems",
-    "recipes", "accelerators", "metrics", "comparisons", "shortcuts", "batches", "checkpoints", "features",
-    "heads", "runs", "training", "canvas", "dataplots", "curveplots", "scoreplots", "storyplots",
-    "galleries", "plots", "reports", "pages", "studies", "predict", "execution", "environment", "cli",
-    "__main__",
+    "recipes", "accelerators", "ranking", "operating", "metrics", "calibration", "pairs", "subgroups",
+    "abstention", "comparisons", "corruptions", "shortcuts", "batches", "checkpoints", "features",
+    "heads", "runs", "training", "canvas", "dataplots", "curveplots", "scoreplots", "storyplots", "evalplots",
+    "galleries", "plots", "reports", "pages", "cards", "studies", "predict", "trials", "explain", "execution",
+    "environment", "cli", "__main__",
 )
 # fmt: on
 # Plain Keras, so that TensorFlow and JAX both run it.
@@ -85,6 +86,7 @@ def test_every_module_has_a_test_file_or_is_tested_with_another(path):
     covered = set.union(*with_others) | {
         "scoreplots",
         "storyplots",
+        "evalplots",
         "systems",
         "runs",
         "galleries",

@@ -68,7 +68,7 @@ accelerators.use("cpu", "jax", devices=1)
 pixels = images.load_pixels(manifest, 32, progress=False)
 there = np.load(saved / "scores.npz")
 found["apart"] = {}
-for name in models.NETWORKS:
+for name in there.files:
     network = models.build(name, 32, "sigmoid")
     network.load_weights(saved / f"{name}.weights.h5")
     scores = predict(network, "sigmoid", pixels, np.arange(16), 8)

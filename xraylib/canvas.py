@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from xraylib.errors import DataInvalid
-from xraylib.recipes import RECIPES
+from xraylib.recipes import RECIPES, REMEDIED
 
 DPI = 150
 STYLE: Any = {
@@ -151,14 +151,19 @@ def equally_many(**sizes: int) -> None:
 def recipe_looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and dash of each recipe.
 
-    A known recipe has its own in every figure; unknown ones take, in alphabetical order, those that follow.
+    A known recipe has its own in every figure; trivial baselines are gray, and a remedy has the colour of the
+    recipe without it. Unknown ones take, in alphabetical order, those that follow.
     """
-    unknown = sorted(set(names) - set(RECIPES))
-    looks = {}
-    for place, name in enumerate([*RECIPES, *unknown]):
-        colour = RECIPE_PALETTE[place % len(RECIPE_PALETTE)]
-        looks[name] = (colour, DASHES[place // len(RECIPE_PALETTE) % len(DASHES)])
-    return looks
+    trivial = [name for name, recipe in RECIPES.items() if recipe.fit == "number"]
+    own = [name for name in RECIPES if name not in (*trivial, *REMEDIED[1:])]
+    free = [(colour, dash) for dash in DASHES for colour in RECIPE_PALETTE]
+    looks = dict(zip(own, free, strict=False))
+    base = looks[REMEDIED[0]][0]
+    looks |= dict(zip(REMEDIED[1:], [(base, dash) for dash in DASHES[1:]], strict=True))
+    looks |= dict(zip(trivial, [("#888888", dash) for dash in DASHES], strict=False))
+    free = [look for look in free if look not in looks.values()]
+    unknown = enumerate(sorted(set(names) - set(RECIPES)))
+    return looks | {name: free[place % len(free)] for place, name in unknown}
 
 
 def present(values: pd.Series, order: Iterable[str]) -> list[str]:

@@ -72,6 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--csv", type=Path, help="write the table here as well")
     predict.set_defaults(run=_predict)
 
+    external = commands.add_parser("external", help="score another data set by a recipe's strict runs")
+    external.add_argument("recipe", help=", ".join(RECIPES))
+    external.add_argument("--dataset", default="kermany", help="what it was trained on (kermany)")
+    external.add_argument("--on", default="nih", help="name or path of the images to score (nih)")
+    external.set_defaults(run=_external)
+
+    robustness = commands.add_parser("robustness", help="score the test after corruptions of every severity")
+    robustness.add_argument("recipe", help=", ".join(RECIPES))
+    robustness.add_argument("--dataset", default="kermany", help="what it was trained on (kermany)")
+    robustness.set_defaults(run=_robustness)
+
     report = commands.add_parser("report", help="rebuild reports/index.html from what lies in reports/")
     report.set_defaults(run=_report)
 
@@ -171,6 +182,25 @@ def _train(options: argparse.Namespace) -> None:
         print(run.folder)
 
 
+def _external(options: argparse.Namespace) -> None:
+    find_recipe(options.recipe)
+    accelerators.use()
+    from xraylib import metrics, reports, trials
+
+    outside = trials.external(options.recipe, options.dataset, options.on)
+    scores = reports.load_scores(options.dataset)
+    metrics.check_scores(scores)
+    _show(trials.drop(scores, outside).round(3))
+
+
+def _robustness(options: argparse.Namespace) -> None:
+    find_recipe(options.recipe)
+    accelerators.use()
+    from xraylib import trials
+
+    _show(trials.robustness(options.recipe, options.dataset).round(3))
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from xraylib import catalog, reports
 
@@ -204,9 +234,11 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from xraylib import pages, paths
+    from xraylib import cards, pages, paths
 
     print(pages.build_index())
+    real = [path.parent.name for path in paths.REPORTS.glob("*/scores") if path.parent.name != "phantom"]
+    print(cards.write_model_card("kermany" if "kermany" in real else min(real, default="phantom")))
     # Reports that were moved, by a test say, leave the repository's page alone.
     if paths.REPORTS == paths.ROOT / "reports" and (paths.ROOT / "README.md").exists():
         pages.write_readme_tables(paths.ROOT / "README.md")

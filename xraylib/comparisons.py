@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
 
 from xraylib import metrics
 from xraylib.errors import DataInvalid
+from xraylib.operating import RULES, thresholds
 from xraylib.recipes import RECIPES
 from xraylib.splits import PROTOCOLS
 from xraylib.systems import Recipe
@@ -58,8 +60,10 @@ def claims(
         One row a system and metric that its claim, or its notebook's stored output, names: `recipe, metric,
         claim` (share, or its word), `own_notebook` (share or NaN), and for `published` and `strict` the
         mean over seeds with its 95 % interval (`published, published_low, published_high, …`, NaN where
-        not run), then `reproduced`: whether the claim lies in the interval of `published`, `yes`, `no` or
-        empty where either is no figure.
+        not run), then `claim_low, claim_high`, the claim's own 95 % interval (Wilson, of the images it was
+        measured on; accuracy and sensitivity only), and `reproduced`: `yes` where the claim's own interval
+        holds the figure of `published`, or that figure's interval the claim; else `no`; empty where either is
+        no figure.
 
     Raises
     ------
@@ -75,33 +79,43 @@ def claims(
         }
         for metric in (m for m in metrics.METRICS if m in {**recipe.claims, **recipe.shown}):
             if found:
-                rows.append(_claim(name, metric, recipe, found))
+                ill = scores.loc[scores["recipe"] == name, "label"].mean()
+                rows.append(_claim(name, metric, recipe, found, ill))
     table = pd.DataFrame(rows, columns=list(CLAIMS))
     return table if same_data else table.assign(reproduced="")
 
 
 CLAIMS = (
     *("recipe", "metric", "claim", "own_notebook", "published", "published_low", "published_high"),
-    *("strict", "strict_low", "strict_high", "reproduced"),
+    *("strict", "strict_low", "strict_high", "claim_low", "claim_high", "reproduced"),
 )
 
 
-def _claim(name: str, metric: str, recipe: Recipe, found: Mapping[str, pd.DataFrame]) -> dict[str, object]:
+def _claim(
+    name: str, metric: str, recipe: Recipe, found: Mapping[str, pd.DataFrame], ill: float
+) -> dict[str, object]:
     claim = recipe.claims.get(metric, np.nan)
+    share = np.nan if isinstance(claim, str) else claim
+    images = {"accuracy": recipe.claimed_on, "sensitivity": round(recipe.claimed_on * ill)}.get(metric, 0)
+    own_low, own_high = np.nan, np.nan
+    if images and share == share:
+        own_low, own_high = proportion_confint(round(share * images), images, method="wilson")
     row: dict[str, object] = {
         "recipe": name,
         "metric": metric,
         "claim": claim,
         "own_notebook": recipe.shown.get(metric, np.nan),
+        "claim_low": own_low,
+        "claim_high": own_high,
         "reproduced": "",
     }
     for protocol in PROTOCOLS:
         figures = found[protocol].loc[metric] if protocol in found else pd.Series(dtype=float)
         value, low, high = figures.reindex(["value", "low", "high"]).to_numpy(dtype=float)
         row |= {protocol: value, f"{protocol}_low": low, f"{protocol}_high": high}
-        figure = not isinstance(claim, str) and not np.isnan(claim)
-        if protocol == "published" and figure and low <= high:
-            row["reproduced"] = "yes" if low <= claim <= high else "no"
+        if protocol == "published" and low <= high and share == share:
+            held = low <= share <= high or own_low <= value <= own_high
+            row["reproduced"] = "yes" if held else "no"
     return row
 
 
@@ -132,7 +146,7 @@ def story(scores: pd.DataFrame, recipes: Iterable[str]) -> pd.DataFrame:
             part = scores[(scores["recipe"] == recipe) & (scores["protocol"] == protocol)]
             if part.empty:
                 continue
-            figures = metrics.evaluate(part, split=split, rule=rule)
+            figures = metrics.evaluate(part, split=split, rule=rule, ranking=False)
             side = part[part["split"] == split]
             row: dict[str, object] = {
                 "recipe": recipe,
@@ -146,6 +160,44 @@ def story(scores: pd.DataFrame, recipes: Iterable[str]) -> pd.DataFrame:
             for metric in ("accuracy", "sensitivity", "specificity"):
                 row[metric] = figures.loc[metric, "value"]
                 row[f"{metric}_low"], row[f"{metric}_high"] = figures.loc[metric, ["low", "high"]]
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def operating_points(scores: pd.DataFrame, rules: Iterable[str | float] = RULES) -> pd.DataFrame:
+    """What each rule for a threshold, applied to validation, gives on validation and on the test.
+
+    Parameters
+    ----------
+    scores
+        Scores of one protocol, of any recipes.
+    rules
+        See `operating`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `recipe, rule, threshold` (mean over seeds)`, val_sensitivity, val_specificity`, then on the test
+        sensitivity, specificity and accuracy with their 95 % intervals: `sensitivity, sensitivity_low, …`.
+
+    Raises
+    ------
+    DataInvalid
+        What `metrics.check_scores` refuses.
+    """
+    rows = []
+    for recipe, part in scores.groupby("recipe", sort=False):
+        for rule in rules:
+            row: dict[str, object] = {"recipe": recipe, "rule": str(rule)}
+            row["threshold"] = thresholds(part, rule).mean()
+            found = {
+                side: metrics.evaluate(part, split=side, rule=rule, ranking=False) for side in ("val", "test")
+            }
+            for metric in ("sensitivity", "specificity"):
+                row[f"val_{metric}"] = found["val"].loc[metric, "value"]
+            for metric in ("sensitivity", "specificity", "accuracy"):
+                row[metric] = found["test"].loc[metric, "value"]
+                row[f"{metric}_low"], row[f"{metric}_high"] = found["test"].loc[metric, ["low", "high"]]
             rows.append(row)
     return pd.DataFrame(rows)
 

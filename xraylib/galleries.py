@@ -61,8 +61,9 @@ def lesion_gallery(
     titles: Sequence[str],
     columns: int = 6,
     title: str = "Where is the lesion?",
+    maps: np.ndarray | None = None,
 ) -> Figure:
-    """Radiographs in a grid with the outer outline of each lesion.
+    """Radiographs in a grid with the outer outline of each lesion, under a heat map where one is given.
 
     Parameters
     ----------
@@ -72,21 +73,25 @@ def lesion_gallery(
         `(n, h, w)` or `(n, h, w, 1)`, not zero inside the lesion; a mask of zeros draws no outline.
     titles, columns, title
         As for `gallery`.
+    maps
+        float `(n, h, w)` in [0, 1], as `explain.heat_maps` gives them.
 
     Raises
     ------
     DataInvalid
-        For other pixels, none, or masks of another shape.
+        For other pixels, none, or masks or maps of another shape.
     """
     grays, inside = radiographs(pixels), np.asarray(masks) > 0
     inside = inside[..., 0] if inside.ndim == 4 else inside
-    if inside.shape != grays.shape:
+    if inside.shape != grays.shape or (maps is not None and maps.shape != grays.shape):
         raise DataInvalid(
-            f"masks of shape {inside.shape} do not fit radiographs of shape {grays.shape}. "
-            "Mend: scale the masks to the size of the radiographs."
+            f"masks of shape {inside.shape}, or the maps, do not fit radiographs of shape {grays.shape}. "
+            "Mend: scale them to the size of the radiographs."
         )
     fig, axes = _grid(grays, titles, columns, extra=0.6)
-    for ax, mask in zip(axes, inside, strict=True):
+    for place, (ax, mask) in enumerate(zip(axes, inside, strict=True)):
+        if maps is not None:
+            ax.imshow(maps[place], cmap="magma", vmin=0, vmax=1, alpha=0.45)
         if mask.any():
             height, width = mask.shape
             # A border of zeros closes the outline of a lesion that touches the edge of the film.

@@ -8,12 +8,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_curve
 
 from xraylib.errors import DataInvalid
+from xraylib.operating import thresholds
+from xraylib.ranking import weighted_auc, weighted_average_precision
 from xraylib.scores import COLUMNS
 
-METRICS = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1")
+METRICS = (
+    *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision"),
+    *("npv", "f1", "mcc", "brier"),
+)
 RESAMPLES = 2000
 
 
@@ -51,65 +55,13 @@ def check_scores(scores: pd.DataFrame) -> None:
             )
 
 
-def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Threshold with the highest sensitivity + specificity - 1 (Youden 1950).
-
-    It lies half-way between two neighbouring scores, so that rounding a score does not cross it.
-
-    Parameters
-    ----------
-    labels
-        0/1 `(n,)`, of validation images only.
-    scores
-        P(pneumonia) `(n,)`.
-    """
-    false_positive, true_positive, thresholds = roc_curve(labels, scores, drop_intermediate=False)
-    # The first threshold is infinite: it calls nothing, and no image can be compared with it.
-    best = float(thresholds[1:][np.argmax((true_positive - false_positive)[1:])])
-    below = scores[scores < best]
-    return (best + float(below.max())) / 2 if len(below) else best
-
-
-def thresholds(scores: pd.DataFrame, rule: str | float) -> pd.Series:
-    """Operating point of each seed of one recipe and protocol.
-
-    Parameters
-    ----------
-    scores
-        Of one recipe and protocol, with the `val` side when `rule` is `validation`.
-    rule
-        `validation` (Youden's index on each seed's validation) or a fixed number.
-
-    Returns
-    -------
-    pandas.Series
-        Threshold by seed; an image whose score is above or equal is called pneumonia.
-
-    Raises
-    ------
-    DataInvalid
-        When `rule` is `validation` and a seed has no scores of the `val` side.
-    """
-    seeds = sorted(scores["seed"].unique())
-    if rule != "validation":
-        return pd.Series(float(rule), index=seeds)
-    val = scores[scores["split"] == "val"]
-    if without := sorted(set(seeds) - set(val["seed"])):
-        raise DataInvalid(
-            f"seed {without[0]} has no scores of the val side to choose a threshold on. "
-            "Mend: train it again, or give a fixed threshold."
-        )
-    return pd.Series(
-        [
-            youden_threshold(part["label"].to_numpy(), part["score"].to_numpy())
-            for part in (val[val["seed"] == seed] for seed in seeds)
-        ],
-        index=seeds,
-    )
-
-
 def point_metrics(
-    labels: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None
+    labels: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    weights: np.ndarray | None = None,
+    *,
+    ranking: bool = True,
 ) -> dict[str, np.ndarray]:
     """Metrics of one set of scores under many weightings at once.
 
@@ -123,30 +75,58 @@ def point_metrics(
         At or above it an image is called pneumonia.
     weights
         Non-negative `(resamples, n)`, how often each image was drawn; one row of ones by default.
+    ranking
+        Whether `auc` and `average_precision` are wanted, which take most of the time; else they are NaN.
 
     Returns
     -------
     dict
-        `auc, accuracy, sensitivity, specificity, precision, f1`, each `(resamples,)` in [0, 1]; NaN where
-        a denominator is zero.
+        `METRICS`, each `(resamples,)` in [0, 1] (`mcc` in [-1, 1]); NaN where a denominator is zero.
+        `precision` and `npv` hold at the prevalence of these images, see `predictive_values`.
     """
     weights = np.ones((1, len(labels))) if weights is None else weights
     positive, called = labels == 1, scores >= threshold
     tp, fn = _sum(weights, positive & called), _sum(weights, positive & ~called)
     fp, tn = _sum(weights, ~positive & called), _sum(weights, ~positive & ~called)
+    total = tp + tn + fp + fn
     with np.errstate(invalid="ignore", divide="ignore"):
+        sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
         return {
-            "auc": _auc(positive, scores, weights),
-            "accuracy": (tp + tn) / (tp + tn + fp + fn),
-            "sensitivity": tp / (tp + fn),
-            "specificity": tn / (tn + fp),
+            "auc": weighted_auc(positive, scores, weights) if ranking else total * np.nan,
+            "average_precision": (
+                weighted_average_precision(positive, scores, weights) if ranking else total * np.nan
+            ),
+            "accuracy": (tp + tn) / total,
+            "balanced_accuracy": (sensitivity + specificity) / 2,
+            "sensitivity": sensitivity,
+            "specificity": specificity,
             "precision": tp / (tp + fp),
+            "npv": tn / (tn + fn),
             "f1": 2 * tp / (2 * tp + fp + fn),
+            "mcc": (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)),
+            "brier": weights @ (scores - positive) ** 2 / total,
         }
 
 
+def predictive_values(
+    sensitivity: np.ndarray | float, specificity: np.ndarray | float, prevalence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """PPV and NPV at a stated prevalence in (0, 1), by Bayes' rule; NaN where nothing is called so."""
+    sensitivity, specificity = np.asarray(sensitivity, float), np.asarray(specificity, float)
+    ill, well = prevalence, 1 - prevalence
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ppv = sensitivity * ill / (sensitivity * ill + (1 - specificity) * well)
+        npv = specificity * well / (specificity * well + (1 - sensitivity) * ill)
+    return ppv, npv
+
+
 def evaluate(
-    scores: pd.DataFrame, *, split: str = "test", rule: str | float = "validation", resamples: int = RESAMPLES
+    scores: pd.DataFrame,
+    *,
+    split: str = "test",
+    rule: str | float = "validation",
+    resamples: int = RESAMPLES,
+    ranking: bool = True,
 ) -> pd.DataFrame:
     """Metrics of one recipe and protocol, averaged over its seeds, with 95 % intervals.
 
@@ -164,6 +144,8 @@ def evaluate(
         Operating point, see `thresholds`.
     resamples
         Bootstrap resamples.
+    ranking
+        See `point_metrics`.
 
     Returns
     -------
@@ -185,17 +167,18 @@ def evaluate(
     if side.empty:
         raise DataInvalid(f"there are no scores of the {split} side. Mend: train the recipe again.")
     patients = np.unique(side["patient"])
-    draws = _draws(len(patients), resamples)
+    draws = patient_draws(len(patients), resamples)
     values, resampled = [], []
     for seed, part in side.groupby("seed"):
         labels, score = part["label"].to_numpy(), part["score"].to_numpy()
         own = np.searchsorted(patients, part["patient"])
-        values.append({m: float(v[0]) for m, v in point_metrics(labels, score, points[seed]).items()})
-        resampled.append(point_metrics(labels, score, points[seed], draws[:, own]))
+        whole = point_metrics(labels, score, points[seed], ranking=ranking)
+        values.append({m: float(v[0]) for m, v in whole.items()})
+        resampled.append(point_metrics(labels, score, points[seed], draws[:, own], ranking=ranking))
     rows = {}
     for metric in METRICS:
         by_seed = np.array([value[metric] for value in values])
-        low, high = _interval(np.mean([r[metric] for r in resampled], axis=0))
+        low, high = interval(np.mean([r[metric] for r in resampled], axis=0))
         spread = by_seed.std(ddof=1) if len(by_seed) > 1 else np.nan
         rows[metric] = {"value": by_seed.mean(), "low": low, "high": high, "seed_sd": spread}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -229,10 +212,10 @@ def auc_interval(
     tuple
         AUC, lower and upper end.
     """
-    whole = float(_auc(labels == 1, values, np.ones((1, len(labels))))[0])
+    whole = float(weighted_auc(labels == 1, values, np.ones((1, len(labels))))[0])
     names, own = np.unique(patients, return_inverse=True)
-    resampled = _auc(labels == 1, values, _draws(len(names), resamples)[:, own])
-    return whole, *_interval(resampled)
+    resampled = weighted_auc(labels == 1, values, patient_draws(len(names), resamples)[:, own])
+    return whole, *interval(resampled)
 
 
 def table(
@@ -264,7 +247,7 @@ def table(
     return pd.DataFrame(rows)
 
 
-def _interval(resampled: np.ndarray) -> tuple[float, float]:
+def interval(resampled: np.ndarray) -> tuple[float, float]:
     """Percentile interval; resamples without a value are left out, and without any there is none."""
     known = resampled[np.isfinite(resampled)]
     if not len(known):
@@ -273,7 +256,7 @@ def _interval(resampled: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _draws(patients: int, resamples: int) -> np.ndarray:
+def patient_draws(patients: int, resamples: int) -> np.ndarray:
     """How often each patient is drawn in each resample; the same on every call."""
     chances = np.full(patients, 1 / patients)
     return np.random.default_rng(0).multinomial(patients, chances, resamples).astype(np.float64)
@@ -281,16 +264,3 @@ def _draws(patients: int, resamples: int) -> np.ndarray:
 
 def _sum(weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return weights @ chosen.astype(np.float64)
-
-
-def _auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted Mann-Whitney statistic, ties counted half."""
-    order = np.argsort(scores, kind="stable")
-    ordered, sick = scores[order], positive[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(ordered) > 0])
-    weights = weights[:, order]
-    ill = np.add.reduceat(weights * sick, starts, axis=1)
-    well = np.add.reduceat(weights * ~sick, starts, axis=1)
-    below = np.cumsum(well, axis=1) - well / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (ill * below).sum(axis=1) / (ill.sum(axis=1) * well.sum(axis=1))

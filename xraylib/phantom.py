@@ -7,7 +7,7 @@ real ones. A score on them shows that the road works and says nothing about real
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -255,6 +255,19 @@ def write(folder: Path | str, settings: PhantomSettings | None = None) -> Path:
             if not _complete(folder, note, settings.images):
                 _write_all(folder, settings, note)
     return folder
+
+
+def read_masks(paths: Iterable[Path | str], size: int) -> np.ndarray:
+    """Read the lesion masks of phantom images, uint8 `(n, size, size)`, zeros for those without a lesion."""
+    found = []
+    for path in map(Path, paths):
+        mask = path.parents[2] / "masks" / path.parents[1].name / f"{path.stem}.png"
+        if mask.exists():
+            with Image.open(mask, formats=("PNG",)) as image:
+                found.append(np.asarray(image.resize((size, size), Image.Resampling.NEAREST)))
+        else:
+            found.append(np.zeros((size, size), np.uint8))
+    return np.stack(found)
 
 
 def _write_all(folder: Path, settings: PhantomSettings, note: str) -> None:

@@ -7,6 +7,15 @@ dpi. A class, a kind and a recipe have one colour in all of them.
 from xraylib.canvas import CLASS_COLOURS, KIND_COLOURS, Figure, recipe_looks
 from xraylib.curveplots import learning_curves, penalty_path, precision_recall, roc
 from xraylib.dataplots import balance, file_statistics, intensities, label_distribution, leakage, mean_images
+from xraylib.evalplots import (
+    coverage,
+    decision_curve,
+    drop,
+    reliability,
+    risk_coverage,
+    robustness,
+    subgroups,
+)
 from xraylib.galleries import gallery, lesion_gallery, prediction, predictions, steps
 from xraylib.scoreplots import confusion, leaderboard, score_distribution, shortcuts
 from xraylib.storyplots import draws, story
@@ -17,7 +26,10 @@ __all__ = [
     "Figure",
     "balance",
     "confusion",
+    "coverage",
+    "decision_curve",
     "draws",
+    "drop",
     "file_statistics",
     "gallery",
     "intensities",
@@ -32,9 +44,13 @@ __all__ = [
     "prediction",
     "predictions",
     "recipe_looks",
+    "reliability",
+    "risk_coverage",
+    "robustness",
     "roc",
     "score_distribution",
     "shortcuts",
     "steps",
     "story",
+    "subgroups",
 ]

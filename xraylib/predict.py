@@ -52,11 +52,19 @@ def find_run(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> Run:
     DataMissing
         When there is none.
     """
-    finished = sorted(runs.glob(f"{recipe}-*/run.json"), key=lambda file: file.stat().st_mtime)
-    for file in reversed(finished):
+    found = find_runs(recipe, dataset, runs=runs)
+    return max(found, key=lambda run: (run.folder / "run.json").stat().st_mtime)
+
+
+def find_runs(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> list[Run]:
+    """Return the newest finished `strict` run of each seed of a recipe; parameters as `find_run`."""
+    found: dict[int, Run] = {}
+    for file in sorted(runs.glob(f"{recipe}-*/run.json"), key=lambda file: file.stat().st_mtime):
         run = read(file.parent)
         if (run.recipe, run.protocol, run.settings["dataset"]) == (recipe, "strict", dataset):
-            return run
+            found[run.seed] = run
+    if found:
+        return [found[seed] for seed in sorted(found)]
     raise DataMissing(
         f"no finished run of {recipe} on {dataset} in {runs}. Mend: train one with "
         f"`python -m xraylib train {recipe} --dataset {dataset}`."

@@ -241,4 +241,5 @@ def _forest(ax: Axes, table: pd.DataFrame, metric: str) -> None:
 
 def _row_name(row: Mapping[str, object]) -> str:
     seeds = f"{row['seeds']} seed{'' if row['seeds'] == 1 else 's'}"
-    return f"{row['recipe']}, {row['protocol']}\n{row['init']} init, {seeds}, n = {row['n_test']:,}"
+    init = "no network" if row["init"] == "none" else f"{str(row['init']).split(' (')[0]} init"
+    return f"{row['recipe']}, {row['protocol']}\n{init}, {seeds}, n = {row['n_test']:,}"

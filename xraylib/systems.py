@@ -50,6 +50,8 @@ class Recipe:
         How many a study trains: 0, 1, … by default.
     claims
         Published figures on the system's own test data, by metric; a word where no figure was given.
+    claimed_on
+        Images the claim was measured on, 0 where that is not known.
     shown
         What the stored output of the system's own notebook shows, by metric, where it could be read.
     published
@@ -77,6 +79,7 @@ class Recipe:
     threshold: str | float = "validation"
     seeds: int = 3
     claims: Mapping[str, float | str] = field(default_factory=dict)
+    claimed_on: int = 0
     shown: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
     remark: str = ""
@@ -102,18 +105,8 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of training, as plain values; prose and claims left out."""
-        words = (
-            "title",
-            "source",
-            "seeds",
-            "claims",
-            "shown",
-            "published",
-            "remark",
-            "kept",
-            "mended",
-            "threshold",
-        )
+        words = {"title", "source", "seeds", "claims", "claimed_on", "shown", "remark", "published", "kept"}
+        words |= {"mended", "threshold"}
         return {key: value for key, value in asdict(self).items() if key not in words}
 
 

@@ -1,0 +1,233 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn import metrics as sk
+
+from xraylib import catalog, images, phantom, predict, reports, training, trials
+from xraylib.corruptions import CORRUPTIONS, corrupt
+from xraylib.errors import DataInvalid, DataMissing, UnknownName
+from xraylib.metrics import evaluate
+from xraylib.recipes import find_recipe
+from xraylib.scores import COLUMNS
+
+TINY = find_recipe("tiny-cnn-28")
+BRIEF = replace(TINY, phases=(replace(TINY.phases[0], epochs=3),))
+FEW = ("marker", "inversion")
+
+pytestmark = pytest.mark.usefixtures("small_phantom", "reports_here")
+
+
+@pytest.fixture(scope="module")
+def runs(phantom, accelerator, tmp_path_factory):
+    """Folder of two runs, which differ in their seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        training.train(BRIEF, phantom, accelerator, seed=seed, runs=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory):
+    """Another phantom, as a folder of the user's."""
+    settings = phantom.PhantomSettings(images=24, size=48, seed=7)
+    return phantom.write(tmp_path_factory.mktemp("elsewhere") / "hospital", settings)
+
+
+@pytest.fixture
+def outside(runs, hospital):
+    return trials.external("tiny-cnn-28", "phantom", hospital, runs=runs)
+
+
+def found(runs):
+    return predict.find_runs("tiny-cnn-28", "phantom", runs=runs)
+
+
+def of_the_report(runs):
+    return pd.concat([run.scores for run in found(runs)], ignore_index=True)
+
+
+def robust(runs, names=FEW):
+    return trials.robustness("tiny-cnn-28", "phantom", names=names, runs=runs)
+
+
+def kept(reports_here):
+    return reports_here / "phantom" / "robustness" / "tiny-cnn-28.csv"
+
+
+def test_every_image_elsewhere_is_scored_by_every_seed(outside, hospital):
+    manifest = catalog.load(hospital)
+    assert tuple(outside.columns) == COLUMNS
+    for seed, part in outside.groupby("seed"):
+        assert part["image_id"].tolist() == manifest["image_id"].tolist(), seed
+        assert part["label"].tolist() == manifest["label"].tolist()
+        assert part["patient"].tolist() == manifest["patient"].tolist()
+    assert outside["seed"].unique().tolist() == [0, 1]
+    said = {(row.recipe, row.protocol, row.split) for row in outside.itertuples()}
+    assert said == {("tiny-cnn-28", "strict", "external")}
+
+
+def test_the_scores_are_those_of_the_runs_as_they_stand(outside, hospital, runs):
+    pixels = images.load_pixels(catalog.load(hospital), 28, progress=False)
+    for run in found(runs):
+        expected = predict.load(run).score(pixels)
+        np.testing.assert_allclose(outside.loc[outside["seed"] == run.seed, "score"], expected, atol=1e-6)
+    assert outside.groupby("image_id")["score"].std().max() > 1e-6
+
+
+def test_external_scores_are_kept_and_read_back(outside, hospital, reports_here):
+    name = catalog.find(hospital).name
+    assert (reports_here / "phantom" / "external" / name / "tiny-cnn-28.csv").exists()
+    pd.testing.assert_frame_equal(trials.load_external("phantom", name), outside)
+
+
+def test_external_scores_are_read_back_by_the_path_they_were_made_with(outside, hospital):
+    pd.testing.assert_frame_equal(trials.load_external("phantom", str(hospital)), outside)
+
+
+def test_without_external_scores_the_mend_is_the_command():
+    with pytest.raises(DataMissing, match="Mend: `python -m xraylib external RECIPE --dataset phantom --on"):
+        trials.load_external("phantom", "nih")
+
+
+def test_a_recipe_without_runs_is_not_tried(runs, hospital):
+    with pytest.raises(DataMissing, match="no finished run of scratch-cnn"):
+        trials.external("scratch-cnn", "phantom", hospital, runs=runs)
+    with pytest.raises(DataMissing, match="no finished run of scratch-cnn"):
+        trials.robustness("scratch-cnn", "phantom", runs=runs)
+
+
+def test_images_that_are_not_there_are_named(runs):
+    with pytest.raises(UnknownName, match="no data set is named 'elsewhere'"):
+        trials.external("tiny-cnn-28", "phantom", "elsewhere", runs=runs)
+
+
+def test_both_sides_are_set_beside_each_other(outside, runs):
+    scores = of_the_report(runs)
+    table = trials.drop(scores, outside).set_index("metric")
+    sides = {"test": evaluate(scores), "external": evaluate(pd.concat([scores, outside]), split="external")}
+    assert table.index.tolist() == ["auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity"]
+    assert set(table["recipe"]) == {"tiny-cnn-28"}
+    for metric, row in table.iterrows():
+        for side, figures in sides.items():
+            mine = row[[side, f"{side}_low", f"{side}_high"]].tolist()
+            expected = figures.loc[metric, ["value", "low", "high"]].tolist()
+            assert mine == pytest.approx(expected, nan_ok=True)
+
+
+def test_images_elsewhere_do_not_move_the_threshold(outside, runs):
+    scores = of_the_report(runs)
+    turned = outside.assign(label=1 - outside["label"])
+    tables = [trials.drop(scores, there).set_index("metric") for there in (outside, turned)]
+    assert tables[1].loc["sensitivity", "external"] == pytest.approx(
+        1 - tables[0].loc["specificity", "external"]
+    )
+    assert tables[1]["test"].equals(tables[0]["test"])
+
+
+def test_only_strict_scores_of_the_recipe_are_compared(outside, runs):
+    scores = of_the_report(runs)
+    spoilt = scores.assign(score=1 - scores["score"])
+    others = [spoilt.assign(protocol="published"), spoilt.assign(recipe="scratch-cnn")]
+    pd.testing.assert_frame_equal(
+        trials.drop(pd.concat([scores, *others]), outside), trials.drop(scores, outside)
+    )
+
+
+def test_a_run_that_the_report_does_not_know_is_named(runs, hospital, caplog):
+    trials.external("tiny-cnn-28", "phantom", hospital, runs=runs)
+    assert [record.args[1] for record in caplog.records if "not made by" in record.message] == [0, 1]
+    caplog.clear()
+    for run in found(runs):
+        reports.record(run, "phantom")
+    trials.external("tiny-cnn-28", "phantom", hospital, runs=runs)
+    assert "not made by" not in caplog.text
+
+
+def test_every_severity_has_a_row(runs, phantom, reports_here):
+    table = robust(runs)
+    named = list(zip(table["corruption"], table["severity"], strict=True))
+    assert named == [("none", 0), *(("marker", step) for step in range(1, 6)), ("inversion", 1)]
+    assert tuple(table.columns) == trials.ROBUSTNESS
+    assert set(table["n"]) == {(phantom["split"] == "test").sum()}
+    assert set(table["seed"]) == {0} and set(table["recipe"]) == {"tiny-cnn-28"}
+    assert len(pd.read_csv(kept(reports_here), dtype={"model": str})) == len(table)
+
+
+def test_a_row_is_what_the_run_says_of_the_corrupted_test(runs, phantom):
+    table = robust(runs).set_index(["corruption", "severity"])
+    test = phantom[phantom["split"] == "test"]
+    films = images.load_pixels(phantom, 224, progress=False)[test.index]
+    predictor = predict.load(found(runs)[0])
+    for name, severity in (("none", 0), ("marker", 5), ("inversion", 1)):
+        changed = corrupt(films, name, severity) if severity else films
+        pictures = [Image.fromarray(film[..., 0]) for film in changed]
+        small = [p.resize((28, 28), Image.Resampling.BILINEAR, reducing_gap=3.0) for p in pictures]
+        score = predictor.score(np.stack(small)[..., None])
+        called, row = score >= predictor.threshold, table.loc[(name, severity)]
+        assert row["auc"] == pytest.approx(sk.roc_auc_score(test["label"], score))
+        assert row["balanced_error"] == pytest.approx(1 - sk.balanced_accuracy_score(test["label"], called))
+        assert row["sensitivity"] == pytest.approx(sk.recall_score(test["label"], called))
+        assert row["specificity"] == pytest.approx(sk.recall_score(test["label"], called, pos_label=0))
+
+
+def test_a_trial_that_was_cut_goes_on(runs, reports_here, monkeypatch):
+    whole = robust(runs)
+    pd.read_csv(kept(reports_here), dtype={"model": str})[:-3].to_csv(kept(reports_here), index=False)
+    done = []
+
+    def counted(films, name, severity, *rest):
+        done.append((name, severity))
+        return corrupt(films, name, severity, *rest)
+
+    monkeypatch.setattr(trials.corruptions, "corrupt", counted)
+    again = robust(runs)
+    assert done == [("marker", 4), ("marker", 5), ("inversion", 1)]
+    pd.testing.assert_frame_equal(again, whole, check_dtype=False, rtol=1e-5)
+    done.clear()
+    robust(runs)
+    assert not done
+
+
+def test_a_trial_that_fails_keeps_what_is_done(runs, reports_here, monkeypatch):
+    def cut(films, name, severity, *rest):
+        if (name, severity) == ("marker", 3):
+            raise KeyboardInterrupt
+        return corrupt(films, name, severity, *rest)
+
+    monkeypatch.setattr(trials.corruptions, "corrupt", cut)
+    with pytest.raises(KeyboardInterrupt):
+        robust(runs)
+    assert pd.read_csv(kept(reports_here), dtype={"model": str})["severity"].tolist() == [0, 1, 2]
+
+
+def test_other_corruptions_are_added_to_those_done(runs):
+    robust(runs, ["inversion"])
+    table = robust(runs, ["inversion", "marker"])
+    assert table["corruption"].tolist() == ["none", "inversion", *["marker"] * 5]
+
+
+def test_a_trial_of_another_run_is_refused(runs, reports_here):
+    robust(runs, ["inversion"]).assign(model="0123456789ab").to_csv(kept(reports_here), index=False)
+    with pytest.raises(DataInvalid, match=r"by another run of tiny-cnn-28\. Mend: delete it"):
+        robust(runs)
+
+
+def test_trials_are_read_back(runs):
+    table = robust(runs)
+    pd.testing.assert_frame_equal(trials.load_robustness("phantom"), table, check_dtype=False, rtol=1e-5)
+
+
+def test_without_trials_the_mend_is_the_command():
+    with pytest.raises(DataMissing, match="Mend: `python -m xraylib robustness RECIPE --dataset phantom`"):
+        trials.load_robustness("phantom")
+
+
+def test_every_corruption_is_tried_by_default(runs):
+    table = trials.robustness("tiny-cnn-28", "phantom", runs=runs)
+    assert table["corruption"].unique().tolist() == ["none", *CORRUPTIONS]
+    assert len(table) == 1 + 17 * 5 + 1
+    figures = table[["auc", "sensitivity", "specificity", "balanced_error"]].to_numpy()
+    assert ((figures >= 0) & (figures <= 1)).all()

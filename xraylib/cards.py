@@ -1,0 +1,56 @@
+"""The model card: what the models are for, on what they were measured, and where they fail."""
+
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from xraylib import catalog, metrics, paths, reports
+from xraylib.recipes import REMEDIED, find_recipe
+from xraylib.storage import atomic
+
+# Stated prevalences: a ward of suspected cases as in the test, and two where pneumonia is rarer.
+PREVALENCES = (0.05, 0.2, 0.625)
+
+
+def write_model_card(dataset: str) -> Path:
+    """Write `reports/model_card.md` from a report's scores and tables, and return its path.
+
+    Parameters
+    ----------
+    dataset
+        Name of a report with scores.
+
+    Raises
+    ------
+    DataMissing
+        When the report has no scores.
+    """
+    board = reports.leaderboard(dataset)
+    shown = (board["protocol"] == "strict") & ~board["recipe"].isin(REMEDIED[1:])
+    rows = board[shown].to_dict(orient="records")
+    for row in rows:
+        row["predictive"] = [
+            tuple(map(float, metrics.predictive_values(row["sensitivity"], row["specificity"], prevalence)))
+            for prevalence in PREVALENCES
+        ]
+        row["init"] = "no network" if find_recipe(row["recipe"]).fit == "number" else row["init"]
+    scores = reports.load_scores(dataset)
+    outside = reports.folder(dataset) / "tables" / "external.csv"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("xraylib"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    card = environment.get_template("model_card.md.j2").render(
+        dataset=dataset,
+        title=catalog.find(dataset).title,
+        images=f"{scores['image_id'].nunique():,}",
+        patients=f"{scores['patient'].nunique():,}",
+        hardware="; ".join(sorted(set(board["hardware"]))),
+        rows=rows,
+        prevalences=PREVALENCES,
+        external=pd.read_csv(outside).to_dict(orient="records") if outside.exists() else [],
+    )
+    file = paths.REPORTS / "model_card.md"
+    with atomic(file) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return file
