@@ -4,7 +4,7 @@ DATASET ?= phantom
 BUDGET  ?= $(if $(filter phantom,$(DATASET)),quick,full)
 SEED    ?= 0
 RECIPES ?= $(if $(filter kermany,$(DATASET)),all,tiny-cnn-28 scratch-cnn mobilenetv2-frozen majority-class file-size mean-intensity)
-# Real data: scores that stand in reports/ are read back; RETRAIN=1 trains anew.
+# Kermany: the scores that stand in reports/ are read back and nothing is trained; RETRAIN=1 trains all anew.
 RETRAIN ?=
 PYTHON  ?= python3
 
@@ -53,7 +53,7 @@ empty :=
 space := $(empty) $(empty)
 JSON_RECIPES := [$(subst $(space),$(comma),$(foreach r,$(RECIPES),"$(r)"))]
 PARAMETERS = -p dataset "$(DATASET)" -p budget "$(BUDGET)" -p seed $(SEED) -p recipes '$(JSON_RECIPES)' \
-             -p reuse $(if $(or $(RETRAIN),$(filter phantom,$(DATASET))),false,true)
+             -p reuse $(if $(RETRAIN),false,$(if $(filter kermany,$(DATASET)),true,false))
 
 .PHONY: help setup reproduce test lint notebooks report bench badges clean FORCE
 

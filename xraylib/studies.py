@@ -29,7 +29,7 @@ class Study:
     budget : key of `recipes.BUDGETS`
     seed : first seed; recipe and budget say how many follow
     recipes : names in `recipes.RECIPES`, or `all` alone
-    reuse : read runs that stand in the report back from their scores instead of training them again
+    reuse : read the runs that stand in the report back from their scores, and train none
     init : initial weights instead of the recipes' own (see `models.find_weights`)
 
     Raises
@@ -76,23 +76,37 @@ class Study:
     def runs(self, recipe: str | Recipe, protocol: str = "strict") -> list[Run]:
         """Train a recipe with every seed, and write its scores and metrics into the report.
 
+        With `reuse` they are read back from the report; those it lacks are left out, and the log says so.
+
         On the phantom nothing is downloaded: recipes that ask for ImageNet weights start from random ones
         there, and the row says so.
         """
         chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
         runs = []
         for seed in self.seeds(chosen):
-            run = self._recorded(chosen, protocol, seed) if self.reuse else None
-            if run is None:
+            if self.reuse:
+                run = self._recorded(chosen, protocol, seed)
+            else:
                 run = self._train(chosen, protocol, seed)
                 reports.record(run, self.name)
-            runs.append(run)
+            runs.extend([run] if run else [])
         return runs
 
     def trained(self, recipe: str | Recipe, protocol: str = "strict") -> Run:
         """Train a recipe with the first seed, or read that run back: a run whose model is on this machine."""
         chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
         return self._train(chosen, protocol, self.seed)
+
+    def _split_of(self, scheme: str, protocol: str, seed: int) -> str:
+        """Fingerprint of a split of these images; recipes share it, and dividing thousands takes a second."""
+        if (scheme, protocol, seed) not in self._splits:
+            assigned = splits.assign(self.manifest, protocol, seed, scheme=scheme)
+            self._splits[scheme, protocol, seed] = split_fingerprint(assigned)
+        return self._splits[scheme, protocol, seed]
+
+    @cached_property
+    def _splits(self) -> dict[tuple[str, str, int], str]:
+        return {}
 
     def _train(self, recipe: Recipe, protocol: str, seed: int) -> Run:
         init = recipe.init if self.init is None or recipe.init == "none" else self.init
@@ -110,23 +124,22 @@ class Study:
 
     def _recorded(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
         found = reports.recorded(self.name, recipe.name, protocol, seed)
-        if found is None:
-            return None
-        settings, scores = found
-        if settings["choices"] != plain(recipe.under(protocol, self.budget).settings()):
+        choices = plain(recipe.under(protocol, self.budget).settings())
+        if found is None or found[0]["choices"] != choices:
+            held = "another recipe or budget" if found else "no such run"
             log.warning(
-                "%s, %s, seed %d: the report holds another recipe or budget", recipe.name, protocol, seed
+                "%s, %s, seed %d is left out: the report holds %s. Mend: python -m xraylib train %s",
+                *(recipe.name, protocol, seed, held, f"{recipe.name} --protocol {protocol}"),
             )
             return None
+        settings, scores = found
         log.warning(
             "%s, %s, seed %d: scores read from %s, made on %s; nothing is trained (reuse=False trains)",
             *(recipe.name, protocol, seed, self.folder, settings["hardware"]),
         )
         if settings["code"] != training.code_of(recipe.under(protocol)):
             log.warning("the training code has changed since: make reproduce RETRAIN=1 trains again")
-        scheme = recipe.under(protocol).scheme
-        here = splits.assign(self.manifest, protocol, seed, scheme=scheme)
-        if settings["split"] != split_fingerprint(here):
+        if settings["split"] != self._split_of(recipe.under(protocol).scheme, protocol, seed):
             log.warning("the images here are not those the scores were made from (other files or labels)")
         history = pd.DataFrame(settings["history"])
         return Run(recipe.name, protocol, seed, self.folder, settings, history, scores)
