@@ -254,7 +254,7 @@ def test_ids_and_patients_come_back_as_they_were_written(phantom, accelerator, u
 def test_broken_after_every_epoch_it_ends_with_the_same_scores(
     phased, phantom, accelerator, tmp_path, monkeypatch
 ):
-    end_epoch, write, breaks = Progress.end_epoch, training._write, []
+    end_epoch, write, breaks = Progress.end_epoch, training.write, []
 
     def end_and_break(self, **figures):
         end_epoch(self, **figures)
@@ -262,12 +262,12 @@ def test_broken_after_every_epoch_it_ends_with_the_same_scores(
         raise KeyboardInterrupt
 
     def break_first(*arguments):
-        monkeypatch.setattr(training, "_write", write)
+        monkeypatch.setattr(training, "write", write)
         breaks.append("write")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "end_epoch", end_and_break)
-    monkeypatch.setattr(training, "_write", break_first)
+    monkeypatch.setattr(training, "write", break_first)
     run = None
     while run is None:
         try:

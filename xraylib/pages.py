@@ -41,7 +41,9 @@ def build_index() -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("xraylib"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    page = environment.get_template("index.html.j2").render(sections=sections)
+    named = {"model_card.md": "model card", "checklist.md": "TRIPOD+AI and CLAIM checklist"}
+    papers = [(file, name) for file, name in named.items() if (paths.REPORTS / file).exists()]
+    page = environment.get_template("index.html.j2").render(sections=sections, papers=papers)
     with atomic(paths.REPORTS / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return paths.REPORTS / "index.html"

@@ -12,6 +12,7 @@ import pandas as pd
 from xraylib import features, heads, images, metrics, models, paths, training
 from xraylib.comparisons import operating_point
 from xraylib.errors import DataInvalid, DataMissing, UnknownName, XraylibError
+from xraylib.reports import folder, read_runs
 from xraylib.runs import MODEL_FILES, Run, model_sha256, read
 
 log = logging.getLogger(__name__)
@@ -57,12 +58,15 @@ def find_run(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> Run:
 
 
 def find_runs(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> list[Run]:
-    """Return the newest finished `strict` run of each seed of a recipe; parameters as `find_run`."""
+    """Return a finished `strict` run of each seed: that whose scores stand in the report, or the newest."""
     found: dict[int, Run] = {}
+    recorded = {run["model_sha256"] for run in read_runs(folder(dataset), recipe)}
     for file in sorted(runs.glob(f"{recipe}-*/run.json"), key=lambda file: file.stat().st_mtime):
         run = read(file.parent)
         if (run.recipe, run.protocol, run.settings["dataset"]) == (recipe, "strict", dataset):
-            found[run.seed] = run
+            standing = run.seed in found and found[run.seed].settings["model_sha256"] in recorded
+            if not standing or run.settings["model_sha256"] in recorded:
+                found[run.seed] = run
     if found:
         return [found[seed] for seed in sorted(found)]
     raise DataMissing(

@@ -219,10 +219,7 @@ def _per_image_validation(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _take_skip(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Four fifths of one shuffle train, the last fifth of another validates: most of it is trained on too.
-
-    This is what `shuffle`, `take` and `skip` of a tf.data pipeline give when it shuffles anew on every pass.
-    """
+    """Four fifths of one shuffle train, the last fifth of another validates: take and skip of tf.data."""
     pool = manifest.index[manifest["split"] != "test"]
     draw = np.random.default_rng(seed)
     # The keras.io example takes 4,200 of 5,232 images.
@@ -239,10 +236,8 @@ def _random_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     val = round(small * SMALL["val"] / sum(SMALL.values()))
     rest, held_out = _divide(pool, seed, second=val)
     train = _some(pool.loc[rest], small - val, seed)
-    drawn = manifest.loc[held_out]
-    return pd.concat(
-        [manifest.loc[train].assign(split="train"), drawn.assign(split="val"), drawn.assign(split="test")]
-    )
+    sides = {"train": train, "val": held_out, "test": held_out}
+    return pd.concat([manifest.loc[rows].assign(split=side) for side, rows in sides.items()])
 
 
 def _random_per_image(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:

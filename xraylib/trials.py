@@ -208,12 +208,7 @@ def _check_recorded(run: Run, dataset: str) -> None:
     """Say aloud when the run on this machine is not the one whose scores stand in the report."""
     found = reports.recorded(dataset, run.recipe, "strict", run.seed)
     if found is None or found[0]["model_sha256"] != run.settings["model_sha256"]:
-        log.warning(
-            "%s, seed %d: the report's scores were not made by the run in %s",
-            run.recipe,
-            run.seed,
-            run.folder,
-        )
+        log.warning("%s, seed %d: the report's scores were not made by this run", run.recipe, run.seed)
 
 
 def _resized(films: np.ndarray, size: int) -> np.ndarray:

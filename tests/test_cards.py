@@ -1,0 +1,32 @@
+import re
+
+import pytest
+from test_reports import run_of
+
+from xraylib import cards, paths, reports
+from xraylib.errors import DataMissing
+from xraylib.metrics import predictive_values
+
+pytestmark = pytest.mark.usefixtures("reports_here")
+
+
+def test_the_card_says_what_the_leaderboard_says():
+    for recipe in ("tiny-cnn-28", "scratch-cnn", "majority-class"):
+        reports.record(run_of(recipe), "phantom")
+    file = cards.write_model_card("phantom")
+    card = file.read_text(encoding="utf-8")
+    assert file == paths.REPORTS / "model_card.md"
+    for row in reports.leaderboard("phantom").to_dict(orient="records"):
+        (line, *_) = [line for line in card.splitlines() if line.startswith(f"| `{row['recipe']}` |")]
+        assert f"{row['auc']:.3f} ({row['auc_low']:.3f}–{row['auc_high']:.3f})" in line
+        ppv, npv = predictive_values(row["sensitivity"], row["specificity"], 0.05)
+        assert re.search(rf"`{row['recipe']}` \| {ppv:.3f}, {npv:.3f} \|", card.replace("nan", "–"))
+    for heading in ("Intended use", "Data", "Limits"):
+        assert f"## {heading}" in card
+    assert "Not a medical device" in card and "## Elsewhere" not in card
+
+
+def test_without_scores_there_is_no_card():
+    with pytest.raises(DataMissing, match="Mend"):
+        cards.write_model_card("phantom")
+    assert not (paths.REPORTS / "model_card.md").exists()
