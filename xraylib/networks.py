@@ -108,9 +108,17 @@ def resnet50v2(x: Any, size: int, weights: Weights) -> Any:
     return layers.GlobalAveragePooling2D()(x)
 
 
+class FlipAlways(layers.RandomFlip):
+    """Flips at random whether the model trains or scores: a model in scoring overrides `training=True`."""
+
+    def call(self, inputs: Any, training: bool = True) -> Any:
+        """Flip half of the images, float `(batch, size, size, channels)`."""
+        return super().call(inputs, training=True)
+
+
 def resnet50v2_raw(x: Any, size: int, weights: Weights) -> Any:
     """ResNet50V2 as published: pixels of 0…255 unscaled, and flips at random in scoring as in training."""
-    x = layers.RandomFlip("horizontal")(x, training=True)
+    x = FlipAlways("horizontal")(x)
     x = layers.Concatenate()([x, x, x])
     x = backbone("resnet50v2_raw", size, weights)(x)
     return layers.GlobalAveragePooling2D()(x)
@@ -173,4 +181,5 @@ BACKBONES: dict[str, Callable[..., keras.Model]] = {
 
 def code(network: str) -> tuple[Callable[..., Any], ...]:
     """Return the functions that make a network, for its fingerprint."""
-    return (NETWORKS[network], backbone) if network in BACKBONES else (NETWORKS[network],)
+    own = (NETWORKS[network], FlipAlways) if network == "resnet50v2_raw" else (NETWORKS[network],)
+    return (*own, backbone) if network in BACKBONES else own

@@ -45,6 +45,10 @@ SCRATCH_CNN = Recipe(
     patience=20,
     claims={"accuracy": 0.83},
     claimed_on=624,
+    remark=(
+        "Its README gives neither layers, input size nor epochs: the network here is ours within its words. "
+        "What else it says holds here: recall above precision, and the test below validation."
+    ),
     published={"scheme": "per-image-validation", "patience": None, "threshold": 0.5},
     kept=(
         "no augmentation",
