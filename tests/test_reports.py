@@ -378,7 +378,7 @@ def page(three_recipes):
 def test_the_page_stands_alone(page):
     assert outside_references(page) == []
     pictures = _Page(page).all("img")
-    assert all(about["src"].startswith("data:image/png;base64,") for about in pictures)
+    assert all(about["src"].startswith("data:image/webp;base64,") for about in pictures)
     assert [about["alt"] for about in pictures] == ["First.", 'Second, "quoted" & <odd>.']
     assert _Page(page).all("script") == []
 
