@@ -18,7 +18,7 @@ from xraylib.recipes import RECIPES
 from xraylib.storage import atomic
 
 # Bytes above which a picture on the page may lose what nobody sees.
-LARGE = 60_000
+LARGE = 50_000
 
 
 @dataclass(frozen=True)
