@@ -48,12 +48,14 @@ SOURCES   := $(wildcard xraylib/*.py xraylib/templates/*)
 NOTEBOOKS := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/0*.ipynb))
 PAGES     := $(NOTEBOOKS:%=$(BUILD)/%.ipynb)
 
+REUSE     := $(if $(RETRAIN),false,$(if $(filter kermany,$(DATASET)),true,false))
+
 comma := ,
 empty :=
 space := $(empty) $(empty)
 JSON_RECIPES := [$(subst $(space),$(comma),$(foreach r,$(RECIPES),"$(r)"))]
 PARAMETERS = -p dataset "$(DATASET)" -p budget "$(BUDGET)" -p seed $(SEED) -p recipes '$(JSON_RECIPES)' \
-             -p reuse $(if $(RETRAIN),false,$(if $(filter kermany,$(DATASET)),true,false))
+             -p reuse $(REUSE)
 
 .PHONY: help setup reproduce test lint notebooks report bench badges clean FORCE
 
@@ -76,9 +78,14 @@ reproduce: $(REPORT)/index.html  ## run every notebook that changed and rebuild 
 $(REPORT)/index.html: $(PAGES) $(wildcard $(REPORT)/*/scores/*.csv)
 	$(PY) -m xraylib report
 
+ifeq ($(REUSE),true)
+# All notebooks read the same committed scores, so two may run side by side.
+MAKEFLAGS += -j2
+else
 # A later notebook reads what an earlier one left: trained runs and their scores.
 $(BUILD)/04_transfer_learning.ipynb: $(BUILD)/03_baseline_cnn.ipynb
 $(BUILD)/06_evaluation.ipynb $(BUILD)/07_predict.ipynb: $(BUILD)/03_baseline_cnn.ipynb $(BUILD)/04_transfer_learning.ipynb
+endif
 
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(BUILD)/parameters | $(SETUP)
 	@echo "$*: running on $(DATASET)"

@@ -26,7 +26,7 @@ ORDER = (
     "recipes", "accelerators", "ranking", "operating", "metrics", "calibration", "pairs", "subgroups",
     "abstention", "comparisons", "corruptions", "shortcuts", "batches", "checkpoints", "features",
     "heads", "runs", "training", "canvas", "dataplots", "curveplots", "scoreplots", "storyplots", "evalplots",
-    "galleries", "plots", "reports", "pages", "cards", "studies", "predict", "trials", "explain", "execution",
+    "galleries", "plots", "reports", "pages", "cards", "predict", "studies", "trials", "explain", "execution",
     "environment", "cli", "__main__",
 )
 # fmt: on

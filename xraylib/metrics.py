@@ -5,13 +5,14 @@ label, score`, one row an image, recipe and seed, with `score` = P(pneumonia).
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from xraylib.errors import DataInvalid
 from xraylib.operating import thresholds
-from xraylib.ranking import weighted_auc, weighted_average_precision
+from xraylib.ranking import weighted_auc, weighted_ranking
 from xraylib.scores import COLUMNS
 
 METRICS = (
@@ -89,13 +90,14 @@ def point_metrics(
     tp, fn = _sum(weights, positive & called), _sum(weights, positive & ~called)
     fp, tn = _sum(weights, ~positive & called), _sum(weights, ~positive & ~called)
     total = tp + tn + fp + fn
+    auc = precision = total * np.nan
+    if ranking:
+        auc, precision = weighted_ranking(positive, scores, weights)
     with np.errstate(invalid="ignore", divide="ignore"):
         sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
         return {
-            "auc": weighted_auc(positive, scores, weights) if ranking else total * np.nan,
-            "average_precision": (
-                weighted_average_precision(positive, scores, weights) if ranking else total * np.nan
-            ),
+            "auc": auc,
+            "average_precision": precision,
             "accuracy": (tp + tn) / total,
             "balanced_accuracy": (sensitivity + specificity) / 2,
             "sensitivity": sensitivity,
@@ -256,10 +258,13 @@ def interval(resampled: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@lru_cache(maxsize=8)
 def patient_draws(patients: int, resamples: int) -> np.ndarray:
-    """How often each patient is drawn in each resample; the same on every call."""
+    """How often each patient is drawn in each resample, `(resamples, patients)`; the same on every call."""
     chances = np.full(patients, 1 / patients)
-    return np.random.default_rng(0).multinomial(patients, chances, resamples).astype(np.float64)
+    draws = np.random.default_rng(0).multinomial(patients, chances, resamples).astype(np.float64)
+    draws.flags.writeable = False
+    return draws
 
 
 def _sum(weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -4,8 +4,6 @@ DeLong's covariance is taken over patients (Obuchowski 1997), so that several im
 counted as so many children; with one image a patient it is DeLong's own (1988).
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from scipy.stats import norm, rankdata
 
@@ -27,14 +25,7 @@ def weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     numpy.ndarray
         `(resamples,)` in [0, 1]; NaN where a class has no weight.
     """
-    ill, well = scores[positive], scores[~positive]
-    of_ill, of_well = weights[:, positive], weights[:, ~positive]
-    above = np.zeros(len(weights))
-    for part in _blocks(len(ill)):
-        wins = np.sign(ill[part, None] - well) / 2 + 0.5
-        above += ((of_ill[:, part] @ wins) * of_well).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return above / (of_ill.sum(axis=1) * of_well.sum(axis=1))
+    return _auc(*_cumulated(positive, scores, weights))
 
 
 def weighted_average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -42,16 +33,42 @@ def weighted_average_precision(positive: np.ndarray, scores: np.ndarray, weights
 
     Parameters and result as those of `weighted_auc`; NaN where no positive has weight.
     """
-    ill = np.flatnonzero(positive)
-    total = np.zeros(len(weights))
-    for part in _blocks(len(ill)):
-        called = (scores[:, None] >= scores[ill[part]]).astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            precision = (weights[:, positive] @ called[positive]) / (weights @ called)
-        mine = weights[:, ill[part]]
-        total += np.where(mine > 0, mine * precision, 0.0).sum(axis=1)
+    return _average_precision(*_cumulated(positive, scores, weights))
+
+
+def weighted_ranking(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both `weighted_auc` and `weighted_average_precision`, in one pass."""
+    cumulated = _cumulated(positive, scores, weights)
+    return _auc(*cumulated), _average_precision(*cumulated)
+
+
+def _cumulated(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of the ill and of the well from the highest score down, `(distinct scores, resamples)`."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    drawn = weights.T[order]
+    of_ill = np.cumsum(drawn * positive[order, None], axis=0)[ends]
+    return of_ill, np.cumsum(drawn, axis=0)[ends] - of_ill
+
+
+def _auc(of_ill: np.ndarray, of_well: np.ndarray) -> np.ndarray:
+    # A healthy one is below all the ill that come before it, and beside half of those in its tie.
+    well = np.diff(of_well, axis=0, prepend=0.0)
+    below = (well * (of_ill - np.diff(of_ill, axis=0, prepend=0.0) / 2)).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return total / weights[:, positive].sum(axis=1)
+        return below / (of_ill[-1] * of_well[-1])
+
+
+def _average_precision(of_ill: np.ndarray, of_well: np.ndarray) -> np.ndarray:
+    called = of_ill + of_well
+    # Where nothing has been drawn yet, no recall is gained either.
+    precision = np.divide(of_ill, called, out=np.zeros_like(called), where=called > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (precision * np.diff(of_ill, axis=0, prepend=0.0)).sum(axis=0) / of_ill[-1]
 
 
 def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,8 +128,3 @@ def delong_interval(
     middle = float(aucs.mean())
     low, high = np.clip([middle - half, middle + half], 0.0, 1.0)
     return middle, float(low), float(high)
-
-
-def _blocks(many: int, size: int = 2000) -> Iterator[slice]:
-    """So many rows in blocks, so that a table of pairs stays small."""
-    return (slice(start, start + size) for start in range(0, many, size))

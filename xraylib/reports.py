@@ -167,6 +167,14 @@ def save_table(table: pd.DataFrame, dataset: str, name: str) -> Path:
     return file
 
 
+def load_table(dataset: str, name: str) -> pd.DataFrame:
+    """Read a table that `save_table` wrote; raises `DataMissing` when the report has none of that name."""
+    file = folder(dataset) / "tables" / f"{name}.csv"
+    if not file.exists():
+        raise DataMissing(f"there is no {file}. Mend: run the notebook that writes it with reuse=False.")
+    return pd.read_csv(file)
+
+
 def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patients: bool = False) -> Path:
     """Write a figure as PNG with its caption inside.
 

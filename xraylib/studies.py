@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from xraylib import catalog, reports, splits, training
+from xraylib import catalog, predict, reports, splits, training
 from xraylib.accelerators import Accelerator
 from xraylib.canvas import Figure
+from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES, find_recipe
 from xraylib.runs import Run, plain, split_fingerprint
 from xraylib.systems import Recipe, find_budget
@@ -96,6 +97,14 @@ class Study:
         """Train a recipe with the first seed, or read that run back: a run whose model is on this machine."""
         chosen = find_recipe(recipe) if isinstance(recipe, str) else recipe
         return self._train(chosen, protocol, self.seed)
+
+    def found(self, recipe: str) -> Run | None:
+        """Return a finished strict run that is on this machine (`predict.find_run`), or None, said aloud."""
+        try:
+            return predict.find_run(recipe, self.name)
+        except DataMissing as missing:
+            log.warning("nothing is trained (reuse=True), and %s", missing)
+            return None
 
     def _split_of(self, scheme: str, protocol: str, seed: int) -> str:
         """Fingerprint of a split of these images; recipes share it, and dividing thousands takes a second."""
