@@ -20,7 +20,8 @@ def test_the_card_says_what_the_leaderboard_says():
         (line, *_) = [line for line in card.splitlines() if line.startswith(f"| `{row['recipe']}` |")]
         assert f"{row['auc']:.3f} ({row['auc_low']:.3f}–{row['auc_high']:.3f})" in line
         ppv, npv = predictive_values(row["sensitivity"], row["specificity"], 0.05)
-        assert re.search(rf"`{row['recipe']}` \| {ppv:.3f}, {npv:.3f} \|", card.replace("nan", "–"))
+        cells = [rf"{value:.3f} \([.\d]+–[.\d]+\)" if value == value else "–" for value in (ppv, npv)]
+        assert re.search(r" \| ".join([rf"`{row['recipe']}`", *cells]) + r" \|", card)
     for heading in ("Intended use", "Data", "Limits"):
         assert f"## {heading}" in card
     assert "Not a medical device" in card and "## Elsewhere" not in card

@@ -8,17 +8,17 @@ from sklearn import metrics as sk
 
 from xraylib.errors import DataInvalid
 from xraylib.metrics import (
-    COLUMNS,
     METRICS,
     auc_interval,
-    check_scores,
     confusion,
     evaluate,
     point_metrics,
+    predictive,
     predictive_values,
     table,
     thresholds,
 )
+from xraylib.scores import COLUMNS, check_scores
 
 # A metric that no resample defines has no interval, which NumPy remarks on.
 pytestmark = pytest.mark.filterwarnings("error", "ignore:All-NaN")
@@ -316,3 +316,51 @@ def test_the_table_has_one_row_a_recipe_and_protocol():
         expected = figures.loc[metric, ["value", "low", "high"]].tolist()
         assert rows.loc[1, [metric, f"{metric}_low", f"{metric}_high"]].tolist() == pytest.approx(expected)
     assert rows["threshold"].tolist() == [thresholds(ours, "validation").mean(), 0.5]
+
+
+def test_predictive_values_of_several_seeds_have_intervals_over_patients():
+    scores = scored(n=90, images=2, seeds=(0, 1))
+    found = predictive(scores, (0.05, 0.5)).set_index(["prevalence", "metric"])
+    assert list(found.index) == [(p, m) for p in (0.05, 0.5) for m in ("ppv", "npv")]
+    assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
+    by_seed = [evaluate(part)["value"] for _, part in scores.groupby("seed")]
+    expected = [predictive_values(one["sensitivity"], one["specificity"], 0.05)[0] for one in by_seed]
+    assert found.loc[(0.05, "ppv"), "value"] == pytest.approx(np.mean(expected))
+    assert found.loc[(0.05, "ppv"), "seed_sd"] == pytest.approx(np.std(expected, ddof=1))
+    # At half ill, half well, with sensitivity s and specificity c: s / (s + 1 - c), which rises with both.
+    assert found.loc[(0.05, "ppv"), "value"] < found.loc[(0.5, "ppv"), "value"]
+
+
+def test_delongs_interval_stands_beside_the_bootstraps():
+    scores = scored(n=90, images=2, seeds=(0, 1))
+    (row,) = table(scores, lambda recipe, protocol: 0.5).to_dict("records")
+    for end in ("low", "high"):
+        assert row[f"auc_delong_{end}"] == pytest.approx(row[f"auc_{end}"], abs=0.02)
+    other = scores["seed"] == 1
+    scores.loc[other, "image_id"] += " of another child"
+    (row,) = table(scores, lambda recipe, protocol: 0.5).to_dict("records")
+    assert np.isnan(row["auc_delong_low"]) and np.isfinite(row["auc_low"])
+
+
+def test_a_patient_on_both_sides_is_refused_under_strict_alone():
+    scores = scored(n=30)
+    at = scores.index[scores["split"] == "test"][3]
+    scores.loc[at, "patient"] = scores.loc[scores["split"] == "val", "patient"].iloc[0]
+    with pytest.raises(DataInvalid, match=r"is of a patient who stands on two sides \(\d+ rows\)\. Mend"):
+        check_scores(scores)
+    check_scores(scores.assign(protocol="published"))
+
+
+def test_an_image_with_two_labels_is_named():
+    scores = scored(n=30, seeds=(0, 1))
+    at = scores.index[(scores["split"] == "test") & (scores["seed"] == 1)][5]
+    scores.loc[at, "label"] = 1 - scores.loc[at, "label"]
+    with pytest.raises(DataInvalid, match=rf"{scores.loc[at, 'image_id']} has two labels.*Mend"):
+        check_scores(scores)
+
+
+def test_one_score_for_all_is_refused_but_of_the_recipe_that_sees_nothing():
+    scores = scored(n=30).assign(score=0.25)
+    with pytest.raises(DataInvalid, match=r"strict, 0, test: all 30 scores are 0\.25.*Mend"):
+        check_scores(scores)
+    check_scores(scores.assign(recipe="majority-class"))

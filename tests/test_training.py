@@ -16,10 +16,10 @@ from xraylib import features, heads, images, models, splits, training
 from xraylib.batches import REMEDIES, Batches, balance, predict
 from xraylib.checkpoints import Progress
 from xraylib.errors import UnknownName, WeightsMissing, XraylibError
-from xraylib.metrics import COLUMNS, check_scores
 from xraylib.models import Weights
 from xraylib.recipes import find_recipe
 from xraylib.runs import model_sha256, read
+from xraylib.scores import COLUMNS, check_scores
 from xraylib.systems import Phase
 from xraylib.training import train
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from xraylib import catalog, metrics, paths, reports
+from xraylib import catalog, comparisons, metrics, paths, reports
 from xraylib.recipes import REMEDIED, find_recipe
 from xraylib.storage import atomic
 
@@ -26,16 +26,14 @@ def write_model_card(dataset: str) -> Path:
     DataMissing
         When the report has no scores.
     """
-    board = reports.leaderboard(dataset)
+    board, scores = reports.leaderboard(dataset), reports.load_scores(dataset)
     shown = (board["protocol"] == "strict") & ~board["recipe"].isin(REMEDIED[1:])
     rows = board[shown].to_dict(orient="records")
     for row in rows:
-        row["predictive"] = [
-            tuple(map(float, metrics.predictive_values(row["sensitivity"], row["specificity"], prevalence)))
-            for prevalence in PREVALENCES
-        ]
+        own = scores[(scores["recipe"] == row["recipe"]) & (scores["protocol"] == "strict")]
+        rule = comparisons.operating_point(row["recipe"], "strict")
+        row["predictive"] = metrics.predictive(own, PREVALENCES, rule=rule).to_dict(orient="records")
         row["init"] = "no network" if find_recipe(row["recipe"]).fit == "number" else row["init"]
-    scores = reports.load_scores(dataset)
     outside = reports.folder(dataset) / "tables" / "external.csv"
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("xraylib"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True

@@ -13,6 +13,7 @@ from xraylib import metrics
 from xraylib.errors import DataInvalid
 from xraylib.operating import RULES, thresholds
 from xraylib.recipes import RECIPES
+from xraylib.scores import check_scores
 from xraylib.splits import PROTOCOLS
 from xraylib.systems import Recipe
 
@@ -68,7 +69,7 @@ def claims(
     Raises
     ------
     DataInvalid
-        What `metrics.check_scores` refuses.
+        What `scores.check_scores` refuses.
     """
     rows = []
     for name, recipe in recipes.items():
@@ -138,7 +139,7 @@ def story(scores: pd.DataFrame, recipes: Iterable[str]) -> pd.DataFrame:
     Raises
     ------
     DataInvalid
-        What `metrics.check_scores` refuses.
+        What `scores.check_scores` refuses.
     """
     rows = []
     for recipe in recipes:
@@ -183,7 +184,7 @@ def operating_points(scores: pd.DataFrame, rules: Iterable[str | float] = RULES)
     Raises
     ------
     DataInvalid
-        What `metrics.check_scores` refuses.
+        What `scores.check_scores` refuses.
     """
     rows = []
     for recipe, part in scores.groupby("recipe", sort=False):
@@ -224,14 +225,14 @@ def draws(scores: pd.DataFrame, recipes: Iterable[str], protocol: str = "strict"
     ------
     DataInvalid
         When a recipe has no scores of the protocol, or a draw none of its validation or test; and what
-        `metrics.check_scores` refuses.
+        `scores.check_scores` refuses.
     """
     rows = []
     for recipe in recipes:
         part = scores[(scores["recipe"] == recipe) & (scores["protocol"] == protocol)]
         if part.empty:
             raise DataInvalid(f"there are no {protocol} scores of {recipe}. Mend: train it first.")
-        metrics.check_scores(part)
+        check_scores(part)
         for seed, one in part.groupby("seed"):
             sides = {split: one[one["split"] == split] for split in ("val", "test")}
             if lacking := [split for split, side in sides.items() if side.empty]:

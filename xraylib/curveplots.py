@@ -25,6 +25,7 @@ from xraylib.canvas import (
     styled,
 )
 from xraylib.errors import DataInvalid
+from xraylib.scores import check_scores
 
 _SIDES = {"train": "#999999", "validation": "#000000"}
 _MEASURES = {"loss": "cross-entropy loss", "accuracy": "accuracy"}
@@ -157,7 +158,7 @@ def roc(
     Raises
     ------
     DataInvalid
-        What `metrics.check_scores` refuses, or more than one split or protocol.
+        What `scores.check_scores` refuses, or more than one split or protocol.
     """
     split, looks, entries = _one_side(scores), recipe_looks(scores["recipe"]), []
     fig, ((ax, key),) = blank(9, 5.4, 1, 2, width_ratios=(1.65, 1))
@@ -212,7 +213,7 @@ def precision_recall(
 
 
 def _one_side(scores: pd.DataFrame) -> str:
-    metrics.check_scores(scores)
+    check_scores(scores)
     for column in ("split", "protocol"):
         found = sorted(scores[column].unique())
         if len(found) > 1:

@@ -4,7 +4,7 @@ Everything here is a pure function of scores: `recipe, protocol, seed, split, im
 label, score`, one row an image, recipe and seed, with `score` = P(pneumonia).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -12,48 +12,14 @@ import pandas as pd
 
 from xraylib.errors import DataInvalid
 from xraylib.operating import thresholds
-from xraylib.ranking import weighted_auc, weighted_ranking
-from xraylib.scores import COLUMNS
+from xraylib.ranking import delong_interval, weighted_auc, weighted_ranking
+from xraylib.scores import check_scores
 
 METRICS = (
     *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision"),
     *("npv", "f1", "mcc", "brier"),
 )
 RESAMPLES = 2000
-
-
-def check_scores(scores: pd.DataFrame) -> None:
-    """Refuse a scores table that would give wrong figures.
-
-    Raises
-    ------
-    DataInvalid
-        Naming the first row that is missing, doubled, not a number, outside [0, 1], or of a side that
-        holds one class only.
-    """
-    missing = [column for column in COLUMNS if column not in scores]
-    if missing:
-        raise DataInvalid(f"the scores table lacks the columns {', '.join(missing)}. Mend: write it anew.")
-    if scores.empty:
-        raise DataInvalid("the scores table is empty. Mend: train a recipe first.")
-    bad = {
-        "has no number as score": scores["score"].isna(),
-        "has a score outside [0, 1]": (scores["score"] < 0) | (scores["score"] > 1),
-        "has a label that is not 0 or 1": ~scores["label"].isin([0, 1]),
-        "stands there twice": scores.duplicated(["recipe", "protocol", "seed", "split", "image_id"]),
-    }
-    for what, rows in bad.items():
-        if rows.any():
-            row = scores[rows].iloc[0]
-            raise DataInvalid(
-                f"{row['recipe']}, {row['protocol']}, seed {row['seed']}: {row['image_id']} {what} "
-                f"({int(rows.sum())} rows). Mend: delete the table and train again."
-            )
-    for key, part in scores.groupby(["recipe", "protocol", "seed", "split"]):
-        if part["label"].nunique() < 2:
-            raise DataInvalid(
-                f"{', '.join(map(str, key))}: one class only. Mend: score images of both classes."
-            )
 
 
 def point_metrics(
@@ -157,8 +123,51 @@ def evaluate(
     Raises
     ------
     DataInvalid
-        What `check_scores` refuses.
+        What `scores.check_scores` refuses.
     """
+    by_seed, resampled = _by_seed(scores, split, rule, resamples, ranking)
+    return pd.DataFrame.from_dict(
+        {metric: _summary(by_seed[metric], resampled[metric]) for metric in METRICS}, orient="index"
+    )
+
+
+def predictive(
+    scores: pd.DataFrame,
+    prevalences: Sequence[float],
+    *,
+    split: str = "test",
+    rule: str | float = "validation",
+) -> pd.DataFrame:
+    """PPV and NPV of one recipe and protocol at stated prevalences, with intervals as those of `evaluate`.
+
+    Parameters
+    ----------
+    scores, split, rule
+        See `evaluate`.
+    prevalences
+        Shares of pneumonia, each in (0, 1).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a prevalence and metric (`ppv` or `npv`): `prevalence, metric, value, low, high, seed_sd`.
+    """
+    by_seed, resampled = _by_seed(scores, split, rule, RESAMPLES, ranking=False)
+    rows = []
+    for prevalence in prevalences:
+        whole, drawn = (
+            predictive_values(found["sensitivity"], found["specificity"], prevalence)
+            for found in (by_seed, resampled)
+        )
+        for metric, value, others in zip(("ppv", "npv"), whole, drawn, strict=True):
+            rows.append({"prevalence": prevalence, "metric": metric} | _summary(value, others))
+    return pd.DataFrame(rows)
+
+
+def _by_seed(
+    scores: pd.DataFrame, split: str, rule: str | float, resamples: int, ranking: bool
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Metrics of each seed `(seeds,)`, and of each under the same draws of patients `(seeds, draws)`."""
     check_scores(scores)
     if len(scores[["recipe", "protocol"]].drop_duplicates()) > 1:
         raise DataInvalid(
@@ -169,21 +178,21 @@ def evaluate(
     if side.empty:
         raise DataInvalid(f"there are no scores of the {split} side. Mend: train the recipe again.")
     patients = np.unique(side["patient"])
-    draws = patient_draws(len(patients), resamples)
-    values, resampled = [], []
+    # The first row is the side as it is.
+    draws = np.vstack([np.ones(len(patients)), patient_draws(len(patients), resamples)])
+    found = []
     for seed, part in side.groupby("seed"):
         labels, score = part["label"].to_numpy(), part["score"].to_numpy()
-        own = np.searchsorted(patients, part["patient"])
-        whole = point_metrics(labels, score, points[seed], ranking=ranking)
-        values.append({m: float(v[0]) for m, v in whole.items()})
-        resampled.append(point_metrics(labels, score, points[seed], draws[:, own], ranking=ranking))
-    rows = {}
-    for metric in METRICS:
-        by_seed = np.array([value[metric] for value in values])
-        low, high = interval(np.mean([r[metric] for r in resampled], axis=0))
-        spread = by_seed.std(ddof=1) if len(by_seed) > 1 else np.nan
-        rows[metric] = {"value": by_seed.mean(), "low": low, "high": high, "seed_sd": spread}
-    return pd.DataFrame.from_dict(rows, orient="index")
+        weights = draws[:, np.searchsorted(patients, part["patient"])]
+        found.append(point_metrics(labels, score, points[seed], weights, ranking=ranking))
+    stacked = {metric: np.stack([one[metric] for one in found]) for metric in METRICS}
+    return {m: v[:, 0] for m, v in stacked.items()}, {m: v[:, 1:] for m, v in stacked.items()}
+
+
+def _summary(by_seed: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
+    low, high = interval(resampled.mean(axis=0))
+    spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else np.nan
+    return {"value": float(by_seed.mean()), "low": low, "high": high, "seed_sd": spread}
 
 
 def confusion(scores: pd.DataFrame, *, split: str = "test", rule: str | float = "validation") -> np.ndarray:
@@ -225,6 +234,8 @@ def table(
 ) -> pd.DataFrame:
     """One row a recipe and protocol: the figures of `evaluate` as `metric, metric_low, metric_high`.
 
+    `auc_delong_low, auc_delong_high` is DeLong's interval over patients beside that of the bootstrap.
+
     Parameters
     ----------
     scores
@@ -245,8 +256,18 @@ def table(
             row[metric] = figures.loc[metric, "value"]
             row[f"{metric}_low"], row[f"{metric}_high"] = figures.loc[metric, ["low", "high"]]
         row["threshold"] = thresholds(part, rule).mean()
+        row["auc_delong_low"], row["auc_delong_high"] = _delong(side)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _delong(side: pd.DataFrame) -> tuple[float, float]:
+    """DeLong's interval of the seeds' mean AUC, over patients; none where seeds tested other images."""
+    by_image = side.pivot(index=["image_id", "label", "patient"], columns="seed", values="score")
+    if by_image.isna().any(axis=None):
+        return np.nan, np.nan
+    labels, patients = (by_image.index.get_level_values(name).to_numpy() for name in ("label", "patient"))
+    return delong_interval(labels, by_image.to_numpy().T, patients)[1:]
 
 
 def interval(resampled: np.ndarray) -> tuple[float, float]:

@@ -1,7 +1,5 @@
 """The pages that show a report: `reports/index.html`, and the leaderboards in the README."""
 
-import base64
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +15,6 @@ from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES
 from xraylib.storage import atomic
 
-# Bytes above which a picture on the page may lose what nobody sees.
-LARGE = 50_000
-
 
 @dataclass(frozen=True)
 class _Picture:
@@ -27,10 +22,12 @@ class _Picture:
     notebook: str
     caption: str
     source: str
+    width: int
+    height: int
 
 
 def build_index() -> Path:
-    """Rebuild every leaderboard and `reports/index.html`, one self-contained page, from the scores."""
+    """Rebuild every leaderboard, and `reports/index.html`, which shows the figures that lie beside it."""
     sections = []
     for place in sorted(path.parent for path in paths.REPORTS.glob("*/scores")):
         if any((place / "scores").glob("*.csv")):
@@ -85,16 +82,8 @@ def _pictures(place: Path) -> Iterator[_Picture]:
     first = {"06_story": 0, "06_leaderboard": 1}
     for file in sorted(place.glob("figures/*.png"), key=lambda file: (first.get(file.stem, 2), file.stem)):
         with Image.open(file) as image:
-            caption = str(image.info.get("Description", file.stem))
-        yield _Picture(file.stem, file.stem[:2], caption, _inlined(file))
-
-
-def _inlined(file: Path) -> str:
-    """Give a picture as a data address in WebP; a large one, of radiographs say, loses what nobody sees."""
-    packed = io.BytesIO()
-    with Image.open(file) as image:
-        image.convert("RGB").save(packed, "WEBP", lossless=file.stat().st_size < LARGE, quality=70, method=6)
-    return f"data:image/webp;base64,{base64.b64encode(packed.getvalue()).decode()}"
+            caption, size = str(image.info.get("Description", file.stem)), image.size
+        yield _Picture(file.stem, file.stem[:2], caption, file.relative_to(paths.REPORTS).as_posix(), *size)
 
 
 def write_readme_tables(readme: Path) -> None:

@@ -21,6 +21,7 @@ from xraylib.comparisons import of_protocols, operating_point
 from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES
 from xraylib.runs import Run
+from xraylib.scores import check_scores
 from xraylib.scores import read as read_scores
 from xraylib.scores import write as write_scores
 from xraylib.storage import atomic, storage_errors
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 LEADERBOARD = (
     *("recipe", "protocol", "init", "seeds", "n_test", "auc", "auc_low", "auc_high"),
+    *("auc_delong_low", "auc_delong_high"),
     *("accuracy", "accuracy_low", "accuracy_high"),
     *("sensitivity", "sensitivity_low", "sensitivity_high"),
     *("specificity", "specificity_low", "specificity_high"),
@@ -96,14 +98,14 @@ def load_scores(dataset: str) -> pd.DataFrame:
     DataMissing
         When the report has none.
     DataInvalid
-        When `metrics.check_scores` refuses them.
+        When `scores.check_scores` refuses them.
     """
     place = folder(dataset) / "scores"
     files = sorted(place.glob("*.csv"), key=lambda file: rank(file.stem))
     if not files:
         raise DataMissing(f"no scores in {place}. Mend: run `make reproduce DATASET={dataset}`.")
     scores = pd.concat([read_scores(file) for file in files], ignore_index=True)
-    metrics.check_scores(scores)
+    check_scores(scores)
     return scores
 
 

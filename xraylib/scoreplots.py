@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from xraylib import metrics
 from xraylib.canvas import (
     CLASSES,
     FAINT,
@@ -30,6 +29,7 @@ from xraylib.canvas import (
     styled,
 )
 from xraylib.errors import DataInvalid
+from xraylib.scores import check_scores
 
 _SIDES = {"train": "#AAAAAA", "val": "#777777", "test": "#000000"}
 
@@ -147,9 +147,9 @@ def score_distribution(
     Raises
     ------
     DataInvalid
-        What `metrics.check_scores` refuses, more than one recipe or protocol, or a seed without threshold.
+        What `scores.check_scores` refuses, more than one recipe or protocol, or a seed without threshold.
     """
-    metrics.check_scores(scores)
+    check_scores(scores)
     for column in ("recipe", "protocol"):
         if scores[column].nunique() > 1:
             raise DataInvalid(f"these are scores of several {column}s. Mend: pass those of one {column}.")

@@ -12,6 +12,9 @@ from xraylib.storage import atomic
 
 COLUMNS = ("recipe", "protocol", "seed", "split", "image_id", "patient", "kind", "label", "score")
 
+# The baseline that gives every image the same score.
+SEES_NOTHING = "majority-class"
+
 _NUMBERS = {"seed": "int64", "label": "int64", "score": "float64"}
 
 
@@ -38,3 +41,51 @@ def read(file: Path) -> pd.DataFrame:
         raise DataInvalid(
             f"{file} is not a scores table ({why}). Mend: delete it and train again."
         ) from error
+
+
+def check_scores(scores: pd.DataFrame) -> None:
+    """Refuse a scores table that would give wrong figures.
+
+    Raises
+    ------
+    DataInvalid
+        Naming the first row that is missing, doubled, not a number, outside [0, 1], or labelled otherwise
+        than elsewhere; the patient who is on both sides under `strict`; or the seed and side that holds one
+        class only, or one score for all its images, unless its recipe is to see nothing.
+    """
+    missing = [column for column in COLUMNS if column not in scores]
+    if missing:
+        raise DataInvalid(f"the scores table lacks the columns {', '.join(missing)}. Mend: write it anew.")
+    if scores.empty:
+        raise DataInvalid("the scores table is empty. Mend: train a recipe first.")
+    strict = scores["protocol"] == "strict"
+    bad = {
+        "has no number as score": scores["score"].isna(),
+        "has a score outside [0, 1]": (scores["score"] < 0) | (scores["score"] > 1),
+        "has a label that is not 0 or 1": ~scores["label"].isin([0, 1]),
+        "stands there twice": scores.duplicated(["recipe", "protocol", "seed", "split", "image_id"]),
+        "has two labels": _differing(scores, ["split", "image_id"], "label"),
+        "is of a patient who stands on two sides": strict
+        & _differing(scores, ["recipe", "protocol", "seed", "patient"], "split"),
+    }
+    for what, rows in bad.items():
+        if rows.any():
+            row = scores[rows].iloc[0]
+            raise DataInvalid(
+                f"{row['recipe']}, {row['protocol']}, seed {row['seed']}: {row['image_id']} {what} "
+                f"({int(rows.sum())} rows). Mend: delete the table and train again."
+            )
+    for key, part in scores.groupby(["recipe", "protocol", "seed", "split"]):
+        where = ", ".join(map(str, key))
+        if part["label"].nunique() < 2:
+            raise DataInvalid(f"{where}: one class only. Mend: score images of both classes.")
+        if part["score"].nunique() < 2 and key[0] != SEES_NOTHING:
+            raise DataInvalid(
+                f"{where}: all {len(part)} scores are {part['score'].iloc[0]:.6g}, which ranks nothing. "
+                "Mend: train with another seed or a lower learning rate."
+            )
+
+
+def _differing(scores: pd.DataFrame, by: list[str], column: str) -> pd.Series:
+    """Rows of a group whose column holds more than one value."""
+    return scores.groupby(by)[column].transform("nunique") > 1

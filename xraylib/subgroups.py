@@ -5,6 +5,7 @@ import pandas as pd
 
 from xraylib import metrics
 from xraylib.operating import thresholds
+from xraylib.scores import check_scores
 
 # What the names of Kermany's normals begin with.
 SERIES = {"IM-": "normal, series IM-", "NORMAL2-": "normal, series NORMAL2-"}
@@ -69,9 +70,9 @@ def table(
     Raises
     ------
     DataInvalid
-        What `metrics.check_scores` refuses.
+        What `scores.check_scores` refuses.
     """
-    metrics.check_scores(scores)
+    check_scores(scores)
     points = thresholds(scores, rule)
     side = scores[scores["split"] == split]
     rows = []

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from xraylib import catalog, corruptions, images, metrics, paths, predict, reports
 from xraylib.errors import DataInvalid, DataMissing, UnknownName
 from xraylib.runs import Run
-from xraylib.scores import COLUMNS
+from xraylib.scores import COLUMNS, check_scores
 from xraylib.scores import read as read_scores
 from xraylib.scores import write as write_scores
 from xraylib.storage import atomic
@@ -67,7 +67,7 @@ def external(recipe: str, dataset: str, other: str, *, runs: Path = paths.RUNS) 
         )
         parts.append(scored[list(COLUMNS)])
     table = pd.concat(parts, ignore_index=True).sort_values(["seed", "image_id"], ignore_index=True)
-    metrics.check_scores(table)
+    check_scores(table)
     write_scores(table, _external_folder(name, catalog.find(other).name) / f"{recipe}.csv")
     return table
 
