@@ -5,7 +5,7 @@ from scipy.special import expit
 from sklearn import metrics as sk
 from test_metrics import scored
 
-from xraylib.abstention import coverage, prediction_sets, risk_coverage, strangeness
+from xraylib.abstention import coverage, flagged, prediction_sets, risk_coverage, strangeness
 from xraylib.calibration import logit
 from xraylib.errors import DataInvalid
 from xraylib.operating import thresholds
@@ -197,3 +197,31 @@ def test_fewer_images_than_features_are_enough():
     training = random.normal(size=(20, 200))
     found = strangeness(training, random.normal(size=(7, 200)))
     assert found.shape == (7,) and np.isfinite(found).all() and (found >= 0).all()
+
+
+def strange(groups, size=200, people=60, seed=4):
+    """A table as `trials.strangeness` gives it: each group by the mean of its distances."""
+    draw = np.random.default_rng(seed)
+    return pd.concat(
+        [
+            pd.DataFrame({"strangeness": draw.normal(mean, 1, size), "group": group}).assign(
+                patient=[f"p{person}" for person in draw.integers(0, people, size)]
+            )
+            for group, mean in groups.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def test_the_limit_flags_the_stated_share_of_validation():
+    found = flagged(strange({"validation": 5, "test": 5, "far": 9}), false_alarms=0.1).set_index("group")
+    assert found.loc["validation", "flagged"] == pytest.approx(0.1, abs=0.006)
+    assert found.loc["test", "low"] <= 0.1 <= found.loc["test", "high"]
+    assert found.loc["far", "flagged"] > 0.98 and found.loc["far", "auc_low"] > 0.98
+    assert found.loc["test", "auc_low"] <= 0.5 <= found.loc["test", "auc_high"]
+    assert np.isnan(found.loc["validation", "auc"]) and list(found.index) == ["validation", "test", "far"]
+
+
+def test_without_validation_nothing_can_be_flagged():
+    with pytest.raises(DataInvalid, match="Mend"):
+        flagged(strange({"test": 5}))

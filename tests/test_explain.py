@@ -269,6 +269,9 @@ def test_maps_without_a_lesion_or_of_another_size_are_refused():
             find_lesion(maps, of, patients)
 
 
+DARK = np.full((20, 20), 40.0)
+
+
 @pytest.fixture
 def bright():
     """Films with a bright square, a map of it, and a predictor that sees the square alone."""
@@ -281,7 +284,7 @@ def bright():
 
 
 def test_the_score_falls_when_what_it_depends_on_goes(bright):
-    table = deletion(*bright)
+    table = deletion(*bright, DARK)
     assert table["removed"].tolist() == pytest.approx(np.linspace(0, 1, 11))
     assert table["score"].iloc[0] == pytest.approx(240 / 255)
     # The square is a twenty-fifth of the film.
@@ -293,7 +296,7 @@ def test_the_score_falls_when_what_it_depends_on_goes(bright):
 
 def test_a_map_of_the_rest_keeps_the_score_to_the_end(bright):
     predictor, films, seen = bright
-    table = deletion(predictor, films, 1 - seen)
+    table = deletion(predictor, films, 1 - seen, DARK)
     assert table["score"].iloc[:-1].tolist() == pytest.approx([240 / 255] * 10, abs=1e-9)
     assert table["score"].iloc[-1] < 0.6
 
@@ -301,7 +304,7 @@ def test_a_map_of_the_rest_keeps_the_score_to_the_end(bright):
 def test_deletion_takes_as_many_steps_as_it_is_told_and_leaves_the_films(bright):
     predictor, films, seen = bright
     before = films.copy()
-    table = deletion(predictor, films, seen, steps=4)
+    table = deletion(predictor, films, seen, DARK, steps=4)
     assert table["removed"].tolist() == [0, 0.25, 0.5, 0.75, 1]
     np.testing.assert_array_equal(films, before)
 

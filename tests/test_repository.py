@@ -26,8 +26,8 @@ ORDER = (
     "recipes", "accelerators", "ranking", "operating", "metrics", "calibration", "pairs", "subgroups",
     "abstention", "comparisons", "corruptions", "shortcuts", "batches", "checkpoints", "features",
     "heads", "runs", "training", "canvas", "dataplots", "curveplots", "scoreplots", "storyplots", "evalplots",
-    "galleries", "plots", "reports", "pages", "cards", "predict", "studies", "trials", "explain", "execution",
-    "environment", "cli", "__main__",
+    "trustplots", "galleries", "plots", "reports", "pages", "cards", "predict", "studies", "trials",
+    "explain", "execution", "environment", "cli", "__main__",
 )
 # fmt: on
 # Plain Keras, so that TensorFlow and JAX both run it.
@@ -87,6 +87,7 @@ def test_every_module_has_a_test_file_or_is_tested_with_another(path):
         "scoreplots",
         "storyplots",
         "evalplots",
+        "trustplots",
         "systems",
         "runs",
         "galleries",

@@ -231,3 +231,36 @@ def test_every_corruption_is_tried_by_default(runs):
     assert len(table) == 1 + 17 * 5 + 1
     figures = table[["auc", "sensitivity", "specificity", "balanced_error"]].to_numpy()
     assert ((figures >= 0) & (figures <= 1)).all()
+
+
+@pytest.fixture(scope="module")
+def frozen(phantom, accelerator, tmp_path_factory):
+    """Folder of one run of a linear head on a small frozen network with random weights."""
+    folder, recipe = tmp_path_factory.mktemp("frozen"), find_recipe("mobilenetv2-frozen")
+    training.train(replace(recipe, size=32), phantom, accelerator, init="random", runs=folder)
+    return folder
+
+
+def test_every_group_of_images_has_its_distance_from_training(frozen, phantom, hospital, reports_here):
+    table = trials.strangeness("phantom", [hospital], runs=frozen)
+    test, name = phantom[phantom["split"] == "test"], catalog.find(hospital).name
+    sizes = table.groupby("group", sort=False).size().to_dict()
+    ill = int((test["label"] == 1).sum())
+    expected = {
+        "test, normal": len(test) - ill,
+        "test, pneumonia": ill,
+        "test, inverted": len(test),
+        name: 24,
+    }
+    assert {group: n for group, n in sizes.items() if group != "validation"} == expected
+    val = table[table["group"] == "validation"]
+    known = phantom.set_index("image_id").loc[val["image_id"], "split"]
+    assert (known == "train").all()
+    assert table["strangeness"].gt(0).all()
+    read = reports.load_table("phantom", "strangeness")
+    pd.testing.assert_frame_equal(read, table, rtol=1e-5)
+
+
+def test_a_network_without_a_run_judges_nothing(runs):
+    with pytest.raises(DataMissing, match="no finished run of mobilenetv2-frozen"):
+        trials.strangeness("phantom", runs=runs)

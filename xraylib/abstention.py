@@ -164,3 +164,44 @@ def strangeness(training: np.ndarray, features: np.ndarray) -> np.ndarray:
     components = PCA(min(50, *training.shape), random_state=0).fit(training)
     spread = LedoitWolf().fit(components.transform(training))
     return np.sqrt(spread.mahalanobis(components.transform(features)))
+
+
+def flagged(table: pd.DataFrame, *, false_alarms: float = 0.05) -> pd.DataFrame:
+    """Share of images that are stranger than a limit which flags a stated share of validation.
+
+    Parameters
+    ----------
+    table
+        From `trials.strangeness`: `group, patient, strangeness`, with the group `validation`.
+    false_alarms
+        Share of validation that the limit flags, in (0, 1).
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a group, in their order: `group, images, flagged, low, high` (95 % over patients)`, limit`,
+        and `auc, auc_low, auc_high`: how well the distance tells the group from validation.
+
+    Raises
+    ------
+    DataInvalid
+        When there is no validation.
+    """
+    usual = table[table["group"] == "validation"]
+    if usual.empty:
+        raise DataInvalid("there are no validation images to compare with. Mend: pass them as well.")
+    limit, rows = float(usual["strangeness"].quantile(1 - false_alarms)), []
+    for group, part in table.groupby("group", sort=False):
+        names, own = np.unique(part["patient"], return_inverse=True)
+        weights = metrics.patient_draws(len(names), metrics.RESAMPLES)[:, own]
+        above = (part["strangeness"] > limit).to_numpy(float)
+        low, high = metrics.interval(weights @ above / weights.sum(axis=1))
+        row = {"group": group, "images": len(part), "flagged": above.mean(), "low": low, "high": high}
+        found = (np.nan, np.nan, np.nan)
+        if group != "validation":
+            both = pd.concat([usual, part])
+            patients = (both["group"] + both["patient"]).to_numpy()
+            is_other = (both["group"] == group).to_numpy(int)
+            found = metrics.auc_interval(is_other, both["strangeness"].to_numpy(), patients)
+        rows.append(row | {"limit": limit} | dict(zip(("auc", "auc_low", "auc_high"), found, strict=True)))
+    return pd.DataFrame(rows)

@@ -52,6 +52,7 @@ SPLITS = ("train", "val", "test")
 RECIPE_PALETTE = (
     "#332288", "#44AA99", "#882255", "#999933", "#AA4499", "#117733", "#CC6677", "#6699CC", "#DDAA33",
 )  # fmt: skip
+SIDE_COLOURS = {"test": INK, "external": ALARM}
 DASHES = ("-", "--", "-.", ":")
 
 

@@ -1,4 +1,4 @@
-"""`python -m xraylib`: data, train, evaluate, predict, report, execute.
+"""`python -m xraylib`: data, train, evaluate, trials of what was trained, predict, report, execute.
 
 Exit status: 0 done, 1 something the user can mend (one message on stderr), 2 wrong usage, 3 done but for
 some files, which are named.
@@ -79,9 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     external.set_defaults(run=_external)
 
     robustness = commands.add_parser("robustness", help="score the test after corruptions of every severity")
-    robustness.add_argument("recipe", help=", ".join(RECIPES))
+    robustness.add_argument("recipes", nargs="+", metavar="RECIPE", help=", ".join(RECIPES))
     robustness.add_argument("--dataset", default="kermany", help="what it was trained on (kermany)")
     robustness.set_defaults(run=_robustness)
+
+    strange = commands.add_parser("strangeness", help="how unlike the training images those of a test are")
+    strange.add_argument("--dataset", default="kermany", help="what was trained on (kermany)")
+    strange.add_argument("--on", nargs="*", default=[], help="names or paths of further images to judge")
+    strange.set_defaults(run=_strangeness)
 
     report = commands.add_parser("report", help="rebuild reports/index.html from what lies in reports/")
     report.set_defaults(run=_report)
@@ -192,11 +197,20 @@ def _external(options: argparse.Namespace) -> None:
 
 
 def _robustness(options: argparse.Namespace) -> None:
-    find_recipe(options.recipe)
+    for recipe in options.recipes:
+        find_recipe(recipe)
     accelerators.use()
     from xraylib import trials
 
-    _show(trials.robustness(options.recipe, options.dataset).round(3))
+    for recipe in options.recipes:
+        _show(trials.robustness(recipe, options.dataset).round(3))
+
+
+def _strangeness(options: argparse.Namespace) -> None:
+    accelerators.use()
+    from xraylib import abstention, trials
+
+    _show(abstention.flagged(trials.strangeness(options.dataset, options.on)).round(3))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -1,16 +1,13 @@
-"""Figures of the evaluation: calibration, decisions, subgroups, other hospitals, corruptions, abstention."""
-
-from typing import Any
+"""Figures of the evaluation: calibration, decisions, subgroups, other hospitals, corruptions."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
 from xraylib.canvas import (
-    ALARM,
     FAINT,
-    INK,
     QUIET,
+    SIDE_COLOURS,
     Figure,
     bare,
     beside,
@@ -18,13 +15,10 @@ from xraylib.canvas import (
     head,
     need,
     percents,
-    present,
     recipe_looks,
     records,
     styled,
 )
-
-_SIDE_COLOURS = {"test": INK, "external": ALARM}
 
 
 @styled
@@ -161,7 +155,7 @@ def drop(table: pd.DataFrame, title: str = "What is left in another hospital?") 
         for row in records(table[table["metric"] == metric]):
             y = recipes.index(row["recipe"])
             for side, shift in (("test", -0.13), ("external", 0.13)):
-                colour = _SIDE_COLOURS[side]
+                colour = SIDE_COLOURS[side]
                 ax.plot([row[f"{side}_low"], row[f"{side}_high"]], [y + shift] * 2, color=colour, linewidth=2)
                 ax.plot(row[side], y + shift, "o", color=colour, markersize=6)
                 beside(ax, f"{row[side]:.2f}", row[f"{side}_high"], y + shift, fontsize=8, color=colour)
@@ -223,76 +217,4 @@ def robustness(table: pd.DataFrame, title: str = "What does a worse image do to 
     first = table.iloc[0]
     n = f"n = {first['n']:,} test images, one seed. " if "n" in table else ""
     head(fig, title, f"{n}Severity 0: as it is. Dotted: chance.")
-    return fig
-
-
-@styled
-def risk_coverage(
-    tables: dict[str, pd.DataFrame], title: str = "Are the sure calls the right ones?"
-) -> Figure:
-    """Share of wrong calls among the images answered, the least sure left out first.
-
-    Parameters
-    ----------
-    tables
-        By recipe, each from `abstention.risk_coverage`: `answered, error, low, high`.
-
-    Raises
-    ------
-    DataInvalid
-        When a column is missing or there is no row.
-    """
-    fig, ((ax,),) = blank(8, 4)
-    looks = recipe_looks(tables)
-    for name, table in tables.items():
-        need(table, ("answered", "error", "low", "high"), f"{name}'s risk and coverage")
-        colour, dash = looks[name]
-        ax.plot(table["answered"], table["error"], dash, color=colour, linewidth=1.8, label=name)
-        ax.fill_between(table["answered"], table["low"], table["high"], color=colour, alpha=0.12, linewidth=0)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(percents))
-    ax.set(xlabel="images answered", ylabel="of these called wrongly", xlim=(0, 1.01))
-    ax.set_ylim(bottom=0)
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    head(fig, title, "Bands: 95% intervals, patients resampled.")
-    return fig
-
-
-@styled
-def coverage(
-    table: pd.DataFrame, promised: float, title: str = "Do prediction sets keep their promise?"
-) -> Figure:
-    """Share of images whose prediction set holds the true class, by recipe, class and side.
-
-    Parameters
-    ----------
-    table
-        From `abstention.coverage`, of one or more recipes: `recipe, split, kind, covered, low, high`.
-    promised
-        The promise, drawn as a line.
-
-    Raises
-    ------
-    DataInvalid
-        When a column is missing or there is no row.
-    """
-    need(table, ("recipe", "split", "kind", "covered", "low", "high"), "coverage")
-    recipes, sides = list(dict.fromkeys(table["recipe"])), present(table["split"], _SIDE_COLOURS)
-    kinds = [kind for kind in ("normal", "pneumonia") if kind in set(table["kind"])]
-    fig, axes = blank(9.5, 1.4 + 0.45 * len(recipes), 1, len(kinds), sharey=True, sharex=True)
-    for ax, kind in zip(axes[0], kinds, strict=True):
-        for row in records(table[table["kind"] == kind]):
-            shift = (sides.index(row["split"]) - (len(sides) - 1) / 2) * 0.3
-            y, colour = recipes.index(row["recipe"]) + shift, _SIDE_COLOURS.get(row["split"], INK)
-            ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2)
-            ax.plot(row["covered"], y, "o", color=colour, markersize=6)
-        ax.axvline(promised, color=QUIET, linestyle="--", linewidth=1.2, zorder=0)
-        ax.set_title(kind)
-        ax.set(xlabel="true class in the set", xlim=(0, 1.02), ylim=(len(recipes) - 0.5, -0.5))
-        ax.xaxis.set_major_formatter(FuncFormatter(percents))
-        bare(ax, "bottom")
-    axes[0, 0].set_yticks(range(len(recipes)), recipes)
-    names: dict[str, Any] = {"test": "black: official test", "external": "red: the other data set"}
-    sides_said = ", ".join(names.get(side, side) for side in sides)
-    head(fig, title, f"Dashed: promised; {sides_said}. Lines: 95% intervals, patients resampled.")
     return fig

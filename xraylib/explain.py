@@ -205,8 +205,10 @@ def checks(
     }
 
 
-def deletion(predictor: Predictor, pixels: np.ndarray, maps: np.ndarray, steps: int = 10) -> pd.DataFrame:
-    """How the score falls as pixels are blurred away, those the map marks most first (Petsiuk et al. 2018).
+def deletion(
+    predictor: Predictor, pixels: np.ndarray, maps: np.ndarray, instead: np.ndarray, steps: int = 10
+) -> pd.DataFrame:
+    """How the score falls as pixels are replaced, those the map marks most first (Petsiuk et al. 2018).
 
     Parameters
     ----------
@@ -216,6 +218,9 @@ def deletion(predictor: Predictor, pixels: np.ndarray, maps: np.ndarray, steps: 
         uint8 `(n, size, size, 1)`.
     maps
         `(n, size, size)`.
+    instead
+        What stands in their place, 0…255 `(size, size)`: the mean of normal films, say. Not a blur of the
+        film, which keeps a lesion that is itself blurred.
     steps
         Shares of the image, from 0 to 1.
 
@@ -225,7 +230,6 @@ def deletion(predictor: Predictor, pixels: np.ndarray, maps: np.ndarray, steps: 
         `removed` (share of the pixels)`, score` (mean P(pneumonia))`, by_chance` (pixels in random order).
     """
     size = pixels.shape[1]
-    blurred = np.stack([gaussian_filter(film[..., 0].astype(float), size / 10) for film in pixels])
     draw = np.random.default_rng(0)
     orders = {
         "score": np.argsort(-maps.reshape(len(maps), -1), axis=1, kind="stable"),
@@ -238,7 +242,7 @@ def deletion(predictor: Predictor, pixels: np.ndarray, maps: np.ndarray, steps: 
         for share in shares:
             gone = np.zeros((len(pixels), size * size), bool)
             np.put_along_axis(gone, order[:, : round(share * size * size)], True, axis=1)
-            left = np.where(gone.reshape(-1, size, size), blurred, pixels[..., 0]).round().astype(np.uint8)
+            left = np.where(gone.reshape(-1, size, size), instead, pixels[..., 0]).round().astype(np.uint8)
             means.append(predictor.score(left[..., None]).mean())
         table[name] = np.array(means)
     return pd.DataFrame(table)

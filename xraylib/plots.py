@@ -7,18 +7,11 @@ dpi. A class, a kind and a recipe have one colour in all of them.
 from xraylib.canvas import CLASS_COLOURS, KIND_COLOURS, Figure, recipe_looks
 from xraylib.curveplots import learning_curves, penalty_path, precision_recall, roc
 from xraylib.dataplots import balance, file_statistics, intensities, label_distribution, leakage, mean_images
-from xraylib.evalplots import (
-    coverage,
-    decision_curve,
-    drop,
-    reliability,
-    risk_coverage,
-    robustness,
-    subgroups,
-)
+from xraylib.evalplots import decision_curve, drop, reliability, robustness, subgroups
 from xraylib.galleries import gallery, lesion_gallery, prediction, predictions, steps
 from xraylib.scoreplots import confusion, leaderboard, score_distribution, shortcuts
 from xraylib.storyplots import draws, story
+from xraylib.trustplots import coverage, deletion, risk_coverage, strangeness
 
 __all__ = [
     "CLASS_COLOURS",
@@ -28,6 +21,7 @@ __all__ = [
     "confusion",
     "coverage",
     "decision_curve",
+    "deletion",
     "draws",
     "drop",
     "file_statistics",
@@ -52,5 +46,6 @@ __all__ = [
     "shortcuts",
     "steps",
     "story",
+    "strangeness",
     "subgroups",
 ]

@@ -177,6 +177,11 @@ def load_table(dataset: str, name: str) -> pd.DataFrame:
     return pd.read_csv(file)
 
 
+def has_table(dataset: str, name: str) -> bool:
+    """Whether a report holds a table of that name (see `save_table`)."""
+    return (folder(dataset) / "tables" / f"{name}.csv").exists()
+
+
 def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patients: bool = False) -> Path:
     """Write a figure as PNG with its caption inside.
 

@@ -13,8 +13,9 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from xraylib import catalog, corruptions, images, metrics, paths, predict, reports
+from xraylib import abstention, catalog, corruptions, images, metrics, models, paths, predict, reports, splits
 from xraylib.errors import DataInvalid, DataMissing, UnknownName
+from xraylib.features import describe, pooled
 from xraylib.runs import Run
 from xraylib.scores import COLUMNS, check_scores
 from xraylib.scores import read as read_scores
@@ -177,6 +178,62 @@ def robustness(
         with atomic(file) as temporary:
             done.to_csv(temporary, index=False, float_format="%.6g")
     return done
+
+
+def strangeness(
+    dataset: str, others: Collection[str] = (), *, recipe: str = "mobilenetv2-frozen", runs: Path = paths.RUNS
+) -> pd.DataFrame:
+    """How unlike the training images others are, by features of a frozen network (`abstention.strangeness`).
+
+    Parameters
+    ----------
+    dataset
+        Whose training images of the recipe's first strict run are the usual ones.
+    others
+        Names or paths of further data sets to judge, whole.
+    recipe
+        One with a linear head on a frozen network.
+    runs
+        Folder of the runs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `group, image_id, patient, label, strangeness`, kept as `tables/strangeness.csv` of the report. The
+        groups: validation, normals and pneumonias of the official test, the same films inverted, the others.
+
+    Raises
+    ------
+    DataMissing
+        When the recipe has no run on this machine.
+    """
+    name, whole = catalog.find(dataset).name, catalog.load(dataset)
+    run = predict.find_runs(recipe, name, runs=runs)[0]
+    frozen, network, size = (
+        predict.load(run).model,
+        *(run.settings["choices"][k] for k in ("network", "size")),
+    )
+    weights = models.find_weights(network, "random" if run.settings["init"] == "random" else "imagenet")
+    features = pooled(whole, network, size, weights, run.seed)
+    sides = dict(list(splits.assign(whole, "strict", run.seed).groupby("split")))
+    val, test = sides["val"], sides["test"]
+    classes = np.where(test["label"] == 1, "test, pneumonia", "test, normal")
+    inverted = corruptions.corrupt(images.load_pixels(whole, size)[test.index], "inversion", 1)
+    judged = [
+        (val.assign(group="validation"), features[val.index]),
+        (test.assign(group=classes), features[test.index]),
+        (test.assign(group="test, inverted"), describe(frozen, inverted)),
+    ]
+    for other in others:
+        there = catalog.load(other).assign(group=catalog.find(other).name)
+        judged.append((there, describe(frozen, images.load_pixels(there, size))))
+    usual = features[sides["train"].index]
+    table = pd.concat(
+        [about.assign(strangeness=abstention.strangeness(usual, found)) for about, found in judged]
+    )
+    table = table[["group", "image_id", "patient", "label", "strangeness"]]
+    reports.save_table(table, name, "strangeness")
+    return table.reset_index(drop=True)
 
 
 def has_robustness(dataset: str) -> bool:
