@@ -5,7 +5,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from xraylib import catalog, comparisons, metrics, paths, reports
+from xraylib import comparisons, metrics, paths, reports
 from xraylib.recipes import REMEDIED, find_recipe
 from xraylib.storage import atomic
 
@@ -40,7 +40,8 @@ def write_model_card(dataset: str) -> Path:
     )
     card = environment.get_template("model_card.md.j2").render(
         dataset=dataset,
-        title=catalog.find(dataset).title,
+        title=reports.title(dataset),
+        note=reports.note(dataset),
         images=f"{scores['image_id'].nunique():,}",
         patients=f"{scores['patient'].nunique():,}",
         hardware="; ".join(sorted(set(board["hardware"]))),

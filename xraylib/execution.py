@@ -22,9 +22,9 @@ from xraylib.storage import atomic
 
 log = logging.getLogger(__name__)
 
-# What a page would fetch from the network: the Colab badge, scripts for formulas and widgets.
+# What a page would fetch from the network: the Colab badge, and what scripts for formulas and widgets load.
 _BADGE = re.compile(r"\[!\[[^\]]*\]\(https?://[^)]*\)\]\([^)]*\)\s*")
-_REMOTE = re.compile(r"<script[^>]*\bsrc=[\"']https?://[^>]*>\s*</script>")
+_SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)
 _UNDESCRIBED = 'alt="No description has been provided for this image"'
 # Progress bars, which a page could only show as they stood at their start.
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -102,7 +102,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, page
 
 
 def write_page(executed: Path, page: Path, *, title: str) -> None:
-    """Write an executed notebook as one HTML file: no code, images inside, nothing fetched from outside."""
+    """Write an executed notebook as one HTML file: no code, images inside, no script, nothing fetched."""
     notebook = nbformat.read(executed, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
     for cell in notebook.cells:
@@ -119,7 +119,7 @@ def write_page(executed: Path, page: Path, *, title: str) -> None:
     for said in _descriptions(notebook):
         html = html.replace(_UNDESCRIBED, f'alt="{escape(said)}"', 1)
     with atomic(page) as temporary:
-        temporary.write_text(_REMOTE.sub("", html), encoding="utf-8")
+        temporary.write_text(_SCRIPT.sub("", html), encoding="utf-8")
 
 
 def parse_parameter(text: str) -> Any:

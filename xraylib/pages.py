@@ -57,8 +57,13 @@ def _section(place: Path) -> dict[str, Any]:
         for name in board["recipe"].unique()
         if name in RECIPES
     ]
+    scores = reports.load_scores(place.name)
     return {
         "name": place.name,
+        "title": reports.title(place.name),
+        "images": f"{scores['image_id'].nunique():,}",
+        "patients": f"{scores['patient'].nunique():,}",
+        "note": reports.note(place.name),
         "rows": board.to_dict(orient="records"),
         "claims": reports.claims(place.name).to_dict(orient="records"),
         "recipes": recipes,

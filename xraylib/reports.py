@@ -15,7 +15,7 @@ import pandas as pd
 from filelock import FileLock
 from matplotlib.figure import Figure
 
-from xraylib import comparisons, metrics, paths
+from xraylib import catalog, comparisons, metrics, paths
 from xraylib.canvas import png
 from xraylib.comparisons import of_protocols, operating_point
 from xraylib.errors import DataMissing
@@ -42,6 +42,17 @@ LEADERBOARD = (
 def folder(dataset: str) -> Path:
     """Return the report folder of the data set of that name."""
     return paths.REPORTS / dataset
+
+
+def title(dataset: str) -> str:
+    """What the data set is, or its name where the report is of a user's folder."""
+    return catalog.find(dataset).title if dataset in catalog.DATASETS else f"Images of {dataset}"
+
+
+def note(dataset: str) -> str:
+    """What must be known of the images that the committed scores were made from: `note.txt`, if any."""
+    file = folder(dataset) / "note.txt"
+    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
 
 
 def record(run: Run, dataset: str) -> None:
