@@ -12,11 +12,13 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from xraylib import features, heads, images, models, splits, training
+from xraylib import catalog, features, heads, images, models, splits, training
 from xraylib.batches import REMEDIES, Batches, balance, predict
 from xraylib.checkpoints import Progress
 from xraylib.errors import UnknownName, WeightsMissing, XraylibError
+from xraylib.metrics import evaluate
 from xraylib.models import Weights
+from xraylib.phantom import PhantomSettings
 from xraylib.recipes import find_recipe
 from xraylib.runs import model_sha256, read
 from xraylib.scores import COLUMNS, check_scores
@@ -472,3 +474,16 @@ def test_a_linear_head_trains_as_any_recipe(phantom, accelerator, runs, monkeypa
     assert json.loads((run.folder / "head.json").read_text()).keys() == {"coefficients", "intercept"}
     monkeypatch.setattr(heads, "fit", None)
     pd.testing.assert_frame_equal(train(FROZEN, phantom, accelerator, runs=runs).scores, run.scores)
+
+
+def test_random_labels_teach_nothing_and_true_ones_something(accelerator, tmp_path):
+    films = catalog.load(replace(catalog.DATASETS["phantom"], phantom=PhantomSettings(images=300, size=64)))
+    people = films["patient"].unique()
+    coin = dict(zip(people, np.random.default_rng(0).integers(0, 2, len(people)), strict=True))
+    tossed = films.assign(label=films["patient"].map(coin), kind="unknown")
+    true, random = (
+        evaluate(train(TINY, manifest, accelerator, budget="quick", runs=tmp_path).scores).loc["auc"]
+        for manifest in (films, tossed)
+    )
+    assert random["low"] <= 0.5 <= random["high"]
+    assert true["low"] > 0.5 and random["high"] - random["low"] < 0.4

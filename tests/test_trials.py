@@ -117,6 +117,14 @@ def test_both_sides_are_set_beside_each_other(outside, runs):
             assert mine == pytest.approx(expected, nan_ok=True)
 
 
+def test_what_is_lost_has_an_interval_from_both_sides(outside, runs):
+    row = trials.drop(of_the_report(runs), outside).set_index("metric").loc["accuracy"]
+    assert row["drop"] == pytest.approx(row["test"] - row["external"])
+    assert row["drop_low"] <= row["drop"] <= row["drop_high"]
+    widths = [row[f"{side}_high"] - row[f"{side}_low"] for side in ("test", "external", "drop")]
+    assert max(widths[:2]) <= widths[2] <= sum(widths[:2])
+
+
 def test_images_elsewhere_do_not_move_the_threshold(outside, runs):
     scores = of_the_report(runs)
     turned = outside.assign(label=1 - outside["label"])

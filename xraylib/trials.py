@@ -105,7 +105,8 @@ def drop(scores: pd.DataFrame, outside: pd.DataFrame) -> pd.DataFrame:
     -------
     pandas.DataFrame
         `recipe, metric, test, test_low, test_high, external, external_low, external_high`, with the
-        threshold of validation on both sides.
+        threshold of validation on both sides, and `drop, drop_low, drop_high`: how much is lost, its interval
+        put together from those of the two sides, which share no patient (Zou and Donner 2008).
     """
     rows = []
     for recipe, there in outside.groupby("recipe", sort=False):
@@ -117,8 +118,16 @@ def drop(scores: pd.DataFrame, outside: pd.DataFrame) -> pd.DataFrame:
             for side, figures in found.items():
                 row |= {side: figures.loc[metric, "value"]}
                 row |= {f"{side}_{end}": figures.loc[metric, end] for end in ("low", "high")}
-            rows.append(row)
+            rows.append(row | _lost(found["test"].loc[[metric]], found["external"].loc[[metric]]))
     return pd.DataFrame(rows)
+
+
+def _lost(test: pd.DataFrame, external: pd.DataFrame) -> dict[str, float]:
+    """Difference of two figures that have nothing in common, each a row of `metrics.evaluate`."""
+    here, here_low, here_high = test[["value", "low", "high"]].to_numpy(dtype=float)[0]
+    there, there_low, there_high = external[["value", "low", "high"]].to_numpy(dtype=float)[0]
+    down, up = np.hypot(here - here_low, there_high - there), np.hypot(here_high - here, there - there_low)
+    return {"drop": here - there, "drop_low": here - there - down, "drop_high": here - there + up}
 
 
 def robustness(
