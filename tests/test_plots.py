@@ -29,6 +29,24 @@ def drawn(ax):
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines]
 
 
+STRANGE = pd.DataFrame(
+    {
+        "group": ["validation"] * 40 + ["far"] * 40,
+        "strangeness": [*np.linspace(1, 4, 40), *np.linspace(3, 9, 40)],
+    }
+)
+FLAGGED = pd.DataFrame(
+    {
+        "group": ["validation", "far"],
+        "images": 40,
+        "flagged": [0.05, 0.9],
+        "low": [0, 0.8],
+        "high": [0.1, 1.0],
+    }
+).assign(limit=3.9, images=40)
+DELETED = pd.DataFrame({"removed": [0.0, 0.5, 1.0], "score": [0.9, 0.3, 0.1], "by_chance": [0.9, 0.8, 0.1]})
+
+
 @pytest.fixture(scope="module")
 def manifest():
     counts = {
@@ -223,6 +241,8 @@ def every(manifest, pixels, scores, board, files):
         "robustness": plots.robustness(WORSE),
         "risk_coverage": plots.risk_coverage({KNOWN: RISK}),
         "coverage": plots.coverage(COVERED, 0.9),
+        "strangeness": plots.strangeness(STRANGE, FLAGGED),
+        "deletion": plots.deletion({KNOWN: DELETED}),
     }
 
 
@@ -334,8 +354,9 @@ def test_file_statistics_name_each_class_of_each_split(files):
 
 def test_file_statistics_say_when_all_images_have_one_size(files):
     text = words(plots.file_statistics(files.assign(width=224, height=224, bytes=5000)))
-    assert "the same for every image: 224 × 224 pixels" in text
-    assert "the same for every image: 5.0 kB" in text
+    text = " ".join(text.split())
+    assert "Every image has 224 × 224 pixels." in text and "Every image has 5.0 kB." in text
+    assert len(plots.file_statistics(files.assign(width=224, height=224)).axes) == 1
 
 
 def test_leakage_bars_are_the_shares_and_none_is_written_as_0():
@@ -479,7 +500,11 @@ def test_story_draws_accuracy_and_interval_of_each_way_in_the_panel_of_its_recip
     assert [ax.get_title(loc="left") for ax in fig.axes] == [KNOWN, "unheard-of"]
     ways = ["at random", "by patient", "official test"]
     rows = [label.get_text() for label in fig.axes[0].get_yticklabels()]
-    assert rows == ["at random\nn = 1,171", "by patient\nn = 745", "official test\nn = 624"]
+    assert rows == [
+        "at random\nn = 1,171 a seed",
+        "by patient\nn = 745 a seed",
+        "official test\nn = 624 a seed",
+    ]
     for ax in fig.axes:
         part = STORY[STORY["recipe"] == ax.get_title(loc="left")]
         dots = [line for line in ax.lines if line.get_marker() == "o"]
@@ -585,9 +610,34 @@ def test_evaluation_figures_draw_values_where_they_belong():
         assert {tuple(x) for x, _ in drawn(panel) if len(x) == 2} >= {(0.85, 0.95), (0.42, 0.58)}
     promise = plots.coverage(COVERED, 0.9).axes[0]
     assert [0.9, 0.9] in [x for x, _ in drawn(promise)]
-    assert "red: the other data set" in words(plots.coverage(COVERED, 0.9))
+    for figure in (plots.coverage(COVERED, 0.9, "nih, n = 518"), plots.drop(FALLEN, "nih, n = 518")):
+        assert "magenta: nih, n = 518" in words(figure)
     alone = COVERED[COVERED["split"] == "test"]
-    assert "other data set" not in words(plots.coverage(alone, 0.9))
+    assert "magenta" not in words(plots.coverage(alone, 0.9, "nih"))
+    (ax,) = plots.strangeness(STRANGE, FLAGGED).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["validation, n = 40", "far, n = 40"]
+    assert "90% flagged (80%–100%)" in words(plots.strangeness(STRANGE, FLAGGED))
+    (marked,) = plots.deletion({KNOWN: DELETED}).axes
+    assert ([0.0, 0.5, 1.0], [0.9, 0.3, 0.1]) in drawn(marked)
+
+
+def test_inversion_does_not_flatten_the_other_corruptions():
+    turned = WORSE[WORSE["severity"] <= 1].assign(corruption="inversion", auc=0.05)
+    worse = pd.concat([WORSE, turned[turned["severity"] == 1]])
+    panels = {ax.get_title(loc="left"): ax for ax in plots.robustness(worse).axes}
+    assert panels["inversion"].get_ylim() == (0, 1)
+    assert all(ax.get_ylim()[0] > 0.3 for name, ax in panels.items() if name != "inversion")
+
+
+def test_many_runs_are_thin_and_their_median_bold():
+    runs = pd.concat([history(4, seed).assign(seed=seed) for seed in range(7)])
+    loss = plots.learning_curves(runs, last_kept=True).axes[0]
+    bold = [line for line in loss.lines if line.get_linewidth() > 2]
+    assert len(bold) == 2 and len(loss.lines) == 2 * 7 + 2
+    expected = runs.groupby("epoch")["val_loss"].median().tolist()
+    assert any(list(line.get_ydata()) == pytest.approx(expected) for line in bold)
+    text = words(plots.learning_curves(runs, last_kept=True))
+    assert "median of 7 runs" in text and "the last epoch was kept" in text
 
 
 EMPTY_TABLES = [
@@ -669,7 +719,9 @@ def test_scores_of_several_protocols_splits_or_recipes_are_not_mixed(scores):
     with pytest.raises(DataInvalid, match="several protocols"):
         plots.roc(pd.concat([scores, scores.assign(protocol="published")]))
     with pytest.raises(DataInvalid, match="several splits"):
-        plots.precision_recall(pd.concat([scores, scores.assign(split="val")]))
+        plots.precision_recall(
+            pd.concat([scores, scores.assign(split="val", patient="v" + scores["patient"])])
+        )
     with pytest.raises(DataInvalid, match="several recipes"):
         plots.score_distribution(scores, 0.5)
     with pytest.raises(DataInvalid, match="no threshold"):

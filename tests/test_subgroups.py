@@ -6,7 +6,7 @@ from test_metrics import scored
 
 from xraylib.errors import DataInvalid
 from xraylib.scores import COLUMNS
-from xraylib.subgroups import name_groups, table
+from xraylib.subgroups import by_folder, name_groups, table
 
 # Of a test by hand: image, patient, kind, score of seed 0, score of seed 1.
 TEST = [
@@ -159,3 +159,39 @@ def test_bad_scores_are_refused():
         table(spoilt, rule=0.5)
     with pytest.raises(DataInvalid, match="no scores of the val side"):
         table(by_hand())
+
+
+def dealt(right_of_test=0.5):
+    """Scores under `strict`, and of a random deal that calls normals of the test folder less well."""
+    strict = scored(n=60, seeds=(0,))
+    draw, rows = np.random.default_rng(0), []
+    for seed in (0, 1):
+        for side in ("val", "test"):
+            part = strict[strict["split"] == side].assign(
+                split="test", seed=seed, protocol="random-per-image"
+            )
+            right = draw.random(len(part)) < np.where(
+                (part["label"] == 0) & (side == "test"), right_of_test, 1
+            )
+            rows.append(part.assign(score=np.where(right == (part["label"] == 1), 0.9, 0.1)))
+        rows.append(strict[strict["split"] == "val"].assign(seed=seed))
+    rows = [part.assign(protocol="random-per-image") for part in rows]
+    return pd.concat([strict, *rows], ignore_index=True)
+
+
+def test_a_random_deal_is_taken_apart_by_the_official_folder():
+    scores = dealt()
+    found = by_folder(scores).set_index("subgroup")
+    hit = scores[(scores["protocol"] == "random-per-image") & (scores["split"] == "test")]
+    official = set(scores.loc[(scores["protocol"] == "strict") & (scores["split"] == "test"), "image_id"])
+    mine = hit[hit["image_id"].isin(official) & (hit["label"] == 0)]
+    row = found.loc["normal, from the test folder"]
+    assert row["images"] == mine["image_id"].nunique()
+    assert row["right"] == pytest.approx((mine["score"] < 0.5).mean())
+    assert row["right_low"] < row["right"] < row["right_high"] < 1
+    assert (found["right"].drop("normal, from the test folder") == 1).all()
+
+
+def test_without_the_random_deal_there_are_no_folders_to_tell():
+    with pytest.raises(DataInvalid, match="Mend: train both"):
+        by_folder(scored(n=30))

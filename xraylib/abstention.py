@@ -172,7 +172,7 @@ def flagged(table: pd.DataFrame, *, false_alarms: float = 0.05) -> pd.DataFrame:
     Parameters
     ----------
     table
-        From `trials.strangeness`: `group, patient, strangeness`, with the group `validation`.
+        From `trials.strangeness`: `group, patient, strangeness`; the groups of validation begin so.
     false_alarms
         Share of validation that the limit flags, in (0, 1).
 
@@ -187,7 +187,8 @@ def flagged(table: pd.DataFrame, *, false_alarms: float = 0.05) -> pd.DataFrame:
     DataInvalid
         When there is no validation.
     """
-    usual = table[table["group"] == "validation"]
+    is_usual = table["group"].str.startswith("validation")
+    usual = table[is_usual]
     if usual.empty:
         raise DataInvalid("there are no validation images to compare with. Mend: pass them as well.")
     limit, rows = float(usual["strangeness"].quantile(1 - false_alarms)), []
@@ -198,10 +199,11 @@ def flagged(table: pd.DataFrame, *, false_alarms: float = 0.05) -> pd.DataFrame:
         low, high = metrics.interval(weights @ above / weights.sum(axis=1))
         row = {"group": group, "images": len(part), "flagged": above.mean(), "low": low, "high": high}
         found = (np.nan, np.nan, np.nan)
-        if group != "validation":
-            both = pd.concat([usual, part])
-            patients = (both["group"] + both["patient"]).to_numpy()
-            is_other = (both["group"] == group).to_numpy(int)
-            found = metrics.auc_interval(is_other, both["strangeness"].to_numpy(), patients)
+        if not str(group).startswith("validation"):
+            both = pd.concat([usual.assign(other=0), part.assign(other=1)])
+            # Another hospital may give its patients the same names.
+            patients = (both["other"].astype(str) + both["patient"]).to_numpy()
+            other = both["other"].to_numpy()
+            found = metrics.auc_interval(other, both["strangeness"].to_numpy(), patients)
         rows.append(row | {"limit": limit} | dict(zip(("auc", "auc_low", "auc_high"), found, strict=True)))
     return pd.DataFrame(rows)

@@ -48,9 +48,9 @@ CLASSES = ("normal", "pneumonia")
 KINDS = tuple(KIND_COLOURS)
 SPLITS = ("train", "val", "test")
 
-# Paul Tol's "muted" palette, darkest first: recipes share no colour with classes.
+# Paul Tol's "muted" palette and a gold, neighbours far apart: recipes share no colour with classes.
 RECIPE_PALETTE = (
-    "#332288", "#44AA99", "#882255", "#999933", "#AA4499", "#117733", "#CC6677", "#6699CC", "#DDAA33",
+    "#332288", "#44AA99", "#882255", "#999933", "#6699CC", "#117733", "#DDAA33", "#AA4499", "#CC6677",
 )  # fmt: skip
 SIDE_COLOURS = {"test": INK, "external": ALARM}
 DASHES = ("-", "--", "-.", ":")

@@ -30,20 +30,28 @@ from xraylib.scores import check_scores
 _SIDES = {"train": "#999999", "validation": "#000000"}
 _MEASURES = {"loss": "cross-entropy loss", "accuracy": "accuracy"}
 _HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy")
+# Runs above which their lines are thin and their median is drawn.
+MANY = 5
 _GRID = np.linspace(0, 1, 501)
 
 
 @styled
 def learning_curves(
-    histories: Mapping[str, pd.DataFrame] | pd.DataFrame, title: str = "Does validation follow training?"
+    histories: Mapping[str, pd.DataFrame] | pd.DataFrame,
+    title: str = "Does validation follow training?",
+    last_kept: bool = False,
 ) -> Figure:
-    """Loss and accuracy by epoch on train and validation, one line a run.
+    """Loss and accuracy by epoch on train and validation, one line a run; of many runs, the median is bold.
 
     Parameters
     ----------
     histories
         A table of each run by its name (`training.Run.history`: `epoch, phase, loss, accuracy, val_loss,
         val_accuracy`), or one long table of all with `seed` as well.
+    title
+        Above the figure.
+    last_kept
+        Whether the last epoch was kept, whatever validation said; for the note below.
 
     Raises
     ------
@@ -60,11 +68,12 @@ def learning_curves(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if max(len(run) for run in runs) == 1:
             ax.set(xlim=(0.5, 1.5), xticks=[1])
-    note = f"{len(runs)} runs, one line each. " if len(runs) > 1 else ""
+    note = f"{len(runs)} runs, one line each. " if 1 < len(runs) <= MANY else ""
     if named:
         looks = ("solid", "dashed", "dash-dotted", "dotted")
         note = "; ".join(f"{name}: {look}" for name, look in zip(named, looks, strict=False)) + ". "
-    note += "Circle: the epoch with the lowest validation loss."
+    note += f"Bold: median of {len(runs)} runs. " if len(runs) > MANY else ""
+    note += "Circle: lowest validation loss" + ("; the last epoch was kept." if last_kept else ", kept.")
     head(fig, title, note + (" Dotted: a new phase begins." if starts else ""))
     return fig
 
@@ -120,10 +129,20 @@ def _paths(runs: list[pd.DataFrame], x: str, dashes: Sequence[str] = ()) -> tupl
         for number, run in enumerate(runs):
             for side, column in columns.items():
                 look = {"color": _SIDES[side], "linewidth": 1.2, "marker": marker, "markersize": 4}
+                look |= {"linewidth": 0.6, "alpha": 0.3} if len(runs) > MANY else {}
                 ax.plot(run[x], run[column], dashes[number] if dashes else "-", **look)
+            if len(runs) > MANY:
+                continue
             best = run.iloc[int(run["val_loss"].argmin())]
             ring = {"color": INK, "markerfacecolor": "white", "markersize": 8, "zorder": 5}
             ax.plot(best[x], best[columns["validation"]], "o", **ring)
+        if len(runs) > MANY:
+            middle = pd.concat(runs).groupby(x)[list(columns.values())].median()
+            for side, column in columns.items():
+                ax.plot(middle.index, middle[column], color=_SIDES[side], linewidth=2.2)
+            _name_ends(ax, middle.reset_index().iloc[-1], x, columns)
+            ax.set(xlabel=x, ylabel=label)
+            continue
         _name_ends(ax, max(runs, key=lambda run: float(run[x].max())).iloc[-1], x, columns)
         ax.set(xlabel=x, ylabel=label)
     return fig, axes[0]
@@ -135,7 +154,9 @@ def _name_ends(ax: Axes, last: pd.Series, x: str, columns: dict[str, str]) -> No
     lower, upper = sorted(columns, key=lambda side: float(last[columns[side]]))
     gap = float(last[columns[upper]]) - float(last[columns[lower]])
     push = max(0.0, 0.08 * (high - low) - gap) / 2
-    for side, up in ((lower, -push), (upper, push)):
+    # Never on the axis below.
+    raised = max(0.0, low + 0.05 * (high - low) - (float(last[columns[lower]]) - push))
+    for side, up in ((lower, raised - push), (upper, raised + push)):
         ink = QUIET if side == "train" else _SIDES[side]
         beside(ax, f" {side}", last[x], float(last[columns[side]]) + up, color=ink, fontweight="bold")
 
@@ -246,7 +267,7 @@ def _sizes(scores: pd.DataFrame, split: str, points: pd.DataFrame | None) -> str
     sick = int(images.sum())
     seeds = scores.groupby("recipe")["seed"].nunique().max()
     text = f"{split}, n = {len(images):,} images ({len(images) - sick:,} normal, {sick:,} pneumonia)."
-    text += f" Bold: mean of {seeds} seeds; thin: each seed." if seeds > 1 else ""
+    text += " Bold: mean over seeds; thin: each seed." if seeds > 1 else ""
     return text + (" Dot: operating point." if points is not None else "")
 
 

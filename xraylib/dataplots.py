@@ -185,8 +185,11 @@ def file_statistics(table: pd.DataFrame, title: str = "Do file and image size be
     order = [row for row in order if (table["row"] == row).any()]
     colours = {row: CLASS_COLOURS[row.rsplit(", ", 1)[1]] for row in order}
     points = pd.concat([part.sample(min(300, len(part)), random_state=0) for _, part in table.groupby("row")])
-    fig, axes = blank(10, 1.3 + 0.45 * len(order), 1, 2, sharey=True)
     panels = {"kilobytes": "file size (kB)", "megapixels": "image size (megapixels)"}
+    # What is the same for every image needs no panel.
+    same = [column for column in panels if table[column].nunique() == 1]
+    panels = {column: label for column, label in panels.items() if column not in same[:1]}
+    fig, axes = blank(3 + 3.5 * len(panels), 1.3 + 0.45 * len(order), 1, len(panels), sharey=True)
     for ax, (column, label) in zip(axes[0], panels.items(), strict=True):
         common: dict[str, Any] = {"x": column, "y": "row", "hue": "row", "order": order, "palette": colours}
         common |= {"ax": ax, "legend": False}
@@ -194,15 +197,16 @@ def file_statistics(table: pd.DataFrame, title: str = "Do file and image size be
         sns.boxplot(table, **common, width=0.6, fill=False, fliersize=0, linewidth=1.2, zorder=3)
         ax.set(xlabel=label, ylabel="", xlim=(0, float(table[column].max()) * 1.05))
         bare(ax, "bottom")
-        if table[column].nunique() == 1:
-            size = f"{table['width'].iloc[0]:,} × {table['height'].iloc[0]:,} pixels"
-            size = f"{table['kilobytes'].iloc[0]:.1f} kB" if column == "kilobytes" else size
-            ax.set_title(f"the same for every image: {size}", fontweight="normal")
     names = [f"{row}\nn = {(table['row'] == row).sum():,}" for row in order]
     axes[0, 0].set_yticks(range(len(order)), names)
     for text, row in zip(axes[0, 0].get_yticklabels(), order, strict=True):
         text.set_color(colours[row])
-    head(fig, title, "Box: quartiles and median. Points: at most 300 images a box.")
+    sizes = {
+        "megapixels": f"{table['width'].iloc[0]:,} × {table['height'].iloc[0]:,} pixels",
+        "kilobytes": f"{table['kilobytes'].iloc[0]:.1f} kB",
+    }
+    note = "".join(f" Every image has {sizes[column]}." for column in same)
+    head(fig, title, "Box: quartiles and median. Points: at most 300 images a box." + note)
     return fig
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from xraylib.canvas import (
@@ -41,31 +42,20 @@ def reliability(
     """
     for name, table in tables.items():
         need(table, ("score", "share", "low", "high", "images"), f"{name}'s calibration")
-    columns = min(columns, len(tables))
-    rows = -(-len(tables) // columns)
-    fig, axes = blank(max(4.0, 2.6 * columns), 0.9 + 2.6 * rows, rows, columns, sharex=True, sharey=True)
-    looks = recipe_looks(tables)
-    for ax in axes.flat[len(tables) :]:
-        ax.remove()
-    for place, (ax, (name, table)) in enumerate(zip(axes.flat, tables.items(), strict=False)):
-        colour = looks[name][0]
+    fig, panels = _panels(tables, columns, 2.6, ("mean score of the bin", "share with pneumonia"))
+    for ax, table, colour in panels:
         ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1, zorder=0)
         ax.vlines(table["score"], table["low"], table["high"], color=colour, linewidth=1.6)
         sizes = 14 + 160 * table["images"] / table["images"].sum()
         ax.scatter(table["score"], table["share"], s=sizes, color=colour, zorder=3)
-        ax.set_title(name, fontsize=9)
-        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        if place % columns == 0:
-            ax.set_ylabel("share with pneumonia")
-        if place + columns >= len(tables):
-            ax.set_xlabel("mean score of the bin")
+        ax.set(xlim=(-0.06, 1.06), ylim=(-0.06, 1.06), aspect="equal")
     head(fig, title, "Ten bins of equal width; dot size: images. Lines: 95% intervals, patients resampled.")
     return fig
 
 
 @styled
 def decision_curve(
-    tables: dict[str, pd.DataFrame], title: str = "Is acting on the score worth it?"
+    tables: dict[str, pd.DataFrame], title: str = "Is acting on the score worth it?", columns: int = 4
 ) -> Figure:
     """Net benefit over threshold probability, against treating everybody and nobody.
 
@@ -73,6 +63,8 @@ def decision_curve(
     ----------
     tables
         By recipe, each from `calibration.decision_curve`: `cut, benefit, low, high, all`.
+    columns
+        Panels a row.
 
     Raises
     ------
@@ -81,23 +73,47 @@ def decision_curve(
     """
     for name, table in tables.items():
         need(table, ("cut", "benefit", "low", "high", "all"), f"{name}'s decision curve")
-    fig, ((ax,),) = blank(8, 4.2)
-    looks, first = recipe_looks(tables), next(iter(tables.values()))
-    for name, table in tables.items():
-        colour, dash = looks[name]
-        ax.plot(table["cut"], table["benefit"], dash, color=colour, linewidth=1.8, label=name)
-        ax.fill_between(table["cut"], table["low"], table["high"], color=colour, alpha=0.12, linewidth=0)
-    ax.plot(first["cut"], first["all"], color=QUIET, linestyle=":", linewidth=1.4, label="everybody")
-    ax.axhline(0, color=QUIET, linewidth=1, label="nobody")
-    ax.set(xlabel="threshold probability", ylabel="net benefit (true positives per image)")
-    ax.set_ylim(-0.1, float(first["all"].max()) + 0.05)
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    head(fig, title, "Bands: 95% intervals, patients resampled.")
+    fig, panels = _panels(tables, columns, 2.3, ("threshold probability", "net benefit"))
+    for ax, table, colour in panels:
+        ax.fill_between(table["cut"], table["low"], table["high"], color=colour, alpha=0.2, linewidth=0)
+        ax.plot(table["cut"], table["benefit"], color=colour, linewidth=1.8)
+        ax.plot(table["cut"], table["all"], color=QUIET, linestyle=":", linewidth=1.6)
+        ax.axhline(0, color=QUIET, linewidth=1)
+        ax.set_ylim(-0.1, float(table["all"].max()) + 0.05)
+    note = (
+        "True positives an image, false ones subtracted at the threshold's odds. Dotted: everybody treated; "
+    )
+    head(fig, title, note + "grey line: nobody. Bands: 95% intervals, patients resampled.")
     return fig
 
 
+def _panels(
+    tables: dict[str, pd.DataFrame], columns: int, height: float, labels: tuple[str, str]
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, str]]]:
+    """A panel a recipe, so many a row and inches high: its axes, its table and its colour."""
+    columns = min(columns, len(tables))
+    rows = -(-len(tables) // columns)
+    fig, axes = blank(max(4.5, 2.6 * columns), 0.9 + height * rows, rows, columns, sharex=True, sharey=True)
+    for ax in axes.flat[len(tables) :]:
+        ax.remove()
+    looks, panels = recipe_looks(tables), []
+    for place, (ax, (name, table)) in enumerate(zip(axes.flat, tables.items(), strict=False)):
+        ax.set_title(name, fontsize=9)
+        if place % columns == 0:
+            ax.set_ylabel(labels[1])
+        if place + columns >= len(tables):
+            ax.set_xlabel(labels[0])
+            ax.tick_params(labelbottom=True)
+        panels.append((ax, table, looks[name][0]))
+    return fig, panels
+
+
 @styled
-def subgroups(table: pd.DataFrame, title: str = "Who is called rightly, and who is not?") -> Figure:
+def subgroups(
+    table: pd.DataFrame,
+    title: str = "Who is called rightly, and who is not?",
+    at: str = "the threshold chosen on validation",
+) -> Figure:
     """Share of each subgroup called rightly, by recipe, with intervals.
 
     Parameters
@@ -105,6 +121,8 @@ def subgroups(table: pd.DataFrame, title: str = "Who is called rightly, and who 
     table
         From `subgroups.table`, of one or more recipes: `recipe, subgroup, images, right, right_low,
         right_high`.
+    at
+        Which operating point, for the note below.
 
     Raises
     ------
@@ -129,18 +147,24 @@ def subgroups(table: pd.DataFrame, title: str = "Who is called rightly, and who 
         ax.plot([], [], "o-", color=looks[name][0], label=name)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     bare(ax, "bottom")
-    head(fig, title, "At the threshold chosen on validation. Lines: 95% intervals, patients resampled.")
+    head(fig, title, f"At {at}. Lines: 95% intervals, patients resampled.")
     return fig
 
 
 @styled
-def drop(table: pd.DataFrame, title: str = "What is left in another hospital?") -> Figure:
+def drop(
+    table: pd.DataFrame,
+    other: str = "the other data set",
+    title: str = "What is left in another hospital?",
+) -> Figure:
     """AUC and balanced accuracy on the official test and on another data set, with intervals.
 
     Parameters
     ----------
     table
         From `trials.drop`.
+    other
+        What the other data set is called.
 
     Raises
     ------
@@ -158,12 +182,14 @@ def drop(table: pd.DataFrame, title: str = "What is left in another hospital?") 
                 colour = SIDE_COLOURS[side]
                 ax.plot([row[f"{side}_low"], row[f"{side}_high"]], [y + shift] * 2, color=colour, linewidth=2)
                 ax.plot(row[side], y + shift, "o", color=colour, markersize=6)
-                beside(ax, f"{row[side]:.2f}", row[f"{side}_high"], y + shift, fontsize=8, color=colour)
+                ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+                said = {"fontsize": 8, "color": colour, "bbox": ground}
+                beside(ax, f"{row[side]:.2f}", row[f"{side}_high"], y + shift, **said)
         ax.axvline(0.5, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
         ax.set(xlabel=label, ylim=(len(recipes) - 0.5, -0.5), xlim=(min(0.4, _least(table, metric)), 1.02))
         bare(ax, "bottom")
     axes[0, 0].set_yticks(range(len(recipes)), recipes)
-    note = "Black: official test; red: the other data set, at the same threshold. Dotted: chance. "
+    note = f"Black: official test; magenta: {other}, at the same threshold. Dotted: chance. "
     head(fig, title, note + "Lines: 95% intervals, patients resampled.")
     return fig
 
@@ -193,11 +219,15 @@ def robustness(table: pd.DataFrame, title: str = "What does a worse image do to 
     names, recipes = list(dict.fromkeys(worse["corruption"])), list(dict.fromkeys(table["recipe"]))
     columns = min(6, len(names))
     rows = -(-len(names) // columns)
-    fig, axes = blank(10, 1.0 + 1.75 * rows, rows, columns, sharex=True, sharey=True)
-    looks = recipe_looks(recipes)
+    fig, axes = blank(10, 1.0 + 1.75 * rows, rows, columns, sharex=True)
+    looks, steps = recipe_looks(recipes), worse.groupby("corruption")["severity"].nunique()
+    # What has one severity only, and overturns the image, would flatten all the others.
+    usual = table[table["corruption"].map(steps).fillna(2) > 1]["auc"]
+    bottom, top = min(0.48, float(usual.min()) - 0.02), max(0.52, float(usual.max()) + 0.02)
     for ax in axes.flat[len(names) :]:
         ax.remove()
     for place, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+        ax.set_ylim(*((0, 1) if steps[name] == 1 else (bottom, top)))
         for recipe in recipes:
             part = worse[(worse["corruption"] == name) & (worse["recipe"] == recipe)].sort_values("severity")
             x = np.r_[0, part["severity"]]
@@ -209,6 +239,8 @@ def robustness(table: pd.DataFrame, title: str = "What does a worse image do to 
         ax.set_xticks(range(6))
         if place % columns == 0:
             ax.set_ylabel("AUC")
+        elif steps[name] > 1:
+            ax.set_yticklabels([])
         if place + columns >= len(names):
             ax.set_xlabel("severity")
     for recipe in recipes:

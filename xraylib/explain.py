@@ -14,6 +14,7 @@ from keras import layers
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
+from statsmodels.stats.proportion import proportion_confint
 
 from xraylib import metrics
 from xraylib.errors import DataInvalid
@@ -149,8 +150,8 @@ def find_lesion(maps: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> pd
     -------
     pandas.DataFrame
         Index `pointing` (share of peaks in the lesion) and `energy` (mean share of the map in the lesion);
-        columns `value, low, high` (95 % over patients) and `area` (mean share of the image that is lesion:
-        what a uniform map reaches).
+        columns `value, low, high` (95 % over patients; Wilson's where no peak is inside, or every one) and
+        `area` (mean share of the image that is lesion: what a uniform map reaches).
     """
     inside = np.asarray(masks) > 0
     if inside.shape != maps.shape or not inside.any(axis=(1, 2)).all():
@@ -165,6 +166,9 @@ def find_lesion(maps: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> pd
     rows = {}
     for name, values in (("pointing", pointing), ("energy", energy)):
         low, high = metrics.interval(weights @ values / weights.sum(axis=1))
+        if name == "pointing" and values.mean() in (0, 1):
+            # No draw of all hits, or of none, holds another: Wilson's interval of so many patients does.
+            low, high = proportion_confint(values.mean() * len(names), len(names), method="wilson")
         rows[name] = {"value": values.mean(), "low": low, "high": high, "area": lesion.mean()}
     return pd.DataFrame.from_dict(rows, orient="index")
 

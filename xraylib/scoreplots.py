@@ -103,7 +103,9 @@ def confusion(
         ax.set_yticks([0, 1], CLASSES if first else ["", ""], rotation=90, va="center")
         ax.set_ylabel("true class" if first else "")
         ax.set_xlabel("predicted class" if place + columns >= len(matrices) else "")
-    head(fig, title, "Percent: share of the true class; on the diagonal specificity and sensitivity.")
+    head(
+        fig, title, "Counts: mean over seeds. Percent: of the true class; diagonal: specificity, sensitivity."
+    )
     return fig
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from xraylib.canvas import (
     FAINT,
@@ -53,7 +53,8 @@ def story(
     recipes, ways = list(dict.fromkeys(table["recipe"])), list(dict.fromkeys(table["way"]))
     fig, axes = blank(3.4 + 2.3 * len(recipes), 1.5 + 0.5 * len(ways), 1, len(recipes), sharex=True)
     looks, sizes = recipe_looks(recipes), table.groupby("way")["n"].max()
-    labels = [f"{way}\nn = {sizes[way]:,}" for way in ways]
+    seeds = table.groupby("way")["seeds"].max()
+    labels = [f"{way}\nn = {sizes[way]:,}{' a seed' if seeds[way] > 1 else ''}" for way in ways]
     low = float(table["accuracy_low"].min())
     for place, (ax, recipe) in enumerate(zip(axes[0], recipes, strict=True)):
         part = table[table["recipe"] == recipe]
@@ -111,6 +112,7 @@ def draws(
         sizes = {size: f"{table[size].iloc[0]:,}" for size in ("n_val", "n_test")}
         ax.set(xlabel=label.format(**sizes), ylim=(len(recipes) - 0.4, -0.6))
         ax.xaxis.set_major_formatter(FuncFormatter(percents if "accuracy" in column else _share))
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5]))
         bare(ax, "bottom")
     axes[0, 0].set_yticks(range(len(recipes)), [names.get(recipe, recipe) for recipe in recipes])
     many = table.groupby("recipe")["seed"].nunique().max()

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from xraylib import metrics
+from xraylib.errors import DataInvalid
 from xraylib.operating import thresholds
 from xraylib.scores import check_scores
 
@@ -92,6 +93,52 @@ def table(
                 **dict(zip(("auc", "auc_low", "auc_high"), aucs, strict=True)),
             }
         )
+    return pd.DataFrame(rows)
+
+
+def by_folder(scores: pd.DataFrame, *, rule: str | float = 0.5) -> pd.DataFrame:
+    """Share called rightly among images that a random deal tested, by the official folder they come from.
+
+    Parameters
+    ----------
+    scores
+        Of one recipe, under `random-per-image` and `strict`; the latter's test tells the official folder.
+    rule
+        Operating point (see `operating`).
+
+    Returns
+    -------
+    pandas.DataFrame
+        `recipe, subgroup` (class and folder)`, images, patients, right, right_low, right_high`: each image of
+        the random deal's test, by all the seeds that tested it, with 95 % intervals over patients.
+
+    Raises
+    ------
+    DataInvalid
+        When one of the two protocols is missing; and what `scores.check_scores` refuses.
+    """
+    dealt, strict = (scores[scores["protocol"] == name] for name in ("random-per-image", "strict"))
+    if dealt.empty or strict.empty:
+        raise DataInvalid("scores of random-per-image and of strict are needed. Mend: train both.")
+    check_scores(dealt)
+    official = strict.loc[strict["split"] == "test", "image_id"]
+    points = thresholds(dealt, rule)
+    side = dealt[dealt["split"] == "test"]
+    side = side.assign(right=(side["score"] >= side["seed"].map(points)) == (side["label"] == 1))
+    side["folder"] = np.where(side["image_id"].isin(official), "test", "train")
+    rows = []
+    for folder in ("train", "test"):
+        for label, name in enumerate(("normal", "pneumonia")):
+            mine = side[(side["folder"] == folder) & (side["label"] == label)]
+            rows.append(
+                {
+                    "recipe": scores["recipe"].iloc[0],
+                    "subgroup": f"{name}, from the {folder} folder",
+                    "images": mine["image_id"].nunique(),
+                    "patients": mine["patient"].nunique(),
+                    **dict(zip(("right", "right_low", "right_high"), _share(mine), strict=True)),
+                }
+            )
     return pd.DataFrame(rows)
 
 

@@ -209,7 +209,7 @@ def strangeness(
     -------
     pandas.DataFrame
         `group, image_id, patient, label, strangeness`, kept as `tables/strangeness.csv` of the report. The
-        groups: validation, normals and pneumonias of the official test, the same films inverted, the others.
+        groups: normals and pneumonias of validation and of the official test, the test inverted, the others.
 
     Raises
     ------
@@ -226,11 +226,10 @@ def strangeness(
     features = pooled(whole, network, size, weights, run.seed)
     sides = dict(list(splits.assign(whole, "strict", run.seed).groupby("split")))
     val, test = sides["val"], sides["test"]
-    classes = np.where(test["label"] == 1, "test, pneumonia", "test, normal")
     inverted = corruptions.corrupt(images.load_pixels(whole, size)[test.index], "inversion", 1)
     judged = [
-        (val.assign(group="validation"), features[val.index]),
-        (test.assign(group=classes), features[test.index]),
+        (val.assign(group="validation, " + _classes(val)), features[val.index]),
+        (test.assign(group="test, " + _classes(test)), features[test.index]),
         (test.assign(group="test, inverted"), describe(frozen, inverted)),
     ]
     for other in others:
@@ -243,6 +242,10 @@ def strangeness(
     table = table[["group", "image_id", "patient", "label", "strangeness"]]
     reports.save_table(table, name, "strangeness")
     return table.reset_index(drop=True)
+
+
+def _classes(films: pd.DataFrame) -> pd.Series:
+    return films["label"].map({0: "normal", 1: "pneumonia"})
 
 
 def has_robustness(dataset: str) -> bool:

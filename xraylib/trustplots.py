@@ -59,7 +59,10 @@ def risk_coverage(
 
 @styled
 def coverage(
-    table: pd.DataFrame, promised: float, title: str = "Do prediction sets keep their promise?"
+    table: pd.DataFrame,
+    promised: float,
+    other: str = "the other data set",
+    title: str = "Do prediction sets keep their promise?",
 ) -> Figure:
     """Share of images whose prediction set holds the true class, by recipe, class and side.
 
@@ -69,6 +72,8 @@ def coverage(
         From `abstention.coverage`, of one or more recipes: `recipe, split, kind, covered, low, high`.
     promised
         The promise, drawn as a line.
+    other
+        What the other data set is called.
 
     Raises
     ------
@@ -91,7 +96,7 @@ def coverage(
         ax.xaxis.set_major_formatter(FuncFormatter(percents))
         bare(ax, "bottom")
     axes[0, 0].set_yticks(range(len(recipes)), recipes)
-    names: dict[str, Any] = {"test": "black: official test", "external": "red: the other data set"}
+    names: dict[str, Any] = {"test": "black: official test", "external": f"magenta: {other}"}
     sides_said = ", ".join(names.get(side, side) for side in sides)
     head(fig, title, f"Dashed: promised; {sides_said}. Lines: 95% intervals, patients resampled.")
     return fig
@@ -126,7 +131,7 @@ def strangeness(
         ax.plot([first, third], [y, y], color=INK, linewidth=7, solid_capstyle="butt")
         ax.plot(middle, y, "o", color="white", markersize=4, zorder=3)
         said = f"{row['flagged']:.0%} flagged ({row['low']:.0%}–{row['high']:.0%})"
-        beside(ax, said, high, y)
+        beside(ax, said, max(high, row["limit"]) if middle < row["limit"] else high, y)
     ax.axvline(flagged["limit"].iloc[0], color=ALARM, linestyle="--", linewidth=1.2, zorder=0)
     ax.set_yticks(range(len(groups)), [f"{row['group']}, n = {row['images']:,}" for row in records(flagged)])
     ax.set(xlabel="distance from the training images", ylim=(len(groups) - 0.5, -0.6))
