@@ -14,6 +14,7 @@ from test_ranking import obuchowski
 
 from xraylib import pages, paths, reports, scores
 from xraylib.errors import DataInvalid, DataMissing, StorageFailed
+from xraylib.metrics import METRICS
 from xraylib.recipes import RECIPES
 from xraylib.runs import Run
 from xraylib.splits import PROTOCOLS
@@ -436,3 +437,32 @@ def test_committed_scores_hold_no_path_and_no_pixels(file):
     assert not text.apply(lambda column: column.str.contains(r"[/\\]|\.(?:jpe?g|png|dcm)$")).any().any()
     assert text.apply(lambda column: column.str.len()).to_numpy().max() < 64
     assert set(table["recipe"]) == {file.stem}
+
+
+def test_metrics_written_with_fewer_figures_are_computed_anew():
+    for seed in (0, 1):
+        reports.record(run_of(seed=seed), "made-up")
+    file = reports.folder("made-up") / "metrics" / "tiny-cnn-28.json"
+    whole, before = file.read_text(), file.stat().st_mtime_ns
+    reports.refresh_metrics("made-up")
+    assert file.stat().st_mtime_ns == before
+    held = json.loads(whole)
+    del held["figures"]["strict"]["test"]["mcc"]
+    file.write_text(json.dumps(held))
+    reports.refresh_metrics("made-up")
+    assert file.read_text() == whole
+
+
+@pytest.mark.parametrize("dataset", ["kermany", "phantom"])
+def test_the_committed_metrics_are_of_the_committed_scores(dataset):
+    for file in (COMMITTED / dataset / "metrics").glob("*.json"):
+        held, table = (
+            json.loads(file.read_text()),
+            scores.read(COMMITTED / dataset / f"scores/{file.stem}.csv"),
+        )
+        assert set(held["figures"]) == set(table["protocol"]), file.stem
+        for protocol, sides in held["figures"].items():
+            part = table[(table["protocol"] == protocol) & (table["split"] == "test")]
+            found = part.groupby("seed").apply(lambda one: sk.roc_auc_score(one["label"], one["score"]))
+            assert set(sides["test"]) == set(METRICS), file.stem
+            assert sides["test"]["auc"]["value"] == pytest.approx(found.mean(), abs=1e-6), file.stem

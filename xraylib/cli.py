@@ -246,8 +246,10 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from xraylib import cards, pages, paths
+    from xraylib import cards, pages, paths, reports
 
+    for place in sorted(paths.REPORTS.glob("*/metrics")):
+        reports.refresh_metrics(place.parent.name)
     for name in ("kermany", "phantom"):
         if any((paths.REPORTS / name / "scores").glob("*.csv")):
             print(cards.write_model_card(name))

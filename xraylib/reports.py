@@ -244,6 +244,17 @@ def _write_metrics(place: Path, recipe: str, runs: list[dict[str, Any]], scores:
         )
 
 
+def refresh_metrics(dataset: str) -> None:
+    """Compute `metrics/<recipe>.json` anew from the scores where it was written with fewer metrics."""
+    place = folder(dataset)
+    for file in sorted((place / "metrics").glob("*.json")):
+        held = json.loads(file.read_text(encoding="utf-8"))
+        sides = [side for sides in held["figures"].values() for side in sides.values()]
+        if any(set(side) != set(metrics.METRICS) for side in sides):
+            scores = read_scores(place / "scores" / f"{held['recipe']}.csv")
+            _write_metrics(place, held["recipe"], held["runs"], scores)
+
+
 def rank(recipe: str) -> tuple[int, str]:
     """Place of a recipe among all: the order of `recipes.RECIPES`, then the alphabet."""
     known = list(RECIPES)
