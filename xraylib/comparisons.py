@@ -73,12 +73,14 @@ def claims(
     """
     rows = []
     for name, recipe in recipes.items():
+        named = [metric for metric in metrics.METRICS if metric in {**recipe.claims, **recipe.shown}]
+        ranking = bool({"auc", "average_precision"}.intersection(named))
         found: dict[str, pd.DataFrame] = {
-            protocol: metrics.evaluate(part, rule=recipe.under(protocol).threshold)
+            protocol: metrics.evaluate(part, rule=recipe.under(protocol).threshold, ranking=ranking)
             for protocol in PROTOCOLS
-            if len(part := scores[(scores["recipe"] == name) & (scores["protocol"] == protocol)])
+            if named and len(part := scores[(scores["recipe"] == name) & (scores["protocol"] == protocol)])
         }
-        for metric in (m for m in metrics.METRICS if m in {**recipe.claims, **recipe.shown}):
+        for metric in named:
             if found:
                 ill = scores.loc[scores["recipe"] == name, "label"].mean()
                 rows.append(_claim(name, metric, recipe, found, ill))

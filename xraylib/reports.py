@@ -111,10 +111,16 @@ def load_scores(dataset: str) -> pd.DataFrame:
     DataInvalid
         When `scores.check_scores` refuses them.
     """
-    place = folder(dataset) / "scores"
-    files = sorted(place.glob("*.csv"), key=lambda file: rank(file.stem))
-    if not files:
+    if not (stamp := _stamp(folder(dataset))):
+        place = folder(dataset) / "scores"
         raise DataMissing(f"no scores in {place}. Mend: run `make reproduce DATASET={dataset}`.")
+    return _scores(stamp).copy()
+
+
+@lru_cache(maxsize=2)
+def _scores(stamp: tuple[tuple[str, int, int], ...]) -> pd.DataFrame:
+    """Scores of the files of a stamp; read and checked once while these stay as they are."""
+    files = sorted((Path(file) for file, _, _ in stamp), key=lambda file: rank(file.stem))
     scores = pd.concat([read_scores(file) for file in files], ignore_index=True)
     check_scores(scores)
     return scores
@@ -167,9 +173,15 @@ def _stamp(place: Path) -> tuple[tuple[str, int, int], ...]:
 
 def claims(dataset: str) -> pd.DataFrame:
     """Set the published figures beside those of a report (see `comparisons.claims`), and keep the table."""
-    table = comparisons.claims(load_scores(dataset), same_data=dataset.startswith("kermany"))
+    table = _claims(dataset, _stamp(folder(dataset)))
     save_table(table, dataset, "claims")
-    return table
+    return table.copy()
+
+
+@lru_cache(maxsize=8)
+def _claims(dataset: str, stamp: tuple[tuple[str, int, int], ...]) -> pd.DataFrame:
+    """Claims beside the scores; computed once while the scores' files stay as `stamp` says."""
+    return comparisons.claims(load_scores(dataset), same_data=dataset.startswith("kermany"))
 
 
 def save_table(table: pd.DataFrame, dataset: str, name: str) -> Path:
