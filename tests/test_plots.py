@@ -637,7 +637,7 @@ def test_many_runs_are_thin_and_their_median_bold():
     expected = runs.groupby("epoch")["val_loss"].median().tolist()
     assert any(list(line.get_ydata()) == pytest.approx(expected) for line in bold)
     text = words(plots.learning_curves(runs, last_kept=True))
-    assert "median of 7 runs" in text and "the last epoch was kept" in text
+    assert "median of 7 runs" in text and "The last epoch was kept" in text
 
 
 EMPTY_TABLES = [

@@ -72,8 +72,9 @@ def learning_curves(
     if named:
         looks = ("solid", "dashed", "dash-dotted", "dotted")
         note = "; ".join(f"{name}: {look}" for name, look in zip(named, looks, strict=False)) + ". "
-    note += f"Bold: median of {len(runs)} runs. " if len(runs) > MANY else ""
-    note += "Circle: lowest validation loss" + ("; the last epoch was kept." if last_kept else ", kept.")
+    kept = "The last epoch was kept." if last_kept else "The epoch with the lowest validation loss was kept."
+    circle = "Circle: lowest validation loss." if last_kept else "Circle: there."
+    note += f"Bold: median of {len(runs)} runs. {kept}" if len(runs) > MANY else f"{kept} {circle}"
     head(fig, title, note + (" Dotted: a new phase begins." if starts else ""))
     return fig
 
