@@ -260,3 +260,14 @@ def test_what_shows_patients_would_be_ignored():
 
 def test_no_file_in_git_is_large():
     assert {path.name for path in tracked() if path.stat().st_size > 5_000_000} == set()
+
+
+def test_the_committed_report_links_to_committed_files():
+    shown = subprocess.run(
+        ["git", "show", "HEAD:reports/index.html"], cwd=ROOT, capture_output=True, text=True
+    )
+    held = {str(path.relative_to(ROOT)) for path in tracked()}
+    linked = re.findall(r'(?:href|src)="([^"#:]+)"', shown.stdout)
+    assert linked
+    for link in linked:
+        assert str((ROOT / "reports" / link).resolve().relative_to(ROOT)) in held, link

@@ -80,9 +80,7 @@ def decision_curve(
         ax.plot(table["cut"], table["all"], color=QUIET, linestyle=":", linewidth=1.6)
         ax.axhline(0, color=QUIET, linewidth=1)
         ax.set_ylim(-0.1, float(table["all"].max()) + 0.05)
-    note = (
-        "True positives an image, false ones subtracted at the threshold's odds. Dotted: everybody treated; "
-    )
+    note = "True positives an image, less false ones at the threshold's odds. Dotted: everybody treated; "
     head(fig, title, note + "grey line: nobody. Bands: 95% intervals, patients resampled.")
     return fig
 
