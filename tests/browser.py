@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import requests
@@ -36,7 +36,9 @@ def chromium(command, profile, deadline=60):
             time.sleep(0.1)
         address = f"http://127.0.0.1:{port.read_text().split()[0]}/json/list"
         (tab, *_) = [one for one in requests.get(address, timeout=10).json() if one["type"] == "page"]
-        yield Tab(websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=30, suppress_origin=True))
+        address = tab["webSocketDebuggerUrl"]
+        with closing(websocket.create_connection(address, timeout=30, suppress_origin=True)) as connection:
+            yield Tab(connection)
     finally:
         process.terminate()
         process.wait(20)
