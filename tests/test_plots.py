@@ -196,6 +196,13 @@ WORSE = pd.DataFrame(
     [(KNOWN, "none", 0, 99, 0.9), *((KNOWN, "jpeg", step, 99, 0.9 - step / 10) for step in range(1, 6))],
     columns=["recipe", "corruption", "severity", "n", "auc"],
 )
+LOST = pd.DataFrame(
+    [(KNOWN, "none", 1, *[0.0] * 6), (KNOWN, "jpeg", 5, 0.3, 0.2, 0.4, 0.1, -0.05, 0.15)],
+    columns=[
+        *("recipe", "corruption", "severity", "auc_lost", "auc_lost_low", "auc_lost_high"),
+        *(f"balanced_error_gained{end}" for end in ("", "_low", "_high")),
+    ],
+)
 RISK = pd.DataFrame({"answered": [0.5, 1.0], "error": [0.1, 0.2], "low": [0.05, 0.1], "high": [0.2, 0.3]})
 COVERED = pd.DataFrame(
     [
@@ -239,6 +246,7 @@ def every(manifest, pixels, scores, board, files):
         "subgroups": plots.subgroups(GROUPS),
         "drop": plots.drop(FALLEN),
         "robustness": plots.robustness(WORSE),
+        "losses": plots.losses(LOST),
         "risk_coverage": plots.risk_coverage({KNOWN: RISK}),
         "coverage": plots.coverage(COVERED, 0.9),
         "strangeness": plots.strangeness(STRANGE, FLAGGED),
@@ -605,6 +613,10 @@ def test_evaluation_figures_draw_values_where_they_belong():
     corrupted = plots.robustness(WORSE).axes[0]
     assert drawn(corrupted)[0][0] == [0, 1, 2, 3, 4, 5]
     assert drawn(corrupted)[0][1] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    auc, balanced = plots.losses(LOST).axes
+    assert [label.get_text() for label in auc.get_yticklabels()] == ["jpeg"]
+    assert [x for x, _ in drawn(auc)][:2] == [[0.2, 0.4], [0.3]]
+    assert [x for x, _ in drawn(balanced)][:2] == [[-0.05, 0.15], [0.1]]
     auc, balanced = plots.drop(FALLEN).axes
     for panel in (auc, balanced):
         assert {tuple(x) for x, _ in drawn(panel) if len(x) == 2} >= {(0.85, 0.95), (0.42, 0.58)}
@@ -627,6 +639,13 @@ def test_inversion_does_not_flatten_the_other_corruptions():
     panels = {ax.get_title(loc="left"): ax for ax in plots.robustness(worse).axes}
     assert panels["inversion"].get_ylim() == (0, 1)
     assert all(ax.get_ylim()[0] > 0.3 for name, ax in panels.items() if name != "inversion")
+
+
+def test_inversion_has_its_own_scale_among_the_losses():
+    turned = LOST[LOST["severity"] > 1].assign(corruption="inversion", severity=1, auc_lost_high=0.95)
+    auc, _, own, _ = plots.losses(pd.concat([LOST, turned])).axes
+    assert auc.get_xlim()[1] < 0.5 < 0.9 < own.get_xlim()[1]
+    assert [label.get_text() for label in own.get_yticklabels()] == ["inversion"]
 
 
 def test_many_runs_are_thin_and_their_median_bold():
@@ -656,6 +675,7 @@ EMPTY_TABLES = [
     (plots.subgroups, "right"),
     (plots.drop, "external"),
     (plots.robustness, "severity"),
+    (plots.losses, "corruption"),
 ]
 
 

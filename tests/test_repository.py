@@ -27,7 +27,7 @@ ORDER = (
     "abstention", "comparisons", "corruptions", "shortcuts", "batches", "checkpoints", "features",
     "heads", "runs", "training", "canvas", "dataplots", "curveplots", "scoreplots", "storyplots", "evalplots",
     "trustplots", "galleries", "plots", "reports", "pages", "cards", "predict", "studies", "trials",
-    "explain", "execution", "environment", "cli", "__main__",
+    "robustness", "explain", "execution", "environment", "cli", "__main__",
 )
 # fmt: on
 # Plain Keras, so that TensorFlow and JAX both run it.

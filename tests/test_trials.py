@@ -3,19 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-from sklearn import metrics as sk
 
 from xraylib import catalog, images, phantom, predict, reports, training, trials
-from xraylib.corruptions import CORRUPTIONS, corrupt
-from xraylib.errors import DataInvalid, DataMissing, UnknownName
+from xraylib.errors import DataMissing, UnknownName
 from xraylib.metrics import evaluate
 from xraylib.recipes import find_recipe
 from xraylib.scores import COLUMNS
 
 TINY = find_recipe("tiny-cnn-28")
 BRIEF = replace(TINY, phases=(replace(TINY.phases[0], epochs=3),))
-FEW = ("marker", "inversion")
 
 pytestmark = pytest.mark.usefixtures("small_phantom", "reports_here")
 
@@ -47,14 +43,6 @@ def found(runs):
 
 def of_the_report(runs):
     return pd.concat([run.scores for run in found(runs)], ignore_index=True)
-
-
-def robust(runs, names=FEW):
-    return trials.robustness("tiny-cnn-28", "phantom", names=names, runs=runs)
-
-
-def kept(reports_here):
-    return reports_here / "phantom" / "robustness" / "tiny-cnn-28.csv"
 
 
 def test_every_image_elsewhere_is_scored_by_every_seed(outside, hospital):
@@ -95,8 +83,6 @@ def test_without_external_scores_the_mend_is_the_command():
 def test_a_recipe_without_runs_is_not_tried(runs, hospital):
     with pytest.raises(DataMissing, match="no finished run of scratch-cnn"):
         trials.external("scratch-cnn", "phantom", hospital, runs=runs)
-    with pytest.raises(DataMissing, match="no finished run of scratch-cnn"):
-        trials.robustness("scratch-cnn", "phantom", runs=runs)
 
 
 def test_images_that_are_not_there_are_named(runs):
@@ -152,93 +138,6 @@ def test_a_run_that_the_report_does_not_know_is_named(runs, hospital, caplog):
         reports.record(run, "phantom")
     trials.external("tiny-cnn-28", "phantom", hospital, runs=runs)
     assert "not made by" not in caplog.text
-
-
-def test_every_severity_has_a_row(runs, phantom, reports_here):
-    table = robust(runs)
-    named = list(zip(table["corruption"], table["severity"], strict=True))
-    assert named == [("none", 0), *(("marker", step) for step in range(1, 6)), ("inversion", 1)]
-    assert tuple(table.columns) == trials.ROBUSTNESS
-    assert set(table["n"]) == {(phantom["split"] == "test").sum()}
-    assert set(table["seed"]) == {0} and set(table["recipe"]) == {"tiny-cnn-28"}
-    assert len(pd.read_csv(kept(reports_here), dtype={"model": str})) == len(table)
-
-
-def test_a_row_is_what_the_run_says_of_the_corrupted_test(runs, phantom):
-    table = robust(runs).set_index(["corruption", "severity"])
-    test = phantom[phantom["split"] == "test"]
-    films = images.load_pixels(phantom, 224, progress=False)[test.index]
-    predictor = predict.load(found(runs)[0])
-    for name, severity in (("none", 0), ("marker", 5), ("inversion", 1)):
-        changed = corrupt(films, name, severity) if severity else films
-        pictures = [Image.fromarray(film[..., 0]) for film in changed]
-        small = [p.resize((28, 28), Image.Resampling.BILINEAR, reducing_gap=3.0) for p in pictures]
-        score = predictor.score(np.stack(small)[..., None])
-        called, row = score >= predictor.threshold, table.loc[(name, severity)]
-        assert row["auc"] == pytest.approx(sk.roc_auc_score(test["label"], score))
-        assert row["balanced_error"] == pytest.approx(1 - sk.balanced_accuracy_score(test["label"], called))
-        assert row["sensitivity"] == pytest.approx(sk.recall_score(test["label"], called))
-        assert row["specificity"] == pytest.approx(sk.recall_score(test["label"], called, pos_label=0))
-
-
-def test_a_trial_that_was_cut_goes_on(runs, reports_here, monkeypatch):
-    whole = robust(runs)
-    pd.read_csv(kept(reports_here), dtype={"model": str})[:-3].to_csv(kept(reports_here), index=False)
-    done = []
-
-    def counted(films, name, severity, *rest):
-        done.append((name, severity))
-        return corrupt(films, name, severity, *rest)
-
-    monkeypatch.setattr(trials.corruptions, "corrupt", counted)
-    again = robust(runs)
-    assert done == [("marker", 4), ("marker", 5), ("inversion", 1)]
-    pd.testing.assert_frame_equal(again, whole, check_dtype=False, rtol=1e-5)
-    done.clear()
-    robust(runs)
-    assert not done
-
-
-def test_a_trial_that_fails_keeps_what_is_done(runs, reports_here, monkeypatch):
-    def cut(films, name, severity, *rest):
-        if (name, severity) == ("marker", 3):
-            raise KeyboardInterrupt
-        return corrupt(films, name, severity, *rest)
-
-    monkeypatch.setattr(trials.corruptions, "corrupt", cut)
-    with pytest.raises(KeyboardInterrupt):
-        robust(runs)
-    assert pd.read_csv(kept(reports_here), dtype={"model": str})["severity"].tolist() == [0, 1, 2]
-
-
-def test_other_corruptions_are_added_to_those_done(runs):
-    robust(runs, ["inversion"])
-    table = robust(runs, ["inversion", "marker"])
-    assert table["corruption"].tolist() == ["none", "inversion", *["marker"] * 5]
-
-
-def test_a_trial_of_another_run_is_refused(runs, reports_here):
-    robust(runs, ["inversion"]).assign(model="0123456789ab").to_csv(kept(reports_here), index=False)
-    with pytest.raises(DataInvalid, match=r"by another run of tiny-cnn-28\. Mend: delete it"):
-        robust(runs)
-
-
-def test_trials_are_read_back(runs):
-    table = robust(runs)
-    pd.testing.assert_frame_equal(trials.load_robustness("phantom"), table, check_dtype=False, rtol=1e-5)
-
-
-def test_without_trials_the_mend_is_the_command():
-    with pytest.raises(DataMissing, match="Mend: `python -m xraylib robustness RECIPE --dataset phantom`"):
-        trials.load_robustness("phantom")
-
-
-def test_every_corruption_is_tried_by_default(runs):
-    table = trials.robustness("tiny-cnn-28", "phantom", runs=runs)
-    assert table["corruption"].unique().tolist() == ["none", *CORRUPTIONS]
-    assert len(table) == 1 + 17 * 5 + 1
-    figures = table[["auc", "sensitivity", "specificity", "balanced_error"]].to_numpy()
-    assert ((figures >= 0) & (figures <= 1)).all()
 
 
 @pytest.fixture(scope="module")

@@ -200,10 +200,11 @@ def _robustness(options: argparse.Namespace) -> None:
     for recipe in options.recipes:
         find_recipe(recipe)
     accelerators.use()
-    from xraylib import trials
+    from xraylib import robustness
 
     for recipe in options.recipes:
-        _show(trials.robustness(recipe, options.dataset).round(3))
+        lost = robustness.losses(robustness.score(recipe, options.dataset), averaged=True)
+        _show(lost.round(3))
 
 
 def _strangeness(options: argparse.Namespace) -> None:

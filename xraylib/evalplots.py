@@ -204,7 +204,7 @@ def robustness(table: pd.DataFrame, title: str = "What does a worse image do to 
     Parameters
     ----------
     table
-        From `trials.robustness`, of one or more recipes: `recipe, corruption, severity, auc`.
+        From `robustness.losses`, of one or more recipes: `recipe, corruption, severity, auc`.
 
     Raises
     ------
@@ -248,3 +248,53 @@ def robustness(table: pd.DataFrame, title: str = "What does a worse image do to 
     n = f"n = {first['n']:,} test images, one seed. " if "n" in table else ""
     head(fig, title, f"{n}Severity 0: as it is. Dotted: chance.")
     return fig
+
+
+@styled
+def losses(table: pd.DataFrame, title: str = "What does a worse image cost?") -> Figure:
+    """AUC lost and balanced error gained by each corruption, its severities averaged, with intervals.
+
+    Parameters
+    ----------
+    table
+        From `robustness.losses`, averaged: `recipe, corruption`, and both changes with their intervals.
+
+    Raises
+    ------
+    DataInvalid
+        When a column is missing or there is no row.
+    """
+    panels = {"auc_lost": "AUC lost", "balanced_error_gained": "balanced error gained"}
+    need(table, ("recipe", "corruption", "severity", *panels, *(f"{name}_low" for name in panels)), "losses")
+    worse, recipes = table[table["corruption"] != "none"], list(dict.fromkeys(table["recipe"]))
+    # What has one severity only, and overturns the image, would flatten all the others: it has its own scale.
+    once = worse["severity"] == 1
+    parts = [part for part in (worse[~once], worse[once]) if len(part)]
+    counts = [part["corruption"].nunique() for part in parts]
+    height = 0.9 + 0.6 * len(parts) + (0.14 + 0.07 * len(recipes)) * sum(counts)
+    fig, axes = blank(10, height, len(parts), 2, sharey="row", gridspec_kw={"height_ratios": counts})
+    for row, part in zip(axes, parts, strict=True):
+        for ax, (change, label) in zip(row, panels.items(), strict=True):
+            _changes(ax, part, change, recipes)
+            ax.set_xlabel(label)
+        row[0].set_yticks(range(part["corruption"].nunique()), part["corruption"].unique())
+    for recipe in recipes:
+        axes[0, 0].plot([], [], "o-", color=recipe_looks(recipes)[recipe][0], markersize=3.5, label=recipe)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8.5)
+    head(fig, title, "Severities averaged; dotted: as good as untouched. Lines: 95% intervals over patients.")
+    return fig
+
+
+def _changes(ax: Axes, part: pd.DataFrame, change: str, recipes: list[str]) -> None:
+    """One line a corruption, and in it a dot with its interval for each recipe."""
+    names, looks, step = list(dict.fromkeys(part["corruption"])), recipe_looks(recipes), 0.8 / len(recipes)
+    for row in records(part):
+        y = names.index(row["corruption"]) + (recipes.index(row["recipe"]) - (len(recipes) - 1) / 2) * step
+        colour = looks[row["recipe"]][0]
+        ax.plot([row[f"{change}_low"], row[f"{change}_high"]], [y, y], color=colour, linewidth=1.4)
+        ax.plot(row[change], y, "o", color=colour, markersize=3.5)
+    ax.axvline(0, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
+    for line in range(1, len(names)):
+        ax.axhline(line - 0.5, color=FAINT, linewidth=0.5, zorder=0)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    bare(ax, "bottom")

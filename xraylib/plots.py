@@ -7,7 +7,7 @@ dpi. A class, a kind and a recipe have one colour in all of them.
 from xraylib.canvas import CLASS_COLOURS, KIND_COLOURS, Figure, recipe_looks
 from xraylib.curveplots import learning_curves, penalty_path, precision_recall, roc
 from xraylib.dataplots import balance, file_statistics, intensities, label_distribution, leakage, mean_images
-from xraylib.evalplots import decision_curve, drop, reliability, robustness, subgroups
+from xraylib.evalplots import decision_curve, drop, losses, reliability, robustness, subgroups
 from xraylib.galleries import gallery, lesion_gallery, prediction, predictions, steps
 from xraylib.scoreplots import confusion, leaderboard, score_distribution, shortcuts
 from xraylib.storyplots import draws, story
@@ -32,6 +32,7 @@ __all__ = [
     "leakage",
     "learning_curves",
     "lesion_gallery",
+    "losses",
     "mean_images",
     "penalty_path",
     "precision_recall",

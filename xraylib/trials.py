@@ -1,4 +1,4 @@
-"""Trained models where they were not made for: another hospital's images, and the test after corruption.
+"""Trained models where they were not made for: another hospital's images, and how strange images are.
 
 No training, tuning or threshold here: each run is scored as it stands, with the threshold that its own
 validation chose.
@@ -10,26 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
-from tqdm.auto import tqdm
 
 from xraylib import abstention, catalog, corruptions, images, metrics, models, paths, predict, reports, splits
-from xraylib.errors import DataInvalid, DataMissing, UnknownName
+from xraylib.errors import DataMissing
 from xraylib.features import describe, pooled
 from xraylib.runs import Run
 from xraylib.scores import COLUMNS, check_scores
 from xraylib.scores import read as read_scores
 from xraylib.scores import write as write_scores
-from xraylib.storage import atomic
 
 log = logging.getLogger(__name__)
-
-# Radiographs are corrupted at this size, for which the parameters were set.
-SIZE = 224
-ROBUSTNESS = (
-    *("recipe", "model", "seed", "corruption", "severity", "n", "auc", "sensitivity", "specificity"),
-    "balanced_error",
-)
 
 
 def external(recipe: str, dataset: str, other: str, *, runs: Path = paths.RUNS) -> pd.DataFrame:
@@ -60,7 +50,7 @@ def external(recipe: str, dataset: str, other: str, *, runs: Path = paths.RUNS) 
     parts = []
     name = catalog.find(dataset).name
     for run in predict.find_runs(recipe, name, runs=runs):
-        _check_recorded(run, name)
+        check_recorded(run, name)
         predictor = predict.load(run)
         pixels = images.load_pixels(manifest, run.settings["choices"]["size"])
         scored = manifest.assign(
@@ -130,65 +120,6 @@ def _lost(test: pd.DataFrame, external: pd.DataFrame) -> dict[str, float]:
     return {"drop": here - there, "drop_low": here - there - down, "drop_high": here - there + up}
 
 
-def robustness(
-    recipe: str,
-    dataset: str,
-    *,
-    names: Collection[str] = tuple(corruptions.CORRUPTIONS),
-    runs: Path = paths.RUNS,
-) -> pd.DataFrame:
-    """Score the official test after every corruption and severity, by the first strict run of a recipe.
-
-    Parameters
-    ----------
-    recipe
-        Its name.
-    dataset
-        What it was trained on.
-    names
-        Keys of `corruptions.CORRUPTIONS`.
-    runs
-        Folder of the runs.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `ROBUSTNESS`, severity 0 for the test as it is; kept in `robustness/<recipe>.csv` of the report. A
-        trial that was cut goes on after the last corruption in that file.
-    """
-    name = catalog.find(dataset).name
-    run = predict.find_runs(recipe, name, runs=runs)[0]
-    _check_recorded(run, name)
-    predictor = predict.load(run)
-    manifest = catalog.load(dataset)
-    rows = np.flatnonzero(manifest["split"] == "test")
-    films, labels = images.load_pixels(manifest, SIZE)[rows], manifest["label"].to_numpy()[rows]
-    file = reports.folder(name) / "robustness" / f"{recipe}.csv"
-    done = _read(file) if file.exists() else pd.DataFrame(columns=list(ROBUSTNESS))
-    model = run.settings["model_sha256"][:12]
-    if len(done) and (done["model"] != model).any():
-        raise DataInvalid(f"{file} was made by another run of {recipe}. Mend: delete it.")
-    if unknown := sorted(set(names) - set(corruptions.CORRUPTIONS)):
-        raise UnknownName(
-            f"there is no corruption {unknown[0]!r}. Mend: {', '.join(corruptions.CORRUPTIONS)}."
-        )
-    wanted = [("none", 0)]
-    wanted += [(each, i + 1) for each in names for i in range(len(corruptions.CORRUPTIONS[each][1]))]
-    known = set(zip(done["corruption"], done["severity"], strict=True))
-    for each, severity in tqdm([w for w in wanted if w not in known], desc=recipe, unit="corruption"):
-        changed = films if severity == 0 else corruptions.corrupt(films, each, severity)
-        scored = predictor.score(_resized(changed, run.settings["choices"]["size"]))
-        found = metrics.point_metrics(labels, scored, predictor.threshold)
-        row: dict[str, object] = {m: float(found[m][0]) for m in ("auc", "sensitivity", "specificity")}
-        row |= {"recipe": recipe, "model": model, "seed": run.seed, "n": len(labels)}
-        row |= {"corruption": each, "severity": severity}
-        row["balanced_error"] = 1 - float(found["balanced_accuracy"][0])
-        done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)[list(ROBUSTNESS)]
-        with atomic(file) as temporary:
-            done.to_csv(temporary, index=False, float_format="%.6g")
-    return done
-
-
 def strangeness(
     dataset: str, others: Collection[str] = (), *, recipe: str = "mobilenetv2-frozen", runs: Path = paths.RUNS
 ) -> pd.DataFrame:
@@ -248,44 +179,12 @@ def _classes(films: pd.DataFrame) -> pd.Series:
     return films["label"].map({0: "normal", 1: "pneumonia"})
 
 
-def has_robustness(dataset: str) -> bool:
-    """Whether a report holds robustness tables."""
-    return any((reports.folder(dataset) / "robustness").glob("*.csv"))
-
-
-def load_robustness(dataset: str) -> pd.DataFrame:
-    """Read the robustness tables of a report; raises `DataMissing` when there are none."""
-    place = reports.folder(dataset) / "robustness"
-    files = sorted(place.glob("*.csv"), key=lambda file: reports.rank(file.stem))
-    if not files:
-        raise DataMissing(
-            f"nothing in {place}. Mend: `python -m xraylib robustness RECIPE --dataset {dataset}`."
-        )
-    return pd.concat([_read(file) for file in files], ignore_index=True)
-
-
-def _read(file: Path) -> pd.DataFrame:
-    # Hexadecimal digits can look like a number.
-    return pd.read_csv(file, dtype={"model": str})
-
-
 def _external_folder(dataset: str, other: str) -> Path:
     return reports.folder(dataset) / "external" / other
 
 
-def _check_recorded(run: Run, dataset: str) -> None:
+def check_recorded(run: Run, dataset: str) -> None:
     """Say aloud when the run on this machine is not the one whose scores stand in the report."""
     found = reports.recorded(dataset, run.recipe, "strict", run.seed)
     if found is None or found[0]["model_sha256"] != run.settings["model_sha256"]:
         log.warning("%s, seed %d: the report's scores were not made by this run", run.recipe, run.seed)
-
-
-def _resized(films: np.ndarray, size: int) -> np.ndarray:
-    """As `images.read_gray` resizes what it reads."""
-    if films.shape[1] == size:
-        return films
-    small = [
-        Image.fromarray(film[..., 0]).resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
-        for film in films
-    ]
-    return np.stack([np.asarray(film) for film in small])[..., None]
