@@ -10,7 +10,8 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from xraylib import images, metrics
+from xraylib import images
+from xraylib.ranking import delong_interval
 
 # Share of the height and width that counts as border on each side.
 BORDER = 1 / 8
@@ -102,7 +103,7 @@ def audit(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        `feature, split` (train or test)`, auc, low, high`, the interval 95 % over patients.
+        `feature, split` (train or test)`, auc, low, high`, DeLong's 95 % interval over patients.
     """
     values = trivial(manifest, pixels)
     is_test = (manifest["split"] == "test").to_numpy()
@@ -110,11 +111,11 @@ def audit(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
     values["border, linear model"] = _border_model(pixels, labels, patients, is_test)
     rows = []
     for feature in values:
-        column = values[feature].to_numpy(dtype=float)
-        if metrics.auc_interval(labels[~is_test], column[~is_test], patients[~is_test], resamples=1)[0] < 0.5:
+        column = values[feature].to_numpy(dtype=float)[None]
+        if delong_interval(labels[~is_test], column[:, ~is_test], patients[~is_test])[0] < 0.5:
             column = -column
         for split, side in (("train", ~is_test), ("test", is_test)):
-            auc, low, high = metrics.auc_interval(labels[side], column[side], patients[side])
+            auc, low, high = delong_interval(labels[side], column[:, side], patients[side])
             rows.append({"feature": feature, "split": split, "auc": auc, "low": low, "high": high})
     return pd.DataFrame(rows)
 
