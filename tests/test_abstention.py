@@ -158,6 +158,20 @@ def test_the_errors_are_counted_by_hand():
     assert table["error"].tolist() == pytest.approx(np.cumsum(surest) / np.arange(1, 21))
 
 
+def test_equally_sure_images_share_their_errors_whatever_their_order():
+    # Forty scores of exactly 1, a quarter of them wrong, and ten unsure ones, all wrong.
+    part = pd.DataFrame({"score": [1.0] * 40 + [0.51] * 10, "label": [0] * 10 + [1] * 30 + [0] * 10})
+    part["image_id"] = part["patient"] = part.index.map("p{}".format)
+    part = part.assign(recipe="ours", protocol="strict", seed=0, split="test", kind="")
+    tables = [
+        risk_coverage(rows, rule=0.5) for rows in (part, part[::-1], part.sample(frac=1, random_state=0))
+    ]
+    for table in tables:
+        assert table["error"].iloc[:16].tolist() == pytest.approx([0.25] * 16)
+        assert table["error"].iloc[-1] == pytest.approx(0.4)
+        pd.testing.assert_frame_equal(table, tables[0])
+
+
 def test_how_sure_a_score_is_depends_on_the_threshold():
     part = pd.DataFrame({"score": [0.1, 0.3, 0.6, 0.9] * 5, "label": [0, 1, 1, 1] * 5})
     part["image_id"] = part["patient"] = part.index.map("p{}".format)

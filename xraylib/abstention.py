@@ -122,7 +122,8 @@ def risk_coverage(
     Returns
     -------
     pandas.DataFrame
-        `answered` (.05 to 1)`, error, low, high`: mean over seeds, 95 % over patients.
+        `answered` (.05 to 1)`, error, low, high`: mean over seeds, 95 % over patients. Images that are
+        equally sure are answered in any order: the error is the one expected.
     """
     points = thresholds(scores, rule)
     side = scores[scores["split"] == split]
@@ -132,18 +133,21 @@ def risk_coverage(
     for seed, part in side.groupby("seed"):
         score, point = part["score"].to_numpy(), float(points[seed])
         wrong = ((score >= point) != (part["label"] == 1)).to_numpy()
-        order = np.argsort(-np.abs(logit(score) - logit(np.array(point))), kind="stable")
-        weights = draws[:, np.searchsorted(names, part["patient"])][:, order]
-        kept = np.cumsum(weights, axis=1)
-        kept /= kept[:, -1:]
-        # An image counts as answered as far as the share allows; where that is none, there is no error.
-        with np.errstate(invalid="ignore", divide="ignore"):
-            shown = (weights * (kept <= share + 1e-9) for share in answered)
-            errors = [(part * wrong[order]).sum(axis=1) / part.sum(axis=1) for part in shown]
-        by_seed.append(np.stack(errors, axis=1))
+        # The surest first; those equally sure are one group.
+        sure, group = np.unique(-np.abs(logit(score) - logit(np.array(point))), return_inverse=True)
+        own = draws[:, np.searchsorted(names, part["patient"])]
+        member = np.eye(len(sure))[group]
+        kept, missed = (np.cumsum(weights @ member, axis=1) for weights in (own, own * wrong))
+        by_seed.append(np.stack([_errors(answered, *each) for each in zip(kept, missed, strict=True)]))
     mean = np.mean(by_seed, axis=0)
-    low, high = np.nanpercentile(mean[1:], [2.5, 97.5], axis=0)
+    low, high = np.percentile(mean[1:], [2.5, 97.5], axis=0)
     return pd.DataFrame({"answered": answered, "error": mean[0], "low": low, "high": high})
+
+
+def _errors(answered: np.ndarray, kept: np.ndarray, missed: np.ndarray) -> np.ndarray:
+    """Share of wrong calls at each share answered, from the cumulated images and errors, surest first."""
+    shares = answered * kept[-1]
+    return np.interp(shares, np.r_[0.0, kept], np.r_[0.0, missed]) / shares
 
 
 def strangeness(training: np.ndarray, features: np.ndarray) -> np.ndarray:
