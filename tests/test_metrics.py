@@ -256,6 +256,9 @@ def set_at(column, value):
         (set_at("score", -np.inf), r"val7_0 has a score outside \[0, 1\]"),
         (set_at("label", 2), "val7_0 has a label that is not 0 or 1"),
         (set_at("image_id", "val3_0"), "val3_0 stands there twice"),
+        (set_at("split", "tset"), "val7_0 is of a side that does not exist"),
+        (set_at("patient", ""), "val7_0 has no patient"),
+        (set_at("kind", "normal"), "val7_0 has a label that its kind contradicts"),
     ],
 )
 def test_a_bad_row_is_refused_by_name(change, said):
@@ -332,7 +335,7 @@ def test_predictive_values_of_several_seeds_have_intervals_over_patients():
 
 
 def test_delongs_interval_stands_beside_the_bootstraps():
-    scores = scored(n=90, images=2, seeds=(0, 1))
+    scores = scored(n=90, images=2, seeds=(0, 1)).assign(protocol="published")
     (row,) = table(scores, lambda recipe, protocol: 0.5).to_dict("records")
     for end in ("low", "high"):
         assert row[f"auc_delong_{end}"] == pytest.approx(row[f"auc_{end}"], abs=0.02)
@@ -357,6 +360,36 @@ def test_an_image_with_two_labels_is_named():
     scores.loc[at, "label"] = 1 - scores.loc[at, "label"]
     with pytest.raises(DataInvalid, match=rf"{scores.loc[at, 'image_id']} has two labels.*Mend"):
         check_scores(scores)
+
+
+def test_of_two_labels_the_one_that_most_contradict_is_named():
+    scores = pd.concat([scored(n=30).assign(recipe=name) for name in ("a", "b", "c")], ignore_index=True)
+    at = scores.index[scores["recipe"] == "b"][5]
+    scores.loc[at, "label"] = 1 - scores.loc[at, "label"]
+    said = rf"b, strict, seed 0: {scores.loc[at, 'image_id']} has two labels \(1 rows\)"
+    with pytest.raises(DataInvalid, match=said):
+        check_scores(scores)
+
+
+def test_an_image_of_two_patients_or_on_two_sides_is_named():
+    scores = scored(n=30, seeds=(0, 1))
+    first = scores.index[(scores["split"] == "test") & (scores["seed"] == 1)][5]
+    with pytest.raises(DataInvalid, match=f"{scores.loc[first, 'image_id']} has two patients"):
+        check_scores(scores.assign(patient=scores["patient"].where(scores.index != first, "somebody else")))
+    moved = scored(n=30)
+    test = moved.index[moved["split"] == "test"][5]
+    moved.loc[test, "image_id"] = moved.loc[7, "image_id"]
+    with pytest.raises(DataInvalid, match=f"{moved.loc[7, 'image_id']} stands on two sides"):
+        check_scores(moved)
+
+
+def test_seeds_tested_on_other_images_are_refused_under_strict_alone():
+    scores = scored(n=30, seeds=(0, 1))
+    gone = scores.index[(scores["split"] == "test") & (scores["seed"] == 1)][5]
+    name = scores.loc[gone, "image_id"]
+    with pytest.raises(DataInvalid, match=f"seed 0: {name} is not among the images of its other seeds"):
+        check_scores(scores.drop(index=gone))
+    check_scores(scores.drop(index=gone).assign(protocol="published"))
 
 
 def test_one_score_for_all_is_refused_but_of_the_recipe_that_sees_nothing():

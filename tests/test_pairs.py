@@ -188,7 +188,14 @@ def without(image, recipe, seed=None):
         (without("test7_0", "recipe1"), "recipe1 and recipe0 were scored on different test images"),
         (without("test7_0", "recipe0"), "recipe1 and recipe0 were scored on different test images"),
         (without("test7_0", "recipe2"), "recipe2 and recipe0 were scored on different test images"),
-        (without("test7_0", "recipe2", 1), "recipe2: its seeds were scored on different test images"),
+        (
+            lambda scores: without("test7_0", "recipe2", 1)(scores).assign(protocol="published"),
+            "recipe2: its seeds were scored on different test images",
+        ),
+        (
+            without("test7_0", "recipe2", 1),
+            "recipe2, strict, seed 0: test7_0 is not among the images of its other seeds",
+        ),
         (lambda scores: scores[scores["recipe"] == "recipe0"], "one recipe alone cannot be compared"),
         (
             lambda scores: scores.assign(protocol=scores["recipe"].replace("recipe1", "published")),

@@ -122,8 +122,34 @@ def test_a_trial_of_another_run_or_of_other_images_is_refused(runs, kept, other)
 def test_what_is_no_trial_is_refused(runs, kept):
     kept.parent.mkdir(parents=True)
     kept.write_text("recipe,auc\ntiny-cnn-28,.9\n")
-    with pytest.raises(DataInvalid, match="Mend: delete it"):
+    with pytest.raises(DataInvalid, match=r"lacks the columns model, seed.* Mend: delete it"):
         tried(runs)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("jpeg 1", "", "p3 has '' as jpeg 1, which is no number"),
+        ("jpeg 1", "nan", "p3 has 'nan' as jpeg 1, which is no number"),
+        ("jpeg 1", "7", r"p3 has a score outside \[0, 1\]"),
+        ("label", "1.5", "p3 has '1.5' as label"),
+        ("label", "2", "p3 has a label that is not 0 or 1"),
+        ("image_id", "p4", "p4 stands there twice"),
+        ("patient", "", "p3 has no patient"),
+    ],
+)
+def test_bad_trials_are_refused_with_the_image_named(kept, column, value, said):
+    table = pd.DataFrame({"image_id": [f"p{i}" for i in range(8)], "label": [0, 1] * 4})
+    table = table.assign(patient=table["image_id"], recipe="r", model="m", seed=0, threshold=0.5)
+    table["none 0"] = table["jpeg 1"] = np.linspace(0, 1, 8)
+    kept.parent.mkdir(parents=True)
+    table.to_csv(kept, index=False)
+    assert len(robustness.losses(robustness.load("phantom"))) == 2
+    table = table.astype(str)
+    table.loc[3, column] = value
+    table.to_csv(kept, index=False)
+    with pytest.raises(DataInvalid, match=said):
+        robustness.load("phantom")
 
 
 def test_without_trials_or_runs_the_mend_is_the_command(runs):
@@ -205,6 +231,13 @@ def test_recipes_are_told_apart_though_one_has_fewer_corruptions():
     }
     alone = robustness.losses(other)
     pd.testing.assert_frame_equal(both[both["recipe"] == "s"].reset_index(drop=True), alone)
+
+
+def test_a_corruption_scored_in_part_is_refused():
+    table = trial()
+    table.loc[3, "noise 2"] = np.nan
+    with pytest.raises(DataInvalid, match="r lacks scores of some images"):
+        robustness.losses(table)
 
 
 def test_nothing_can_be_lost_against_images_that_were_not_scored():

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,9 +52,22 @@ def test_names_that_look_like_something_else_stay_text(tmp_path, name):
     assert back.loc[0, ["image_id", "patient"]].tolist() == [name, name]
 
 
-def test_a_missing_score_comes_back_as_missing(tmp_path):
-    scores.write(table([0.5, np.nan]), tmp_path / "scores.csv")
-    assert scores.read(tmp_path / "scores.csv")["score"].isna().tolist() == [False, True]
+BAD_CELLS = {
+    "seed": ("0.5", "", "one"),
+    "label": ("0.7", "", "ill"),
+    "score": ("high", "nan", "NaN", "", "inf", "-inf"),
+}
+
+
+@pytest.mark.parametrize(("column", "cell"), [(c, cell) for c, cells in BAD_CELLS.items() for cell in cells])
+def test_a_cell_that_is_no_number_is_named_with_its_image_and_line(tmp_path, column, cell):
+    file = tmp_path / "scores.csv"
+    bad = table([0.5, 0.6, 0.7], image_id=["a", "b", "c"]).astype(str)
+    bad.loc[1, column] = cell
+    bad.to_csv(file, index=False)
+    said = f"scores.csv: b has {cell!r} as {column}, which is no number (1 rows, the first in line 3)."
+    with pytest.raises(DataInvalid, match=re.escape(said)):
+        scores.read(file)
 
 
 def test_columns_have_their_order_and_types(tmp_path):
@@ -67,10 +82,6 @@ WRONG = {
     "another table": b"a,b\n1,2\n",
     "no text": bytes(range(256)),
     "an empty file": b"",
-    "a word as score": b"%s\nr,strict,0,test,i,p,normal,0,high\n",
-    "a label between the classes": b"%s\nr,strict,0,test,i,p,normal,0.7,0.5\n",
-    "no label": b"%s\nr,strict,0,test,i,p,normal,,0.5\n",
-    "half a seed": b"%s\nr,strict,0.5,test,i,p,normal,0,0.5\n",
 }
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from xraylib import catalog, images, phantom, predict, reports, training, trials
-from xraylib.errors import DataMissing, UnknownName
+from xraylib.errors import DataInvalid, DataMissing, UnknownName
 from xraylib.metrics import evaluate
 from xraylib.recipes import find_recipe
 from xraylib.scores import COLUMNS
@@ -75,6 +75,19 @@ def test_external_scores_are_read_back_by_the_path_they_were_made_with(outside, 
     pd.testing.assert_frame_equal(trials.load_external("phantom", str(hospital)), outside)
 
 
+def test_external_scores_that_do_not_fit_together_are_refused(outside, hospital, reports_here):
+    folder = reports_here / "phantom" / "external" / catalog.find(hospital).name
+    other = outside.assign(recipe="scratch-cnn")
+    other[other["image_id"] != other.loc[3, "image_id"]].to_csv(folder / "scratch-cnn.csv", index=False)
+    missing = f"{outside.loc[3, 'image_id']} was scored by tiny-cnn-28 and not by all"
+    with pytest.raises(DataInvalid, match=missing):
+        trials.load_external("phantom", str(hospital))
+    turned = other.assign(label=1 - other["label"], kind="")
+    turned.to_csv(folder / "scratch-cnn.csv", index=False)
+    with pytest.raises(DataInvalid, match="has two labels"):
+        trials.load_external("phantom", str(hospital))
+
+
 def test_without_external_scores_the_mend_is_the_command():
     with pytest.raises(DataMissing, match="Mend: `python -m xraylib external RECIPE --dataset phantom --on"):
         trials.load_external("phantom", "nih")
@@ -113,7 +126,7 @@ def test_what_is_lost_has_an_interval_from_both_sides(outside, runs):
 
 def test_images_elsewhere_do_not_move_the_threshold(outside, runs):
     scores = of_the_report(runs)
-    turned = outside.assign(label=1 - outside["label"])
+    turned = outside.assign(label=1 - outside["label"], kind="")
     tables = [trials.drop(scores, there).set_index("metric") for there in (outside, turned)]
     assert tables[1].loc["sensitivity", "external"] == pytest.approx(
         1 - tables[0].loc["specificity", "external"]

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from xraylib import catalog, corruptions, images, paths, predict, reports
 from xraylib.errors import DataInvalid, DataMissing, UnknownName
 from xraylib.ranking import delong
+from xraylib.scores import COLUMNS, check_scores, numbers
 from xraylib.storage import atomic
 from xraylib.trials import check_recorded
 
@@ -92,14 +93,22 @@ def score(
 
 
 def load(dataset: str) -> pd.DataFrame:
-    """Read the scores of worse images of a report, all recipes; raises `DataMissing` when there are none."""
+    """Read the scores of worse images of a report, all recipes.
+
+    Raises `DataMissing` when there are none, and `DataInvalid` for what is no number, lies outside [0, 1], or
+    is refused by `scores.check_scores`.
+    """
     place = reports.folder(dataset) / "robustness"
     files = sorted(place.glob("*.csv"), key=lambda file: reports.rank(file.stem))
     if not files:
         raise DataMissing(
             f"nothing in {place}. Mend: `python -m xraylib robustness RECIPE --dataset {dataset}`."
         )
-    return pd.concat([_read(file) for file in files], ignore_index=True)
+    table = pd.concat([_read(file) for file in files], ignore_index=True)
+    if CLEAN in table:
+        untouched = table[table[CLEAN].notna()].assign(protocol="strict", split="test", kind="")
+        check_scores(untouched.rename(columns={CLEAN: "score"})[list(COLUMNS)])
+    return table
 
 
 def is_known(dataset: str) -> bool:
@@ -140,8 +149,10 @@ def losses(scores: pd.DataFrame, *, averaged: bool = False, level: float = 0.95)
 
 
 def _losses_of_one(scored: pd.DataFrame, averaged: bool, level: float) -> pd.DataFrame:
-    columns = [str(name) for name in scored if name not in ABOUT and scored[name].notna().all()]
+    columns = [str(name) for name in scored if name not in ABOUT and scored[name].notna().any()]
     first = scored.iloc[0]
+    if scored[columns].isna().any(axis=None):
+        raise DataInvalid(f"{first['recipe']} lacks scores of some images. Mend: run it again.")
     if CLEAN not in columns:
         raise DataInvalid(
             f"{first['recipe']} lacks the scores of the images as they are. Mend: run it again."
@@ -186,18 +197,24 @@ def _lost(
 def _of_this_run(file: Path, about: pd.DataFrame) -> pd.DataFrame:
     """Read what has been scored, for the images and the run that `about` names."""
     kept = _read(file)
-    missing = [name for name in ABOUT if name not in kept]
-    same = not missing and all(
-        kept[name].tolist() == about[name].tolist() for name in ("model", "image_id", "label")
-    )
-    if not same:
+    if any(kept[name].tolist() != about[name].tolist() for name in ("model", "image_id", "label")):
         raise DataInvalid(f"{file} is of another run or of other images. Mend: delete it.")
     return kept
 
 
 def _read(file: Path) -> pd.DataFrame:
-    # Hexadecimal digits can look like a number, and a name like nothing.
-    return pd.read_csv(file, dtype={"model": str, "image_id": str, "patient": str}, keep_default_na=False)
+    """Read a file of `score`; as text first, for hexadecimal digits can look like a number."""
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    if missing := [name for name in ABOUT if name not in table]:
+        raise DataInvalid(f"{file} lacks the columns {', '.join(missing)}. Mend: delete it.")
+    for name in table.columns.difference(["recipe", "model", "image_id", "patient"]):
+        table[name] = numbers(table, name, "int64" if name in ("seed", "label") else "float64", file)
+    scored = [name for name in table if name not in ABOUT]
+    outside = (table[scored] < 0) | (table[scored] > 1)
+    if outside.any(axis=None):
+        row = table[outside.any(axis=1)].iloc[0]
+        raise DataInvalid(f"{file}: {row['image_id']} has a score outside [0, 1]. Mend: delete the file.")
+    return table
 
 
 def _resized(films: np.ndarray, size: int) -> np.ndarray:

@@ -5,6 +5,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from xraylib.errors import DataInvalid
@@ -15,6 +16,7 @@ COLUMNS = ("recipe", "protocol", "seed", "split", "image_id", "patient", "kind",
 # The baseline that gives every image the same score.
 SEES_NOTHING = "majority-class"
 
+SIDES = ("train", "val", "test", "external")
 _NUMBERS = {"seed": "int64", "label": "int64", "score": "float64"}
 
 
@@ -32,15 +34,29 @@ def read(file: Path) -> pd.DataFrame:
     DataInvalid
         When the file is not a scores table.
     """
-    types = {column: _NUMBERS.get(column, "str") for column in COLUMNS}
     try:
-        table = pd.read_csv(file, dtype=types, keep_default_na=False, na_values={"score": [""]})
-        return table[list(COLUMNS)]
+        table = pd.read_csv(file, dtype="str", keep_default_na=False)[list(COLUMNS)]
     except (ValueError, KeyError) as error:
         why = str(error).strip()
         raise DataInvalid(
             f"{file} is not a scores table ({why}). Mend: delete it and train again."
         ) from error
+    for column, kind in _NUMBERS.items():
+        table[column] = numbers(table, column, kind, file)
+    return table
+
+
+def numbers(table: pd.DataFrame, column: str, kind: str, file: Path) -> pd.Series:
+    """A column of text as numbers; raises `DataInvalid` with the first image whose entry is none."""
+    found = pd.to_numeric(table[column], errors="coerce")
+    bad = found.isna() | ~np.isfinite(found) | ((found % 1 != 0) & (kind == "int64"))
+    if bad.any():
+        row = table[bad].iloc[0]
+        raise DataInvalid(
+            f"{file}: {row['image_id']} has {row[column]!r} as {column}, which is no number "
+            f"({int(bad.sum())} rows, the first in line {bad.idxmax() + 2}). Mend: delete it and train again."
+        )
+    return found.astype("int64" if kind == "int64" else "float64")
 
 
 def check_scores(scores: pd.DataFrame) -> None:
@@ -49,9 +65,11 @@ def check_scores(scores: pd.DataFrame) -> None:
     Raises
     ------
     DataInvalid
-        Naming the first row that is missing, doubled, not a number, outside [0, 1], or labelled otherwise
-        than elsewhere; the patient who is on both sides under `strict`; or the seed and side that holds one
-        class only, or one score for all its images, unless its recipe is to see nothing.
+        Naming the first row that is missing, doubled, not a number, outside [0, 1], without a patient or
+        of another than elsewhere, labelled otherwise than elsewhere or than its kind, or of a side that does
+        not exist; the image or patient on both sides under `strict`; the seed tested on other images; or the
+        seed and side that holds one class only, or one score for all its images, unless its recipe is to see
+        nothing.
     """
     missing = [column for column in COLUMNS if column not in scores]
     if missing:
@@ -60,14 +78,24 @@ def check_scores(scores: pd.DataFrame) -> None:
         raise DataInvalid("the scores table is empty. Mend: train a recipe first.")
     # Another hospital may give its patients the same names.
     inside = scores.assign(split=scores["split"].where(scores["split"] != "external"))
+    strict = scores["protocol"] == "strict"
+    run = ["recipe", "protocol", "seed"]
+    kind = scores["kind"].map({"normal": 0, "bacteria": 1, "virus": 1})
     bad = {
+        "is of a side that does not exist": ~scores["split"].isin(SIDES),
+        "has no patient": scores["patient"].isna() | (scores["patient"] == ""),
         "has no number as score": scores["score"].isna(),
         "has a score outside [0, 1]": (scores["score"] < 0) | (scores["score"] > 1),
         "has a label that is not 0 or 1": ~scores["label"].isin([0, 1]),
-        "stands there twice": scores.duplicated(["recipe", "protocol", "seed", "split", "image_id"]),
-        "has two labels": _differing(scores, ["split", "image_id"], "label"),
-        "is of a patient who stands on two sides": (scores["protocol"] == "strict")
-        & _differing(inside, ["recipe", "protocol", "seed", "patient"], "split"),
+        "stands there twice": scores.duplicated([*run, "split", "image_id"]),
+        "has two labels": _outvoted(scores),
+        "has a label that its kind contradicts": kind.notna() & (kind != scores["label"]),
+        "has two patients": _differing(scores, ["split", "image_id"], "patient"),
+        "stands on two sides": strict & _differing(inside, [*run, "image_id"], "split"),
+        "is of a patient who stands on two sides": strict & _differing(inside, [*run, "patient"], "split"),
+        "is not among the images of its other seeds": strict
+        & scores["split"].isin(["test", "external"])
+        & _not_everywhere(scores),
     }
     for what, rows in bad.items():
         if rows.any():
@@ -85,6 +113,21 @@ def check_scores(scores: pd.DataFrame) -> None:
                 f"{where}: all {len(part)} scores are {part['score'].iloc[0]:.6g}, which ranks nothing. "
                 "Mend: train with another seed or a lower learning rate."
             )
+
+
+def _outvoted(scores: pd.DataFrame) -> pd.Series:
+    """Rows whose label most other rows of the image contradict."""
+    differing = _differing(scores, ["split", "image_id"], "label")
+    if not differing.any():
+        return differing
+    usual = scores.groupby(["split", "image_id"])["label"].transform("median").round()
+    return differing & (scores["label"] != usual)
+
+
+def _not_everywhere(scores: pd.DataFrame) -> pd.Series:
+    """Rows of an image that not every seed of the recipe has scored on that side."""
+    side = scores.groupby(["recipe", "protocol", "split"])["seed"].transform("nunique")
+    return scores.groupby(["recipe", "protocol", "split", "image_id"])["seed"].transform("nunique") < side
 
 
 def _differing(scores: pd.DataFrame, by: list[str], column: str) -> pd.Series:

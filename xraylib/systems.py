@@ -94,8 +94,11 @@ class Recipe:
     def under(self, protocol: str, budget: str = "full") -> "Recipe":
         """Return the recipe as it runs under a protocol and a budget.
 
-        Another protocol is a way of splitting: the rest is as under `strict`.
+        Another protocol is a way of splitting: the rest is as under `strict`. Raises `UnknownName` for
+        `published` where nothing was published.
         """
+        if protocol == "published" and not self.published:
+            raise UnknownName(f"{self.name} has no protocol `published`: nothing was. Mend: use `strict`.")
         changed = replace(self, **self.published) if protocol == "published" else self
         if protocol not in ("published", "strict"):
             changed = replace(self, scheme=protocol)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from xraylib import abstention, catalog, corruptions, images, metrics, models, paths, predict, reports, splits
-from xraylib.errors import DataMissing
+from xraylib.errors import DataInvalid, DataMissing
 from xraylib.features import describe, pooled
 from xraylib.runs import Run
 from xraylib.scores import COLUMNS, check_scores
@@ -64,7 +64,11 @@ def external(recipe: str, dataset: str, other: str, *, runs: Path = paths.RUNS) 
 
 
 def load_external(dataset: str, other: str) -> pd.DataFrame:
-    """Read the external scores of a report; raises `DataMissing` when there are none."""
+    """Read the external scores of a report.
+
+    Raises `DataMissing` when there are none, and `DataInvalid` for what `scores.check_scores` refuses or when
+    recipes were scored on different images.
+    """
     known = other in externals(dataset)
     place = _external_folder(dataset, other if known else catalog.find(other).name)
     files = sorted(place.glob("*.csv"), key=lambda file: reports.rank(file.stem))
@@ -73,7 +77,16 @@ def load_external(dataset: str, other: str) -> pd.DataFrame:
             f"no scores in {place}. Mend: `python -m xraylib external RECIPE --dataset {dataset} --on "
             f"{other}`."
         )
-    return pd.concat([read_scores(file) for file in files], ignore_index=True)
+    table = pd.concat([read_scores(file) for file in files], ignore_index=True)
+    check_scores(table)
+    scored = table.groupby("image_id")["recipe"].transform("nunique")
+    if (scored < len(files)).any():
+        row = table[scored < len(files)].iloc[0]
+        raise DataInvalid(
+            f"{place}: {row['image_id']} was scored by {row['recipe']} and not by all. Mend: run `external` "
+            "for every recipe again."
+        )
+    return table
 
 
 def externals(dataset: str) -> list[str]:
