@@ -120,9 +120,9 @@ def bootstrap(folder: Path, quick: bool) -> list[dict]:
     """Intervals that resample patients, against scikit-learn's AUC in a loop."""
     from sklearn.metrics import roc_auc_score
 
-    from xraylib import metrics
+    from xraylib import metrics, resampling
 
-    size, resamples, looped = 624, metrics.RESAMPLES, 40 if quick else 200
+    size, resamples, looped = 624, resampling.RESAMPLES, 40 if quick else 200
     rng = np.random.default_rng(0)
     labels, patients = rng.permutation([0] * 234 + [1] * 390), rng.integers(0, 400, size)
     score = 1 / (1 + np.exp(-(rng.normal(size=size) + 2.2 * labels - 1.1)))

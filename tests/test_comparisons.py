@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from statsmodels.stats.proportion import proportion_confint
 
 from xraylib import comparisons, metrics
 from xraylib.comparisons import CLAIMS, WAYS, claims, draws, of_protocols, operating_point, story
@@ -98,9 +99,22 @@ def test_a_claim_is_reproduced_when_the_interval_of_published_holds_it():
 def test_strict_reproduces_no_claim():
     scores = pd.concat([run(PERFECT, PERFECT), run(THREE_WRONG, protocol="published")])
     row = claimed(scores, claims={"accuracy": 1.0}).loc["accuracy"]
-    assert row["strict_low"] == row["strict_high"] == 1
+    assert row["strict_low"] < row["strict_high"] == 1
     assert row["published_high"] < 1
     assert row["reproduced"] == "no"
+
+
+def test_the_claims_own_interval_is_of_the_images_tested():
+    scores = both_protocols()
+    extra = scores[(scores["split"] == "val") & (scores["label"] == 1)]
+    more = extra.assign(image_id="more " + extra["image_id"], patient="more " + extra["patient"])
+    found = claims(
+        pd.concat([scores, more]), {"made-up": replace(MADE_UP, claims={"sensitivity": 0.5}, claimed_on=80)}
+    )
+    test = scores[(scores["split"] == "test") & (scores["protocol"] == "published")]
+    ill = round(80 * test["label"].mean())
+    expected = proportion_confint(round(0.5 * ill), ill, method="wilson")
+    assert found.loc[0, ["claim_low", "claim_high"]].tolist() == pytest.approx(expected)
 
 
 def test_of_other_radiographs_no_claim_is_judged():

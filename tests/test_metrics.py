@@ -5,6 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn import metrics as sk
+from statsmodels.stats.proportion import proportion_confint
 
 from xraylib.errors import DataInvalid
 from xraylib.metrics import (
@@ -397,3 +398,12 @@ def test_one_score_for_all_is_refused_but_of_the_recipe_that_sees_nothing():
     with pytest.raises(DataInvalid, match=r"strict, 0, test: all 30 scores are 0\.25.*Mend"):
         check_scores(scores)
     check_scores(scores.assign(recipe="majority-class"))
+
+
+def test_what_is_always_right_has_an_interval_all_the_same():
+    scores = scored(n=90, images=2, seeds=(0, 1))
+    scores["score"] = scores["score"].where(scores["label"] == 1, 0.0)
+    row = evaluate(scores, rule=0.5).loc["specificity"]
+    well = scores[(scores["split"] == "test") & (scores["label"] == 0)]["patient"].nunique()
+    assert (row["value"], row["high"]) == (1, 1)
+    assert row["low"] == pytest.approx(proportion_confint(well, well, method="wilson")[0])

@@ -179,8 +179,8 @@ def files(manifest):
 
 RELIABLE = pd.DataFrame({"score": [0.1, 0.9], "share": [0.2, 0.7], "low": [0.1, 0.6], "high": [0.3, 0.8]})
 RELIABLE["images"] = [10, 30]
-BENEFIT = pd.DataFrame({"cut": [0.1, 0.5, 0.9], "benefit": [0.5, 0.3, 0.1], "all": [0.6, 0.2, -2]})
-BENEFIT["low"], BENEFIT["high"] = BENEFIT["benefit"] - 0.1, BENEFIT["benefit"] + 0.1
+BENEFIT = pd.DataFrame({"cut": [0.1, 0.5, 0.9], "gain": [-0.1, 0.1, 0.1]})
+BENEFIT["gain_low"], BENEFIT["gain_high"] = BENEFIT["gain"] - 0.1, BENEFIT["gain"] + 0.1
 GROUPS = pd.DataFrame(
     [(name, group, 40, 0.8, 0.7, 0.9) for name in (KNOWN, "unheard-of") for group in ("virus", "normal")],
     columns=["recipe", "subgroup", "images", "right", "right_low", "right_high"],
@@ -740,7 +740,14 @@ def test_scores_of_several_protocols_splits_or_recipes_are_not_mixed(scores):
         plots.roc(pd.concat([scores, scores.assign(protocol="published")]))
     with pytest.raises(DataInvalid, match="several splits"):
         plots.precision_recall(
-            pd.concat([scores, scores.assign(split="val", patient="v" + scores["patient"])])
+            pd.concat(
+                [
+                    scores,
+                    scores.assign(
+                        split="val", image_id="v" + scores["image_id"], patient="v" + scores["patient"]
+                    ),
+                ]
+            )
         )
     with pytest.raises(DataInvalid, match="several recipes"):
         plots.score_distribution(scores, 0.5)

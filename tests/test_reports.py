@@ -10,6 +10,7 @@ from outside import outside_references
 from PIL import Image
 from scipy.stats import norm
 from sklearn import metrics as sk
+from statsmodels.stats.proportion import proportion_confint
 from test_ranking import obuchowski
 
 from xraylib import pages, paths, reports, scores
@@ -153,6 +154,24 @@ def youden(labels, values):
     return (best + below.max()) / 2 if len(below) else best
 
 
+CLASS_METRICS = (("sensitivity", 1), ("specificity", 0))
+
+
+def by_counts(tp, fn, fp, tn):
+    """Figures of many confusion matrices."""
+    root = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return {
+        "accuracy": (tp + tn) / (tp + fn + fp + tn),
+        "balanced_accuracy": (tp / (tp + fn) + tn / (tn + fp)) / 2,
+        "sensitivity": tp / (tp + fn),
+        "specificity": tn / (tn + fp),
+        "precision": tp / (tp + fp),
+        "npv": tn / (tn + fn),
+        "f1": 2 * tp / (2 * tp + fn + fp),
+        "mcc": (tp * tn - fp * fn) / root,
+    }
+
+
 def recomputed(part, runs, recipe, protocol, claimed):
     """One row of the leaderboard from scores alone, by scikit-learn and the bootstrap above."""
     rule = RECIPES[recipe].under(protocol).threshold
@@ -184,16 +203,25 @@ def recomputed(part, runs, recipe, protocol, claimed):
         )
         weights = draws[:, [list(names).index(patient) for patient in side["patient"]]]
         with np.errstate(invalid="ignore"):
-            right = (weights * (called == labels)).sum(1) / weights.sum(1)
-            of_ill, of_well = weights * (labels == 1), weights * (labels == 0)
-            found = (of_ill * called).sum(1) / of_ill.sum(1)
-            spared = (of_well * (1 - called)).sum(1) / of_well.sum(1)
-        auc = weighted_auc(labels, values, weights)
-        resampled.append({"auc": auc, "accuracy": right, "sensitivity": found, "specificity": spared})
+            drawn = by_counts(
+                *(weights[:, (labels == a) & (called == b)].sum(1) for a in (1, 0) for b in (1, 0))
+            )
+            brier = weights @ (values - labels) ** 2 / weights.sum(1)
+        resampled.append(drawn | {"auc": weighted_auc(labels, values, weights), "brier": brier})
     row = pd.DataFrame(points).mean().to_dict()
-    for metric in ("auc", "accuracy", "sensitivity", "specificity"):
+    for metric in resampled[0]:
         mean = np.mean([one[metric] for one in resampled], axis=0)
-        row[f"{metric}_low"], row[f"{metric}_high"] = np.nanpercentile(mean, [2.5, 97.5])
+        known = mean[np.isfinite(mean)]
+        row[f"{metric}_low"], row[f"{metric}_high"] = (
+            np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan,) * 2
+        )
+    for metric, own in (("accuracy", test), *((m, test[test["label"] == k]) for m, k in CLASS_METRICS)):
+        if row[metric] in (0, 1):
+            people = own["patient"].nunique()
+            ends = proportion_confint(row[metric] * people, people, method="wilson")
+            row[f"{metric}_low"], row[f"{metric}_high"] = ends
+    for metric in ("auc", "accuracy"):
+        row[f"{metric}_seed_sd"] = pd.DataFrame(points)[metric].std()
     wide = test.pivot(index=["image_id", "label", "patient"], columns="seed", values="score")
     half = np.nan
     if not wide.isna().any(axis=None):

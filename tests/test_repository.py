@@ -23,11 +23,11 @@ EACH_MODULE = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.ste
 ORDER = (
     "errors", "paths", "storage", "provenance", "scores", "thorax", "phantom", "decoding", "images",
     "naming", "datasets", "archives", "downloads", "catalog", "splits", "networks", "models", "systems",
-    "recipes", "accelerators", "ranking", "operating", "metrics", "calibration", "pairs", "subgroups",
-    "abstention", "comparisons", "corruptions", "shortcuts", "batches", "checkpoints", "features",
-    "heads", "runs", "training", "canvas", "dataplots", "curveplots", "scoreplots", "storyplots", "evalplots",
-    "trustplots", "galleries", "plots", "reports", "pages", "cards", "predict", "studies", "trials",
-    "robustness", "explain", "execution", "environment", "cli", "__main__",
+    "recipes", "accelerators", "resampling", "ranking", "operating", "metrics", "calibration", "pairs",
+    "subgroups", "abstention", "comparisons", "corruptions", "shortcuts", "batches", "checkpoints",
+    "features", "heads", "runs", "training", "canvas", "dataplots", "curveplots", "scoreplots", "storyplots",
+    "evalplots", "trustplots", "galleries", "plots", "reports", "pages", "cards", "predict", "studies",
+    "trials", "robustness", "explain", "execution", "environment", "cli", "__main__",
 )
 # fmt: on
 # Plain Keras, so that TensorFlow and JAX both run it.

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sk
 
-from xraylib import images, metrics, predict, ranking, robustness, training
+from xraylib import images, predict, ranking, resampling, robustness, training
 from xraylib.corruptions import CORRUPTIONS, corrupt
 from xraylib.errors import DataInvalid, DataMissing, UnknownName
 from xraylib.recipes import find_recipe
@@ -207,7 +207,7 @@ def test_severities_are_averaged():
 def test_intervals_agree_with_a_bootstrap_of_patients(seed):
     table = trial(seed, patients=200)
     names, places = np.unique(table["patient"], return_inverse=True)
-    weights = metrics.patient_draws(len(names), 2000)[:, places]
+    weights = resampling.patient_draws(len(names), 2000)[:, places]
     ill = table["label"].to_numpy() == 1
     worse = [f"noise {step}" for step in (1, 2, 3)]
 

@@ -11,6 +11,7 @@ from xraylib import metrics
 from xraylib.calibration import logit
 from xraylib.errors import DataInvalid
 from xraylib.operating import thresholds
+from xraylib.resampling import patient_draws, share_interval
 
 CLASSES = np.array([0, 1])
 
@@ -93,13 +94,11 @@ def coverage(sets: pd.DataFrame) -> pd.DataFrame:
         ):
             if part.empty:
                 continue
-            names, own = np.unique(part["patient"], return_inverse=True)
-            weights = metrics.patient_draws(len(names), metrics.RESAMPLES)[:, own]
-            low, high = metrics.interval(weights @ part["covered"].to_numpy(float) / weights.sum(axis=1))
+            covered, low, high = share_interval(part["covered"].to_numpy(), part["patient"].to_numpy())
             sizes = part["size"].value_counts(normalize=True).reindex([0, 1, 2], fill_value=0.0)
             rows.append(
                 {"split": split, "kind": kind, "images": part["image_id"].nunique()}
-                | {"covered": part["covered"].mean(), "low": low, "high": high}
+                | {"covered": covered, "low": low, "high": high}
                 | dict(zip(("empty", "single", "both"), sizes, strict=True))
             )
     return pd.DataFrame(rows)
@@ -128,7 +127,7 @@ def risk_coverage(
     points = thresholds(scores, rule)
     side = scores[scores["split"] == split]
     names = np.unique(side["patient"])
-    draws = np.vstack([np.ones(len(names)), metrics.patient_draws(len(names), 500)])
+    draws = np.vstack([np.ones(len(names)), patient_draws(len(names), 500)])
     answered, by_seed = np.linspace(0.05, 1, 20), []
     for seed, part in side.groupby("seed"):
         score, point = part["score"].to_numpy(), float(points[seed])
@@ -197,11 +196,9 @@ def flagged(table: pd.DataFrame, *, false_alarms: float = 0.05) -> pd.DataFrame:
         raise DataInvalid("there are no validation images to compare with. Mend: pass them as well.")
     limit, rows = float(usual["strangeness"].quantile(1 - false_alarms)), []
     for group, part in table.groupby("group", sort=False):
-        names, own = np.unique(part["patient"], return_inverse=True)
-        weights = metrics.patient_draws(len(names), metrics.RESAMPLES)[:, own]
-        above = (part["strangeness"] > limit).to_numpy(float)
-        low, high = metrics.interval(weights @ above / weights.sum(axis=1))
-        row = {"group": group, "images": len(part), "flagged": above.mean(), "low": low, "high": high}
+        above = (part["strangeness"] > limit).to_numpy()
+        share, low, high = share_interval(above, part["patient"].to_numpy())
+        row = {"group": group, "images": len(part), "flagged": share, "low": low, "high": high}
         found = (np.nan, np.nan, np.nan)
         if not str(group).startswith("validation"):
             both = pd.concat([usual.assign(other=0), part.assign(other=1)])

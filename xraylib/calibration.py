@@ -8,7 +8,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from xraylib.errors import DataInvalid, UnknownName
-from xraylib.metrics import interval, patient_draws
+from xraylib.resampling import interval, patient_draws, unvaried
 
 # Scores are cut here before their logit is taken: float32 outputs reach 0 and 1.
 EDGE = 1e-6
@@ -189,8 +189,9 @@ def reliability(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
         inside = bins == number
         with np.errstate(invalid="ignore"):
             shares = weights[:, inside] @ labels[inside] / weights[:, inside].sum(axis=1)
-        low, high = interval(shares)
-        row = {"score": scores[inside].mean(), "share": labels[inside].mean(), "low": low, "high": high}
+        share = float(labels[inside].mean())
+        low, high = unvaried(share, *interval(shares), len(np.unique(own[inside])))
+        row = {"score": scores[inside].mean(), "share": share, "low": low, "high": high}
         rows.append(row | {"images": inside.sum() / part["seed"].nunique()})
     return pd.DataFrame(rows)
 
@@ -212,23 +213,30 @@ def decision_curve(
     Returns
     -------
     pandas.DataFrame
-        `cut, benefit, low, high, all` (everybody is treated); treating nobody is 0.
+        `cut, benefit, low, high, all` (everybody is treated); treating nobody is 0. Then `gain, gain_low,
+        gain_high`: the benefit less that of the better of these two, paired by patient.
     """
     cuts = np.linspace(0.05, 0.95, 19) if cuts is None else cuts
     names = np.unique(part["patient"])
     draws = np.vstack([np.ones(len(names)), patient_draws(len(names), resamples)])
-    by_seed = []
+    by_seed, odds = [], cuts / (1 - cuts)
     for _, one in part.groupby("seed"):
         weights = draws[:, np.searchsorted(names, one["patient"])]
         ill = one["label"].to_numpy() == 1
         called = one["score"].to_numpy()[:, None] >= cuts
         hits, alarms = weights @ (called & ill[:, None]), weights @ (called & ~ill[:, None])
-        by_seed.append((hits - alarms * cuts / (1 - cuts)) / weights.sum(axis=1, keepdims=True))
+        by_seed.append((hits - alarms * odds) / weights.sum(axis=1, keepdims=True))
     mean = np.mean(by_seed, axis=0)
-    low, high = np.percentile(mean[1:], [2.5, 97.5], axis=0)
-    share = part.drop_duplicates("image_id")["label"].mean()
-    everybody = share - (1 - share) * cuts / (1 - cuts)
-    return pd.DataFrame({"cut": cuts, "benefit": mean[0], "low": low, "high": high, "all": everybody})
+    images = part.drop_duplicates("image_id")
+    weights = draws[:, np.searchsorted(names, images["patient"])]
+    share = (weights @ images["label"].to_numpy() / weights.sum(axis=1))[:, None]
+    everybody = share - (1 - share) * odds
+    # Which of the two is the better is asked once, of the side as it is.
+    gain = mean - np.where(everybody[0] > 0, everybody, 0.0)
+    table = {"cut": cuts, "benefit": mean[0], "all": everybody[0], "gain": gain[0]}
+    for name, drawn in (("", mean), ("gain_", gain)):
+        table[f"{name}low"], table[f"{name}high"] = np.percentile(drawn[1:], [2.5, 97.5], axis=0)
+    return pd.DataFrame(table)
 
 
 def _bins(scores: np.ndarray) -> np.ndarray:

@@ -167,6 +167,27 @@ def recipe_looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return looks | {name: free[place % len(free)] for place, name in unknown}
 
 
+def panels_of(
+    tables: dict[str, pd.DataFrame], columns: int, height: float, labels: tuple[str, str]
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, str]]]:
+    """Give a figure with a panel a recipe, so many a row and inches high: axes, table and colour of each."""
+    columns = min(columns, len(tables))
+    rows = -(-len(tables) // columns)
+    fig, axes = blank(max(4.5, 2.6 * columns), 0.9 + height * rows, rows, columns, sharex=True, sharey=True)
+    for ax in axes.flat[len(tables) :]:
+        ax.remove()
+    looks, panels = recipe_looks(tables), []
+    for place, (ax, (name, table)) in enumerate(zip(axes.flat, tables.items(), strict=False)):
+        ax.set_title(name, fontsize=9)
+        if place % columns == 0:
+            ax.set_ylabel(labels[1])
+        if place + columns >= len(tables):
+            ax.set_xlabel(labels[0])
+            ax.tick_params(labelbottom=True)
+        panels.append((ax, table, looks[name][0]))
+    return fig, panels
+
+
 def present(values: pd.Series, order: Iterable[str]) -> list[str]:
     """Those of `order` that occur, then any others in alphabetical order."""
     found, known = set(values.astype(str)), list(order)

@@ -15,6 +15,7 @@ from xraylib.canvas import (
     blank,
     head,
     need,
+    panels_of,
     percents,
     recipe_looks,
     records,
@@ -42,7 +43,7 @@ def reliability(
     """
     for name, table in tables.items():
         need(table, ("score", "share", "low", "high", "images"), f"{name}'s calibration")
-    fig, panels = _panels(tables, columns, 2.6, ("mean score of the bin", "share with pneumonia"))
+    fig, panels = panels_of(tables, columns, 2.6, ("mean score of the bin", "share with pneumonia"))
     for ax, table, colour in panels:
         ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1, zorder=0)
         ax.vlines(table["score"], table["low"], table["high"], color=colour, linewidth=1.6)
@@ -57,12 +58,12 @@ def reliability(
 def decision_curve(
     tables: dict[str, pd.DataFrame], title: str = "Is acting on the score worth it?", columns: int = 4
 ) -> Figure:
-    """Net benefit over threshold probability, against treating everybody and nobody.
+    """Net benefit over threshold probability, less that of the better of treating everybody and nobody.
 
     Parameters
     ----------
     tables
-        By recipe, each from `calibration.decision_curve`: `cut, benefit, low, high, all`.
+        By recipe, each from `calibration.decision_curve`: `cut, gain, gain_low, gain_high`.
     columns
         Panels a row.
 
@@ -72,38 +73,17 @@ def decision_curve(
         When a column is missing or there is no row.
     """
     for name, table in tables.items():
-        need(table, ("cut", "benefit", "low", "high", "all"), f"{name}'s decision curve")
-    fig, panels = _panels(tables, columns, 2.3, ("threshold probability", "net benefit"))
+        need(table, ("cut", "gain", "gain_low", "gain_high"), f"{name}'s decision curve")
+    fig, panels = panels_of(tables, columns, 2.3, ("threshold probability", "net benefit gained"))
+    least = min(float(table["gain"].min()) for table in tables.values())
     for ax, table, colour in panels:
-        ax.fill_between(table["cut"], table["low"], table["high"], color=colour, alpha=0.2, linewidth=0)
-        ax.plot(table["cut"], table["benefit"], color=colour, linewidth=1.8)
-        ax.plot(table["cut"], table["all"], color=QUIET, linestyle=":", linewidth=1.6)
+        ax.fill_between(table["cut"], table["gain_low"], table["gain_high"], color=colour, alpha=0.2, lw=0)
+        ax.plot(table["cut"], table["gain"], color=colour, linewidth=1.8)
         ax.axhline(0, color=QUIET, linewidth=1)
-        ax.set_ylim(-0.1, float(table["all"].max()) + 0.05)
-    note = "True positives an image, less false ones at the threshold's odds. Dotted: everybody treated; "
-    head(fig, title, note + "grey line: nobody. Bands: 95% intervals, patients resampled.")
+        ax.set_ylim(bottom=max(-0.3, least - 0.05))
+    note = "True positives an image, less false ones at the threshold's odds, against the better of treating "
+    head(fig, title, note + "everybody and nobody (0). Bands: 95% intervals, patients resampled.")
     return fig
-
-
-def _panels(
-    tables: dict[str, pd.DataFrame], columns: int, height: float, labels: tuple[str, str]
-) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, str]]]:
-    """A panel a recipe, so many a row and inches high: its axes, its table and its colour."""
-    columns = min(columns, len(tables))
-    rows = -(-len(tables) // columns)
-    fig, axes = blank(max(4.5, 2.6 * columns), 0.9 + height * rows, rows, columns, sharex=True, sharey=True)
-    for ax in axes.flat[len(tables) :]:
-        ax.remove()
-    looks, panels = recipe_looks(tables), []
-    for place, (ax, (name, table)) in enumerate(zip(axes.flat, tables.items(), strict=False)):
-        ax.set_title(name, fontsize=9)
-        if place % columns == 0:
-            ax.set_ylabel(labels[1])
-        if place + columns >= len(tables):
-            ax.set_xlabel(labels[0])
-            ax.tick_params(labelbottom=True)
-        panels.append((ax, table, looks[name][0]))
-    return fig, panels
 
 
 @styled

@@ -14,11 +14,10 @@ from keras import layers
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
-from statsmodels.stats.proportion import proportion_confint
 
-from xraylib import metrics
 from xraylib.errors import DataInvalid
 from xraylib.predict import Predictor
+from xraylib.resampling import share_interval
 
 BATCH = 32
 
@@ -161,15 +160,10 @@ def find_lesion(maps: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> pd
     # A flat map points nowhere.
     pointing = np.where(np.ptp(flat, axis=1) > 0, pointing, False).astype(float)
     energy = (flat * lesion).sum(axis=1) / np.maximum(flat.sum(axis=1), 1e-12)
-    names, own = np.unique(patients, return_inverse=True)
-    weights = metrics.patient_draws(len(names), metrics.RESAMPLES)[:, own]
     rows = {}
     for name, values in (("pointing", pointing), ("energy", energy)):
-        low, high = metrics.interval(weights @ values / weights.sum(axis=1))
-        if name == "pointing" and values.mean() in (0, 1):
-            # No draw of all hits, or of none, holds another: Wilson's interval of so many patients does.
-            low, high = proportion_confint(values.mean() * len(names), len(names), method="wilson")
-        rows[name] = {"value": values.mean(), "low": low, "high": high, "area": lesion.mean()}
+        share, low, high = share_interval(values, patients)
+        rows[name] = {"value": share, "low": low, "high": high, "area": lesion.mean()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

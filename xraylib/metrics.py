@@ -5,7 +5,6 @@ label, score`, one row an image, recipe and seed, with `score` = P(pneumonia).
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -13,13 +12,13 @@ import pandas as pd
 from xraylib.errors import DataInvalid
 from xraylib.operating import thresholds
 from xraylib.ranking import delong_interval, weighted_auc, weighted_ranking
+from xraylib.resampling import RESAMPLES, interval, patient_draws, unvaried
 from xraylib.scores import check_scores
 
 METRICS = (
     *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision"),
     *("npv", "f1", "mcc", "brier"),
 )
-RESAMPLES = 2000
 
 
 def point_metrics(
@@ -99,8 +98,9 @@ def evaluate(
     """Metrics of one recipe and protocol, averaged over its seeds, with 95 % intervals.
 
     The interval is the percentile interval of a bootstrap that draws patients, with all their images and
-    the scores of every seed, from those of the split; it is the same on every call. The spread over seeds
-    is another thing, and stands beside it.
+    the scores of every seed, from those of the split; it is the same on every call, and holds the operating
+    point as it was chosen. Accuracy, sensitivity and specificity of exactly 0 or 1 have Wilson's interval
+    (`unvaried`). The spread over seeds is another thing, and stands beside it.
 
     Parameters
     ----------
@@ -126,9 +126,12 @@ def evaluate(
         What `scores.check_scores` refuses.
     """
     by_seed, resampled = _by_seed(scores, split, rule, resamples, ranking)
-    return pd.DataFrame.from_dict(
-        {metric: _summary(by_seed[metric], resampled[metric]) for metric in METRICS}, orient="index"
-    )
+    figures = {metric: _summary(by_seed[metric], resampled[metric]) for metric in METRICS}
+    side = scores[scores["split"] == split]
+    for metric, label in (("accuracy", None), ("sensitivity", 1), ("specificity", 0)):
+        row, own = figures[metric], side if label is None else side[side["label"] == label]
+        row["low"], row["high"] = unvaried(row["value"], row["low"], row["high"], own["patient"].nunique())
+    return pd.DataFrame.from_dict(figures, orient="index")
 
 
 def predictive(
@@ -234,7 +237,8 @@ def table(
 ) -> pd.DataFrame:
     """One row a recipe and protocol: the figures of `evaluate` as `metric, metric_low, metric_high`.
 
-    `auc_delong_low, auc_delong_high` is DeLong's interval over patients beside that of the bootstrap.
+    `metric_seed_sd` is the spread over seeds; `auc_delong_low, auc_delong_high` is DeLong's interval over
+    patients beside that of the bootstrap.
 
     Parameters
     ----------
@@ -255,6 +259,7 @@ def table(
         for metric in METRICS:
             row[metric] = figures.loc[metric, "value"]
             row[f"{metric}_low"], row[f"{metric}_high"] = figures.loc[metric, ["low", "high"]]
+            row[f"{metric}_seed_sd"] = figures.loc[metric, "seed_sd"]
         row["threshold"] = thresholds(part, rule).mean()
         row["auc_delong_low"], row["auc_delong_high"] = _delong(side)
         rows.append(row)
@@ -268,24 +273,6 @@ def _delong(side: pd.DataFrame) -> tuple[float, float]:
         return np.nan, np.nan
     labels, patients = (by_image.index.get_level_values(name).to_numpy() for name in ("label", "patient"))
     return delong_interval(labels, by_image.to_numpy().T, patients)[1:]
-
-
-def interval(resampled: np.ndarray) -> tuple[float, float]:
-    """Percentile interval; resamples without a value are left out, and without any there is none."""
-    known = resampled[np.isfinite(resampled)]
-    if not len(known):
-        return np.nan, np.nan
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
-
-
-@lru_cache(maxsize=8)
-def patient_draws(patients: int, resamples: int) -> np.ndarray:
-    """How often each patient is drawn in each resample, `(resamples, patients)`; the same on every call."""
-    chances = np.full(patients, 1 / patients)
-    draws = np.random.default_rng(0).multinomial(patients, chances, resamples).astype(np.float64)
-    draws.flags.writeable = False
-    return draws
 
 
 def _sum(weights: np.ndarray, chosen: np.ndarray) -> np.ndarray:

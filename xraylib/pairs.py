@@ -39,7 +39,8 @@ def compare(scores: pd.DataFrame, *, rule: str | float = "validation", split: st
     pandas.DataFrame
         One row a pair (`COLUMNS`): the difference of the mean AUC, a minus b, with DeLong's 95 % interval
         over patients and p; how many images only a or only b calls rightly, where each recipe calls what most
-        of its seeds call, with McNemar's p over patients; each p also after Holm's correction over all pairs.
+        of its seeds call (pneumonia where they are halved), with McNemar's p over patients; each p also after
+        Holm's correction over all pairs.
 
     Raises
     ------

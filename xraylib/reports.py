@@ -29,12 +29,14 @@ from xraylib.storage import atomic, storage_errors
 log = logging.getLogger(__name__)
 
 LEADERBOARD = (
-    *("recipe", "protocol", "init", "seeds", "n_test", "auc", "auc_low", "auc_high"),
+    *("recipe", "protocol", "init", "seeds", "n_test", "auc", "auc_low", "auc_high", "auc_seed_sd"),
     *("auc_delong_low", "auc_delong_high"),
-    *("accuracy", "accuracy_low", "accuracy_high"),
+    *("accuracy", "accuracy_low", "accuracy_high", "accuracy_seed_sd"),
     *("sensitivity", "sensitivity_low", "sensitivity_high"),
     *("specificity", "specificity_low", "specificity_high"),
-    *("average_precision", "balanced_accuracy", "precision", "npv", "f1", "mcc", "brier"),
+    *("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high"),
+    *(f"{name}{end}" for name in ("precision", "npv", "f1", "mcc", "brier") for end in ("", "_low", "_high")),
+    "average_precision",
     *("threshold", "train_seconds", "hardware", "claimed_accuracy"),
 )
 

@@ -6,6 +6,7 @@ import pandas as pd
 from xraylib import metrics
 from xraylib.errors import DataInvalid
 from xraylib.operating import thresholds
+from xraylib.resampling import share_interval
 from xraylib.scores import check_scores
 
 # What the names of Kermany's normals begin with.
@@ -144,14 +145,7 @@ def by_folder(scores: pd.DataFrame, *, rule: str | float = 0.5) -> pd.DataFrame:
 
 def _share(part: pd.DataFrame) -> tuple[float, float, float]:
     by_image = part.groupby(["patient", "image_id"])["right"].mean().reset_index()
-    names, own = np.unique(by_image["patient"], return_inverse=True)
-    weights, right = (
-        metrics.patient_draws(len(names), metrics.RESAMPLES)[:, own],
-        by_image["right"].to_numpy(),
-    )
-    with np.errstate(invalid="ignore"):
-        low, high = metrics.interval(weights @ right / weights.sum(axis=1))
-    return float(right.mean()), low, high
+    return share_interval(by_image["right"].to_numpy(), by_image["patient"].to_numpy())
 
 
 def _aucs(part: pd.DataFrame) -> tuple[float, float, float]:

@@ -17,6 +17,7 @@ from xraylib.canvas import (
     blank,
     head,
     need,
+    panels_of,
     percents,
     present,
     recipe_looks,
@@ -27,7 +28,7 @@ from xraylib.canvas import (
 
 @styled
 def risk_coverage(
-    tables: dict[str, pd.DataFrame], title: str = "Are the sure calls the right ones?"
+    tables: dict[str, pd.DataFrame], title: str = "Are the sure calls the right ones?", columns: int = 4
 ) -> Figure:
     """Share of wrong calls among the images answered, the least sure left out first.
 
@@ -35,25 +36,28 @@ def risk_coverage(
     ----------
     tables
         By recipe, each from `abstention.risk_coverage`: `answered, error, low, high`.
+    columns
+        Panels a row.
 
     Raises
     ------
     DataInvalid
         When a column is missing or there is no row.
     """
-    fig, ((ax,),) = blank(8, 4)
-    looks = recipe_looks(tables)
     for name, table in tables.items():
         need(table, ("answered", "error", "low", "high"), f"{name}'s risk and coverage")
-        colour, dash = looks[name]
-        ax.plot(table["answered"], table["error"], dash, color=colour, linewidth=1.8, label=name)
-        ax.fill_between(table["answered"], table["low"], table["high"], color=colour, alpha=0.12, linewidth=0)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(percents))
-    ax.set(xlabel="images answered", ylabel="of these called wrongly", xlim=(0, 1.01))
-    ax.set_ylim(bottom=0)
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    head(fig, title, "Bands: 95% intervals, patients resampled.")
+    fig, panels = panels_of(tables, columns, 2.3, ("images answered", "of these called wrongly"))
+    for ax, own, colour in panels:
+        for other in tables.values():
+            ax.plot(other["answered"], other["error"], color=FAINT, linewidth=0.9, zorder=0)
+        ax.fill_between(own["answered"], own["low"], own["high"], color=colour, alpha=0.2, linewidth=0)
+        ax.plot(own["answered"], own["error"], color=colour, linewidth=1.8)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(FuncFormatter(percents))
+        ax.set(xlim=(0, 1.02))
+        ax.set_ylim(bottom=0)
+    note = "The surest answered first; equally sure ones in any order. Grey: the other networks. "
+    head(fig, title, note + "Bands: 95% intervals, patients resampled.")
     return fig
 
 
