@@ -9,7 +9,8 @@ from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
 from xraylib import comparisons, metrics
-from xraylib.comparisons import CLAIMS, WAYS, claims, draws, of_protocols, operating_point, story
+from xraylib.claimed import CLAIMS, CURVES, claims, training_claims
+from xraylib.comparisons import WAYS, draws, of_protocols, operating_point, story
 from xraylib.errors import DataInvalid
 from xraylib.recipes import RECIPES, find_recipe
 from xraylib.scores import COLUMNS
@@ -351,3 +352,28 @@ def test_the_operating_point_serves_the_table_of_metrics():
     scores = both_protocols(recipe="tiny-cnn-28")
     rows = metrics.table(scores, comparisons.operating_point).set_index("protocol")
     assert rows["accuracy"].to_dict() == {"published": 5 / 8, "strict": 6 / 8}
+
+
+def test_figures_of_a_training_are_those_of_its_history_and_scores():
+    scores = pd.concat([run(protocol="published", seed=seed) for seed in (0, 1)])
+    histories = [
+        pd.DataFrame(
+            {"loss": [0.9, last], "accuracy": [0.4, 0.8], "val_loss": [1.0, 0.7], "val_accuracy": 0.5}
+        )
+        for last in (0.2, 0.4)
+    ]
+    claimed = {"train loss": 0.1, "train accuracy, first epoch": 0.42, "test loss": 0.5}
+    recipe = replace(MADE_UP, curves=claimed)
+    table = training_claims(scores, {"made-up": histories}, {"made-up": recipe}).set_index("figure")
+    assert table["claim"].to_dict() == claimed
+    assert table.loc["train loss", ["mean", "lowest", "highest"]].tolist() == pytest.approx([0.3, 0.2, 0.4])
+    assert table.loc["train accuracy, first epoch", "mean"] == 0.4
+    test = scores[(scores["split"] == "test") & (scores["seed"] == 0)]
+    p = np.where(test["label"] == 1, test["score"], 1 - test["score"])
+    assert table.loc["test loss", "mean"] == pytest.approx(-np.log(p).mean())
+    strict = training_claims(run(), {}, {"made-up": recipe})
+    assert strict.empty and "claim" in strict
+
+
+def test_every_figure_of_a_training_that_is_claimed_can_be_told():
+    assert {name for recipe in RECIPES.values() for name in recipe.curves} <= set(CURVES)

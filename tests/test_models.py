@@ -1,5 +1,7 @@
 import hashlib
 import shutil
+import warnings
+from itertools import chain
 
 import keras
 import numpy as np
@@ -31,6 +33,54 @@ def test_the_tiny_network_is_as_published(accelerator):
     layers = {layer.name: layer.units for layer in model.layers if isinstance(layer, keras.layers.Dense)}
     assert layers == {"L1": 256, "L2": 128, "L3": 64, "L4": 32, "L5": 16, "L6": 2}
     assert [x.filters for x in model.layers if isinstance(x, keras.layers.Conv2D)] == [64, 64]
+
+
+def described(model):
+    """Convolutions, dense layers and dropouts in their order, with their sizes."""
+    sizes = {keras.layers.Conv2D: "filters", keras.layers.SeparableConv2D: "filters"}
+    sizes |= {keras.layers.Dense: "units", keras.layers.Dropout: "rate"}
+    found = [(type(layer), layer) for layer in model.layers if type(layer) in sizes]
+    return [f"{kind.__name__} {getattr(layer, sizes[kind])}" for kind, layer in found]
+
+
+def test_the_separable_network_is_that_of_the_example(accelerator):
+    blocks = [(32, 0.0), (64, 0.0), (128, 0.2), (256, 0.2)]
+    convolved = [[*[f"SeparableConv2D {f}"] * 2, f"Dropout {rate}"] for f, rate in blocks]
+    dense = [[f"Dense {units}", f"Dropout {rate}"] for units, rate in ((512, 0.7), (128, 0.5), (64, 0.3))]
+    expected = ["Conv2D 16", "Conv2D 16", *chain.from_iterable(convolved + dense), "Dense 1"]
+    assert described(models.build("separable_cnn", 64, "sigmoid")) == expected
+
+
+def test_the_network_from_scratch_is_regularised(accelerator):
+    model = models.build("scratch_cnn", 32, "sigmoid")
+    assert described(model) == [
+        *(f"Conv2D {n}" for n in (16, 32, 64, 128)),
+        "Dense 64",
+        "Dropout 0.3",
+        "Dense 1",
+    ]
+    weighed = [x for x in model.layers if isinstance(x, (keras.layers.Conv2D, keras.layers.Dense))][:-1]
+    assert all(layer.kernel_regularizer.l2 == pytest.approx(1e-4) for layer in weighed)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="what TensorFlow does")
+def test_a_loss_that_expects_logits_looks_through_a_sigmoid(accelerator):
+    inputs = keras.Input((6,))
+    dense = keras.layers.Dense(2)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(40, 6)).astype("float32") * 4, draw.integers(0, 2, 40)
+    logits = keras.Model(inputs, dense(inputs))
+    published = keras.Model(inputs, keras.layers.Activation("sigmoid")(dense(inputs)))
+    losses = []
+    for model in (logits, published):
+        model.compile(loss=loss)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            losses.append(model.evaluate(x, y, verbose=0))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    outputs = 1 / (1 + np.exp(-logits.predict(x, verbose=0)))
+    assert float(loss(y, outputs)) != pytest.approx(losses[0], rel=0.05)
 
 
 @pytest.mark.slow

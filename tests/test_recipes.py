@@ -99,3 +99,44 @@ def test_an_unknown_name_is_told_the_names_there_are(find, known):
     assert all(name in str(unknown.value) for name in known)
     with pytest.raises(UnknownName):
         RECIPES["tiny-cnn-28"].under("strict", "endless")
+
+
+# As the sources describe them: input, phases as (epochs, rate), batch, augmentation, remedy.
+DESCRIBED = {
+    "inceptionv3-tpu": (180, [(3, 1e-3), (10, 1e-4)], 32, "geometric", None),
+    "scratch-cnn": (128, [(20, 1e-3), (6, 1e-4)], 16, None, None),
+    "tiny-cnn-28": (28, [(20, 1e-3)], 32, None, None),
+    "resnet50v2": (224, [(8, 1e-3)], 32, "flip", None),
+    "mobilenetv2-small": (160, [(20, 1e-3)], 8, "geometric", None),
+    "mobilenetv2-small-weighted": (160, [(20, 1e-3)], 8, "geometric", "class_weight"),
+    "mobilenetv2-small-oversampled": (160, [(20, 1e-3)], 8, "geometric", "oversample"),
+    "mobilenetv2-small-undersampled": (160, [(20, 1e-3)], 8, "geometric", "undersample"),
+    "kerasio-tpu": (180, [(100, 0.015)], 200, None, "class_weight"),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_published_system_trains_as_described(name):
+    recipe = find_recipe(name)
+    size, phases, batch, augmentation, remedy = DESCRIBED[name]
+    assert recipe.size == size and recipe.batch_size == batch
+    assert [(phase.epochs, phase.learning_rate) for phase in recipe.phases] == phases
+    assert (recipe.augmentation, recipe.imbalance) == (augmentation, remedy)
+    assert {r.name for r in RECIPES.values() if r.fit == "network"} == set(DESCRIBED)
+
+
+def test_only_the_first_phase_of_fine_tuning_is_frozen():
+    assert [p.freeze_backbone for p in find_recipe("inceptionv3-tpu").phases] == [True, False]
+    assert [p.decay for p in find_recipe("inceptionv3-tpu").phases] == [False, True]
+    assert [p.freeze_backbone for p in find_recipe("mobilenetv2-small").phases] == [True]
+    assert not any(p.freeze_backbone for p in find_recipe("resnet50v2").phases)
+
+
+def test_the_bugs_kept_are_under_published_alone():
+    resnet, tiny = (find_recipe(name) for name in ("resnet50v2", "tiny-cnn-28"))
+    assert (resnet.network, resnet.under("published").network) == ("resnet50v2", "resnet50v2_raw")
+    assert resnet.under("published").augmentation is None, "the network itself flips"
+    assert resnet.under("published").scheme == "official" and resnet.under("published").patience is None
+    assert find_recipe("kerasio-tpu").under("published").scheme == "take-skip"
+    assert tiny.under("published").scheme == "random-per-image" and tiny.under("published").patience is None
+    assert find_recipe("mobilenetv2-small").under("published").scheme == "random-176"

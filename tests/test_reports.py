@@ -53,7 +53,8 @@ def run_of(recipe="tiny-cnn-28", protocol="strict", seed=0, **said):
         "hardware": "CPU of a test",
         "train_seconds": 10.0 + seed,
     }
-    history = pd.DataFrame({"epoch": [1, 2], "loss": [0.7, 0.5]})
+    history = pd.DataFrame({"epoch": [1, 2], "loss": [0.7, 0.5], "accuracy": [0.5, 0.75]})
+    history = history.assign(val_loss=[0.75, 0.625], val_accuracy=[0.5, 0.75])
     return Run(recipe, protocol, seed, paths.RUNS, settings | said, history, scored(recipe, protocol, seed))
 
 
@@ -112,7 +113,7 @@ def test_what_is_recorded_comes_back():
     reports.record(run_of(seed=0), "made-up")
     reports.record(run, "made-up")
     settings, table = reports.recorded("made-up", "tiny-cnn-28", "strict", 1)
-    assert settings["train_seconds"] == 11.0 and settings["history"][1] == {"epoch": 2, "loss": 0.5}
+    assert settings["train_seconds"] == 11.0 and settings["history"][1]["loss"] == 0.5
     expected = run.scores.sort_values(["split", "image_id"]).reset_index(drop=True)
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
 
@@ -435,7 +436,11 @@ def test_the_page_lists_every_data_set_the_phantom_last(page):
 
 def test_links_of_the_page_lead_somewhere(page):
     links = [about["href"] for about in _Page(page).all("a") if not about["href"].startswith("#")]
-    assert links == ["made-up/notebooks/01_eda.html"]
+    assert links == [
+        *("made-up/leaderboard.csv", "made-up/tables/claims.csv", "made-up/tables/training_claims.csv"),
+        "made-up/notebooks/01_eda.html",
+        *("phantom/leaderboard.csv", "phantom/tables/claims.csv", "phantom/tables/training_claims.csv"),
+    ]
     assert all((paths.REPORTS / link).exists() for link in links)
 
 
@@ -479,6 +484,18 @@ def test_metrics_written_with_fewer_figures_are_computed_anew():
     file.write_text(json.dumps(held))
     reports.refresh_metrics("made-up")
     assert file.read_text() == whole
+
+
+def test_metrics_of_other_scores_are_computed_anew():
+    reports.record(run_of(), "made-up")
+    place = reports.folder("made-up")
+    table = scores.read(place / "scores" / "tiny-cnn-28.csv")
+    scores.write(table.assign(score=1 - table["score"]), place / "scores" / "tiny-cnn-28.csv")
+    file = place / "metrics" / "tiny-cnn-28.json"
+    before = json.loads(file.read_text())["figures"]["strict"]["test"]["auc"]["value"]
+    reports.refresh_metrics("made-up")
+    after = json.loads(file.read_text())["figures"]["strict"]["test"]["auc"]["value"]
+    assert after == pytest.approx(1 - before, abs=1e-5)
 
 
 @pytest.mark.parametrize("dataset", ["kermany", "phantom"])

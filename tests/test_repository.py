@@ -24,7 +24,7 @@ ORDER = (
     "errors", "paths", "storage", "provenance", "scores", "thorax", "phantom", "decoding", "images",
     "naming", "datasets", "archives", "downloads", "catalog", "splits", "networks", "models", "systems",
     "recipes", "accelerators", "resampling", "ranking", "operating", "metrics", "calibration", "pairs",
-    "subgroups", "abstention", "comparisons", "corruptions", "shortcuts", "batches", "checkpoints",
+    "subgroups", "abstention", "claimed", "comparisons", "corruptions", "shortcuts", "batches", "checkpoints",
     "features", "heads", "runs", "training", "canvas", "dataplots", "curveplots", "scoreplots", "storyplots",
     "evalplots", "trustplots", "galleries", "plots", "reports", "pages", "cards", "predict", "studies",
     "trials", "robustness", "explain", "execution", "environment", "cli", "__main__",
@@ -84,6 +84,7 @@ def test_training_is_plain_keras(name):
 def test_every_module_has_a_test_file_or_is_tested_with_another(path):
     with_others = {"archives", "downloads", "naming", "datasets"}, {"canvas", "dataplots", "curveplots"}
     covered = set.union(*with_others) | {
+        "claimed",
         "scoreplots",
         "storyplots",
         "evalplots",
@@ -173,7 +174,10 @@ def test_notebooks_call_and_do_not_define(path):
         assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}, cell.source
 
 
-PAGES = [path for path in (ROOT / "README.md", ROOT / "data" / "README.md") if path.exists()]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")),
+    *(ROOT / "reports" / name for name in ("model_card.md", "checklist.md")),
+]
 
 
 def anchors(page):
@@ -204,7 +208,8 @@ def test_links_and_anchors_of_a_page_resolve(page):
 
 
 COMMANDS = re.compile(
-    r"python -m xraylib (?!COMMAND)((?:data|train|evaluate|predict|report|execute)\b[^\n`#|;]*)"
+    r"python -m xraylib (?!COMMAND)"
+    r"((?:data|train|evaluate|external|robustness|strangeness|predict|report|execute)\b[^\n`#|;]*)"
 )
 
 

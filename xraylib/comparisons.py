@@ -1,13 +1,11 @@
-"""What published figures come to: claim beside measurement, one network split five ways, single draws.
+"""What published figures come to: one network split five ways, thresholds, single draws.
 
 Everything here is a pure function of scores, like `metrics`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-import numpy as np
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 
 from xraylib import metrics
 from xraylib.errors import DataInvalid
@@ -15,7 +13,6 @@ from xraylib.operating import RULES, thresholds
 from xraylib.recipes import RECIPES
 from xraylib.scores import check_scores
 from xraylib.splits import PROTOCOLS
-from xraylib.systems import Recipe
 
 # Those that the story figure tells, and the ways of splitting that only it needs.
 STORY = ("tiny-cnn-28", "scratch-cnn", "mobilenetv2-frozen")
@@ -38,94 +35,6 @@ def operating_point(recipe: str, protocol: str) -> str | float:
 def of_protocols(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of `published` and `strict`, without those of other ways of splitting."""
     return scores[scores["protocol"].isin(PROTOCOLS)]
-
-
-def claims(
-    scores: pd.DataFrame, recipes: Mapping[str, Recipe] = RECIPES, *, same_data: bool = True
-) -> pd.DataFrame:
-    """Set each published figure beside what the system gives here.
-
-    Parameters
-    ----------
-    scores
-        The whole scores table.
-    recipes
-        The systems with their claims.
-    same_data
-        Whether the scores are of the radiographs that the claims are about; otherwise nothing is said of
-        `reproduced`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a system and metric that its claim, or its notebook's stored output, names: `recipe, metric,
-        claim` (share, or its word), `own_notebook` (share or NaN), and for `published` and `strict` the
-        mean over seeds with its 95 % interval (`published, published_low, published_high, …`, NaN where
-        not run), then `claim_low, claim_high`, the claim's own 95 % interval (Wilson, of the images it was
-        measured on; accuracy and sensitivity only), and `reproduced`: `yes` where the claim's own interval
-        holds the figure of `published`, or that figure's interval the claim; else `no`; empty where either is
-        no figure.
-
-    Raises
-    ------
-    DataInvalid
-        What `scores.check_scores` refuses.
-    """
-    rows = []
-    for name, recipe in recipes.items():
-        named = [metric for metric in metrics.METRICS if metric in {**recipe.claims, **recipe.shown}]
-        ranking = bool({"auc", "average_precision"}.intersection(named))
-        found: dict[str, pd.DataFrame] = {
-            protocol: metrics.evaluate(part, rule=recipe.under(protocol).threshold, ranking=ranking)
-            for protocol in PROTOCOLS
-            if named and len(part := scores[(scores["recipe"] == name) & (scores["protocol"] == protocol)])
-        }
-        for metric in named:
-            if found:
-                rows.append(_claim(name, metric, recipe, found, _ill(scores[scores["recipe"] == name])))
-    table = pd.DataFrame(rows, columns=list(CLAIMS))
-    return table if same_data else table.assign(reproduced="")
-
-
-CLAIMS = (
-    *("recipe", "metric", "claim", "own_notebook", "published", "published_low", "published_high"),
-    *("strict", "strict_low", "strict_high", "claim_low", "claim_high", "reproduced"),
-)
-
-
-def _ill(scores: pd.DataFrame) -> float:
-    """Share of pneumonia among the images tested as published, or else under the first protocol there is."""
-    protocol = "published" if "published" in set(scores["protocol"]) else scores["protocol"].iloc[0]
-    tested = scores[(scores["protocol"] == protocol) & (scores["split"] == "test")]
-    return float(tested["label"].mean())
-
-
-def _claim(
-    name: str, metric: str, recipe: Recipe, found: Mapping[str, pd.DataFrame], ill: float
-) -> dict[str, object]:
-    claim = recipe.claims.get(metric, np.nan)
-    share = np.nan if isinstance(claim, str) else claim
-    images = {"accuracy": recipe.claimed_on, "sensitivity": round(recipe.claimed_on * ill)}.get(metric, 0)
-    own_low, own_high = np.nan, np.nan
-    if images and share == share:
-        own_low, own_high = proportion_confint(round(share * images), images, method="wilson")
-    row: dict[str, object] = {
-        "recipe": name,
-        "metric": metric,
-        "claim": claim,
-        "own_notebook": recipe.shown.get(metric, np.nan),
-        "claim_low": own_low,
-        "claim_high": own_high,
-        "reproduced": "",
-    }
-    for protocol in PROTOCOLS:
-        figures = found[protocol].loc[metric] if protocol in found else pd.Series(dtype=float)
-        value, low, high = figures.reindex(["value", "low", "high"]).to_numpy(dtype=float)
-        row |= {protocol: value, f"{protocol}_low": low, f"{protocol}_high": high}
-        if protocol == "published" and low <= high and share == share:
-            held = low <= share <= high or own_low <= value <= own_high
-            row["reproduced"] = "yes" if held else "no"
-    return row
 
 
 def story(scores: pd.DataFrame, recipes: Iterable[str]) -> pd.DataFrame:

@@ -226,7 +226,7 @@ def precision_recall(
             _mark(ax, point["sensitivity"], hits / (hits + alarms), looks.get(point["recipe"]))
     ax.axhline(prevalence, color=QUIET, linestyle=":", linewidth=1)
     everything = f"every image called pneumonia: {prevalence:.3f}"
-    ax.text(0.98, prevalence - 0.03, everything, color=QUIET, ha="right", va="top")
+    ax.text(0.03, prevalence + 0.006, everything, color=QUIET, ha="left", va="bottom")
     ax.set(xlim=(0, 1.005), ylim=(max(0.0, prevalence - 0.2), 1.005))
     ax.set(xlabel="recall = sensitivity (pneumonias found)", ylabel="precision (calls that are right)")
     _name_curves(key, entries, looks)

@@ -101,7 +101,7 @@ def _scaled(cam: np.ndarray, size: int) -> np.ndarray:
 
 
 def randomised(predictor: Predictor, seed: int = 0) -> Predictor:
-    """Return the predictor with all its weights drawn anew, those of its head as well."""
+    """Return the predictor with the values of each of its weights dealt anew, those of its head as well."""
     model = keras.models.clone_model(predictor.model)
     draw = np.random.default_rng(seed)
     for mine, theirs in zip(model.weights, predictor.model.weights, strict=True):

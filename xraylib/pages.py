@@ -15,6 +15,33 @@ from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES
 from xraylib.storage import atomic
 
+# What the tables of a report say, for those who open the page.
+TABLES = {
+    "leaderboard": "every figure of every recipe, intervals by bootstrap and DeLong, hardware",
+    "by_folder": "a random deal taken apart by the official folder its test images come from",
+    "calibration": "Brier score, slope, intercept and calibration error, as they are and recalibrated",
+    "claims": "each published figure beside what is measured here",
+    "counts": "images and patients by folder and class",
+    "coverage": "how often 90 % prediction sets hold the truth",
+    "devices": "the same training on one and on several devices",
+    "external": "figures in another hospital and what is lost there",
+    "heat_maps": "whether Grad-CAM finds the lesion, and changes with random weights",
+    "leakage_official": "patients and copies on both sides of the official split",
+    "leakage_random_per_image": "patients and copies on both sides of a random deal",
+    "leakage_strict": "patients and copies on both sides under strict",
+    "operating_points": "what each rule for a threshold promised on validation and gave on the test",
+    "pairs": "differences between networks: DeLong's and McNemar's tests with Holm's correction",
+    "remedies": "176 images with each remedy for imbalance, draw by draw",
+    "remedies_pairs": "each remedy against none on the same draws",
+    "robustness": "AUC lost and balanced error gained by each corruption",
+    "shortcuts": "how far features that know nothing of lungs get",
+    "story": "one network, five ways of splitting and scoring",
+    "strangeness": "distance of each image from the training images",
+    "strangers": "the share of each group that this distance flags",
+    "training_claims": "published losses and accuracies of a training beside those of the trainings here",
+    "subgroups": "kinds of pneumonia, series of normals, sizes of images",
+}
+
 
 @dataclass(frozen=True)
 class _Picture:
@@ -66,10 +93,18 @@ def _section(place: Path) -> dict[str, Any]:
         "note": reports.note(place.name),
         "rows": board.to_dict(orient="records"),
         "claims": reports.claims(place.name).to_dict(orient="records"),
+        "training": reports.training_claims(place.name).to_dict(orient="records"),
         "recipes": recipes,
+        "tables": list(_tables(place)),
         "pictures": list(_pictures(place)),
         "notebooks": list(_notebooks(place)),
     }
+
+
+def _tables(place: Path) -> Iterator[dict[str, str]]:
+    for file in (place / "leaderboard.csv", *sorted((place / "tables").glob("*.csv"))):
+        link = file.relative_to(paths.REPORTS).as_posix()
+        yield {"name": file.stem.replace("_", " "), "link": link, "about": TABLES.get(file.stem, "")}
 
 
 def _notebooks(place: Path) -> Iterator[dict[str, str]]:
@@ -113,18 +148,18 @@ _TABLE = re.compile(
 
 def _leaderboard(dataset: str) -> list[str]:
     lines = [
-        "| recipe | protocol | initial weights | seeds | n | accuracy | claimed | AUC "
+        "| recipe | protocol | initial weights | seeds | n | accuracy | sd over seeds | claimed | AUC "
         "| sensitivity | specificity |",
-        "|---" * 10 + "|",
+        "|---" * 11 + "|",
     ]
     for row in reports.leaderboard(dataset).to_dict(orient="records"):
         figures = {metric: _with_interval(row, metric) for metric in ("accuracy", "auc")}
-        claimed = "–" if np.isnan(row["claimed_accuracy"]) else f"{row['claimed_accuracy']:.2f}"
+        claimed, spread = _share(row["claimed_accuracy"]), _share(row["accuracy_seed_sd"], 2)
         cells = (f"`{row['recipe']}`", row["protocol"], row["init"], row["seeds"], row["n_test"])
         errors = (f"{row['sensitivity']:.3f}", f"{row['specificity']:.3f}")
         lines.append(
             "| "
-            + " | ".join(map(str, (*cells, figures["accuracy"], claimed, figures["auc"], *errors)))
+            + " | ".join(map(str, (*cells, figures["accuracy"], spread, claimed, figures["auc"], *errors)))
             + " |"
         )
     return lines
@@ -154,7 +189,7 @@ def _with_interval(row: dict[Any, Any], name: str) -> str:
     return f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})"
 
 
-def _share(value: float | str) -> str:
+def _share(value: float | str, digits: int = 3) -> str:
     if isinstance(value, str):
         return f"“{value}”"
-    return "–" if np.isnan(value) else f"{value:.3g}"
+    return "–" if np.isnan(value) else f"{value:.{digits}g}"

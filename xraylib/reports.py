@@ -4,6 +4,7 @@
 `figures/`; what shows patients' pixels goes to `local/`, which never enters the repository.
 """
 
+import hashlib
 import json
 import logging
 from functools import lru_cache
@@ -15,7 +16,7 @@ import pandas as pd
 from filelock import FileLock
 from matplotlib.figure import Figure
 
-from xraylib import catalog, comparisons, metrics, paths
+from xraylib import catalog, claimed, metrics, paths
 from xraylib.canvas import png
 from xraylib.comparisons import of_protocols, operating_point
 from xraylib.errors import DataMissing
@@ -174,7 +175,7 @@ def _stamp(place: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 def claims(dataset: str) -> pd.DataFrame:
-    """Set the published figures beside those of a report (see `comparisons.claims`), and keep the table."""
+    """Set the published figures beside those of a report (see `claimed.claims`), and keep the table."""
     table = _claims(dataset, _stamp(folder(dataset)))
     save_table(table, dataset, "claims")
     return table.copy()
@@ -183,7 +184,21 @@ def claims(dataset: str) -> pd.DataFrame:
 @lru_cache(maxsize=8)
 def _claims(dataset: str, stamp: tuple[tuple[str, int, int], ...]) -> pd.DataFrame:
     """Claims beside the scores; computed once while the scores' files stay as `stamp` says."""
-    return comparisons.claims(load_scores(dataset), same_data=dataset.startswith("kermany"))
+    return claimed.claims(load_scores(dataset), same_data=dataset.startswith("kermany"))
+
+
+def training_claims(dataset: str) -> pd.DataFrame:
+    """Set published figures of a training beside those here (see `claimed`), and keep the table."""
+    place, scores = folder(dataset), load_scores(dataset)
+    histories = {
+        name: [
+            pd.DataFrame(run["history"]) for run in read_runs(place, name) if run["protocol"] == "published"
+        ]
+        for name in scores["recipe"].unique()
+    }
+    table = claimed.training_claims(scores, histories)
+    save_table(table, dataset, "training_claims")
+    return table
 
 
 def save_table(table: pd.DataFrame, dataset: str, name: str) -> Path:
@@ -252,21 +267,25 @@ def _write_metrics(place: Path, recipe: str, runs: list[dict[str, Any]], scores:
         }
         for protocol, part in ((str(name), part) for name, part in scores.groupby("protocol"))
     }
+    held = {"recipe": recipe, "scores_sha256": _sha256(place / "scores" / f"{recipe}.csv")}
     with atomic(place / "metrics" / f"{recipe}.json") as temporary:
-        temporary.write_text(
-            json.dumps({"recipe": recipe, "figures": figures, "runs": runs}, indent=1) + "\n"
-        )
+        temporary.write_text(json.dumps(held | {"figures": figures, "runs": runs}, indent=1) + "\n")
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def refresh_metrics(dataset: str) -> None:
-    """Compute `metrics/<recipe>.json` anew from the scores where it was written with fewer metrics."""
+    """Compute `metrics/<recipe>.json` anew where it is of other scores, or has fewer metrics."""
     place = folder(dataset)
     for file in sorted((place / "metrics").glob("*.json")):
         held = json.loads(file.read_text(encoding="utf-8"))
+        source = place / "scores" / f"{held['recipe']}.csv"
         sides = [side for sides in held["figures"].values() for side in sides.values()]
-        if any(set(side) != set(metrics.METRICS) for side in sides):
-            scores = read_scores(place / "scores" / f"{held['recipe']}.csv")
-            _write_metrics(place, held["recipe"], held["runs"], scores)
+        whole = all(set(side) == set(metrics.METRICS) for side in sides)
+        if not whole or held.get("scores_sha256") != _sha256(source):
+            _write_metrics(place, held["recipe"], held["runs"], read_scores(source))
 
 
 def rank(recipe: str) -> tuple[int, str]:

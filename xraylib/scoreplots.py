@@ -94,7 +94,7 @@ def confusion(
         raise DataInvalid("there is no confusion matrix to draw. Mend: pass at least one.")
     columns = min(columns, len(matrices))
     rows = -(-len(matrices) // columns)
-    fig, axes = blank(max(4.5, 1.0 + 2.2 * columns), 0.9 + 2.6 * rows, rows, columns)
+    fig, axes = blank(max(4.5, 1.0 + 2.2 * columns), 0.9 + 2.8 * rows, rows, columns)
     for ax in axes.flat[len(matrices) :]:
         ax.remove()
     for place, (ax, (name, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
@@ -102,7 +102,9 @@ def confusion(
         first = place % columns == 0
         ax.set_yticks([0, 1], CLASSES if first else ["", ""], rotation=90, va="center")
         ax.set_ylabel("true class" if first else "")
-        ax.set_xlabel("predicted class" if place + columns >= len(matrices) else "")
+        last = place + columns >= len(matrices)
+        ax.set_xticks([0, 1], CLASSES if last else ["", ""])
+        ax.set_xlabel("predicted class" if last else "")
     head(
         fig, title, "Counts: mean over seeds. Percent: of the true class; diagonal: specificity, sensitivity."
     )
@@ -124,7 +126,6 @@ def _matrix(ax: Axes, name: str, matrix: np.ndarray) -> None:
         weight = "bold" if truth == call else "normal"
         ax.text(call, truth - 0.08, f"{count:,.{digits}f}", fontsize=13, fontweight=weight, **ink)
         ax.text(call, truth + 0.2, f"{share:.1%}", fontsize=9, **ink)
-    ax.set_xticks([0, 1], CLASSES)
     ax.set_title(name)
     ax.tick_params(length=0)
     for spine in ax.spines.values():
@@ -219,7 +220,11 @@ def leaderboard(
         bare(ax, "bottom")
     axes[0, 0].set_yticks(range(len(table)), [_row_name(row) for row in records(table)])
     axes[0, 0].set_ylim(len(table) - 0.5, -0.5)
-    head(fig, title, "Test images. Lines: 95% intervals, patients resampled. Diamond: claimed accuracy.")
+    head(
+        fig,
+        title,
+        "Test images, best AUC first. Lines: 95% intervals, patients resampled. Diamond: claimed accuracy.",
+    )
     return fig
 
 

@@ -54,6 +54,8 @@ class Recipe:
         Images the claim was measured on, 0 where that is not known.
     shown
         What the stored output of the system's own notebook shows, by metric, where it could be read.
+    curves
+        Published figures of the training itself, by their name in `claimed.CURVES`.
     published
         Fields that differ under the protocol `published`; empty when nothing was published.
     remark
@@ -81,6 +83,7 @@ class Recipe:
     claims: Mapping[str, float | str] = field(default_factory=dict)
     claimed_on: int = 0
     shown: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
     remark: str = ""
     kept: tuple[str, ...] = ()
@@ -108,7 +111,18 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of training, as plain values; prose and claims left out."""
-        words = {"title", "source", "seeds", "claims", "claimed_on", "shown", "remark", "published", "kept"}
+        words = {
+            "title",
+            "source",
+            "seeds",
+            "claims",
+            "claimed_on",
+            "shown",
+            "curves",
+            "remark",
+            "published",
+            "kept",
+        }
         words |= {"mended", "threshold"}
         return {key: value for key, value in asdict(self).items() if key not in words}
 
