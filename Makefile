@@ -79,8 +79,9 @@ $(REPORT)/index.html: $(PAGES) $(wildcard $(REPORT)/*/scores/*.csv)
 	$(PY) -m xraylib report
 
 ifeq ($(REUSE),true)
-# All notebooks read the same committed scores, so two may run side by side.
+# All notebooks read the same committed scores, so two may run side by side, each on one thread.
 MAKEFLAGS += -j2
+export OMP_NUM_THREADS ?= 1
 else
 # A later notebook reads what an earlier one left: trained runs and their scores.
 $(BUILD)/04_transfer_learning.ipynb: $(BUILD)/03_baseline_cnn.ipynb

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -255,7 +256,8 @@ def assert_recomputes(place):
         numeric = {name for name, value in row.items() if isinstance(value, (int, float))}
         assert numeric >= set(again) and numeric - set(again) == set()
         for name, value in again.items():
-            assert row[name] == pytest.approx(value, abs=1e-6, nan_ok=True), (recipe, protocol, name)
+            close = pytest.approx(value, rel=1e-8, abs=1e-6, nan_ok=True)
+            assert row[name] == close, (recipe, protocol, name)
         assert {row["init"]} == {run["init"] for run in runs}
         assert set(row["hardware"].split("; ")) == {run["hardware"] for run in runs}
 
@@ -511,3 +513,15 @@ def test_the_committed_metrics_are_of_the_committed_scores(dataset):
             found = part.groupby("seed").apply(lambda one: sk.roc_auc_score(one["label"], one["score"]))
             assert set(sides["test"]) == set(METRICS), file.stem
             assert sides["test"]["auc"]["value"] == pytest.approx(found.mean(), abs=1e-6), file.stem
+
+
+def test_a_committed_figure_says_of_how_many_images_it_is():
+    figures = sorted((COMMITTED / "kermany" / "figures").glob("*.png"))
+    assert len(figures) > 30
+    for file in figures:
+        with Image.open(file) as image:
+            caption = image.info["Description"]
+        # Whether several devices learn what one does is no figure of images.
+        assert file.stem == "05_devices" or re.search(
+            r"\bn (=|beside|on each)|\d training images", caption
+        ), file

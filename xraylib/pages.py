@@ -154,7 +154,7 @@ def _leaderboard(dataset: str) -> list[str]:
     ]
     for row in reports.leaderboard(dataset).to_dict(orient="records"):
         figures = {metric: _with_interval(row, metric) for metric in ("accuracy", "auc")}
-        claimed, spread = _share(row["claimed_accuracy"]), _share(row["accuracy_seed_sd"], 2)
+        claimed, spread = _share(row["claimed_accuracy"]), _fixed(row["accuracy_seed_sd"])
         cells = (f"`{row['recipe']}`", row["protocol"], row["init"], row["seeds"], row["n_test"])
         errors = (f"{row['sensitivity']:.3f}", f"{row['specificity']:.3f}")
         lines.append(
@@ -189,7 +189,11 @@ def _with_interval(row: dict[Any, Any], name: str) -> str:
     return f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})"
 
 
-def _share(value: float | str, digits: int = 3) -> str:
+def _fixed(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.3f}"
+
+
+def _share(value: float | str) -> str:
     if isinstance(value, str):
         return f"“{value}”"
-    return "–" if np.isnan(value) else f"{value:.{digits}g}"
+    return "–" if np.isnan(value) else f"{value:.3g}"

@@ -105,8 +105,7 @@ RESNET = Recipe(
     claims={"sensitivity": "excellent"},
     remark=(
         "The claim gives no figure. The stored output of its notebook calls every test image pneumonia: "
-        "recall 1.000 at the precision of the larger class. The row as published was trained before the "
-        "layer that flips the images it scores was mended, and scored after."
+        "recall 1.000 at the precision of the larger class."
     ),
     shown={"accuracy": 0.633, "precision": 0.630, "sensitivity": 1.0},
     curves={"test loss": 3.63},
