@@ -150,7 +150,7 @@ def test_random_weights_say_something_else(kind, predictors, pneumonias):
     assert not np.allclose(fresh.score(pixels), predictor.score(pixels), atol=1e-3)
     other = heat_maps(fresh, pixels)
     assert not np.allclose(other, before, atol=0.05)
-    assert np.nan_to_num(agreement(before, other)).mean() < 0.9
+    assert np.nan_to_num(agreement(before, other)).mean() < 0.75
     np.testing.assert_array_equal(heat_maps(predictor, pixels), before)
 
 

@@ -15,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 from test_ranking import obuchowski
 
 from xraylib import pages, paths, reports, scores
+from xraylib.comparisons import operating_point
 from xraylib.errors import DataInvalid, DataMissing, StorageFailed
 from xraylib.metrics import METRICS
 from xraylib.recipes import RECIPES
@@ -507,6 +508,12 @@ def test_the_committed_metrics_are_of_the_committed_scores(dataset):
             json.loads(file.read_text()),
             scores.read(COMMITTED / dataset / f"scores/{file.stem}.csv"),
         )
+        for run in held["runs"]:
+            rule = operating_point(file.stem, run["protocol"])
+            own = table[(table["protocol"] == run["protocol"]) & (table["seed"] == run["seed"])]
+            val = own[own["split"] == "val"]
+            at = youden(val["label"].to_numpy(), val["score"].to_numpy()) if rule == "validation" else rule
+            assert run["threshold"] == pytest.approx(at, abs=1e-9), "the threshold is that of the run"
         assert set(held["figures"]) == set(table["protocol"]), file.stem
         for protocol, sides in held["figures"].items():
             part = table[(table["protocol"] == protocol) & (table["split"] == "test")]

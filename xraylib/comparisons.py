@@ -32,6 +32,12 @@ def operating_point(recipe: str, protocol: str) -> str | float:
     return RECIPES[recipe].under(protocol).threshold if recipe in RECIPES else "validation"
 
 
+def threshold_of(scores: pd.DataFrame, recipe: str, protocol: str, seed: int) -> float:
+    """Return the operating point that a run's own validation chose, or its recipe names."""
+    own = scores[(scores["protocol"] == protocol) & (scores["seed"] == seed)]
+    return float(thresholds(own, operating_point(recipe, protocol))[seed])
+
+
 def of_protocols(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of `published` and `strict`, without those of other ways of splitting."""
     return scores[scores["protocol"].isin(PROTOCOLS)]

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from xraylib import catalog, claimed, metrics, paths
 from xraylib.canvas import png
-from xraylib.comparisons import of_protocols, operating_point
+from xraylib.comparisons import of_protocols, operating_point, threshold_of
 from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES
 from xraylib.runs import Run
@@ -70,6 +70,7 @@ def record(run: Run, dataset: str) -> None:
     with FileLock(place / ".lock"):
         runs = {(r["protocol"], r["seed"]): r for r in read_runs(place, run.recipe)}
         about = run.settings | {"history": run.history.to_dict(orient="records")}
+        about["threshold"] = threshold_of(run.scores, run.recipe, run.protocol, run.seed)
         for key in [k for k, r in runs.items() if k[0] == run.protocol and not _comparable(r, about)]:
             log.warning(
                 "%s, %s: seed %s was trained otherwise and leaves the table", run.recipe, key[0], key[1]
@@ -284,8 +285,13 @@ def refresh_metrics(dataset: str) -> None:
         source = place / "scores" / f"{held['recipe']}.csv"
         sides = [side for sides in held["figures"].values() for side in sides.values()]
         whole = all(set(side) == set(metrics.METRICS) for side in sides)
+        whole &= all("threshold" in run for run in held["runs"])
         if not whole or held.get("scores_sha256") != _sha256(source):
-            _write_metrics(place, held["recipe"], held["runs"], read_scores(source))
+            scores = read_scores(source)
+            for run in held["runs"]:
+                about = (held["recipe"], run["protocol"], run["seed"])
+                run.setdefault("threshold", threshold_of(scores, *about))
+            _write_metrics(place, held["recipe"], held["runs"], scores)
 
 
 def rank(recipe: str) -> tuple[int, str]:
