@@ -641,6 +641,12 @@ def test_inversion_does_not_flatten_the_other_corruptions():
     assert all(ax.get_ylim()[0] > 0.3 for name, ax in panels.items() if name != "inversion")
 
 
+@pytest.mark.parametrize(("figure", "table"), [(plots.losses, LOST), (plots.robustness, WORSE)])
+def test_untouched_images_alone_are_nothing_to_draw(figure, table):
+    with pytest.raises(DataInvalid, match="corruptions is empty"):
+        figure(table[table["corruption"] == "none"])
+
+
 def test_inversion_has_its_own_scale_among_the_losses():
     turned = LOST[LOST["severity"] > 1].assign(corruption="inversion", severity=1, auc_lost_high=0.95)
     auc, _, own, _ = plots.losses(pd.concat([LOST, turned])).axes

@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -497,8 +498,28 @@ def test_metrics_of_other_scores_are_computed_anew():
     file = place / "metrics" / "tiny-cnn-28.json"
     before = json.loads(file.read_text())["figures"]["strict"]["test"]["auc"]["value"]
     reports.refresh_metrics("made-up")
-    after = json.loads(file.read_text())["figures"]["strict"]["test"]["auc"]["value"]
-    assert after == pytest.approx(1 - before, abs=1e-5)
+    held = json.loads(file.read_text())
+    assert held["figures"]["strict"]["test"]["auc"]["value"] == pytest.approx(1 - before, abs=1e-5)
+    val = table[table["split"] == "val"]
+    expected = youden(val["label"].to_numpy(), 1 - val["score"].to_numpy())
+    assert held["runs"][0]["threshold"] == pytest.approx(expected)
+    (place / "scores" / "tiny-cnn-28.csv").unlink()
+    with pytest.raises(
+        DataMissing, match=r"tiny-cnn-28\.json is of scores that are not in .* Mend: delete it"
+    ):
+        reports.refresh_metrics("made-up")
+
+
+def test_seeds_tested_on_other_images_leave_the_table(caplog):
+    for seed in (0, 1):
+        reports.record(run_of(seed=seed), "made-up")
+    run = run_of(seed=0)
+    new = run.scores[run.scores["split"] == "test"].iloc[[0]].assign(image_id="new", patient="new")
+    reports.record(replace(run, scores=pd.concat([run.scores, new])), "made-up")
+    assert seeds_kept() == [0]
+    assert "seed 1 was trained otherwise and leaves the table" in caplog.text
+    reports.record(run_of(seed=1, protocol="published"), "made-up")
+    assert len(reports.load_scores("made-up")["protocol"].unique()) == 2
 
 
 @pytest.mark.parametrize("dataset", ["kermany", "phantom"])

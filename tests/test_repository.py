@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 
 import nbformat
-import numpy as np
-import pandas as pd
 import pytest
 
 from xraylib import cli
@@ -176,9 +174,6 @@ def test_notebooks_call_and_do_not_define(path):
         assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}, cell.source
 
 
-BOARDS = [ROOT / "reports" / "kermany" / "leaderboard.csv"]
-# Levels of intervals and of prediction sets, not findings.
-PROMISES = (0.95, 0.9)
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")),
     *(ROOT / "reports" / name for name in ("model_card.md", "checklist.md")),
@@ -210,30 +205,6 @@ def test_links_and_anchors_of_a_page_resolve(page):
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), link
-
-
-FINDINGS = re.findall(
-    r"^- .*?(?=^- |^## |\Z)",
-    (ROOT / "README.md").read_text(encoding="utf-8").partition("## What it finds")[2].partition("\n## ")[0],
-    flags=re.M | re.S,
-)
-
-
-@pytest.mark.parametrize("finding", FINDINGS, ids=lambda text: text[2:30])
-def test_figures_in_the_readme_stand_in_the_tables_it_links(finding):
-    tables = [ROOT / link for link in re.findall(r"\]\(([^)\s]+\.csv)\)", finding)]
-    assert tables, "a finding names its table"
-    held = [pd.read_csv(file).select_dtypes("number") for file in (*tables, *BOARDS)]
-    values = np.abs(np.concatenate([table.to_numpy(dtype=float).ravel() for table in held]))
-    values = np.r_[values, 1 - values]
-    percents = [(f, 2) for f in re.findall(r"(?<![\d.])(\d{1,3}) %", finding)]
-    percents += [(f, 3) for f in re.findall(r"(?<![\d.])(\d{1,3}\.\d) %", finding)]
-    shares = [(float(figure) / 100, digits) for figure, digits in percents]
-    shares += [(float(f), len(f) - 1) for f in re.findall(r"(?<![\d.])\.\d{2,3}(?!\d)", finding)]
-    for share, digits in shares:
-        if share in PROMISES:
-            continue
-        assert np.nanmin(np.abs(values - share)) <= 0.5001 * 10**-digits, (share, finding)
 
 
 COMMANDS = re.compile(

@@ -233,6 +233,13 @@ def test_recipes_are_told_apart_though_one_has_fewer_corruptions():
     pd.testing.assert_frame_equal(both[both["recipe"] == "s"].reset_index(drop=True), alone)
 
 
+def test_a_trial_that_was_cut_is_not_averaged(runs):
+    table = tried(runs).drop(columns=["marker 5"])
+    assert len(robustness.losses(table)) == 6
+    with pytest.raises(DataInvalid, match="tiny-cnn-28 was tried on some severities of marker only"):
+        robustness.losses(table, averaged=True)
+
+
 def test_a_corruption_scored_in_part_is_refused():
     table = trial()
     table.loc[3, "noise 2"] = np.nan

@@ -135,8 +135,10 @@ def risk_coverage(
         # The surest first; those equally sure are one group.
         sure, group = np.unique(-np.abs(logit(score) - logit(np.array(point))), return_inverse=True)
         own = draws[:, np.searchsorted(names, part["patient"])]
-        member = np.eye(len(sure))[group]
-        kept, missed = (np.cumsum(weights @ member, axis=1) for weights in (own, own * wrong))
+        order = np.argsort(group, kind="stable")
+        first = np.searchsorted(group[order], np.arange(len(sure)))
+        sums = (np.add.reduceat(each[:, order], first, axis=1) for each in (own, own * wrong))
+        kept, missed = (np.cumsum(each, axis=1) for each in sums)
         by_seed.append(np.stack([_errors(answered, *each) for each in zip(kept, missed, strict=True)]))
     mean = np.mean(by_seed, axis=0)
     low, high = np.percentile(mean[1:], [2.5, 97.5], axis=0)

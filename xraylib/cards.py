@@ -1,6 +1,8 @@
 """The model card: what the models are for, on what they were measured, and where they fail."""
 
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -47,9 +49,14 @@ def write_model_card(dataset: str) -> Path:
         hardware="; ".join(sorted(set(board["hardware"]))),
         rows=rows,
         prevalences=PREVALENCES,
-        external=pd.read_csv(outside).to_dict(orient="records") if outside.exists() else [],
+        external=_elsewhere(outside) if outside.exists() else [],
     )
     file = paths.REPORTS / "model_card.md"
     with atomic(file) as temporary:
         temporary.write_text(card, encoding="utf-8")
     return file
+
+
+def _elsewhere(file: Path) -> list[dict[Hashable, Any]]:
+    table = pd.read_csv(file)
+    return table[~table["recipe"].isin(REMEDIED[1:])].to_dict(orient="records")

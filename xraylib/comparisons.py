@@ -34,7 +34,7 @@ def operating_point(recipe: str, protocol: str) -> str | float:
 
 def threshold_of(scores: pd.DataFrame, recipe: str, protocol: str, seed: int) -> float:
     """Return the operating point that a run's own validation chose, or its recipe names."""
-    own = scores[(scores["protocol"] == protocol) & (scores["seed"] == seed)]
+    own = scores[(scores["recipe"] == recipe) & (scores["protocol"] == protocol) & (scores["seed"] == seed)]
     return float(thresholds(own, operating_point(recipe, protocol))[seed])
 
 

@@ -194,6 +194,7 @@ def robustness(table: pd.DataFrame, title: str = "What does a worse image do to 
     need(table, ("recipe", "corruption", "severity", "auc"), "robustness")
     clean = table[table["severity"] == 0].set_index("recipe")["auc"]
     worse = table[table["severity"] > 0]
+    need(worse, (), "corruptions")
     names, recipes = list(dict.fromkeys(worse["corruption"])), list(dict.fromkeys(table["recipe"]))
     columns = min(6, len(names))
     rows = -(-len(names) // columns)
@@ -247,6 +248,7 @@ def losses(table: pd.DataFrame, title: str = "What does a worse image cost?") ->
     panels = {"auc_lost": "AUC lost", "balanced_error_gained": "balanced error gained"}
     need(table, ("recipe", "corruption", "severity", *panels, *(f"{name}_low" for name in panels)), "losses")
     worse, recipes = table[table["corruption"] != "none"], list(dict.fromkeys(table["recipe"]))
+    need(worse, (), "corruptions")
     # What has one severity only, and overturns the image, would flatten all the others: it has its own scale.
     once = worse["severity"] == 1
     parts = [part for part in (worse[~once], worse[once]) if len(part)]
@@ -261,7 +263,8 @@ def losses(table: pd.DataFrame, title: str = "What does a worse image cost?") ->
     for recipe in recipes:
         axes[0, 0].plot([], [], "o-", color=recipe_looks(recipes)[recipe][0], markersize=3.5, label=recipe)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8.5)
-    head(fig, title, "Severities averaged; dotted: as good as untouched. Lines: 95% intervals over patients.")
+    note = "Severities averaged; dotted: as good as untouched. Lines: 95% intervals over patients, "
+    head(fig, title, note + "without width where no call changes.")
     return fig
 
 

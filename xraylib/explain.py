@@ -149,7 +149,7 @@ def find_lesion(maps: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> pd
     -------
     pandas.DataFrame
         Index `pointing` (share of peaks in the lesion) and `energy` (mean share of the map in the lesion);
-        columns `value, low, high` (95 % over patients; Wilson's where no peak is inside, or every one) and
+        columns `value, low, high` (95 % over patients; Wilson's where a value is 0 or 1) and
         `area` (mean share of the image that is lesion: what a uniform map reaches).
     """
     inside = np.asarray(masks) > 0

@@ -104,8 +104,8 @@ RESNET = Recipe(
     seeds=1,
     claims={"sensitivity": "excellent"},
     remark=(
-        "The claim gives no figure. The stored output of its notebook calls every test image pneumonia: "
-        "recall 1.000 at the precision of the larger class."
+        "The claim gives no figure. The stored output of its notebook finds every pneumonia and calls "
+        "229 of the 234 normals sick: accuracy .633, precision .630."
     ),
     shown={"accuracy": 0.633, "precision": 0.630, "sensitivity": 1.0},
     curves={"test loss": 3.63},

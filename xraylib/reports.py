@@ -22,7 +22,7 @@ from xraylib.comparisons import of_protocols, operating_point, threshold_of
 from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES
 from xraylib.runs import Run
-from xraylib.scores import check_scores
+from xraylib.scores import check_scores, tested_alike
 from xraylib.scores import read as read_scores
 from xraylib.scores import write as write_scores
 from xraylib.storage import atomic, storage_errors
@@ -62,31 +62,30 @@ def record(run: Run, dataset: str) -> None:
     """Add a run to the report's scores and metrics; a run of the same protocol and seed is replaced.
 
     Rows of one recipe and protocol are averaged over seeds, so they must be seeds of one thing: runs that
-    differ in more than the seed (budget, initial weights) are taken out, and the log says so.
+    differ in more than the seed (budget, weights, the test images of `strict`) are taken out, said aloud.
     """
     place = folder(dataset)
     with storage_errors(place):
         place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / ".lock"):
         runs = {(r["protocol"], r["seed"]): r for r in read_runs(place, run.recipe)}
+        file = place / "scores" / f"{run.recipe}.csv"
+        old = read_scores(file) if file.exists() else run.scores[:0]
+        alike = {seed for seed, part in old.groupby("seed") if tested_alike(part, run.scores)}
         about = run.settings | {"history": run.history.to_dict(orient="records")}
         about["threshold"] = threshold_of(run.scores, run.recipe, run.protocol, run.seed)
-        for key in [k for k, r in runs.items() if k[0] == run.protocol and not _comparable(r, about)]:
+        mine = [key for key in runs if key[0] == run.protocol]
+        for key in [k for k in mine if k[1] not in alike or not _comparable(runs[k], about)]:
             log.warning(
                 "%s, %s: seed %s was trained otherwise and leaves the table", run.recipe, key[0], key[1]
             )
             del runs[key]
         runs[run.protocol, run.seed] = about
-        file = place / "scores" / f"{run.recipe}.csv"
-        kept = [run.scores]
-        if file.exists():
-            old = read_scores(file)
-            known = pd.Series(zip(old["protocol"], old["seed"], strict=True), index=old.index).isin(
-                list(runs)
-            )
-            same = (old["protocol"] == run.protocol) & (old["seed"] == run.seed)
-            kept.append(old[known & ~same])
-        scores = pd.concat(kept).sort_values(["protocol", "seed", "split", "image_id"])
+        known = pd.Series(zip(old["protocol"], old["seed"], strict=True), index=old.index).isin(list(runs))
+        same = (old["protocol"] == run.protocol) & (old["seed"] == run.seed)
+        scores = pd.concat([run.scores, old[known & ~same]])
+        scores = scores.sort_values(["protocol", "seed", "split", "image_id"])
+        check_scores(scores)
         write_scores(scores, file)
         _write_metrics(place, run.recipe, [runs[key] for key in sorted(runs)], scores)
 
@@ -283,14 +282,15 @@ def refresh_metrics(dataset: str) -> None:
     for file in sorted((place / "metrics").glob("*.json")):
         held = json.loads(file.read_text(encoding="utf-8"))
         source = place / "scores" / f"{held['recipe']}.csv"
+        if not source.exists():
+            raise DataMissing(f"{file} is of scores that are not in {source}. Mend: delete it.")
         sides = [side for sides in held["figures"].values() for side in sides.values()]
         whole = all(set(side) == set(metrics.METRICS) for side in sides)
         whole &= all("threshold" in run for run in held["runs"])
         if not whole or held.get("scores_sha256") != _sha256(source):
             scores = read_scores(source)
             for run in held["runs"]:
-                about = (held["recipe"], run["protocol"], run["seed"])
-                run.setdefault("threshold", threshold_of(scores, *about))
+                run["threshold"] = threshold_of(scores, held["recipe"], run["protocol"], run["seed"])
             _write_metrics(place, held["recipe"], held["runs"], scores)
 
 

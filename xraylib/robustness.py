@@ -134,12 +134,13 @@ def losses(scores: pd.DataFrame, *, averaged: bool = False, level: float = 0.95)
     pandas.DataFrame
         `LOSSES`, with DeLong's intervals of paired differences over patients; `severity` counts the
         averaged ones, 1 for `none`. The balanced error is that at the threshold of validation: the AUC of a
-        yes or no is its balanced accuracy, so that DeLong's covariance holds for it too.
+        yes or no is its balanced accuracy, so that DeLong's covariance holds for it too. Where no call
+        changes, its interval has no width.
 
     Raises
     ------
     DataInvalid
-        When a recipe lacks the scores of the images as they are.
+        When a recipe lacks the scores of the images as they are, or, to be averaged, a severity.
     """
     parts = [
         _losses_of_one(scored, averaged, level)
@@ -166,6 +167,11 @@ def _losses_of_one(scored: pd.DataFrame, averaged: bool, level: float) -> pd.Dat
     table["severity"] = table["severity"].astype(int)
     if averaged:
         table["severity"] = [len(group) for group in groups]
+        steps = {name: len(values) for name, (_, values) in corruptions.CORRUPTIONS.items()}
+        cut = table[table["severity"] < table["corruption"].map(steps).fillna(1)]
+        if len(cut):
+            which = f"{first['recipe']} was tried on some severities of {cut['corruption'].iloc[0]} only"
+            raise DataInvalid(f"{which}. Mend: run it again.")
     table = table.assign(recipe=first["recipe"], seed=first["seed"], n=len(scored))
     for figure, change, values in (
         ("auc", "auc_lost", ranks),

@@ -54,7 +54,8 @@ def numbers(table: pd.DataFrame, column: str, kind: str, file: Path) -> pd.Serie
         row = table[bad].iloc[0]
         raise DataInvalid(
             f"{file}: {row['image_id']} has {row[column]!r} as {column}, which is no number "
-            f"({int(bad.sum())} rows, the first in line {bad.idxmax() + 2}). Mend: delete it and train again."
+            f"({int(bad.sum())} rows, the first in line {bad.idxmax() + 2}). Mend: delete it, and run the "
+            "command that wrote it again."
         )
     return found.astype("int64" if kind == "int64" else "float64")
 
@@ -102,7 +103,7 @@ def check_scores(scores: pd.DataFrame) -> None:
             row = scores[rows].iloc[0]
             raise DataInvalid(
                 f"{row['recipe']}, {row['protocol']}, seed {row['seed']}: {row['image_id']} {what} "
-                f"({int(rows.sum())} rows). Mend: delete the table and train again."
+                f"({int(rows.sum())} rows). Mend: delete the table and run the command that wrote it again."
             )
     for key, part in scores.groupby(["recipe", "protocol", "seed", "split"]):
         where = ", ".join(map(str, key))
@@ -113,6 +114,13 @@ def check_scores(scores: pd.DataFrame) -> None:
                 f"{where}: all {len(part)} scores are {part['score'].iloc[0]:.6g}, which ranks nothing. "
                 "Mend: train with another seed or a lower learning rate."
             )
+
+
+def tested_alike(scores: pd.DataFrame, others: pd.DataFrame) -> bool:
+    """Whether two tables have one set of images, patients and labels as test of `strict`, or one has none."""
+    sides = [part[(part["protocol"] == "strict") & (part["split"] == "test")] for part in (scores, others)]
+    first, second = (set(zip(s["image_id"], s["patient"], s["label"], strict=True)) for s in sides)
+    return not first or not second or first == second
 
 
 def _outvoted(scores: pd.DataFrame) -> pd.Series:
