@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn import metrics as sk
 from test_metrics import judged
 
-from xraylib.ranking import delong, delong_interval, weighted_auc, weighted_average_precision
+from xraylib.ranking import delong, delong_interval, weighted_auc, weighted_ranking
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -26,8 +26,8 @@ def test_weighted_figures_are_those_of_scikit_learn_in_any_range(data, shift, sc
     labels, scores, weights = data
     scores = scale * scores + shift
     assume(len(np.unique(scores)) == len(np.unique(data[1])))
-    aucs = weighted_auc(labels == 1, scores, weights)
-    precisions = weighted_average_precision(labels == 1, scores, weights)
+    aucs, precisions = weighted_ranking(labels == 1, scores, weights)
+    np.testing.assert_array_equal(weighted_auc(labels == 1, scores, weights), aucs)
     for row, auc, precision in zip(weights, aucs, precisions, strict=True):
         ill, well = row[labels == 1].sum(), row[labels == 0].sum()
         if ill and well:

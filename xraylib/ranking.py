@@ -28,18 +28,14 @@ def weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     return _auc(*_cumulated(positive, scores, weights))
 
 
-def weighted_average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean precision over the steps of recall, as scikit-learn's `average_precision_score` defines it.
-
-    Parameters and result as those of `weighted_auc`; NaN where no positive has weight.
-    """
-    return _average_precision(*_cumulated(positive, scores, weights))
-
-
 def weighted_ranking(
     positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both `weighted_auc` and `weighted_average_precision`, in one pass."""
+    """`weighted_auc` and, in the same pass, the mean precision over the steps of recall.
+
+    Parameters and results as those of `weighted_auc`; the average precision, as scikit-learn's
+    `average_precision_score` defines it, is NaN where no positive has weight.
+    """
     cumulated = _cumulated(positive, scores, weights)
     return _auc(*cumulated), _average_precision(*cumulated)
 

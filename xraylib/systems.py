@@ -111,19 +111,8 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of training, as plain values; prose and claims left out."""
-        words = {
-            "title",
-            "source",
-            "seeds",
-            "claims",
-            "claimed_on",
-            "shown",
-            "curves",
-            "remark",
-            "published",
-            "kept",
-        }
-        words |= {"mended", "threshold"}
+        words = {"title", "source", "seeds", "claims", "claimed_on", "shown", "curves", "remark", "published"}
+        words |= {"kept", "mended", "threshold"}
         return {key: value for key, value in asdict(self).items() if key not in words}
 
 
