@@ -18,7 +18,7 @@ from typing import Any
 
 from measurements import GROUPS
 
-from xraylib import accelerators, paths, provenance, storage
+from xraylib import accelerators, paths, runs, storage
 
 HERE = Path(__file__).resolve().parent
 PARAMETERS = paths.ROOT / "build" / "phantom" / "parameters"
@@ -100,7 +100,7 @@ def _number(value: float) -> str:
 def heading(load: float) -> str:
     """Hardware, versions and load, as two sentences."""
     device = accelerators.use()
-    found = provenance.versions(device.backend) | {"pillow": importlib.metadata.version("pillow")}
+    found = runs.versions(device.backend) | {"pillow": importlib.metadata.version("pillow")}
     versions = ", ".join(f"{name} {version}" for name, version in found.items())
     return (
         f"{ABOUT}\n{device}. {platform.system()}, Python {platform.python_version()}, {versions}. "

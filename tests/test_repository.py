@@ -21,7 +21,7 @@ EACH_MODULE = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.ste
 # A module imports from those above it only.
 # fmt: off
 ORDER = (
-    "errors", "paths", "storage", "provenance", "scores", "thorax", "phantom", "decoding", "images",
+    "errors", "paths", "storage", "scores", "thorax", "phantom", "decoding", "images",
     "naming", "datasets", "archives", "downloads", "catalog", "splits", "networks", "models", "systems",
     "recipes", "accelerators", "resampling", "ranking", "operating", "metrics", "calibration", "pairs",
     "subgroups", "abstention", "claimed", "comparisons", "corruptions", "shortcuts", "batches", "checkpoints",

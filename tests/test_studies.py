@@ -153,7 +153,7 @@ def changed(**said):
 @pytest.mark.parametrize(
     ("said", "warning"),
     [
-        ({"code": "000000000000"}, "training code has changed"),
+        ({"training_version": 0}, "training code has changed"),
         ({"split": "0" * 16}, "images here are not those"),
     ],
 )

@@ -10,8 +10,8 @@ import pandas as pd
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from xraylib import images, models, paths, provenance
-from xraylib.networks import code
+from xraylib import images, models, paths
+from xraylib.runs import TRAINING_VERSION, versions
 from xraylib.storage import atomic, storage_errors
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,8 @@ def pooled(manifest: pd.DataFrame, network: str, size: int, weights: models.Weig
         "weights": weights.label,
         "seed": seed if weights.label == "random" else None,
         "precision": keras.config.dtype_policy().name,
-        "versions": provenance.versions(keras.backend.backend()),
-        "code": [
-            provenance.code_fingerprint(("features", "models", "decoding")),
-            provenance.function_fingerprint(*code(network)),
-        ],
+        "versions": versions(keras.backend.backend()),
+        "training_version": TRAINING_VERSION,
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = paths.CACHE / "features" / f"{network}-{size}-{key}.npy"

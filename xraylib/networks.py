@@ -177,9 +177,3 @@ BACKBONES: dict[str, Callable[..., keras.Model]] = {
     "resnet50v2_raw": keras.applications.ResNet50V2,
     "inceptionv3": keras.applications.InceptionV3,
 }
-
-
-def code(network: str) -> tuple[Callable[..., Any], ...]:
-    """Return the functions that make a network, for its fingerprint."""
-    own = (NETWORKS[network], FlipAlways) if network == "resnet50v2_raw" else (NETWORKS[network],)
-    return (*own, backbone) if network in BACKBONES else own

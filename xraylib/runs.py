@@ -1,10 +1,12 @@
 """A finished training on disk: what it was made from, its learning curves, its scores.
 
 A run lives in `paths.RUNS/<recipe>-<key>`, where the key is a hash of everything that decides its
-outcome: recipe, images and their split, seed, initial weights, device, versions and this package's code.
+outcome: recipe, images and their split, seed, initial weights and `TRAINING_VERSION`.
 """
 
 import hashlib
+import importlib
+import importlib.metadata
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ import pandas as pd
 from xraylib.scores import read as read_scores
 from xraylib.scores import write as write_scores
 from xraylib.storage import atomic
+
+# Raised by hand whenever a change of the code changes what a training gives; a run of another version is stale.
+TRAINING_VERSION = 1
 
 # What a run leaves to predict with, by the recipe's `fit`; `run.json` holds its SHA-256.
 MODEL_FILES = {"network": "model.weights.h5", "linear-head": "head.json", "number": "head.json"}
@@ -86,3 +91,9 @@ def split_fingerprint(assigned: pd.DataFrame) -> str:
         .agg("|".join, axis=1)
     )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+
+def versions(backend: str) -> dict[str, str]:
+    """Versions of the libraries that decide figures; `backend` is Keras's."""
+    found = {name: importlib.metadata.version(name) for name in ("keras", "scikit-learn", "numpy")}
+    return found | {backend: importlib.import_module(backend).__version__}

@@ -13,7 +13,7 @@ from xraylib.accelerators import Accelerator
 from xraylib.canvas import Figure
 from xraylib.errors import DataMissing
 from xraylib.recipes import RECIPES, find_recipe
-from xraylib.runs import Run, plain, split_fingerprint
+from xraylib.runs import TRAINING_VERSION, Run, plain, split_fingerprint
 from xraylib.systems import Recipe, find_budget
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class Study:
             "%s, %s, seed %d: scores read from %s, made on %s; nothing is trained (reuse=False trains)",
             *(recipe.name, protocol, seed, self.folder, settings["hardware"]),
         )
-        if settings["code"] != training.code_of(recipe.under(protocol)):
+        if settings["training_version"] != TRAINING_VERSION:
             log.warning("the training code has changed since: make reproduce RETRAIN=1 trains again")
         if settings["split"] != self._split_of(recipe.under(protocol).scheme, protocol, seed):
             log.warning("the images here are not those the scores were made from (other files or labels)")

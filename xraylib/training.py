@@ -12,21 +12,28 @@ import pandas as pd
 from filelock import FileLock
 from sklearn.metrics import log_loss
 
-from xraylib import features, heads, images, models, paths, provenance, shortcuts, splits
+from xraylib import features, heads, images, models, paths, shortcuts, splits
 from xraylib.accelerators import Accelerator
 from xraylib.batches import Batches, balance, predict
 from xraylib.checkpoints import Progress
 from xraylib.errors import DataInvalid, TrainingFailed
-from xraylib.networks import code
-from xraylib.runs import MODEL_FILES, Run, digest, model_sha256, plain, read, split_fingerprint, write
+from xraylib.runs import (
+    MODEL_FILES,
+    TRAINING_VERSION,
+    Run,
+    digest,
+    model_sha256,
+    plain,
+    read,
+    split_fingerprint,
+    versions,
+    write,
+)
 from xraylib.scores import COLUMNS
 from xraylib.storage import storage_errors
 from xraylib.systems import Phase, Recipe, find_budget
 
 log = logging.getLogger(__name__)
-# Code that decides what training does: a change makes a new run. Of `networks` only the recipe's own counts.
-CODE = ("training", "batches", "checkpoints", "features", "heads", "models", "decoding")
-CODE_FINGERPRINT = provenance.code_fingerprint(CODE)
 
 
 def train(
@@ -86,11 +93,11 @@ def train(
         "init": weights.label,
         "split": split_fingerprint(assigned),
     }
+    settings["training_version"] = TRAINING_VERSION
     settings["key"] = digest(settings)
     settings["hardware"] = str(accelerator)
-    settings["code"] = code_of(chosen)
-    settings["versions"] = provenance.versions(keras.backend.backend())
-    folder = runs / f"{recipe.name}-{digest(settings)}"
+    settings["versions"] = versions(keras.backend.backend())
+    folder = runs / f"{recipe.name}-{settings['key']}"
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
@@ -101,12 +108,6 @@ def train(
             extra["model_sha256"] = model_sha256(folder / MODEL_FILES[chosen.fit])
             write(folder, settings | extra, history, _table(settings, assigned, scored))
     return read(folder)
-
-
-def code_of(recipe: Recipe) -> str:
-    """Fingerprint of the code that trains a recipe: the training modules and its own network."""
-    own = (shortcuts.number,) if recipe.fit == "number" else code(recipe.network)
-    return f"{CODE_FINGERPRINT}-{provenance.function_fingerprint(*own)}"
 
 
 def _fit_network(
