@@ -64,8 +64,11 @@ class Progress:
         """Add a row to the learning curves, keep the best weights, write the checkpoint."""
         row = {"epoch": self.epoch + 1, "phase": self.phase}
         self.history.append(row | {name: float(value) for name, value in figures.items()})
-        if figures["val_loss"] < self.best_loss:
-            self.best_loss, self.best_epoch = float(figures["val_loss"]), self.epoch - 1
+        swapped = [value for name, value in figures.items() if name.startswith("val_auc_")]
+        # The lowest is kept: the validation loss, or what the worst swapped view lacks to an AUC of 1.
+        criterion = 1 - min(swapped) if swapped else figures["val_loss"]
+        if criterion < self.best_loss:
+            self.best_loss, self.best_epoch = float(criterion), self.epoch - 1
             self.best = _values(self.model.variables)
         self._save()
 

@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from xraylib import paths
 from xraylib.errors import UnknownName, WeightsMissing
-from xraylib.networks import BACKBONES, NETWORKS, Weights, load_weights
+from xraylib.networks import BACKBONES, NETWORKS, RandomFraming, RandomRendering, Weights, load_weights
 from xraylib.storage import atomic
 
 
@@ -105,6 +105,8 @@ AUGMENTATIONS: dict[str, Callable[[], keras.Sequential]] = {
         ],
         name="geometric",
     ),
+    "reframe": lambda: keras.Sequential([RandomFraming()], name="reframe"),
+    "reframe-render": lambda: keras.Sequential([RandomFraming(), RandomRendering()], name="reframe_render"),
     "exposure": lambda: keras.Sequential(
         [layers.RandomBrightness(0.15), layers.RandomContrast(0.2)], name="exposure"
     ),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from xraylib.errors import WeightsMissing
@@ -91,6 +92,16 @@ def mobilenetv2(x: Any, size: int, weights: Weights) -> Any:
     return layers.GlobalAveragePooling2D()(x)
 
 
+def mobilenetv2_160(x: Any, size: int, weights: Weights) -> Any:
+    """MobileNetV2 on 160 × 160 pixels of a larger film, so that what is cut from it loses no detail."""
+    x = layers.Resizing(160, 160, antialias=True)(x)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
+    x = layers.Concatenate()([x, x, x])
+    x = backbone("mobilenetv2_160", 160, weights)(x, training=False)
+    x = layers.GlobalAveragePooling2D()(x)
+    return layers.Dropout(0.2)(x)
+
+
 def mobilenetv2_small(x: Any, size: int, weights: Weights) -> Any:
     """MobileNetV2 (input −1…1), then max pooling and flattening, as the 176-image system publishes it."""
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
@@ -106,6 +117,64 @@ def resnet50v2(x: Any, size: int, weights: Weights) -> Any:
     x = layers.Concatenate()([x, x, x])
     x = backbone("resnet50v2", size, weights)(x)
     return layers.GlobalAveragePooling2D()(x)
+
+
+class RandomFraming(layers.Layer):
+    """Frames each film anew in training: a box of random height, width and place, stretched to the whole.
+
+    Height and width are drawn independently from `low` to 1 of the film's, alike for both classes, so that
+    the aspect ratio says nothing of the class. Resampling is bilinear and separable: two products with
+    matrices of weights, of static shape, which a TPU runs as it runs a dense layer.
+    """
+
+    def __init__(self, low: float = 0.62, **options: Any):
+        super().__init__(**options)
+        self.low = low
+        self.seeds = keras.random.SeedGenerator()
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Frame float films `(batch, size, size, 1)`, each by a box of its own."""
+        if not training:
+            return inputs
+        rows, columns = (self._weights(inputs, inputs.shape[axis]) for axis in (1, 2))
+        films = keras.ops.matmul(rows, inputs[..., 0])
+        return keras.ops.matmul(films, keras.ops.swapaxes(columns, 1, 2))[..., None]
+
+    def _weights(self, inputs: Any, size: int) -> Any:
+        """What each of `size` old lines gives to each new one, `(batch, size, size)`, rows that sum to 1."""
+        ops, shape = keras.ops, (keras.ops.shape(inputs)[0], 1, 1)
+        length = keras.random.uniform(shape, self.low, 1.0, seed=self.seeds) * size
+        start = keras.random.uniform(shape, seed=self.seeds) * (size - length)
+        lines = ops.arange(size, dtype="float32") + 0.5
+        wanted = start + lines[None, :, None] * (length / size)
+        weights = ops.relu(1.0 - ops.abs(wanted - lines[None, None, :]))
+        return ops.cast(weights / ops.sum(weights, axis=-1, keepdims=True), inputs.dtype)
+
+
+class RandomRendering(layers.Layer):
+    """Renders each film anew in training: gamma, contrast and brightness drawn alike for both classes.
+
+    Gamma from 1 / `gamma` to `gamma` (evenly in its logarithm), then contrast about mid-grey by
+    1 ± `contrast` and brightness by ± `brightness` of the range 0…255; what leaves the range is clipped.
+    """
+
+    def __init__(self, gamma: float = 1.6, contrast: float = 0.3, brightness: float = 0.15, **options: Any):
+        super().__init__(**options)
+        self.ranges = (float(np.log(gamma)), contrast, brightness)
+        self.seeds = keras.random.SeedGenerator()
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Render float films `(batch, size, size, 1)` in 0…255."""
+        if not training:
+            return inputs
+        ops, shape = keras.ops, (keras.ops.shape(inputs)[0], 1, 1, 1)
+        gamma, contrast, brightness = (
+            keras.random.uniform(shape, -limit, limit, seed=self.seeds, dtype="float32")
+            for limit in self.ranges
+        )
+        films = ops.clip(ops.cast(inputs, "float32") / 255.0, 1e-4, 1.0) ** ops.exp(gamma)
+        films = (films - 0.5) * (1.0 + contrast) + 0.5 + brightness
+        return ops.cast(255.0 * ops.clip(films, 0.0, 1.0), inputs.dtype)
 
 
 class FlipAlways(layers.RandomFlip):
@@ -161,6 +230,7 @@ NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
         tiny_cnn,
         scratch_cnn,
         mobilenetv2,
+        mobilenetv2_160,
         mobilenetv2_small,
         resnet50v2,
         resnet50v2_raw,
@@ -171,6 +241,7 @@ NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
 
 # Networks on a backbone: initial weights are the backbone's; those of the others are the whole network's.
 BACKBONES: dict[str, Callable[..., keras.Model]] = {
+    "mobilenetv2_160": keras.applications.MobileNetV2,
     "mobilenetv2": keras.applications.MobileNetV2,
     "mobilenetv2_small": keras.applications.MobileNetV2,
     "resnet50v2": keras.applications.ResNet50V2,

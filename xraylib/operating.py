@@ -95,7 +95,9 @@ def thresholds(scores: pd.DataFrame, rule: str | float) -> pd.Series:
     seeds = sorted(scores["seed"].unique())
     if not isinstance(rule, str):
         return pd.Series(float(rule), index=seeds)
-    val = scores[scores["split"] == "val"]
+    # Where validation films were re-framed as well, these choose.
+    reframed = (scores["split"] == "swapped").any()
+    val = scores[scores["split"] == ("swapped" if reframed else "val")]
     if without := sorted(set(seeds) - set(val["seed"])):
         raise DataInvalid(
             f"seed {without[0]} has no scores of the val side to choose a threshold on. "

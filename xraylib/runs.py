@@ -18,7 +18,7 @@ from xraylib.scores import read as read_scores
 from xraylib.scores import write as write_scores
 from xraylib.storage import atomic
 
-# Raised by hand whenever a change of the code changes what a training gives; a run of another version is stale.
+# Raised by hand when a change of the code changes what a training gives; runs of another version are stale.
 TRAINING_VERSION = 1
 
 # What a run leaves to predict with, by the recipe's `fit`; `run.json` holds its SHA-256.

@@ -16,7 +16,8 @@ COLUMNS = ("recipe", "protocol", "seed", "split", "image_id", "patient", "kind",
 # The baseline that gives every image the same score.
 SEES_NOTHING = "majority-class"
 
-SIDES = ("train", "val", "test", "external")
+# `swapped`: validation films framed as the other class (`framing.swap_framing`).
+SIDES = ("train", "val", "swapped", "test", "external")
 _NUMBERS = {"seed": "int64", "label": "int64", "score": "float64"}
 
 
@@ -78,7 +79,9 @@ def check_scores(scores: pd.DataFrame) -> None:
     if scores.empty:
         raise DataInvalid("the scores table is empty. Mend: train a recipe first.")
     # Another hospital may give its patients the same names.
-    inside = scores.assign(split=scores["split"].where(scores["split"] != "external"))
+    inside = scores.assign(
+        split=scores["split"].where(scores["split"] != "external").replace("swapped", "val")
+    )
     strict = scores["protocol"] == "strict"
     run = ["recipe", "protocol", "seed"]
     kind = scores["kind"].map({"normal": 0, "bacteria": 1, "virus": 1})

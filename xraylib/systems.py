@@ -46,6 +46,10 @@ class Recipe:
     scheme, threshold
         How it splits (`splits.SCHEMES`), and the operating point: `validation` (Youden's index on
         validation) or a fixed number.
+    validation
+        `plain`: the epoch of lowest validation loss is kept. `framing`: that of the highest AUC on validation
+        films framed as the other class; `worst`: that of the highest AUC in the worst of the three views of
+        `framing.swaps`. Under both the threshold is chosen on the films framed as the other class.
     seeds
         How many a study trains: 0, 1, … by default.
     claims
@@ -79,6 +83,7 @@ class Recipe:
     imbalance: str | None = None
     scheme: str = "patient-grouped"
     threshold: str | float = "validation"
+    validation: str = "plain"
     seeds: int = 3
     claims: Mapping[str, float | str] = field(default_factory=dict)
     claimed_on: int = 0
@@ -113,6 +118,8 @@ class Recipe:
         """What decides the outcome of training, as plain values; prose and claims left out."""
         words = {"title", "source", "seeds", "claims", "claimed_on", "shown", "curves", "remark", "published"}
         words |= {"kept", "mended", "threshold"}
+        if self.validation == "plain":
+            words |= {"validation"}
         return {key: value for key, value in asdict(self).items() if key not in words}
 
 

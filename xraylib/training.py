@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 
-from xraylib import features, heads, images, models, paths, shortcuts, splits
+from xraylib import features, framing, heads, images, models, paths, shortcuts, splits
 from xraylib.accelerators import Accelerator
 from xraylib.batches import Batches, balance, predict
 from xraylib.checkpoints import Progress
@@ -106,7 +106,7 @@ def train(
             fit = _fit_network if chosen.fit == "network" else _fit_linear_head
             history, scored, extra = fit(chosen, manifest, assigned, weights, seed, folder)
             extra["model_sha256"] = model_sha256(folder / MODEL_FILES[chosen.fit])
-            write(folder, settings | extra, history, _table(settings, assigned, scored))
+            write(folder, settings | extra, history, _table(settings, scored))
     return read(folder)
 
 
@@ -117,7 +117,7 @@ def _fit_network(
     weights: models.Weights,
     seed: int,
     folder: Path,
-) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     pixels = images.load_pixels(manifest, recipe.size)
     labels = manifest["label"].to_numpy()
     sides = {side: rows.index.to_numpy() for side, rows in assigned.groupby("split")}
@@ -125,6 +125,12 @@ def _fit_network(
     model = models.build(
         recipe.network, recipe.size, recipe.head, weights=weights, augmentation=recipe.augmentation
     )
+    val = sides["val"]
+    swapped = {}
+    if recipe.validation != "plain":
+        swapped = framing.swaps(np.asarray(pixels[val]), labels[val], seed)
+        if recipe.validation == "framing":
+            swapped = {"framing": swapped["framing"]}
     progress = Progress.resume(folder, model)
     for number, phase in enumerate(recipe.phases):
         if progress.phase > number:
@@ -141,7 +147,15 @@ def _fit_network(
             batches = Batches(pixels, labels, order, row_weights, recipe.batch_size)
             seen = model.fit(batches, epochs=1, verbose=0, shuffle=False).history
             validated = _finite(predict(model, recipe.head, pixels, sides["val"], recipe.batch_size), recipe)
+            rows_seen = np.arange(len(val))
+            worst = {
+                f"val_auc_{view}": roc_auc_score(
+                    labels[val], predict(model, recipe.head, films, rows_seen, recipe.batch_size)
+                )
+                for view, films in swapped.items()
+            }
             progress.end_epoch(
+                **worst,
                 loss=seen["loss"][0],
                 accuracy=seen["accuracy"][0],
                 val_loss=log_loss(labels[sides["val"]], validated, labels=[0, 1]),
@@ -153,10 +167,15 @@ def _fit_network(
     scored = np.full(len(rows), np.nan)
     wanted = assigned["split"].isin(["val", "test"]).to_numpy()
     scored[wanted] = _finite(predict(model, recipe.head, pixels, rows[wanted], recipe.batch_size), recipe)
+    table = assigned.assign(score=scored)
+    if swapped:
+        again = predict(model, recipe.head, swapped["framing"], np.arange(len(val)), recipe.batch_size)
+        films = assigned[assigned["split"] == "val"].assign(split="swapped", score=again)
+        table = pd.concat([table, films])
     models.save_weights(model, folder / MODEL_FILES["network"])
     history = pd.DataFrame(progress.history)
-    kept = len(history) if recipe.patience is None else int(history["val_loss"].to_numpy().argmin()) + 1
-    return history, scored, {"train_seconds": progress.seconds, "epochs": len(history), "kept_epoch": kept}
+    kept = len(history) if recipe.patience is None else progress.best_epoch + 1
+    return history, table, {"train_seconds": progress.seconds, "epochs": len(history), "kept_epoch": kept}
 
 
 def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> None:
@@ -183,7 +202,7 @@ def _fit_linear_head(
     weights: models.Weights,
     seed: int,
     folder: Path,
-) -> tuple[pd.DataFrame, np.ndarray, dict[str, Any]]:
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     started = time.perf_counter()
     if recipe.fit == "number":
         table = shortcuts.number(manifest, recipe.network, recipe.size)
@@ -194,7 +213,7 @@ def _fit_linear_head(
         assigned["label"].to_numpy(),
         assigned["split"].to_numpy(),
     )
-    scored = heads.predict(head, table[assigned.index])
+    scored = assigned.assign(score=heads.predict(head, table[assigned.index]))
     heads.save(head, folder / MODEL_FILES["linear-head"])
     seconds = time.perf_counter() - started
     return history, scored, {"train_seconds": seconds, "epochs": 0}
@@ -218,8 +237,7 @@ def _finite(scored: np.ndarray, recipe: Recipe) -> np.ndarray:
     return scored
 
 
-def _table(settings: dict[str, Any], assigned: pd.DataFrame, scored: np.ndarray) -> pd.DataFrame:
-    table = assigned.assign(score=scored)
+def _table(settings: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
     for name in ("recipe", "protocol", "seed"):
         table[name] = settings[name]
     return table.loc[table["split"] != "train", list(COLUMNS)].sort_values(["split", "image_id"])
