@@ -44,7 +44,7 @@ endif
 
 BUILD     := build/$(NAME)
 REPORT    := $(or $(XRAYLIB_REPORTS),reports)
-SOURCES   := $(wildcard xraylib/*.py xraylib/templates/*)
+SOURCES   := $(wildcard xraylib/*.py xraylib/*/*.py xraylib/report/templates/*)
 NOTEBOOKS := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/0*.ipynb))
 PAGES     := $(NOTEBOOKS:%=$(BUILD)/%.ipynb)
 

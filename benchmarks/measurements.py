@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xraylib import catalog, images, paths, phantom
+from xraylib import paths
+from xraylib.datasets import catalog, images, phantom
 
 SIZE = 224
 
@@ -120,7 +121,7 @@ def bootstrap(folder: Path, quick: bool) -> list[dict]:
     """Intervals that resample patients, against scikit-learn's AUC in a loop."""
     from sklearn.metrics import roc_auc_score
 
-    from xraylib import metrics, resampling
+    from xraylib.evaluation import metrics, resampling
 
     size, resamples, looped = 624, resampling.RESAMPLES, 40 if quick else 200
     rng = np.random.default_rng(0)
@@ -156,9 +157,9 @@ def bootstrap(folder: Path, quick: bool) -> list[dict]:
 
 def fit(folder: Path, quick: bool) -> list[dict]:
     """Training as `training.train` feeds it, epoch by epoch, against one call of Keras's `fit` on arrays."""
-    from xraylib import accelerators
+    from xraylib import devices
 
-    accelerators.use()
+    devices.use()
     rows = []
     for name, count in (("tiny-cnn-28", 2400), ("scratch-cnn", 320)):
         rows.append(_throughput(name, count // 4 if quick else count, catalog.load(folder / "films"), quick))
@@ -168,9 +169,9 @@ def fit(folder: Path, quick: bool) -> list[dict]:
 def _throughput(name: str, count: int, manifest: pd.DataFrame, quick: bool) -> dict:
     import keras
 
-    from xraylib import batches, models, recipes
+    from xraylib.training import batches, models, recipes
 
-    recipe, epochs = recipes.find_recipe(name), 2
+    recipe, epochs = recipes.get_recipe(name), 2
     pixels = images.load_pixels(manifest, recipe.size, progress=False)
     labels = manifest["label"].to_numpy()
     chosen = np.resize(np.arange(len(pixels)), count // recipe.batch_size * recipe.batch_size)
@@ -234,12 +235,12 @@ def _peak(folder: Path, way: str, count: int) -> float:
 
 def frozen_features(folder: Path, quick: bool) -> list[dict]:
     """Features of a frozen network: computed, against read back."""
-    from xraylib import accelerators
+    from xraylib import devices
 
-    accelerators.use()
-    from xraylib import features, models
+    devices.use()
+    from xraylib.training import features, models
 
-    manifest, weights = catalog.load(folder / "films"), models.find_weights("mobilenetv2", "random")
+    manifest, weights = catalog.load(folder / "films"), models.get_weights("mobilenetv2", "random")
     images.load_pixels(manifest, SIZE, progress=False)
 
     def read() -> np.ndarray:

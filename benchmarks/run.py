@@ -18,7 +18,8 @@ from typing import Any
 
 from measurements import GROUPS
 
-from xraylib import accelerators, paths, runs, storage
+from xraylib import devices, paths, storage
+from xraylib.training import runs
 
 HERE = Path(__file__).resolve().parent
 PARAMETERS = paths.ROOT / "build" / "phantom" / "parameters"
@@ -99,7 +100,7 @@ def _number(value: float) -> str:
 
 def heading(load: float) -> str:
     """Hardware, versions and load, as two sentences."""
-    device = accelerators.use()
+    device = devices.use()
     found = runs.versions(device.backend) | {"pillow": importlib.metadata.version("pillow")}
     versions = ", ".join(f"{name} {version}" for name, version in found.items())
     return (

@@ -21,8 +21,9 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from xraylib import accelerators, catalog, images, paths  # noqa: E402
-from xraylib.phantom import PhantomSettings  # noqa: E402
+from xraylib import devices, paths  # noqa: E402
+from xraylib.datasets import catalog, images
+from xraylib.datasets.phantom import PhantomSettings  # noqa: E402
 
 
 def pytest_unconfigure():
@@ -56,7 +57,7 @@ def phantom():
 @pytest.fixture(scope="session")
 def accelerator():
     """The CPU under TensorFlow, for everything that runs Keras in this process."""
-    return accelerators.use("cpu", "tensorflow")
+    return devices.use("cpu", "tensorflow")
 
 
 # Built in a second; the others have a test of their own.
@@ -66,7 +67,7 @@ SMALL = ("tiny_cnn", "scratch_cnn", "mobilenetv2", "separable_cnn")
 @pytest.fixture(scope="session")
 def networks(accelerator):
     """The smaller networks by name, for 32 pixels, with weights so random that the image decides."""
-    from xraylib import models
+    from xraylib.training import models
 
     draw, built = np.random.default_rng(0), {name: models.build(name, 32, "sigmoid") for name in SMALL}
     for model in built.values():
@@ -78,8 +79,8 @@ def networks(accelerator):
 @pytest.fixture(scope="session")
 def saved(networks, phantom, tmp_path_factory):
     """A folder with the weights of `networks` and, in `scores.npz`, what they say of the phantom."""
-    from xraylib import models
-    from xraylib.batches import predict
+    from xraylib.training import models
+    from xraylib.training.batches import predict
 
     folder = tmp_path_factory.mktemp("saved")
     pixels = images.load_pixels(phantom, 32, progress=False)

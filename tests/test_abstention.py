@@ -5,10 +5,10 @@ from scipy.special import expit
 from sklearn import metrics as sk
 from test_metrics import scored
 
-from xraylib.abstention import coverage, flagged, prediction_sets, risk_coverage, strangeness
-from xraylib.calibration import logit
-from xraylib.errors import DataInvalid
-from xraylib.operating import thresholds
+from xraylib.evaluation.calibration import logit
+from xraylib.evaluation.operating import thresholds
+from xraylib.evaluation.selective import coverage, flagged, prediction_sets, risk_coverage, strangeness
+from xraylib.storage import DataInvalid
 
 KINDS = ["normal", "pneumonia"]
 

@@ -3,8 +3,8 @@ import os
 import pytest
 from conftest import run_python
 
-from xraylib import accelerators
-from xraylib.errors import DeviceMissing, UnknownName
+from xraylib import devices
+from xraylib.storage import NotFound
 
 pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 
@@ -34,7 +34,7 @@ def test_use_seeds_what_keras_draws(accelerator):
 
     drawn = []
     for _ in range(2):
-        accelerators.use("cpu")
+        devices.use("cpu")
         drawn.append(keras.random.normal((4,)).numpy().tolist())
     assert drawn[0] == drawn[1]
 
@@ -44,51 +44,49 @@ def test_a_device_that_is_not_here_is_refused_with_the_mend(accelerator, device)
     if device == "gpu" and has_gpu():
         pytest.skip("there is a GPU here")
     mend = {"tpu": "Change runtime type > TPU", "gpu": "use a machine with a GPU"}[device]
-    with pytest.raises(DeviceMissing, match=f"tensorflow sees no {device.upper()}.*Mend.*{mend}"):
-        accelerators.use(device, "tensorflow")
+    with pytest.raises(NotFound, match=f"tensorflow sees no {device.upper()}.*Mend.*{mend}"):
+        devices.use(device, "tensorflow")
 
 
 def test_unknown_names_are_told_the_known_ones():
-    with pytest.raises(UnknownName, match=r"'npu'.*auto, cpu, gpu, tpu"):
-        accelerators.use("npu")
-    with pytest.raises(UnknownName, match=r"'torch'.*tensorflow, jax"):
-        accelerators.use("cpu", "torch")
+    with pytest.raises(NotFound, match=r"'npu'.*auto, cpu, gpu, tpu"):
+        devices.use("npu")
+    with pytest.raises(NotFound, match=r"'torch'.*tensorflow, jax"):
+        devices.use("cpu", "torch")
 
 
 def test_an_unknown_backend_in_the_environment_is_refused_as_well(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
-    with pytest.raises(UnknownName, match=r"'numpy'.*tensorflow, jax"):
-        accelerators.use("cpu")
+    with pytest.raises(NotFound, match=r"'numpy'.*tensorflow, jax"):
+        devices.use("cpu")
 
 
 def test_a_backend_that_came_too_late_is_refused_and_the_first_goes_on(accelerator):
-    with pytest.raises(
-        DeviceMissing, match=r"already runs on tensorflow, not jax\. Mend: restart the kernel"
-    ):
-        accelerators.use("cpu", "jax")
-    assert accelerators.use("cpu") == accelerator
+    with pytest.raises(NotFound, match=r"already runs on tensorflow, not jax\. Fix: restart the kernel"):
+        devices.use("cpu", "jax")
+    assert devices.use("cpu") == accelerator
 
 
 def test_sharing_a_batch_needs_jax(accelerator):
-    with pytest.raises(DeviceMissing, match=r"JAX backend only.*backend='jax'"):
-        accelerators.use("cpu", "tensorflow", devices=4)
+    with pytest.raises(NotFound, match=r"JAX backend only.*backend='jax'"):
+        devices.use("cpu", "tensorflow", devices=4)
 
 
 @pytest.mark.parametrize("devices", [0, -1])
 def test_a_number_of_devices_below_one_is_refused(accelerator, devices):
-    with pytest.raises((UnknownName, DeviceMissing)):
-        accelerators.use("cpu", devices=devices)
+    with pytest.raises((NotFound, NotFound)):
+        devices.use("cpu", devices=devices)
 
 
 def test_a_backend_that_is_not_installed_is_refused_with_the_mend(monkeypatch):
-    find = accelerators.importlib.util.find_spec
+    find = devices.importlib.util.find_spec
     monkeypatch.setattr(
-        accelerators.importlib.util,
+        devices.importlib.util,
         "find_spec",
         lambda name, *rest: None if name == "jax" else find(name, *rest),
     )
-    with pytest.raises(DeviceMissing, match=r"the backend jax is not installed. Mend: pip install jax"):
-        accelerators.use("cpu", "jax")
+    with pytest.raises(NotFound, match=r"the backend jax is not installed. Fix: pip install jax"):
+        devices.use("cpu", "jax")
 
 
 def test_asking_what_there_is_does_not_start_keras():
@@ -109,8 +107,8 @@ def test_four_devices_share_a_batch_under_jax(under_jax):
 @pytest.mark.slow
 def test_what_jax_does_not_see_is_refused_with_the_mend(under_jax):
     refused = under_jax["refused"]
-    assert refused["nine"].startswith("9 cpu devices were asked for, JAX shows 4. Mend: ask for fewer")
-    assert refused["tpu"].startswith("jax sees no TPU on this machine. Mend: in Colab")
+    assert refused["nine"].startswith("9 cpu devices were asked for, JAX shows 4. Fix: ask for fewer")
+    assert refused["tpu"].startswith("jax sees no TPU on this machine. Fix: in Colab")
     if not has_gpu():
-        assert refused["gpu"].startswith("jax sees no GPU on this machine. Mend: use a machine with a GPU")
+        assert refused["gpu"].startswith("jax sees no GPU on this machine. Fix: use a machine with a GPU")
     assert refused["tensorflow"].startswith("Keras already runs on jax, not tensorflow.")

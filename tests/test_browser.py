@@ -6,7 +6,8 @@ import shutil
 import pytest
 from browser import chromium
 
-from xraylib import execution, paths
+from xraylib import paths
+from xraylib.report import notebooks
 
 COMMITTED = paths.ROOT / "reports" / "index.html"
 
@@ -23,7 +24,7 @@ def tab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def notebook_page(tmp_path_factory):
     page = tmp_path_factory.mktemp("page") / "06_evaluation.html"
-    execution.write_page(paths.ROOT / "notebooks" / "06_evaluation.ipynb", page, title="06_evaluation")
+    notebooks.write_page(paths.ROOT / "notebooks" / "06_evaluation.ipynb", page, title="06_evaluation")
     return page
 
 

@@ -5,8 +5,8 @@ import statsmodels.api as sm
 from sklearn import metrics as sk
 from test_metrics import scored
 
-from xraylib import calibration
-from xraylib.calibration import (
+from xraylib.evaluation import calibration
+from xraylib.evaluation.calibration import (
     METHODS,
     decision_curve,
     expected_error,
@@ -16,8 +16,8 @@ from xraylib.calibration import (
     recalibrate,
     reliability,
 )
-from xraylib.errors import UnknownName
-from xraylib.metrics import evaluate
+from xraylib.evaluation.metrics import evaluate
+from xraylib.storage import NotFound
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -259,7 +259,7 @@ def test_scores_of_zero_and_one_are_recalibrated_too():
 
 
 def test_an_unknown_method_is_refused_by_name():
-    with pytest.raises(UnknownName, match=r"there is no method 'sigmoid'.*temperature, platt, isotonic"):
+    with pytest.raises(NotFound, match=r"there is no method 'sigmoid'.*temperature, platt, isotonic"):
         recalibrate(crooked(), "sigmoid")
 
 

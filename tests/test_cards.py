@@ -3,20 +3,21 @@ import re
 import pytest
 from test_reports import run_of
 
-from xraylib import cards, paths, reports
-from xraylib.errors import DataMissing
-from xraylib.metrics import predictive_values
+from xraylib import paths
+from xraylib.evaluation.metrics import predictive_values
+from xraylib.report import cards, tables
+from xraylib.storage import NotFound
 
 pytestmark = pytest.mark.usefixtures("reports_here")
 
 
 def test_the_card_says_what_the_leaderboard_says():
     for recipe in ("tiny-cnn-28", "scratch-cnn", "majority-class"):
-        reports.record(run_of(recipe), "phantom")
+        tables.record(run_of(recipe), "phantom")
     file = cards.write_model_card("phantom")
     card = file.read_text(encoding="utf-8")
     assert file == paths.REPORTS / "model_card.md"
-    for row in reports.leaderboard("phantom").to_dict(orient="records"):
+    for row in tables.leaderboard("phantom").to_dict(orient="records"):
         (line, *_) = [line for line in card.splitlines() if line.startswith(f"| `{row['recipe']}` |")]
         assert f"{row['auc']:.3f} ({row['auc_low']:.3f}–{row['auc_high']:.3f})" in line
         ppv, npv = predictive_values(row["sensitivity"], row["specificity"], 0.05)
@@ -28,6 +29,6 @@ def test_the_card_says_what_the_leaderboard_says():
 
 
 def test_without_scores_there_is_no_card():
-    with pytest.raises(DataMissing, match="Mend"):
+    with pytest.raises(NotFound, match="Mend"):
         cards.write_model_card("phantom")
     assert not (paths.REPORTS / "model_card.md").exists()

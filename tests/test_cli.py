@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from xraylib import catalog, cli, downloads, paths, training
-from xraylib.phantom import PhantomSettings, write
-from xraylib.systems import BUDGETS, Budget
+from xraylib import cli, paths
+from xraylib.datasets import catalog, fetch
+from xraylib.datasets.phantom import PhantomSettings, write
+from xraylib.training import train as training
+from xraylib.training.systems import BUDGETS, Budget
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +79,7 @@ def test_missing_data_is_named_and_nothing_takes_its_place(shell, tmp_path):
     (tmp_path / "empty").mkdir()
     status, out, err = shell("data", "verify", "kermany", XRAYLIB_DATA=tmp_path / "empty")
     assert (status, out) == (1, "")
-    assert err.startswith("xraylib: kermany: no folder ") and "Mend: run `python -m xraylib data fetch" in err
+    assert err.startswith("xraylib: kermany: no folder ") and "Fix: run `python -m xraylib data fetch" in err
     assert str(tmp_path / "empty") in err
     assert [path.name for path in tmp_path.iterdir()] == ["empty"] and not any((tmp_path / "empty").iterdir())
 
@@ -88,10 +90,10 @@ def test_a_fetch_without_network_says_so_and_leaves_nothing(run, tmp_path, monke
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
     status, out, said = run("data", "fetch", "pneumoniamnist")
     assert (status, out, len(said)) == (1, "", 1)
-    assert "cannot download https://zenodo.org/" in said[0] and "Mend: " in said[0]
+    assert "cannot download https://zenodo.org/" in said[0] and "Fix: " in said[0]
     assert not (tmp_path / "data" / "pneumoniamnist_28").exists()
 
 
@@ -104,7 +106,7 @@ def test_a_cache_that_cannot_be_written_is_named(shell, films, tmp_path):
     (tmp_path / "file").write_text("")
     status, out, err = shell("data", "audit", films, XRAYLIB_CACHE=tmp_path / "file" / "cache")
     assert (status, out) == (1, "")
-    assert err.startswith(f"xraylib: cannot write {tmp_path / 'file'}") and "Mend: " in err
+    assert err.startswith(f"xraylib: cannot write {tmp_path / 'file'}") and "Fix: " in err
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_wrong_usage_is_status_2(arguments, capsys):
 def test_unknown_names_are_one_message_with_a_mend(run, accelerator, places, arguments, named):
     status, out, said = run(*arguments)
     assert (status, out, len(said)) == (1, "", 1)
-    assert named in said[0] and "Mend: " in said[0]
+    assert named in said[0] and "Fix: " in said[0]
     assert not (places / "reports").exists() and not (places / "runs").exists()
 
 
@@ -155,7 +157,7 @@ def test_an_unknown_protocol_is_refused(run, accelerator, films):
     status, _, said = run(
         "train", "tiny-cnn-28", "--dataset", films, "--protocol", "loose", "--budget", "quick"
     )
-    assert status == 1 and "no protocol 'loose'" in said[0] and "Mend: " in said[0]
+    assert status == 1 and "no protocol 'loose'" in said[0] and "Fix: " in said[0]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_an_unknown_protocol_is_refused(run, accelerator, films):
 def test_what_is_missing_is_one_message_with_a_mend(run, accelerator, arguments):
     status, out, said = run(*arguments)
     assert (status, out, len(said)) == (1, "", 1)
-    assert "Mend: " in said[0]
+    assert "Fix: " in said[0]
 
 
 def test_the_phantom_is_verified_and_audited_without_a_fetch(run, small_phantom):
@@ -188,13 +190,13 @@ def test_an_empty_folder_is_named(run, accelerator, tmp_path):
     (tmp_path / "none").mkdir()
     for command in (["data", "audit"], ["train", "tiny-cnn-28", "--dataset"]):
         status, _, said = run(*command, tmp_path / "none")
-        assert status == 1 and str(tmp_path / "none") in said[0] and "Mend: " in said[0]
+        assert status == 1 and str(tmp_path / "none") in said[0] and "Fix: " in said[0]
 
 
 def test_a_split_of_one_class_is_named(run, accelerator, own):
     shutil.rmtree(own / "test" / "NORMAL")
     status, _, said = run("train", "tiny-cnn-28", "--dataset", own, "--budget", "quick")
-    assert status == 1 and "the test split holds pneumonias only" in said[0] and "Mend: " in said[0]
+    assert status == 1 and "the test split holds pneumonias only" in said[0] and "Fix: " in said[0]
 
 
 @pytest.fixture
@@ -260,7 +262,7 @@ def test_places_that_cannot_be_written_are_named(run, accelerator, films, places
         monkeypatch.setitem(training.train.__kwdefaults__, "runs", below)
     status, _, said = run("train", "tiny-cnn-28", "--dataset", films, "--budget", "quick")
     assert (status, len(said)) == (1, 1)
-    assert str(places / "file") in said[0] and "Mend: a file stands where a folder is needed" in said[0]
+    assert str(places / "file") in said[0] and "Fix: a file stands where a folder is needed" in said[0]
 
 
 def test_an_unknown_parameter_of_a_notebook_is_refused(run, tmp_path):
@@ -285,4 +287,4 @@ def test_images_that_are_no_radiographs_of_the_layout_are_refused(run, accelerat
     (tmp_path / "flat").mkdir()
     Image.new("L", (40, 40)).save(tmp_path / "flat" / "film.png")
     status, _, said = run("train", "tiny-cnn-28", "--dataset", tmp_path / "flat")
-    assert status == 1 and str(tmp_path / "flat") in said[0] and "Mend: " in said[0]
+    assert status == 1 and str(tmp_path / "flat") in said[0] and "Fix: " in said[0]

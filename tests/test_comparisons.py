@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from xraylib import comparisons, metrics
-from xraylib.claimed import CLAIMS, CURVES, claims, training_claims
-from xraylib.comparisons import WAYS, draws, of_protocols, operating_point, story
-from xraylib.errors import DataInvalid
-from xraylib.recipes import RECIPES, find_recipe
-from xraylib.scores import COLUMNS
-from xraylib.splits import PROTOCOLS, SCHEMES
+from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
+from xraylib.evaluation import comparisons, metrics
+from xraylib.evaluation.claimed import CLAIMS, CURVES, claims, training_claims
+from xraylib.evaluation.comparisons import WAYS, draws, of_protocols, operating_point, story
+from xraylib.evaluation.scores import COLUMNS
+from xraylib.storage import DataInvalid
+from xraylib.training.recipes import RECIPES, get_recipe
 
 # Sixteen pairs, of which fourteen are in order; at .5 one normal film is called and two ill ones are missed.
 TEST = {"normal": (0.1, 0.2, 0.3, 0.6), "ill": (0.4, 0.45, 0.8, 0.9)}
@@ -26,11 +26,11 @@ ONE_WRONG = PERFECT | {"ill": (0.2, 0.7, 0.8, 0.9)}
 THREE_WRONG = {"normal": (0.1, 0.2, 0.3, 0.9), "ill": (0.1, 0.2, 0.8, 0.9)}
 
 MADE_UP = replace(
-    find_recipe("scratch-cnn"),
+    get_recipe("scratch-cnn"),
     name="made-up",
     claims={"accuracy": 0.6},
     shown={},
-    published={"scheme": "per-image-validation", "threshold": 0.5},
+    published={"split_strategy": "per-image-validation", "threshold": 0.5},
 )
 
 
@@ -221,7 +221,7 @@ def test_the_five_ways_score_each_its_own_side_at_its_own_threshold():
 
 
 def test_the_ways_are_protocols_that_can_be_run():
-    assert {protocol for _, protocol, _, _ in WAYS} <= {*PROTOCOLS, *SCHEMES}
+    assert {protocol for _, protocol, _, _ in WAYS} <= {*PROTOCOLS, *SPLIT_STRATEGIES}
     assert len({way for way, *_ in WAYS}) == len(WAYS) == 5
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from xraylib import pages, paths, recipes, reports
-from xraylib.studies import Study
-from xraylib.systems import BUDGETS, Budget, Phase, Recipe
+from xraylib import paths
+from xraylib.experiment import Experiment
+from xraylib.report import pages, tables
+from xraylib.training import recipes
+from xraylib.training.systems import BUDGETS, Budget, Phase, Recipe
 
 PAGE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 
@@ -28,15 +30,15 @@ def test_the_page_is_short():
 
 @pytest.mark.usefixtures("small_phantom", "reports_here")
 def test_one_entry_gives_rows_in_every_table(toy, accelerator):
-    study = Study("phantom", accelerator, "one", recipes=(toy.name,))
-    published, strict = study.runs(toy.name, "published"), study.runs(toy.name)
+    experiment = Experiment("phantom", accelerator, "one", recipes=(toy.name,))
+    published, strict = experiment.runs(toy.name, "published"), experiment.runs(toy.name)
     assert len(published[0].history) == 2 and len(strict) == 1
-    board = reports.leaderboard("phantom")
+    board = tables.leaderboard("phantom")
     assert board[["recipe", "protocol"]].to_numpy().tolist() == [
         [toy.name, "published"],
         [toy.name, "strict"],
     ]
-    (claim,) = reports.claims("phantom").to_dict(orient="records")
+    (claim,) = tables.claims("phantom").to_dict(orient="records")
     assert (claim["recipe"], claim["metric"], claim["claim"]) == (toy.name, "accuracy", 0.90)
     for protocol, row in zip(("published", "strict"), board.to_dict(orient="records"), strict=True):
         assert claim[protocol] == pytest.approx(row["accuracy"])

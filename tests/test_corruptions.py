@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from xraylib import phantom
-from xraylib.corruptions import CORRUPTIONS, HANDLING, MEDMNIST_C, corrupt
-from xraylib.errors import UnknownName
+from xraylib.datasets import phantom
+from xraylib.datasets.corruptions import CORRUPTIONS, HANDLING, MEDMNIST_C, corrupt
+from xraylib.storage import NotFound
 
 NOISE = ("gaussian noise", "speckle noise", "impulse noise", "shot noise")
 EVERY = [(name, step + 1) for name in CORRUPTIONS for step in range(len(CORRUPTIONS[name][1]))]
@@ -235,5 +235,5 @@ def test_a_marker_is_white_and_stands_in_an_upper_corner():
     ("name", "severity"), [("fog", 1), ("jpeg", 0), ("jpeg", 6), ("jpeg", -1), ("inversion", 2), ("JPEG", 1)]
 )
 def test_what_does_not_exist_is_refused(name, severity):
-    with pytest.raises(UnknownName, match=rf"no corruption '{name}' of severity {severity}\. Mend: "):
+    with pytest.raises(NotFound, match=rf"no corruption '{name}' of severity {severity}\. Fix: "):
         corrupt(flat(0), name, severity)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from local_host import BODY, md5, serving, special, zipped
 
-from xraylib import archives, downloads
-from xraylib.datasets import RemoteFile
-from xraylib.errors import FetchFailed, StorageFailed
+from xraylib.datasets import archives, fetch
+from xraylib.datasets.records import RemoteFile
+from xraylib.storage import Failed
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def host():
 
 def get(host, folder, digest=None, **options):
     file = RemoteFile(f"{host.url}/film.bin", "film.bin", digest)
-    return downloads.download(file, folder, progress=False, wait=0.01, **options)
+    return fetch.download(file, folder, progress=False, wait=0.01, **options)
 
 
 def seen(folder: Path):
@@ -51,13 +51,13 @@ def test_without_a_published_checksum_that_of_the_first_download_is_kept_and_hol
     ]
     path.unlink()
     host.files["film.bin"] = BODY[::-1]
-    with pytest.raises(FetchFailed, match=r"first download.*film\.bin\.sha256"):
+    with pytest.raises(Failed, match=r"first download.*film\.bin\.sha256"):
         get(host, tmp_path)
 
 
 def test_a_mirror_is_asked_when_given(host, tmp_path):
     file = RemoteFile("http://nowhere.invalid/a?b=c", "film.bin", md5(BODY))
-    path = downloads.download(file, tmp_path, base_url=host.url + "/", progress=False)
+    path = fetch.download(file, tmp_path, base_url=host.url + "/", progress=False)
     assert path.read_bytes() == BODY
 
 
@@ -69,7 +69,7 @@ def test_a_cut_is_mended_by_asking_for_the_rest(host, tmp_path):
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(host, tmp_path):
     host.cut, host.cuts = 70_000, 1
-    with pytest.raises(FetchFailed, match="cut before the end"):
+    with pytest.raises(Failed, match="cut before the end"):
         get(host, tmp_path, md5(BODY), attempts=1)
     assert seen(tmp_path) == ["film.bin.part"]
     assert get(host, tmp_path, md5(BODY)).read_bytes() == BODY
@@ -84,7 +84,7 @@ def test_a_server_without_ranges_is_asked_for_the_whole_again(host, tmp_path):
 
 def test_a_server_that_always_cuts_at_the_same_byte_is_given_up(host, tmp_path):
     host.ranges, host.cut, host.cuts = False, 50_000, 99
-    with pytest.raises(FetchFailed, match="cut before the end"):
+    with pytest.raises(Failed, match="cut before the end"):
         get(host, tmp_path, md5(BODY), attempts=3)
     assert len(host.asked) <= 4
 
@@ -100,7 +100,7 @@ def test_a_part_longer_than_the_file_is_dropped(host, tmp_path):
 
 
 def test_a_wrong_checksum_names_file_expected_and_got_and_leaves_nothing(host, tmp_path):
-    with pytest.raises(FetchFailed) as failure:
+    with pytest.raises(Failed) as failure:
         get(host, tmp_path, md5(b"other"))
     for said in ("film.bin", md5(b"other"), md5(BODY).removeprefix("md5:")):
         assert said in str(failure.value)
@@ -115,7 +115,7 @@ def test_a_busy_server_is_asked_again(host, tmp_path):
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_refusal_is_not_asked_again(host, tmp_path, status):
     host.statuses = [status] * 5
-    with pytest.raises(FetchFailed, match=f"status {status}"):
+    with pytest.raises(Failed, match=f"status {status}"):
         get(host, tmp_path)
     assert len(host.asked) == 1
     assert seen(tmp_path) == []
@@ -126,8 +126,8 @@ def test_no_network_names_host_and_mend(tmp_path):
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
     file = RemoteFile(f"http://{place}/film.bin", "film.bin")
-    with pytest.raises(FetchFailed) as failure:
-        downloads.download(file, tmp_path, progress=False, attempts=2, wait=0.01)
+    with pytest.raises(Failed) as failure:
+        fetch.download(file, tmp_path, progress=False, attempts=2, wait=0.01)
     assert place in str(failure.value)
     assert str(tmp_path / "film.bin") in str(failure.value)
     assert seen(tmp_path) == []
@@ -151,7 +151,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(host, tmp_path, monkeypatch):
 
     opened = Path.open
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(StorageFailed, match="No space left"):
+    with pytest.raises(Failed, match="No space left"):
         get(host, tmp_path, md5(BODY))
     assert seen(tmp_path) == []
 
@@ -172,7 +172,7 @@ def test_a_path_that_leads_out_is_refused(tmp_path, name):
     inside = tmp_path / "in"
     inside.mkdir()
     archive = zipped(inside / "z.zip", {"good.jpeg": b"1", name: b"2"})
-    with pytest.raises(FetchFailed, match="outside its folder"):
+    with pytest.raises(Failed, match="outside its folder"):
         archives.unpack(archive, inside / "out")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "z.zip"]
 
@@ -180,7 +180,7 @@ def test_a_path_that_leads_out_is_refused(tmp_path, name):
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
 def test_links_and_special_files_are_refused(tmp_path, kind):
     archive = zipped(tmp_path / "z.zip", {special("link", kind | 0o777): b"/etc/passwd"})
-    with pytest.raises(FetchFailed, match="link or a special file"):
+    with pytest.raises(Failed, match="link or a special file"):
         archives.unpack(archive, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -196,7 +196,7 @@ def test_links_and_special_files_are_refused(tmp_path, kind):
 def test_a_bomb_is_refused_before_anything_is_written(tmp_path, limits, said):
     members = {"a.jpeg": b"\0" * 1_000_000, "b.jpeg": b"1"}
     archive = zipped(tmp_path / "z.zip", members, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(FetchFailed, match=said):
+    with pytest.raises(Failed, match=said):
         archives.unpack(archive, tmp_path / "out", limits)
     assert not (tmp_path / "out").exists()
 
@@ -207,7 +207,7 @@ def test_a_damaged_archive_is_named(tmp_path, where):
     content = bytearray(archive.read_bytes())
     content[where : where + 8 if where >= 0 else None] = b"\xff" * (8 if where >= 0 else -where)
     archive.write_bytes(content)
-    with pytest.raises(FetchFailed, match=r"z\.zip"):
+    with pytest.raises(Failed, match=r"z\.zip"):
         archives.unpack(archive, tmp_path / "out")
 
 
@@ -243,5 +243,5 @@ def test_arrays_of_another_kind_are_refused(tmp_path, damage):
         }
     arrays = {name: value for name, value in (arrays | damage).items() if value is not None}
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(FetchFailed, match=r"a\.npz"):
+    with pytest.raises(Failed, match=r"a\.npz"):
         archives.unpack_arrays(tmp_path / "a.npz", tmp_path / "out")

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from outside import outside_references
 
-from xraylib import catalog, reports
-from xraylib.phantom import PhantomSettings, write
+from xraylib.datasets import catalog
+from xraylib.datasets.phantom import PhantomSettings, write
+from xraylib.report import tables
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
@@ -25,8 +26,8 @@ pytestmark = [
 ]
 
 
-class Study:
-    """The study of a folder with 120 small radiographs, in a copy of the repository."""
+class Experiment:
+    """The experiment of a folder with 120 small radiographs, in a copy of the repository."""
 
     def __init__(self, folder):
         self.root = folder / "repository"
@@ -62,16 +63,16 @@ class Study:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    made = Study(tmp_path_factory.mktemp("study"))
+def experiment(tmp_path_factory):
+    made = Experiment(tmp_path_factory.mktemp("experiment"))
     done = made.make()
     assert done.returncode == 0, done.stdout + done.stderr
     return made
 
 
-def test_every_notebook_leaves_its_copy_and_its_page(study):
-    assert sorted(path.stem for path in study.work.glob("*.ipynb")) == NAMES
-    pages = sorted((study.report / "notebooks").glob("*.html"))
+def test_every_notebook_leaves_its_copy_and_its_page(experiment):
+    assert sorted(path.stem for path in experiment.work.glob("*.ipynb")) == NAMES
+    pages = sorted((experiment.report / "notebooks").glob("*.html"))
     assert [page.stem for page in pages] == NAMES
     for page in pages:
         text = page.read_text(encoding="utf-8")
@@ -79,34 +80,34 @@ def test_every_notebook_leaves_its_copy_and_its_page(study):
         assert "from xraylib import" not in text and "injected-parameters" not in text
 
 
-def test_the_leaderboard_and_the_page_are_there(study):
-    board = pd.read_csv(study.report / "leaderboard.csv")
-    assert tuple(board.columns) == reports.LEADERBOARD
+def test_the_leaderboard_and_the_page_are_there(experiment):
+    board = pd.read_csv(experiment.report / "leaderboard.csv")
+    assert tuple(board.columns) == tables.LEADERBOARD
     assert sorted(zip(board["recipe"], board["protocol"], strict=True)) == [
         ("tiny-cnn-28", "published"),
         ("tiny-cnn-28", "strict"),
     ]
-    page = (study.reports / "index.html").read_text(encoding="utf-8")
+    page = (experiment.reports / "index.html").read_text(encoding="utf-8")
     assert outside_references(page) == []
-    assert f'id="{study.name}"' in page and page.count("<figure>") >= 10
-    assert sorted(path.name for path in study.reports.iterdir()) == [study.name, "index.html"]
+    assert f'id="{experiment.name}"' in page and page.count("<figure>") >= 10
+    assert sorted(path.name for path in experiment.reports.iterdir()) == [experiment.name, "index.html"]
 
 
-def test_pixels_of_the_user_are_kept_apart(study):
-    assert list((study.report / "local").glob("*.png"))
-    page = (study.reports / "index.html").read_text(encoding="utf-8")
-    shown = {path.stem for path in (study.report / "figures").glob("*.png")}
+def test_pixels_of_the_user_are_kept_apart(experiment):
+    assert list((experiment.report / "local").glob("*.png"))
+    page = (experiment.reports / "index.html").read_text(encoding="utf-8")
+    shown = {path.stem for path in (experiment.report / "figures").glob("*.png")}
     assert page.count("<figure>") == len(shown)
     assert "01_samples" not in shown and "06_predictions" not in shown
 
 
-def test_the_same_command_again_does_nothing(study):
-    before = {path: path.stat().st_mtime_ns for path in study.reports.rglob("*.*")}
+def test_the_same_command_again_does_nothing(experiment):
+    before = {path: path.stat().st_mtime_ns for path in experiment.reports.rglob("*.*")}
     began = time.perf_counter()
-    done = study.make()
+    done = experiment.make()
     assert done.returncode == 0 and ": running on" not in done.stdout
     assert time.perf_counter() - began < 10
-    assert before == {path: path.stat().st_mtime_ns for path in study.reports.rglob("*.*")}
+    assert before == {path: path.stat().st_mtime_ns for path in experiment.reports.rglob("*.*")}
 
 
 @pytest.mark.parametrize(
@@ -121,41 +122,47 @@ def test_the_same_command_again_does_nothing(study):
         ("xraylib/metrics.py", NAMES),
     ],
 )
-def test_only_what_depends_on_a_change_runs_again(study, changed, rerun):
-    assert sorted(study.reruns("-W", changed)) == rerun
+def test_only_what_depends_on_a_change_runs_again(experiment, changed, rerun):
+    assert sorted(experiment.reruns("-W", changed)) == rerun
 
 
-def test_a_folder_is_one_study_by_whatever_path(study, tmp_path):
-    (tmp_path / "link").symlink_to(study.films)
-    assert study.reruns() == []
-    for path in (tmp_path / "link", f"{study.films}/", study.films / ".." / "films"):
-        assert study.reruns(DATASET=path) == []
+def test_a_folder_is_one_study_by_whatever_path(experiment, tmp_path):
+    (tmp_path / "link").symlink_to(experiment.films)
+    assert experiment.reruns() == []
+    for path in (tmp_path / "link", f"{experiment.films}/", experiment.films / ".." / "films"):
+        assert experiment.reruns(DATASET=path) == []
 
 
-def test_a_failed_notebook_leaves_nothing_that_looks_fresh(study):
-    page = study.report / "notebooks" / "01_eda.html"
+def test_a_failed_notebook_leaves_nothing_that_looks_fresh(experiment):
+    page = experiment.report / "notebooks" / "01_eda.html"
     before = page.read_bytes()
-    done = study.make(RECIPES="no-such-recipe")
+    done = experiment.make(RECIPES="no-such-recipe")
     assert done.returncode == 2
-    assert re.search(r"01_eda\.ipynb, cell \d: UnknownName: .*'no-such-recipe'.*Mend: ", done.stderr)
+    assert re.search(r"01_eda\.ipynb, cell \d: NotFound: .*'no-such-recipe'.*Fix: ", done.stderr)
     assert "Traceback" not in done.stderr
     assert page.read_bytes() == before
-    assert (study.work / "01_eda.failed.ipynb").exists()
-    assert not list(study.work.glob(".partial-*"))
-    # By the file of parameters, which this study changed, every copy is out of date.
-    changed = (study.work / "parameters").stat().st_mtime_ns
-    assert all(path.stat().st_mtime_ns < changed for path in map(study.copy_of, NAMES) if path.exists())
+    assert (experiment.work / "01_eda.failed.ipynb").exists()
+    assert not list(experiment.work.glob(".partial-*"))
+    # By the file of parameters, which this experiment changed, every copy is out of date.
+    changed = (experiment.work / "parameters").stat().st_mtime_ns
+    assert all(path.stat().st_mtime_ns < changed for path in map(experiment.copy_of, NAMES) if path.exists())
 
 
-def test_a_prediction_of_a_trained_model_from_the_shell(study, tmp_path):
-    film = next((study.films / "test" / "PNEUMONIA").iterdir())
+def test_a_prediction_of_a_trained_model_from_the_shell(experiment, tmp_path):
+    film = next((experiment.films / "test" / "PNEUMONIA").iterdir())
     (tmp_path / "letter.png").write_text("Dear colleague")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "xraylib", "predict", film, tmp_path / "letter.png"),
-            *("--recipe", "tiny-cnn-28", "--dataset", study.films, "--csv", tmp_path / "answers.csv"),
+            *("--recipe", "tiny-cnn-28", "--dataset", experiment.films, "--csv", tmp_path / "answers.csv"),
         ],
-        **{"cwd": study.root, "env": study.environment, "capture_output": True, "text": True, "timeout": 200},
+        **{
+            "cwd": experiment.root,
+            "env": experiment.environment,
+            "capture_output": True,
+            "text": True,
+            "timeout": 200,
+        },
     )
     assert done.returncode == 3, done.stderr
     assert "letter.png" in done.stderr and "Traceback" not in done.stderr

@@ -3,9 +3,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from outside import outside_references
 
-from xraylib import execution
 from xraylib.cli import main
-from xraylib.errors import DataInvalid, DataMissing, UnknownName
+from xraylib.report import notebooks
+from xraylib.storage import DataInvalid, NotFound
 
 PICTURE = """from IPython.display import Image, display
 from PIL import Image as Film
@@ -40,7 +40,7 @@ def done(tmp_path_factory):
     )
     before = source.read_bytes()
     given = {"depth": 41, "names": ["a b", 'c"d']}
-    execution.execute(source, folder / "out" / "01_shown.ipynb", given, page=folder / "pages" / "shown.html")
+    notebooks.execute(source, folder / "out" / "01_shown.ipynb", given, page=folder / "pages" / "shown.html")
     assert source.read_bytes() == before
     return folder
 
@@ -97,28 +97,28 @@ def test_a_failed_notebook_leaves_the_last_good_run_alone(earlier, capfd):
 
 def test_a_kernel_that_dies_is_a_failed_notebook(earlier):
     source = notebook(earlier / "killed.ipynb", "import os\nos._exit(1)")
-    with pytest.raises(execution.NotebookFailed, match=r"killed\.ipynb.*Mend: "):
-        execution.execute(source, earlier / "out.ipynb", {}, page=earlier / "page.html")
+    with pytest.raises(notebooks.NotebookFailed, match=r"killed\.ipynb.*Fix: "):
+        notebooks.execute(source, earlier / "out.ipynb", {}, page=earlier / "page.html")
     unharmed(earlier)
 
 
 def test_a_parameter_that_the_notebook_lacks_is_refused_before_it_runs(earlier):
     source = notebook(earlier / "asked.ipynb", "raise SystemExit")
-    with pytest.raises(UnknownName, match=r"asked\.ipynb has no parameter dept\. Mend: .*depth, names"):
-        execution.execute(source, earlier / "out.ipynb", {"dept": 3}, page=earlier / "page.html")
+    with pytest.raises(NotFound, match=r"asked\.ipynb has no parameter dept\. Fix: .*depth, names"):
+        notebooks.execute(source, earlier / "out.ipynb", {"dept": 3}, page=earlier / "page.html")
     unharmed(earlier)
 
 
 def test_a_notebook_that_is_not_there_is_named(earlier):
-    with pytest.raises(DataMissing, match=r"no notebook .*nowhere\.ipynb. Mend: "):
-        execution.execute(earlier / "nowhere.ipynb", earlier / "out.ipynb", {})
+    with pytest.raises(NotFound, match=r"no notebook .*nowhere\.ipynb. Fix: "):
+        notebooks.execute(earlier / "nowhere.ipynb", earlier / "out.ipynb", {})
     unharmed(earlier)
 
 
 def test_what_is_no_notebook_is_named(earlier):
     (earlier / "torn.ipynb").write_text('{"cells": [')
-    with pytest.raises(DataInvalid, match=r"torn\.ipynb is not a notebook.*Mend: "):
-        execution.execute(earlier / "torn.ipynb", earlier / "out.ipynb", {})
+    with pytest.raises(DataInvalid, match=r"torn\.ipynb is not a notebook.*Fix: "):
+        notebooks.execute(earlier / "torn.ipynb", earlier / "out.ipynb", {})
     unharmed(earlier)
 
 
@@ -134,4 +134,4 @@ def test_what_is_no_notebook_is_named(earlier):
     ],
 )
 def test_values_of_the_command_line(text, value):
-    assert execution.parse_parameter(text) == value
+    assert notebooks.parse_parameter(text) == value

@@ -8,17 +8,21 @@ from conftest import run_python
 from keras import layers
 from scipy.stats import spearmanr
 
-from xraylib import explain, images, models, predict, training
-from xraylib.errors import DataInvalid
-from xraylib.explain import agreement, centre_blob, deletion, find_lesion, heat_maps, randomised
+from xraylib import predict
+from xraylib.datasets import images
+from xraylib.evaluation import saliency
+from xraylib.evaluation.saliency import agreement, centre_blob, deletion, find_lesion, heat_maps, randomised
 from xraylib.predict import Predictor
-from xraylib.recipes import find_recipe
+from xraylib.storage import DataInvalid
+from xraylib.training import models
+from xraylib.training import train as training
+from xraylib.training.recipes import get_recipe
 
-TINY, SCRATCH = find_recipe("tiny-cnn-28"), find_recipe("scratch-cnn")
+TINY, SCRATCH = get_recipe("tiny-cnn-28"), get_recipe("scratch-cnn")
 BRIEF = {
     "two logits": replace(TINY, phases=(replace(TINY.phases[0], epochs=2),)),
     "network": replace(SCRATCH, size=32, phases=(replace(SCRATCH.phases[0], epochs=1),)),
-    "linear": replace(find_recipe("mobilenetv2-frozen"), size=64, init="random"),
+    "linear": replace(get_recipe("mobilenetv2-frozen"), size=64, init="random"),
 }
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 
@@ -105,7 +109,7 @@ def test_a_network_without_convolution_is_refused(accelerator, pixels):
     inputs = keras.Input((pixels, pixels, 1), dtype="uint8")
     x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
     model = keras.Model(inputs, layers.Dense(1, "sigmoid")(x), name="flat")
-    with pytest.raises(DataInvalid, match=r"flat has no feature maps to look at\. Mend: "):
+    with pytest.raises(DataInvalid, match=r"flat has no feature maps to look at\. Fix: "):
         maps_of(model, np.zeros((1, pixels, pixels, 1), np.uint8))
 
 
@@ -268,7 +272,7 @@ def test_maps_without_a_lesion_or_of_another_size_are_refused():
     normal = masks.copy()
     normal[2] = 0
     for maps, of in ((np.ones(masks.shape), normal), (np.ones((6, 5, 5)), masks)):
-        with pytest.raises(DataInvalid, match=r"a mask of its size with a lesion\. Mend: "):
+        with pytest.raises(DataInvalid, match=r"a mask of its size with a lesion\. Fix: "):
             find_lesion(maps, of, patients)
 
 
@@ -314,21 +318,22 @@ def test_deletion_takes_as_many_steps_as_it_is_told_and_leaves_the_films(bright)
 
 UNDER_JAX = """
 import sys
-from xraylib import accelerators
-accelerators.use("cpu", "jax", devices=1)
+from xraylib import devices
+devices.use("cpu", "jax", devices=1)
 import numpy as np
-from xraylib import explain, models
+from xraylib.evaluation import saliency
+from xraylib.training import models
 from xraylib.predict import Predictor
 given = np.load(sys.argv[1] + "/given.npz")
 found = {}
 for name, head in (("tiny_cnn", "two-logits"), ("scratch_cnn", "sigmoid")):
     model = models.build(name, 32, head)
     model.load_weights(f"{sys.argv[1]}/{name}.weights.h5")
-    below, above = explain._split(model)
+    below, above = saliency._split(model)
     at = below(given["pixels"], training=False)
     predictor = Predictor(None, model, None, 0.5)
-    found[name + " slope"] = np.asarray(explain._gradient(explain._log_odds(predictor, above), at))
-    found[name + " map"] = explain.heat_maps(predictor, given["pixels"])
+    found[name + " slope"] = np.asarray(saliency._gradient(saliency._log_odds(predictor, above), at))
+    found[name + " map"] = saliency.heat_maps(predictor, given["pixels"])
 np.savez(sys.argv[1] + "/found.npz", **found)
 """
 
@@ -345,9 +350,9 @@ def test_jax_finds_the_slopes_and_maps_of_tensorflow(accelerator, tmp_path):
             weight.assign(weight.numpy() + draw.normal(0, 0.05, weight.shape))
         models.save_weights(model, tmp_path / f"{name}.weights.h5")
         predictor = Predictor(None, model, None, 0.5)
-        below, above = explain._split(model)
+        below, above = saliency._split(model)
         at = below(pixels, training=False)
-        here[f"{name} slope"] = np.asarray(explain._gradient(explain._log_odds(predictor, above), at))
+        here[f"{name} slope"] = np.asarray(saliency._gradient(saliency._log_odds(predictor, above), at))
         here[f"{name} map"] = heat_maps(predictor, pixels)
     run_python(UNDER_JAX, tmp_path)
     there = np.load(tmp_path / "found.npz")

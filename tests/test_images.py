@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageFile
 
-from xraylib import images
-from xraylib.errors import DataInvalid, DataMissing, StorageFailed
+from xraylib.datasets import images
+from xraylib.storage import DataInvalid, Failed, NotFound
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))
 
@@ -102,7 +102,7 @@ def test_sixteen_bits_fill_eight(tmp_path):
 def test_twelve_bits_in_sixteen_are_refused_rather_than_read_as_black(tmp_path):
     path = tmp_path / "film.png"
     path.write_bytes(encoded(np.full((8, 8), 4000, dtype=np.uint16)))
-    with pytest.raises(DataInvalid, match=r"film\.png.*4000 of 65535.*Mend: rescale"):
+    with pytest.raises(DataInvalid, match=r"film\.png.*4000 of 65535.*Fix: rescale"):
         images.read_gray(path)
 
 
@@ -162,11 +162,11 @@ def test_what_is_no_radiograph_is_refused_by_name_with_a_mend(tmp_path, name, co
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataInvalid, match=rf"{re.escape(name)}: .*{words}") as refused:
         images.read_gray(tmp_path / name, 32)
-    assert "Mend:" in str(refused.value)
+    assert "Fix:" in str(refused.value)
 
 
 def test_a_missing_file_a_folder_and_an_enormous_file_are_refused(tmp_path):
-    with pytest.raises(DataMissing, match=r"gone\.png"):
+    with pytest.raises(NotFound, match=r"gone\.png"):
         images.read_gray(tmp_path / "gone.png")
     with pytest.raises(DataInvalid, match="not a regular file"):
         images.read_gray(tmp_path)
@@ -280,7 +280,7 @@ def test_too_many_bad_files_are_an_error_with_counts_and_names(tmp_path):
 
 
 def test_a_missing_or_foreign_quarantine_list_is_an_error(tmp_path):
-    with pytest.raises(DataMissing, match="data audit"):
+    with pytest.raises(NotFound, match="data audit"):
         images.read_quarantine(tmp_path / "none.csv")
     (tmp_path / "other.csv").write_text("image_id,quarantine\na,perhaps\n")
     with pytest.raises(DataInvalid, match=r"other\.csv"):
@@ -297,7 +297,7 @@ def test_pixels_are_decoded_once(tmp_path):
     assert first.dtype == np.uint8 and not again.flags.writeable
     np.testing.assert_array_equal(first, expected)
     np.testing.assert_array_equal(again, expected)
-    with pytest.raises(DataMissing):
+    with pytest.raises(NotFound):
         images.load_pixels(manifest, 25, cache=tmp_path / "cache", progress=False)
 
 
@@ -343,10 +343,10 @@ def test_a_damaged_cache_is_decoded_anew(tmp_path):
 
 def test_a_full_disk_or_a_file_in_the_way_is_a_storage_error(tmp_path):
     manifest = folder(tmp_path / "films", 1)
-    with pytest.raises(StorageFailed, match=r"bytes needed.*free some disk space"):
+    with pytest.raises(Failed, match=r"bytes needed.*free some disk space"):
         images.load_pixels(manifest, 10**8, cache=tmp_path / "cache", progress=False)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageFailed, match="a file stands where a folder is needed"):
+    with pytest.raises(Failed, match="a file stands where a folder is needed"):
         images.load_pixels(manifest, 24, cache=tmp_path / "file", progress=False)
 
 
@@ -354,7 +354,7 @@ LOAD = """
 import logging, sys
 from pathlib import Path
 import pandas as pd
-from xraylib import images
+from xraylib.datasets import images
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 manifest, size, cache = pd.read_pickle(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])

@@ -7,8 +7,7 @@ from scipy.stats import norm
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from xraylib.errors import DataInvalid
-from xraylib.metrics import (
+from xraylib.evaluation.metrics import (
     METRICS,
     auc_interval,
     confusion,
@@ -19,7 +18,8 @@ from xraylib.metrics import (
     table,
     thresholds,
 )
-from xraylib.scores import COLUMNS, check_scores
+from xraylib.evaluation.scores import COLUMNS, check_scores
+from xraylib.storage import DataInvalid
 
 # A metric that no resample defines has no interval, which NumPy remarks on.
 pytestmark = pytest.mark.filterwarnings("error", "ignore:All-NaN")

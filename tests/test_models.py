@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from xraylib import models, paths
-from xraylib.errors import StorageFailed, UnknownName, WeightsMissing
-from xraylib.models import AUGMENTATIONS, HEADS, NETWORKS, Weights, find_weights
+from xraylib import paths
+from xraylib.storage import Failed, NotFound
+from xraylib.training import models
+from xraylib.training.models import AUGMENTATIONS, HEADS, NETWORKS, Weights, get_weights
 
 pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
@@ -154,36 +155,34 @@ def test_a_very_sure_network_still_gives_a_probability():
 )
 def test_unknown_names_are_told_the_known_ones(arguments, unknown):
     known = NETWORKS if unknown == "resnet" else HEADS
-    with pytest.raises(UnknownName, match=f"'{unknown}'.*{next(iter(known))}"):
+    with pytest.raises(NotFound, match=f"'{unknown}'.*{next(iter(known))}"):
         models.build(*arguments)
-    with pytest.raises(UnknownName, match=r"'mixup'.*flip"):
+    with pytest.raises(NotFound, match=r"'mixup'.*flip"):
         models.build("tiny_cnn", 32, "sigmoid", augmentation="mixup")
 
 
 def test_random_and_unknown_initialisations():
-    assert find_weights("tiny_cnn", "random") == Weights("random")
-    with pytest.raises(UnknownName, match=r"'noisy-student'.*random, imagenet, or the path"):
-        find_weights("mobilenetv2", "noisy-student")
+    assert get_weights("tiny_cnn", "random") == Weights("random")
+    with pytest.raises(NotFound, match=r"'noisy-student'.*random, imagenet, or the path"):
+        get_weights("mobilenetv2", "noisy-student")
 
 
 def test_a_weights_file_is_named_by_its_content(tmp_path):
     file = tmp_path / "mine.weights.h5"
     file.write_bytes(b"weights")
-    assert find_weights("mobilenetv2", str(file)) == Weights(
+    assert get_weights("mobilenetv2", str(file)) == Weights(
         f"file {hashlib.sha256(b'weights').hexdigest()[:12]}", file
     )
-    with pytest.raises(WeightsMissing, match=r"none\.weights\.h5.*Mend"):
-        find_weights("mobilenetv2", str(tmp_path / "none.weights.h5"))
+    with pytest.raises(NotFound, match=r"none\.weights\.h5.*Mend"):
+        get_weights("mobilenetv2", str(tmp_path / "none.weights.h5"))
 
 
 def test_a_folder_of_weights_without_the_one_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "WEIGHTS", tmp_path)
-    with pytest.raises(
-        WeightsMissing, match=r"mobilenetv2_imagenet_notop\.weights\.h5.*unset XRAYLIB_WEIGHTS"
-    ):
-        find_weights("mobilenetv2", "imagenet")
+    with pytest.raises(NotFound, match=r"mobilenetv2_imagenet_notop\.weights\.h5.*unset XRAYLIB_WEIGHTS"):
+        get_weights("mobilenetv2", "imagenet")
     (tmp_path / "mobilenetv2_imagenet_notop.weights.h5").write_bytes(b"weights")
-    assert find_weights("mobilenetv2", "imagenet").file.parent == tmp_path
+    assert get_weights("mobilenetv2", "imagenet").file.parent == tmp_path
 
 
 def test_imagenet_weights_that_cannot_be_downloaded(monkeypatch):
@@ -193,35 +192,35 @@ def test_imagenet_weights_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.setattr(paths, "WEIGHTS", None)
     monkeypatch.setattr(keras.applications, "MobileNetV2", unreachable)
     with pytest.raises(
-        WeightsMissing, match=r"could not be downloaded.*URL fetch failure.*XRAYLIB_WEIGHTS.*random"
+        NotFound, match=r"could not be downloaded.*URL fetch failure.*XRAYLIB_WEIGHTS.*random"
     ):
-        find_weights("mobilenetv2", "imagenet")
-    with pytest.raises(WeightsMissing, match="no ImageNet weights for tiny_cnn"):
-        find_weights("tiny_cnn", "imagenet")
+        get_weights("mobilenetv2", "imagenet")
+    with pytest.raises(NotFound, match="no ImageNet weights for tiny_cnn"):
+        get_weights("tiny_cnn", "imagenet")
 
 
 def test_initial_weights_arrive_in_the_backbone(networks, tmp_path):
     backbone, file = networks["mobilenetv2"].get_layer("backbone"), tmp_path / "backbone.weights.h5"
     models.save_weights(backbone, file)
-    built = models.build("mobilenetv2", 32, "sigmoid", weights=find_weights("mobilenetv2", str(file)))
+    built = models.build("mobilenetv2", 32, "sigmoid", weights=get_weights("mobilenetv2", str(file)))
     for ours, theirs in zip(built.get_layer("backbone").weights, backbone.weights, strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
 @pytest.mark.parametrize(("name", "other"), [("tiny_cnn", "scratch_cnn"), ("scratch_cnn", "tiny_cnn")])
 def test_without_a_backbone_initial_weights_are_the_whole_networks(networks, saved, name, other):
-    weights = find_weights(name, str(saved / f"{name}.weights.h5"))
+    weights = get_weights(name, str(saved / f"{name}.weights.h5"))
     built = models.build(name, 32, "sigmoid", weights=weights)
     np.testing.assert_array_equal(built.predict_on_batch(PIXELS), networks[name].predict_on_batch(PIXELS))
-    with pytest.raises(WeightsMissing, match=other):
-        models.build(name, 32, "sigmoid", weights=find_weights(name, str(saved / f"{other}.weights.h5")))
+    with pytest.raises(NotFound, match=other):
+        models.build(name, 32, "sigmoid", weights=get_weights(name, str(saved / f"{other}.weights.h5")))
 
 
 def test_a_weights_file_that_is_none_is_refused(tmp_path):
     file = tmp_path / "broken.weights.h5"
     file.write_bytes(b"no weights")
-    with pytest.raises(WeightsMissing, match="broken"):
-        models.build("mobilenetv2", 32, "sigmoid", weights=find_weights("mobilenetv2", str(file)))
+    with pytest.raises(NotFound, match="broken"):
+        models.build("mobilenetv2", 32, "sigmoid", weights=get_weights("mobilenetv2", str(file)))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -244,7 +243,7 @@ def test_weights_that_cannot_be_saved_leave_the_old_file_alone(networks, saved, 
 
     model = networks["tiny_cnn"]
     monkeypatch.setattr(model, "save_weights", half)
-    with pytest.raises(StorageFailed, match=r"model\.weights\.h5"):
+    with pytest.raises(Failed, match=r"model\.weights\.h5"):
         models.save_weights(model, file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]

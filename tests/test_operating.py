@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_metrics import judged, scored
 
-from xraylib.errors import DataInvalid, UnknownName
-from xraylib.operating import (
+from xraylib.evaluation.operating import (
     RULES,
     cost_threshold,
     sensitivity_threshold,
@@ -14,6 +13,7 @@ from xraylib.operating import (
     thresholds,
     youden_threshold,
 )
+from xraylib.storage import DataInvalid, NotFound
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -136,9 +136,9 @@ def test_a_dearer_miss_never_raises_the_threshold():
 def test_an_unknown_rule_is_refused_by_name(rule):
     scores = scored(n=30)
     val = scores.query("split == 'val'")
-    with pytest.raises(UnknownName, match=f"there is no rule {rule!r} for a threshold. Mend: "):
+    with pytest.raises(NotFound, match=f"there is no rule {rule!r} for a threshold. Fix: "):
         threshold(val["label"].to_numpy(), val["score"].to_numpy(), rule)
-    with pytest.raises(UnknownName, match=f"there is no rule {rule!r} "):
+    with pytest.raises(NotFound, match=f"there is no rule {rule!r} "):
         thresholds(scores, rule)
 
 

@@ -8,11 +8,11 @@ from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
 from test_metrics import scored
 
-from xraylib import pairs
-from xraylib.errors import DataInvalid
-from xraylib.metrics import thresholds
-from xraylib.pairs import COLUMNS, compare
-from xraylib.ranking import delong
+from xraylib.evaluation import pairs
+from xraylib.evaluation.metrics import thresholds
+from xraylib.evaluation.pairs import COLUMNS, compare
+from xraylib.evaluation.ranking import delong
+from xraylib.storage import DataInvalid
 
 pytestmark = pytest.mark.filterwarnings("error")
 

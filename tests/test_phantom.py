@@ -13,8 +13,8 @@ from PIL import Image
 from scipy.ndimage import median_filter
 from sklearn.metrics import roc_auc_score
 
-from xraylib.errors import DataInvalid, StorageFailed, UnknownName
-from xraylib.phantom import PhantomSettings, simulate, write
+from xraylib.datasets.phantom import PhantomSettings, simulate, write
+from xraylib.storage import DataInvalid, Failed, NotFound
 
 NAME = re.compile(r"((?:NORMAL2-)?IM-\d{4})-\d{4}|person(\d+)_(bacteria|virus)_\d+")
 SMALL = PhantomSettings(images=240, size=64)
@@ -171,7 +171,7 @@ def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageFailed, match="file"):
+    with pytest.raises(Failed, match="file"):
         write(tmp_path / "file" / "p", TINY)
 
 
@@ -255,13 +255,13 @@ def test_side_markers_stand_on_their_side():
 
 
 def test_unknown_kinds_and_markers_are_named():
-    with pytest.raises(UnknownName, match="fungus"):
+    with pytest.raises(NotFound, match="fungus"):
         simulate("fungus", 0, 0)
-    with pytest.raises(UnknownName, match="X"):
+    with pytest.raises(NotFound, match="X"):
         simulate("normal", 0, 0, marker="X")
 
 
 def test_importing_needs_no_deep_learning_library():
-    code = "import sys, xraylib.phantom; sys.exit('keras' in sys.modules or 'tensorflow' in sys.modules)"
+    code = "import sys, xraylib.datasets.phantom; sys.exit('keras' in sys.modules or 'tensorflow' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

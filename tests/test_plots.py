@@ -11,9 +11,10 @@ from matplotlib.colors import same_color, to_hex
 from matplotlib.text import Text
 from PIL import Image
 
-from xraylib import canvas, metrics, plots
-from xraylib.errors import DataInvalid
-from xraylib.recipes import RECIPES
+from xraylib.evaluation import metrics
+from xraylib.figures import plots, style
+from xraylib.storage import DataInvalid
+from xraylib.training.recipes import RECIPES
 
 KNOWN = next(iter(RECIPES))
 
@@ -575,7 +576,7 @@ def test_wrong_predictions_have_a_frame_and_a_word(pixels):
     fig = plots.predictions(pixels[:4], np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.9, 0.5]), 0.5)
     verdicts = [ax.get_xlabel().split("\n")[2] for ax in fig.axes]
     assert verdicts == ["correct", "WRONG: missed", "WRONG: false alarm", "correct"]
-    framed = [same_color(ax.spines["left"].get_edgecolor(), canvas.ALARM) for ax in fig.axes]
+    framed = [same_color(ax.spines["left"].get_edgecolor(), style.ALARM) for ax in fig.axes]
     assert framed == [False, True, True, False]
     assert "2 of the 4 shown are wrong" in words(fig)
 
@@ -689,7 +690,7 @@ EMPTY_TABLES = [
     ("figure", "column"), EMPTY_TABLES, ids=lambda value: getattr(value, "__name__", value)
 )
 def test_an_empty_table_is_refused_with_what_is_missing(figure, column):
-    with pytest.raises(DataInvalid, match=rf"(?s)lacks the columns .*\b{column}\b.* Mend: "):
+    with pytest.raises(DataInvalid, match=rf"(?s)lacks the columns .*\b{column}\b.* Fix: "):
         figure(pd.DataFrame())
 
 

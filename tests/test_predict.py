@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xraylib import heads, operating, predict, training
-from xraylib.errors import DataInvalid, DataMissing
-from xraylib.models import Weights
-from xraylib.recipes import find_recipe
-from xraylib.runs import read
+from xraylib import predict
+from xraylib.evaluation import operating
+from xraylib.storage import DataInvalid, NotFound
+from xraylib.training import heads
+from xraylib.training import train as training
+from xraylib.training.models import Weights
+from xraylib.training.recipes import get_recipe
+from xraylib.training.runs import read
 
-TINY = find_recipe("tiny-cnn-28")
-FROZEN = replace(find_recipe("mobilenetv2-frozen"), size=32, init="random")
+TINY = get_recipe("tiny-cnn-28")
+FROZEN = replace(get_recipe("mobilenetv2-frozen"), size=32, init="random")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +87,7 @@ def test_bad_files_are_reported_and_the_others_go_on(phantom, predictor, tmp_pat
     assert table["score"].notna().tolist() == [False, True, False, False, False, True]
     assert table["score"].iloc[1] == pytest.approx(table["score"].iloc[5], abs=1e-6)
     for row in table[table["score"].isna()].itertuples():
-        assert row.call == "" and Path(row.file).name in row.problem and "Mend: " in row.problem
+        assert row.call == "" and Path(row.file).name in row.problem and "Fix: " in row.problem
 
 
 def test_only_bad_files_are_no_error_of_the_batch(predictor, tmp_path):
@@ -121,7 +124,7 @@ def test_a_tampered_model_is_refused(kind, file, copied):
     whole = bytearray((run.folder / file).read_bytes())
     whole[len(whole) // 2] ^= 1
     (run.folder / file).write_bytes(whole)
-    with pytest.raises(DataInvalid, match=rf"{file} is missing or is not what the run wrote\. Mend: "):
+    with pytest.raises(DataInvalid, match=rf"{file} is missing or is not what the run wrote\. Fix: "):
         predict.load(run)
 
 
@@ -129,13 +132,13 @@ def test_a_tampered_model_is_refused(kind, file, copied):
 def test_a_model_that_is_gone_is_named(kind, file, copied):
     run = copied(kind)
     (run.folder / file).unlink()
-    with pytest.raises(DataInvalid, match=rf"{file} is missing.*Mend: "):
+    with pytest.raises(DataInvalid, match=rf"{file} is missing.*Fix: "):
         predict.load(run)
 
 
 def test_a_linear_head_on_other_weights_is_refused(linear, monkeypatch):
-    monkeypatch.setattr(predict.models, "find_weights", lambda *_: Weights("imagenet (another file)"))
-    with pytest.raises(DataInvalid, match=r"fitted on random, found are imagenet .*Mend: "):
+    monkeypatch.setattr(predict.models, "get_weights", lambda *_: Weights("imagenet (another file)"))
+    with pytest.raises(DataInvalid, match=r"fitted on random, found are imagenet .*Fix: "):
         predict.load(linear)
 
 
@@ -155,15 +158,15 @@ def test_the_newer_of_two_runs_is_found(network, tmp_path):
 
 @pytest.mark.parametrize(("recipe", "dataset"), [("scratch-cnn", "phantom"), ("tiny-cnn-28", "kermany")])
 def test_without_a_run_the_mend_is_the_command_that_trains_one(recipe, dataset, network, runs):
-    mend = rf"Mend: .*python -m xraylib train {recipe} --dataset {dataset}"
-    with pytest.raises(DataMissing, match=mend):
+    mend = rf"Fix: .*python -m xraylib train {recipe} --dataset {dataset}"
+    with pytest.raises(NotFound, match=mend):
         predict.find_run(recipe, dataset, runs=runs)
 
 
 def test_a_published_run_does_not_predict(phantom, accelerator, tmp_path):
     brief = replace(TINY, phases=(replace(TINY.phases[0], epochs=1),))
     training.train(brief, phantom, accelerator, protocol="published", runs=tmp_path)
-    with pytest.raises(DataMissing, match="no finished run"):
+    with pytest.raises(NotFound, match="no finished run"):
         predict.find_run("tiny-cnn-28", "phantom", runs=tmp_path)
 
 

@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn import metrics as sk
 from test_metrics import judged
 
-from xraylib.ranking import delong, delong_interval, weighted_auc, weighted_ranking
+from xraylib.evaluation.ranking import delong, delong_interval, weighted_auc, weighted_ranking
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from xraylib import scores
+from xraylib.evaluation import scores
 from xraylib.paths import ROOT
-from xraylib.recipes import find_recipe
+from xraylib.training.recipes import get_recipe
 
 
 def _look(table, query, column, of="max"):
@@ -29,7 +29,7 @@ def span(table, query, column):
 
 
 BOARD, STORY = "kermany/leaderboard", "kermany/tables/story"
-FOLDER, POINTS, COVER, REMEDIES, PAIRS, OUTSIDE, STRANGERS, LOST, SHORTCUT = (
+FOLDER, POINTS, COVER, IMBALANCE_METHODS, PAIRS, OUTSIDE, STRANGERS, LOST, SHORTCUT = (
     f"kermany/tables/{name}"
     for name in (
         *("by_folder", "operating_points", "coverage", "remedies", "remedies_pairs", "external"),
@@ -80,8 +80,8 @@ FIGURES = (
     ("<p1> (<n1>–<n1>) over ten draws", *ends(BOARD, f"{SMALL} and protocol == 'strict'", "accuracy")),
     ("lower: <s3> where", (BOARD, f"{SMALL} and protocol == 'strict'", "auc")),
     ("where the best reaches <s3>", (BOARD, "protocol == 'strict'", "auc")),
-    ("it scores <p0> to <p0> from draw to draw", *span(REMEDIES, SMALL, "val_accuracy")),
-    ("for imbalance <p0> to <p0> ", *span(REMEDIES, f"not {SMALL}", "val_accuracy")),
+    ("it scores <p0> to <p0> from draw to draw", *span(IMBALANCE_METHODS, SMALL, "val_accuracy")),
+    ("for imbalance <p0> to <p0> ", *span(IMBALANCE_METHODS, f"not {SMALL}", "val_accuracy")),
     (
         "undersampling loses <s3> (<s3>–<s3>) of AUC",
         *((PAIRS, "a == 'mobilenetv2-small'", name) for name in ("auc_difference", "low", "high")),
@@ -166,7 +166,7 @@ def test_the_remark_on_the_tutorial_is_of_its_three_trainings():
         [f"{figure(*run):.3f}".removeprefix("0") for run in runs]
         for figure in (sk.recall_score, sk.precision_score)
     )
-    remark = find_recipe("kerasio-tpu").remark
+    remark = get_recipe("kerasio-tpu").remark
     assert "a recall of {}, {} and {} at a precision of {}, {} and {};".format(*recall, *precision) in remark
     claim = pd.read_csv(ROOT / "reports" / "kermany" / "tables" / "claims.csv")
     own = claim.query("recipe == 'kerasio-tpu' and metric == 'sensitivity'").iloc[0]
@@ -174,7 +174,7 @@ def test_the_remark_on_the_tutorial_is_of_its_three_trainings():
 
 
 def test_the_stored_figures_of_resnet_are_those_of_the_calls_its_remark_tells():
-    shown, (ill, well, alarms) = find_recipe("resnet50v2").shown, (390, 234, 229)
-    assert f"{alarms} of the {well} normals" in find_recipe("resnet50v2").remark
+    shown, (ill, well, alarms) = get_recipe("resnet50v2").shown, (390, 234, 229)
+    assert f"{alarms} of the {well} normals" in get_recipe("resnet50v2").remark
     assert shown["accuracy"] == round((ill + well - alarms) / (ill + well), 3)
     assert shown["precision"] == round(ill / (ill + alarms), 3) and shown["sensitivity"] == 1

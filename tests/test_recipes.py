@@ -2,13 +2,13 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from xraylib import batches, models, recipes
-from xraylib.errors import UnknownName
-from xraylib.metrics import METRICS
-from xraylib.recipes import RECIPES, find_recipe
-from xraylib.runs import MODEL_FILES
-from xraylib.splits import BY_PATIENT, PROTOCOLS, SCHEMES
-from xraylib.systems import BUDGETS, Phase, Recipe, find_budget
+from xraylib.datasets.splits import BY_PATIENT, PROTOCOLS, SPLIT_STRATEGIES
+from xraylib.evaluation.metrics import METRICS
+from xraylib.storage import NotFound
+from xraylib.training import batches, models, recipes
+from xraylib.training.recipes import RECIPES, get_recipe
+from xraylib.training.runs import MODEL_FILES
+from xraylib.training.systems import BUDGETS, Phase, Recipe, get_budget
 
 EACH = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 EACH_BOTH_WAYS = pytest.mark.parametrize(
@@ -21,7 +21,7 @@ EACH_BOTH_WAYS = pytest.mark.parametrize(
 def test_every_recipe_that_is_written_is_in_the_table_under_its_name():
     written = {value.name for value in vars(recipes).values() if isinstance(value, Recipe)}
     assert written <= set(RECIPES)
-    assert all(find_recipe(name).name == name for name in RECIPES)
+    assert all(get_recipe(name).name == name for name in RECIPES)
 
 
 @EACH
@@ -31,7 +31,7 @@ def test_what_is_published_are_fields_of_a_recipe(recipe):
     if recipe.published:
         assert recipe.under("published").name == recipe.name
     else:
-        with pytest.raises(UnknownName, match="no protocol `published`"):
+        with pytest.raises(NotFound, match="no protocol `published`"):
             recipe.under("published")
 
 
@@ -46,12 +46,12 @@ def test_a_claim_names_a_metric_and_a_share(recipe):
 
 @EACH_BOTH_WAYS
 def test_a_recipe_names_only_what_there_is(recipe):
-    assert (recipe.network in models.NETWORKS) == (recipe.fit != "number") == (recipe.init != "none")
+    assert (recipe.network in models.NETWORKS) == (recipe.fit != "single-feature") == (recipe.init != "none")
     assert recipe.head in models.HEADS
     assert recipe.fit in MODEL_FILES
-    assert recipe.scheme in SCHEMES
+    assert recipe.split_strategy in SPLIT_STRATEGIES
     assert recipe.augmentation in (None, *models.AUGMENTATIONS)
-    assert recipe.imbalance in (None, *batches.REMEDIES)
+    assert recipe.imbalance in (None, *batches.IMBALANCE_METHODS)
     assert recipe.threshold == "validation" or 0 < recipe.threshold < 1
     assert recipe.batch_size > 0 and recipe.size >= 28
     assert bool(recipe.phases) == (recipe.fit == "network")
@@ -71,11 +71,11 @@ def test_a_budget_caps_the_epochs_of_each_phase_and_nothing_else(recipe, protoco
 @EACH
 def test_strict_is_the_recipe_itself(recipe):
     assert recipe.under("strict") == recipe
-    assert recipe.scheme in BY_PATIENT and recipe.threshold == "validation"
+    assert recipe.split_strategy in BY_PATIENT and recipe.threshold == "validation"
 
 
 def test_settings_follow_what_decides_training_and_not_the_words():
-    recipe = find_recipe("tiny-cnn-28")
+    recipe = get_recipe("tiny-cnn-28")
     words = recipe.settings()
     assert recipe.under("published").settings() != words
     changed = Recipe(**{f.name: getattr(recipe, f.name) for f in fields(Recipe)} | {"title": "other"})
@@ -87,17 +87,17 @@ def test_settings_follow_what_decides_training_and_not_the_words():
 
 def test_a_recipe_cannot_be_changed_in_place():
     with pytest.raises(FrozenInstanceError):
-        find_recipe("tiny-cnn-28").size = 64
+        get_recipe("tiny-cnn-28").size = 64
     with pytest.raises(FrozenInstanceError):
         Phase(1, 0.1).epochs = 2
 
 
-@pytest.mark.parametrize(("find", "known"), [(find_recipe, RECIPES), (find_budget, BUDGETS)])
+@pytest.mark.parametrize(("find", "known"), [(get_recipe, RECIPES), (get_budget, BUDGETS)])
 def test_an_unknown_name_is_told_the_names_there_are(find, known):
-    with pytest.raises(UnknownName, match="'resnet-1000'") as unknown:
+    with pytest.raises(NotFound, match="'resnet-1000'") as unknown:
         find("resnet-1000")
     assert all(name in str(unknown.value) for name in known)
-    with pytest.raises(UnknownName):
+    with pytest.raises(NotFound):
         RECIPES["tiny-cnn-28"].under("strict", "endless")
 
 
@@ -117,7 +117,7 @@ DESCRIBED = {
 
 @pytest.mark.parametrize("name", DESCRIBED)
 def test_a_published_system_trains_as_described(name):
-    recipe = find_recipe(name)
+    recipe = get_recipe(name)
     size, phases, batch, augmentation, remedy = DESCRIBED[name]
     assert recipe.size == size and recipe.batch_size == batch
     assert [(phase.epochs, phase.learning_rate) for phase in recipe.phases] == phases
@@ -126,17 +126,22 @@ def test_a_published_system_trains_as_described(name):
 
 
 def test_only_the_first_phase_of_fine_tuning_is_frozen():
-    assert [p.freeze_backbone for p in find_recipe("inceptionv3-tpu").phases] == [True, False]
-    assert [p.decay for p in find_recipe("inceptionv3-tpu").phases] == [False, True]
-    assert [p.freeze_backbone for p in find_recipe("mobilenetv2-small").phases] == [True]
-    assert not any(p.freeze_backbone for p in find_recipe("resnet50v2").phases)
+    assert [p.freeze_backbone for p in get_recipe("inceptionv3-tpu").phases] == [True, False]
+    assert [p.decay for p in get_recipe("inceptionv3-tpu").phases] == [False, True]
+    assert [p.freeze_backbone for p in get_recipe("mobilenetv2-small").phases] == [True]
+    assert not any(p.freeze_backbone for p in get_recipe("resnet50v2").phases)
 
 
 def test_the_bugs_kept_are_under_published_alone():
-    resnet, tiny = (find_recipe(name) for name in ("resnet50v2", "tiny-cnn-28"))
+    resnet, tiny = (get_recipe(name) for name in ("resnet50v2", "tiny-cnn-28"))
     assert (resnet.network, resnet.under("published").network) == ("resnet50v2", "resnet50v2_raw")
     assert resnet.under("published").augmentation is None, "the network itself flips"
-    assert resnet.under("published").scheme == "official" and resnet.under("published").patience is None
-    assert find_recipe("kerasio-tpu").under("published").scheme == "take-skip"
-    assert tiny.under("published").scheme == "random-per-image" and tiny.under("published").patience is None
-    assert find_recipe("mobilenetv2-small").under("published").scheme == "random-176"
+    assert (
+        resnet.under("published").split_strategy == "official" and resnet.under("published").patience is None
+    )
+    assert get_recipe("kerasio-tpu").under("published").split_strategy == "take-skip"
+    assert (
+        tiny.under("published").split_strategy == "random-per-image"
+        and tiny.under("published").patience is None
+    )
+    assert get_recipe("mobilenetv2-small").under("published").split_strategy == "random-176"

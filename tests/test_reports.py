@@ -15,13 +15,15 @@ from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 from test_ranking import obuchowski
 
-from xraylib import pages, paths, reports, scores
-from xraylib.comparisons import operating_point
-from xraylib.errors import DataInvalid, DataMissing, StorageFailed
-from xraylib.metrics import METRICS
-from xraylib.recipes import RECIPES
-from xraylib.runs import Run
-from xraylib.splits import PROTOCOLS
+from xraylib import paths
+from xraylib.datasets.splits import PROTOCOLS
+from xraylib.evaluation import scores
+from xraylib.evaluation.comparisons import operating_point
+from xraylib.evaluation.metrics import METRICS
+from xraylib.report import pages, tables
+from xraylib.storage import DataInvalid, Failed, NotFound
+from xraylib.training.recipes import RECIPES
+from xraylib.training.runs import Run
 
 pytestmark = pytest.mark.usefixtures("reports_here")
 COMMITTED = paths.ROOT / "reports"
@@ -62,8 +64,8 @@ def run_of(recipe="tiny-cnn-28", protocol="strict", seed=0, **said):
 
 
 def kept(dataset="made-up", recipe="tiny-cnn-28"):
-    table = scores.read(reports.folder(dataset) / "scores" / f"{recipe}.csv")
-    runs = json.loads((reports.folder(dataset) / "metrics" / f"{recipe}.json").read_text())["runs"]
+    table = scores.read(tables.folder(dataset) / "scores" / f"{recipe}.csv")
+    runs = json.loads((tables.folder(dataset) / "metrics" / f"{recipe}.json").read_text())["runs"]
     assert {(run["protocol"], run["seed"]) for run in runs} == set(
         zip(table["protocol"], table["seed"], strict=True)
     )
@@ -76,7 +78,7 @@ def seeds_kept(**which):
 
 def test_seeds_and_protocols_come_together():
     for protocol, seed in (("strict", 1), ("published", 0), ("strict", 0)):
-        reports.record(run_of(protocol=protocol, seed=seed), "made-up")
+        tables.record(run_of(protocol=protocol, seed=seed), "made-up")
     table = kept()
     assert set(zip(table["protocol"], table["seed"], strict=True)) == {
         ("strict", 0),
@@ -89,21 +91,21 @@ def test_seeds_and_protocols_come_together():
 
 
 def test_the_same_seed_replaces_itself():
-    reports.record(run_of(), "made-up")
+    tables.record(run_of(), "made-up")
     again = run_of()
     again.scores["score"] = again.scores["score"].clip(0.25, 0.75)
-    reports.record(again, "made-up")
+    tables.record(again, "made-up")
     assert len(kept()) == len(again.scores)
     assert kept()["score"].between(0.25, 0.75).all()
 
 
 @pytest.mark.parametrize("other", [{"choices": {"epochs": 20}}, {"init": "imagenet"}], ids=["budget", "init"])
 def test_runs_trained_otherwise_leave_the_table_and_the_log_says_so(other, caplog):
-    reports.record(run_of(seed=0), "made-up")
-    reports.record(run_of(seed=1), "made-up")
-    reports.record(run_of("tiny-cnn-28", "published"), "made-up")
-    with caplog.at_level(logging.WARNING, "xraylib.reports"):
-        reports.record(run_of(seed=2, **other), "made-up")
+    tables.record(run_of(seed=0), "made-up")
+    tables.record(run_of(seed=1), "made-up")
+    tables.record(run_of("tiny-cnn-28", "published"), "made-up")
+    with caplog.at_level(logging.WARNING, "xraylib.report.tables"):
+        tables.record(run_of(seed=2, **other), "made-up")
     assert [record.getMessage() for record in caplog.records] == [
         f"tiny-cnn-28, strict: seed {seed} was trained otherwise and leaves the table" for seed in (0, 1)
     ]
@@ -113,9 +115,9 @@ def test_runs_trained_otherwise_leave_the_table_and_the_log_says_so(other, caplo
 
 def test_what_is_recorded_comes_back():
     run = run_of(seed=1)
-    reports.record(run_of(seed=0), "made-up")
-    reports.record(run, "made-up")
-    settings, table = reports.recorded("made-up", "tiny-cnn-28", "strict", 1)
+    tables.record(run_of(seed=0), "made-up")
+    tables.record(run, "made-up")
+    settings, table = tables.recorded("made-up", "tiny-cnn-28", "strict", 1)
     assert settings["train_seconds"] == 11.0 and settings["history"][1]["loss"] == 0.5
     expected = run.scores.sort_values(["split", "image_id"]).reset_index(drop=True)
     pd.testing.assert_frame_equal(table, expected, check_dtype=False)
@@ -123,15 +125,15 @@ def test_what_is_recorded_comes_back():
 
 @pytest.mark.parametrize("asked", [("scratch-cnn", "strict", 0), ("tiny-cnn-28", "published", 0)])
 def test_what_is_not_recorded_is_none(asked):
-    reports.record(run_of(), "made-up")
-    assert reports.recorded("made-up", *asked) is None
+    tables.record(run_of(), "made-up")
+    assert tables.recorded("made-up", *asked) is None
 
 
 def test_a_deleted_scores_table_is_not_recorded():
-    reports.record(run_of(), "made-up")
-    (reports.folder("made-up") / "scores" / "tiny-cnn-28.csv").unlink()
-    assert reports.recorded("made-up", "tiny-cnn-28", "strict", 0) is None
-    reports.record(run_of(), "made-up")
+    tables.record(run_of(), "made-up")
+    (tables.folder("made-up") / "scores" / "tiny-cnn-28.csv").unlink()
+    assert tables.recorded("made-up", "tiny-cnn-28", "strict", 0) is None
+    tables.record(run_of(), "made-up")
     assert seeds_kept() == [0]
 
 
@@ -241,7 +243,7 @@ def recomputed(part, runs, recipe, protocol, claimed):
 
 def assert_recomputes(place):
     board = pd.read_csv(place / "leaderboard.csv")
-    assert list(board.columns) == list(reports.LEADERBOARD)
+    assert list(board.columns) == list(tables.LEADERBOARD)
     files = {file.stem for file in (place / "scores").glob("*.csv")}
     assert set(board["recipe"]) == files
     tables = {name: scores.read(place / "scores" / f"{name}.csv") for name in files}
@@ -273,17 +275,17 @@ def three_recipes():
             ("tiny-cnn-28", "published"),
             ("scratch-cnn", "strict"),
         ):
-            reports.record(run_of(recipe, protocol, seed), "made-up")
-    return reports.leaderboard("made-up")
+            tables.record(run_of(recipe, protocol, seed), "made-up")
+    return tables.leaderboard("made-up")
 
 
 def test_every_cell_recomputes_with_scikit_learn_and_another_bootstrap(three_recipes):
-    assert_recomputes(reports.folder("made-up"))
+    assert_recomputes(tables.folder("made-up"))
 
 
 def test_the_leaderboard_has_its_columns_order_and_claims(three_recipes):
     board = three_recipes
-    assert tuple(board.columns) == reports.LEADERBOARD
+    assert tuple(board.columns) == tables.LEADERBOARD
     rows = list(zip(board["recipe"], board["protocol"], strict=True))
     assert rows[1:3] == [("tiny-cnn-28", "published"), ("tiny-cnn-28", "strict")]
     assert [rows[0][0], rows[3][0]] == ["scratch-cnn", "mobilenetv2-frozen"]
@@ -294,7 +296,7 @@ def test_the_leaderboard_has_its_columns_order_and_claims(three_recipes):
 
 
 def test_figures_in_the_json_are_those_of_the_leaderboard(three_recipes):
-    file = reports.folder("made-up") / "metrics" / "tiny-cnn-28.json"
+    file = tables.folder("made-up") / "metrics" / "tiny-cnn-28.json"
     said = json.loads(file.read_text())["figures"]["strict"]["test"]
     row = three_recipes[(three_recipes["recipe"] == "tiny-cnn-28") & (three_recipes["protocol"] == "strict")]
     for metric in ("auc", "accuracy", "f1"):
@@ -302,8 +304,8 @@ def test_figures_in_the_json_are_those_of_the_leaderboard(three_recipes):
 
 
 def test_one_seed_has_no_spread_and_the_json_stays_standard():
-    reports.record(run_of(), "made-up")
-    text = (reports.folder("made-up") / "metrics" / "tiny-cnn-28.json").read_text()
+    tables.record(run_of(), "made-up")
+    text = (tables.folder("made-up") / "metrics" / "tiny-cnn-28.json").read_text()
 
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
@@ -313,8 +315,8 @@ def test_one_seed_has_no_spread_and_the_json_stays_standard():
 
 
 def spoilt(change):
-    reports.record(run_of(), "made-up")
-    file = reports.folder("made-up") / "scores" / "tiny-cnn-28.csv"
+    tables.record(run_of(), "made-up")
+    file = tables.folder("made-up") / "scores" / "tiny-cnn-28.csv"
     table = scores.read(file)
     scores.write(change(table), file)
 
@@ -334,24 +336,24 @@ SPOILT = {
 @pytest.mark.parametrize(("change", "named"), SPOILT.values(), ids=SPOILT)
 def test_bad_scores_are_refused_by_row(change, named):
     spoilt(change)
-    for compute in (reports.leaderboard, reports.load_scores):
-        with pytest.raises(DataInvalid, match=rf"{named}.*Mend: "):
+    for compute in (tables.leaderboard, tables.load_scores):
+        with pytest.raises(DataInvalid, match=rf"{named}.*Fix: "):
             compute("made-up")
-    assert not (reports.folder("made-up") / "leaderboard.csv").exists()
+    assert not (tables.folder("made-up") / "leaderboard.csv").exists()
 
 
 def test_without_scores_the_mend_is_named():
-    with pytest.raises(DataMissing, match=r"no scores in .*made-up.*Mend: .*DATASET=made-up"):
-        reports.leaderboard("made-up")
-    with pytest.raises(DataMissing, match=r"no scores below .*Mend: "):
+    with pytest.raises(NotFound, match=r"no scores in .*made-up.*Fix: .*DATASET=made-up"):
+        tables.leaderboard("made-up")
+    with pytest.raises(NotFound, match=r"no scores below .*Fix: "):
         pages.build_index()
 
 
 def test_scores_without_their_runs_are_refused():
-    reports.record(run_of(), "made-up")
-    (reports.folder("made-up") / "metrics" / "tiny-cnn-28.json").unlink()
-    with pytest.raises(DataMissing, match=r"tiny-cnn-28\.json.*Mend: "):
-        reports.leaderboard("made-up")
+    tables.record(run_of(), "made-up")
+    (tables.folder("made-up") / "metrics" / "tiny-cnn-28.json").unlink()
+    with pytest.raises(NotFound, match=r"tiny-cnn-28\.json.*Fix: "):
+        tables.leaderboard("made-up")
 
 
 def drawing():
@@ -362,12 +364,12 @@ def drawing():
 
 def test_a_figure_holds_its_caption_and_the_same_one_the_same_bytes():
     caption = "AUC ≥ .9 & n = 12 <test>"
-    file = reports.save_figure(drawing(), "made-up", "01_line", caption)
+    file = tables.save_figure(drawing(), "made-up", "01_line", caption)
     with Image.open(file) as image:
         assert image.info["Description"] == caption
         assert image.width >= 200
     before = file.read_bytes()
-    assert reports.save_figure(drawing(), "made-up", "01_line", caption).read_bytes() == before
+    assert tables.save_figure(drawing(), "made-up", "01_line", caption).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -380,17 +382,17 @@ def test_a_figure_holds_its_caption_and_the_same_one_the_same_bytes():
     ],
 )
 def test_pixels_of_patients_stay_on_this_machine(dataset, patients, place):
-    file = reports.save_figure(drawing(), dataset, "01_films", "Films.", patients=patients)
-    assert file == reports.folder(dataset) / place / "01_films.png" and file.exists()
+    file = tables.save_figure(drawing(), dataset, "01_films", "Films.", patients=patients)
+    assert file == tables.folder(dataset) / place / "01_films.png" and file.exists()
 
 
 def test_a_place_that_cannot_be_written_is_named():
     paths.REPORTS.parent.mkdir(exist_ok=True)
     paths.REPORTS.write_text("a file")
-    with pytest.raises(StorageFailed, match=r"cannot write .*reports.*Mend: "):
-        reports.record(run_of(), "made-up")
-    with pytest.raises(StorageFailed, match=r"cannot write .*Mend: "):
-        reports.save_figure(drawing(), "made-up", "01_line", "A line.")
+    with pytest.raises(Failed, match=r"cannot write .*reports.*Fix: "):
+        tables.record(run_of(), "made-up")
+    with pytest.raises(Failed, match=r"cannot write .*Fix: "):
+        tables.save_figure(drawing(), "made-up", "01_line", "A line.")
 
 
 class _Page(HTMLParser):
@@ -408,11 +410,11 @@ class _Page(HTMLParser):
 
 @pytest.fixture
 def page(three_recipes):
-    reports.record(run_of(), "phantom")
-    reports.save_figure(drawing(), "made-up", "02_b", 'Second, "quoted" & <odd>.')
-    reports.save_figure(drawing(), "made-up", "01_a", "First.")
-    reports.save_figure(drawing(), "made-up", "00_child", "A child.", patients=True)
-    notebook = reports.folder("made-up") / "notebooks" / "01_eda.html"
+    tables.record(run_of(), "phantom")
+    tables.save_figure(drawing(), "made-up", "02_b", 'Second, "quoted" & <odd>.')
+    tables.save_figure(drawing(), "made-up", "01_a", "First.")
+    tables.save_figure(drawing(), "made-up", "00_child", "A child.", patients=True)
+    notebook = tables.folder("made-up") / "notebooks" / "01_eda.html"
     notebook.parent.mkdir()
     notebook.write_text("<p>run</p>")
     return pages.build_index().read_text(encoding="utf-8")
@@ -478,48 +480,46 @@ def test_committed_scores_hold_no_path_and_no_pixels(file):
 
 def test_metrics_written_with_fewer_figures_are_computed_anew():
     for seed in (0, 1):
-        reports.record(run_of(seed=seed), "made-up")
-    file = reports.folder("made-up") / "metrics" / "tiny-cnn-28.json"
+        tables.record(run_of(seed=seed), "made-up")
+    file = tables.folder("made-up") / "metrics" / "tiny-cnn-28.json"
     whole, before = file.read_text(), file.stat().st_mtime_ns
-    reports.refresh_metrics("made-up")
+    tables.refresh_metrics("made-up")
     assert file.stat().st_mtime_ns == before
     held = json.loads(whole)
     del held["figures"]["strict"]["test"]["mcc"]
     file.write_text(json.dumps(held))
-    reports.refresh_metrics("made-up")
+    tables.refresh_metrics("made-up")
     assert file.read_text() == whole
 
 
 def test_metrics_of_other_scores_are_computed_anew():
-    reports.record(run_of(), "made-up")
-    place = reports.folder("made-up")
+    tables.record(run_of(), "made-up")
+    place = tables.folder("made-up")
     table = scores.read(place / "scores" / "tiny-cnn-28.csv")
     scores.write(table.assign(score=1 - table["score"]), place / "scores" / "tiny-cnn-28.csv")
     file = place / "metrics" / "tiny-cnn-28.json"
     before = json.loads(file.read_text())["figures"]["strict"]["test"]["auc"]["value"]
-    reports.refresh_metrics("made-up")
+    tables.refresh_metrics("made-up")
     held = json.loads(file.read_text())
     assert held["figures"]["strict"]["test"]["auc"]["value"] == pytest.approx(1 - before, abs=1e-5)
     val = table[table["split"] == "val"]
     expected = youden(val["label"].to_numpy(), 1 - val["score"].to_numpy())
     assert held["runs"][0]["threshold"] == pytest.approx(expected)
     (place / "scores" / "tiny-cnn-28.csv").unlink()
-    with pytest.raises(
-        DataMissing, match=r"tiny-cnn-28\.json is of scores that are not in .* Mend: delete it"
-    ):
-        reports.refresh_metrics("made-up")
+    with pytest.raises(NotFound, match=r"tiny-cnn-28\.json is of scores that are not in .* Fix: delete it"):
+        tables.refresh_metrics("made-up")
 
 
 def test_seeds_tested_on_other_images_leave_the_table(caplog):
     for seed in (0, 1):
-        reports.record(run_of(seed=seed), "made-up")
+        tables.record(run_of(seed=seed), "made-up")
     run = run_of(seed=0)
     new = run.scores[run.scores["split"] == "test"].iloc[[0]].assign(image_id="new", patient="new")
-    reports.record(replace(run, scores=pd.concat([run.scores, new])), "made-up")
+    tables.record(replace(run, scores=pd.concat([run.scores, new])), "made-up")
     assert seeds_kept() == [0]
     assert "seed 1 was trained otherwise and leaves the table" in caplog.text
-    reports.record(run_of(seed=1, protocol="published"), "made-up")
-    assert len(reports.load_scores("made-up")["protocol"].unique()) == 2
+    tables.record(run_of(seed=1, protocol="published"), "made-up")
+    assert len(tables.load_scores("made-up")["protocol"].unique()) == 2
 
 
 @pytest.mark.parametrize("dataset", ["kermany", "phantom"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from xraylib.resampling import interval, patient_draws, share_interval, unvaried
+from xraylib.evaluation.resampling import interval, patient_draws, share_interval, unvaried
 
 
 def test_patients_are_drawn_whole_and_alike_on_every_call():

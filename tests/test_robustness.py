@@ -6,12 +6,15 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sk
 
-from xraylib import images, predict, ranking, resampling, robustness, training
-from xraylib.corruptions import CORRUPTIONS, corrupt
-from xraylib.errors import DataInvalid, DataMissing, UnknownName
-from xraylib.recipes import find_recipe
+from xraylib import predict
+from xraylib.datasets import images
+from xraylib.datasets.corruptions import CORRUPTIONS, corrupt
+from xraylib.evaluation import ranking, resampling, robustness
+from xraylib.storage import DataInvalid, NotFound
+from xraylib.training import train as training
+from xraylib.training.recipes import get_recipe
 
-TINY = find_recipe("tiny-cnn-28")
+TINY = get_recipe("tiny-cnn-28")
 BRIEF = replace(TINY, phases=(replace(TINY.phases[0], epochs=3),))
 FEW = ("marker", "inversion")
 ALL_FEW = ["none 0", *(f"marker {step}" for step in range(1, 6)), "inversion 1"]
@@ -115,14 +118,14 @@ def test_other_corruptions_are_added_to_those_done(runs):
 @pytest.mark.parametrize("other", [{"model": "0123456789ab"}, {"image_id": "x"}, {"label": 0}])
 def test_a_trial_of_another_run_or_of_other_images_is_refused(runs, kept, other):
     tried(runs, ["inversion"]).assign(**other).to_csv(kept, index=False)
-    with pytest.raises(DataInvalid, match=r"of another run or of other images\. Mend: delete it"):
+    with pytest.raises(DataInvalid, match=r"of another run or of other images\. Fix: delete it"):
         tried(runs)
 
 
 def test_what_is_no_trial_is_refused(runs, kept):
     kept.parent.mkdir(parents=True)
     kept.write_text("recipe,auc\ntiny-cnn-28,.9\n")
-    with pytest.raises(DataInvalid, match=r"lacks the columns model, seed.* Mend: delete it"):
+    with pytest.raises(DataInvalid, match=r"lacks the columns model, seed.* Fix: delete it"):
         tried(runs)
 
 
@@ -153,11 +156,11 @@ def test_bad_trials_are_refused_with_the_image_named(kept, column, value, said):
 
 
 def test_without_trials_or_runs_the_mend_is_the_command(runs):
-    with pytest.raises(DataMissing, match="Mend: `python -m xraylib robustness RECIPE --dataset phantom`"):
+    with pytest.raises(NotFound, match="Fix: `python -m xraylib robustness RECIPE --dataset phantom`"):
         robustness.load("phantom")
-    with pytest.raises(DataMissing, match="no finished run of scratch-cnn"):
+    with pytest.raises(NotFound, match="no finished run of scratch-cnn"):
         robustness.score("scratch-cnn", "phantom", runs=runs)
-    with pytest.raises(UnknownName, match="no corruption 'fog'"):
+    with pytest.raises(NotFound, match="no corruption 'fog'"):
         tried(runs, ["fog"])
 
 

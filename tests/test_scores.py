@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xraylib import scores
-from xraylib.errors import DataInvalid, StorageFailed
+from xraylib.evaluation import scores
+from xraylib.storage import DataInvalid, Failed
 
 
 def table(values=(0.5,), **columns):
@@ -89,14 +89,14 @@ WRONG = {
 def test_what_is_no_scores_table_is_refused_by_name(tmp_path, content):
     file = tmp_path / "scores.csv"
     file.write_bytes(content.replace(b"%s", ",".join(scores.COLUMNS).encode()))
-    with pytest.raises(DataInvalid, match=r"scores\.csv is not a scores table.*Mend: "):
+    with pytest.raises(DataInvalid, match=r"scores\.csv is not a scores table.*Fix: "):
         scores.read(file)
 
 
 def test_a_write_that_fails_leaves_the_old_table(tmp_path):
     file = tmp_path / "scores.csv"
     scores.write(table([0.25]), file)
-    with pytest.raises(StorageFailed, match="Mend: "):
+    with pytest.raises(Failed, match="Fix: "):
         scores.write(table([0.75]), file / "below-a-file.csv")
     assert scores.read(file)["score"].tolist() == [0.25]
     assert [one.name for one in tmp_path.iterdir()] == ["scores.csv"]

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from xraylib import catalog, images, shortcuts
-from xraylib.phantom import PhantomSettings
+from xraylib.datasets import audit, catalog, images
+from xraylib.datasets.phantom import PhantomSettings
 
 MODEL = "border, linear model"
 
@@ -15,7 +15,7 @@ MODEL = "border, linear model"
 def audited(marker):
     settings = PhantomSettings(images=300, size=96, marker_follows_label=marker)
     manifest = catalog.load(replace(catalog.DATASETS["phantom"], phantom=settings))
-    return shortcuts.audit(manifest, images.load_pixels(manifest, 64, progress=False))
+    return audit.audit(manifest, images.load_pixels(manifest, 64, progress=False))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def films(tmp_path):
 
 def test_files_are_described_without_decoding(films):
     manifest, _ = films
-    table = shortcuts.files(manifest)
+    table = audit.files(manifest)
     assert table[["width", "height"]].to_numpy().tolist() == [[40, 30], [16, 16], [20, 10], [8, 8]]
     assert table.index.tolist() == [3, 5, 7, 9]
     assert (table["bytes"] > 0).all() and table["label"].tolist() == [0, 1, 0, 1]
@@ -75,7 +75,7 @@ def test_files_are_described_without_decoding(films):
 
 def test_single_numbers_are_what_they_are_called(films):
     manifest, pixels = films
-    table = shortcuts.trivial(manifest, pixels)
+    table = audit.trivial(manifest, pixels)
     assert table["image size"].tolist() == [1200, 256, 200, 64]
     assert table["border intensity"].tolist() == [0, 255, 100, 250]
     np.testing.assert_allclose(table["mean intensity"], [1.75, 193, 76.75, 189.25])
@@ -84,7 +84,7 @@ def test_single_numbers_are_what_they_are_called(films):
 
 def test_the_figures_are_those_of_scikit_learn(phantom):
     pixels = images.load_pixels(phantom, 64, progress=False)
-    table = shortcuts.audit(phantom, pixels).set_index(["feature", "split"])
+    table = audit.audit(phantom, pixels).set_index(["feature", "split"])
     test = (phantom["split"] == "test").to_numpy()
     means = pixels.mean(axis=(1, 2, 3))
     train = roc_auc_score(phantom["label"][~test], means[~test])

@@ -6,11 +6,19 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from xraylib import splits
-from xraylib.errors import DataInvalid, LeakFound, UnknownName
-from xraylib.naming import person_number
-from xraylib.phantom import PhantomSettings
-from xraylib.splits import BY_PATIENT, PROTOCOLS, SCHEMES, assign, check_disjoint, counts, leakage
+from xraylib.datasets import splits
+from xraylib.datasets.manifest import person_number
+from xraylib.datasets.phantom import PhantomSettings
+from xraylib.datasets.splits import (
+    BY_PATIENT,
+    PROTOCOLS,
+    SPLIT_STRATEGIES,
+    assign,
+    check_disjoint,
+    counts,
+    leakage,
+)
+from xraylib.storage import DataInvalid, NotFound
 
 # Few patients of one kind, as made up below: scikit-learn remarks on it, and the split is still by patient.
 pytestmark = pytest.mark.filterwarnings("error", "ignore:The least populated class")
@@ -94,7 +102,7 @@ def test_strict_never_parts_the_images_of_one_child(films, seed):
 def test_the_small_study_is_a_part_of_strict_and_all_of_it_when_it_is_small(films, seed):
     try:
         whole = assign(films, "strict", seed)
-        part = assign(films, "strict", seed, scheme="patient-grouped-176")
+        part = assign(films, "strict", seed, split_strategy="patient-grouped-176")
     except DataInvalid:
         return
     assert part.equals(whole.loc[part.index])
@@ -121,8 +129,8 @@ def test_the_index_counts_rows_of_the_manifest_and_the_manifest_stays_as_it_was(
     films = hospital()
     films.index = films.index + 1000
     before = films.copy()
-    for scheme in SCHEMES:
-        assigned = assign(films, "published", 0, scheme=scheme)
+    for split_strategy in SPLIT_STRATEGIES:
+        assigned = assign(films, "published", 0, split_strategy=split_strategy)
         assert films["image_id"].to_numpy()[assigned.index].tolist() == assigned["image_id"].tolist()
         pd.testing.assert_frame_equal(films, before)
 
@@ -133,14 +141,16 @@ def sides(assigned):
 
 def test_official_keeps_the_folders():
     films = hospital()
-    assert assign(films, "published", 3, scheme="official")["split"].tolist() == films["split"].tolist()
+    assert (
+        assign(films, "published", 3, split_strategy="official")["split"].tolist() == films["split"].tolist()
+    )
 
 
 def test_official_without_a_validation_folder_takes_eight_of_each_class_from_train(caplog):
     films = hospital().query("split != 'val'")
     drawn = set()
     for seed in (0, 0, 1):
-        assigned = assign(films, "published", seed, scheme="official")
+        assigned = assign(films, "published", seed, split_strategy="official")
         val = assigned["split"] == "val"
         assert assigned.loc[val, "label"].value_counts().to_dict() == {0: 8, 1: 8}
         assert set(films["split"][val.to_numpy()]) == {"train"}
@@ -153,18 +163,18 @@ def test_official_without_a_validation_folder_takes_eight_of_each_class_from_tra
 def test_of_a_small_copy_the_stand_in_leaves_an_image_of_each_class_to_train():
     tests = [("person100_virus", "test", 1), ("IM-100", "test", 1)]
     few = manifest([("person1_virus", "train", 20), ("IM-1", "train", 5), *tests])
-    assigned = assign(few, "published", 0, scheme="official")
+    assigned = assign(few, "published", 0, split_strategy="official")
     numbers = assigned.groupby("split")["label"].value_counts().unstack()
     assert numbers.loc["val"].to_dict() == {0: 4, 1: 4}
     assert numbers.loc["train"].to_dict() == {0: 1, 1: 16}
     one = manifest([("person1_virus", "train", 20), ("IM-1", "train", 1), *tests])
     with pytest.raises(DataInvalid, match="the val side has no images"):
-        assign(one, "published", 0, scheme="official")
+        assign(one, "published", 0, split_strategy="official")
 
 
 def test_a_fifth_of_the_pool_validates_per_image():
     films = hospital()
-    assigned = assign(films, "published", 1, scheme="per-image-validation")
+    assigned = assign(films, "published", 1, split_strategy="per-image-validation")
     pool = films["split"].ne("test").sum()
     assert sides(assigned) == {
         "train": pool - np.ceil(0.2 * pool),
@@ -180,7 +190,7 @@ def test_a_fifth_of_the_pool_validates_per_image():
 def test_random_per_image_drops_copies_and_divides_seventy_twenty_ten():
     films = hospital()
     films.loc[5:14, "sha256"] = films["sha256"][5]
-    assigned = assign(films, "published", 1, scheme="random-per-image")
+    assigned = assign(films, "published", 1, split_strategy="random-per-image")
     unique = len(films) - 9
     assert assigned["sha256"].is_unique and len(assigned) == unique
     shares = {side: n / unique for side, n in sides(assigned).items()}
@@ -193,7 +203,7 @@ def test_136_images_train_and_40_of_other_patients_validate_in_the_shares_of_the
     films = hospital()
     pool = films[films["split"] != "test"]
     for seed in range(5):
-        assigned = assign(films, "strict", seed, scheme="patient-grouped-176")
+        assigned = assign(films, "strict", seed, split_strategy="patient-grouped-176")
         check_disjoint(assigned)
         assert sides(assigned) == {"train": 136, "val": 40, "test": len(films) - len(pool)}
         persons = assigned.assign(person=assigned["patient"].map(person_number)).groupby("split")["person"]
@@ -212,7 +222,7 @@ def test_take_and_skip_of_two_shuffles_validate_on_what_was_trained_on():
         ]
     )  # fmt: skip
     for seed in range(3):
-        assigned = assign(films, "published", seed, scheme="take-skip")
+        assigned = assign(films, "published", seed, split_strategy="take-skip")
         assert sides(assigned) == {"train": 4200, "val": 1032, "test": 10}
         assert not assigned.duplicated(["split", "image_id"]).any()
         train, val = (set(assigned.loc[assigned["split"] == side, "image_id"]) for side in ("train", "val"))
@@ -226,7 +236,7 @@ def test_176_images_at_random_are_tested_on_what_they_validate_on():
     films = hospital()
     outside = set(films.loc[films["split"] != "test", "image_id"])
     for seed in range(5):
-        assigned = assign(films, "published", seed, scheme="random-176")
+        assigned = assign(films, "published", seed, split_strategy="random-176")
         assert sides(assigned) == {"train": 136, "val": 40, "test": 40}
         names = {side: list(part) for side, part in assigned.groupby("split")["image_id"]}
         assert names["val"] == names["test"]
@@ -250,13 +260,13 @@ def test_of_176_images_or_fewer_all_are_drawn(images):
         ]
     )
     val = round(images * 40 / 176)
-    assigned = assign(films, "published", 0, scheme="random-176")
+    assigned = assign(films, "published", 0, split_strategy="random-176")
     assert sides(assigned) == {"train": images - val, "val": val, "test": val}
     assert set(assigned["image_id"]) == set(films.loc[films["split"] == "train", "image_id"])
-    grouped = assign(films, "strict", 0, scheme="patient-grouped-176")
+    grouped = assign(films, "strict", 0, split_strategy="patient-grouped-176")
     assert sides(grouped)["test"] == 3
     assert sides(grouped)["train"] == min(136, sides(assign(films, "strict", 0))["train"])
-    skipped = assign(films, "published", 0, scheme="take-skip")
+    skipped = assign(films, "published", 0, split_strategy="take-skip")
     assert sides(skipped)["train"] + sides(skipped)["val"] == images
 
 
@@ -270,48 +280,50 @@ NO_TRAIN = [("person1_virus", "test", 2), ("IM-2", "test", 2)]
 
 
 @pytest.mark.parametrize(
-    ("scheme", "films"),
+    ("split_strategy", "films"),
     [("per-image-validation", TINY), ("random-176", TINY), ("patient-grouped", NO_TRAIN)],
     ids=["per-image-validation", "random-176", "patient-grouped"],
 )
-def test_a_set_too_small_to_divide_is_refused(scheme, films):
+def test_a_set_too_small_to_divide_is_refused(split_strategy, films):
     with pytest.raises(DataInvalid, match="Mend"):
-        assign(manifest(films), "published", 0, scheme=scheme)
+        assign(manifest(films), "published", 0, split_strategy=split_strategy)
 
 
-@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"official"}))
-def test_a_seed_draws_one_split_and_another_seed_another(scheme):
+@pytest.mark.parametrize("split_strategy", sorted(set(SPLIT_STRATEGIES) - {"official"}))
+def test_a_seed_draws_one_split_and_another_seed_another(split_strategy):
     films = hospital()
-    first = assign(films, "published", 0, scheme=scheme)
-    assert first.equals(assign(films, "published", 0, scheme=scheme))
-    assert not first.equals(assign(films, "published", 1, scheme=scheme))
+    first = assign(films, "published", 0, split_strategy=split_strategy)
+    assert first.equals(assign(films, "published", 0, split_strategy=split_strategy))
+    assert not first.equals(assign(films, "published", 1, split_strategy=split_strategy))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_scheme_can_be_the_protocol_and_then_no_other_is_read(scheme):
+@pytest.mark.parametrize("split_strategy", SPLIT_STRATEGIES)
+def test_a_scheme_can_be_the_protocol_and_then_no_other_is_read(split_strategy):
     films = hospital()
-    named = assign(films, scheme, 3)
-    assert named.equals(assign(films, "published", 3, scheme=scheme))
-    assert named.equals(assign(films, scheme, 3, scheme="random-per-image"))
+    named = assign(films, split_strategy, 3)
+    assert named.equals(assign(films, "published", 3, split_strategy=split_strategy))
+    assert named.equals(assign(films, split_strategy, 3, split_strategy="random-per-image"))
 
 
 def test_strict_is_patient_grouped_unless_another_scheme_by_patient_is_named():
     films = hospital()
     assert assign(films, "strict", 0).equals(assign(films, "patient-grouped", 0))
-    for scheme in BY_PATIENT:
-        assert assign(films, "strict", 0, scheme=scheme).equals(assign(films, scheme, 0))
+    for split_strategy in BY_PATIENT:
+        assert assign(films, "strict", 0, split_strategy=split_strategy).equals(
+            assign(films, split_strategy, 0)
+        )
 
 
-@pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - set(BY_PATIENT)))
-def test_strict_refuses_a_scheme_that_parts_the_images_of_a_patient(scheme):
-    with pytest.raises(LeakFound, match=f"{scheme} .*Mend: .*{', '.join(BY_PATIENT)}"):
-        assign(hospital(), "strict", 0, scheme=scheme)
+@pytest.mark.parametrize("split_strategy", sorted(set(SPLIT_STRATEGIES) - set(BY_PATIENT)))
+def test_strict_refuses_a_scheme_that_parts_the_images_of_a_patient(split_strategy):
+    with pytest.raises(DataInvalid, match=f"{split_strategy} .*Fix: .*{', '.join(BY_PATIENT)}"):
+        assign(hospital(), "strict", 0, split_strategy=split_strategy)
 
 
 def test_a_patient_in_train_and_test_is_refused_by_name():
     films = pd.concat([hospital(), manifest([("person77_virus", "test", 1)])], ignore_index=True)
     assert "person77_virus" in set(films.query("split == 'train'")["patient"])
-    with pytest.raises(LeakFound, match=r"1 patients .* first: person77_virus_0.*Mend"):
+    with pytest.raises(DataInvalid, match=r"1 patients .* first: person77_virus_0.*Mend"):
         assign(films, "strict", 0)
     assert len(assign(films, "published", 0)) == len(films)
 
@@ -320,7 +332,7 @@ def test_a_copy_in_train_and_test_is_refused_by_name():
     films = hospital()
     train, test = (films.index[films["split"] == side][0] for side in ("train", "test"))
     films.loc[test, "sha256"] = films["sha256"][train]
-    with pytest.raises(LeakFound, match=f"1 byte-identical images .*{films['image_id'][train]}"):
+    with pytest.raises(DataInvalid, match=f"1 byte-identical images .*{films['image_id'][train]}"):
         assign(films, "strict", 0)
 
 
@@ -346,11 +358,11 @@ def test_a_side_without_both_classes_is_refused(keep, said):
 
 
 def test_unknown_names_are_told_the_known_ones():
-    with pytest.raises(UnknownName, match=f"'honest'.*Mend: .*{', '.join((*PROTOCOLS, *SCHEMES))}"):
+    with pytest.raises(NotFound, match=f"'honest'.*Fix: .*{', '.join((*PROTOCOLS, *SPLIT_STRATEGIES))}"):
         assign(hospital(), "honest", 0)
     for protocol in PROTOCOLS:
-        with pytest.raises(UnknownName, match=f"'by-luck'.*Mend: .*{', '.join(SCHEMES)}"):
-            assign(hospital(), protocol, 0, scheme="by-luck")
+        with pytest.raises(NotFound, match=f"'by-luck'.*Fix: .*{', '.join(SPLIT_STRATEGIES)}"):
+            assign(hospital(), protocol, 0, split_strategy="by-luck")
 
 
 def test_leakage_counts_a_known_answer():

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import run_python, start_python
 
-from xraylib.errors import StorageFailed
-from xraylib.storage import atomic, atomic_folder
+from xraylib.storage import Failed, atomic, atomic_folder
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -80,7 +79,7 @@ with atomic(sys.argv[1]) as temporary:
 def test_a_full_disk_is_named_with_the_mend(tmp_path):
     path = tmp_path / "scores.csv"
     path.write_text("old")
-    with pytest.raises(StorageFailed, match=r"scores\.csv: No space left.*free some disk space"):  # noqa: SIM117
+    with pytest.raises(Failed, match=r"scores\.csv: No space left.*free some disk space"):  # noqa: SIM117
         with atomic(path) as temporary:
             temporary.unlink()
             temporary.symlink_to("/dev/full")
@@ -90,14 +89,14 @@ def test_a_full_disk_is_named_with_the_mend(tmp_path):
 
 WRITE = """
 import os, sys
-from xraylib.errors import StorageFailed
+from xraylib.storage import Failed
 from xraylib.storage import atomic
 if len(sys.argv) > 2:
     os.setuid(int(sys.argv[2]))
 try:
     with atomic(sys.argv[1]) as temporary:
         temporary.write_bytes(bytes(100_000))
-except StorageFailed as error:
+except Failed as error:
     print(error)
 """
 
@@ -118,9 +117,7 @@ def test_a_folder_of_another_user_is_named_with_the_mend(tmp_path):
     tmp_path.chmod(0o500)
     nobody = [65534] if os.geteuid() == 0 else []
     said = run_python(WRITE, tmp_path / "scores.csv", *nobody)
-    assert (
-        f"cannot write {tmp_path / 'scores.csv'}: Permission denied. Mend: make the folder writable" in said
-    )
+    assert f"cannot write {tmp_path / 'scores.csv'}: Permission denied. Fix: make the folder writable" in said
     assert "XRAYLIB_" in said
 
 
@@ -128,7 +125,7 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path):
     (tmp_path / "runs").write_text("mine")
     for path in (tmp_path / "runs" / "a.csv", tmp_path / "runs" / "deeper" / "a.csv"):
         with (
-            pytest.raises(StorageFailed, match=r"a\.csv.*a file stands where a folder is needed"),
+            pytest.raises(Failed, match=r"a\.csv.*a file stands where a folder is needed"),
             atomic(path),
         ):
             pass
@@ -181,7 +178,7 @@ def test_a_folder_whose_exchange_fails_comes_back(tmp_path, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(StorageFailed, match="films"), atomic_folder(films) as fresh:
+    with pytest.raises(Failed, match="films"), atomic_folder(films) as fresh:
         (fresh / "fresh").touch()
     assert contents(tmp_path) == {"films/film.txt": "old"}
     assert [p.name for p in tmp_path.iterdir()] == ["films"]

@@ -7,21 +7,23 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from xraylib import reports, studies, training
-from xraylib.errors import DataMissing, UnknownName
-from xraylib.phantom import PhantomSettings, write
-from xraylib.recipes import find_recipe
-from xraylib.studies import Study
-from xraylib.systems import BUDGETS, Budget, Phase
+from xraylib import experiment
+from xraylib.datasets.phantom import PhantomSettings, write
+from xraylib.experiment import Experiment
+from xraylib.report import tables
+from xraylib.storage import NotFound
+from xraylib.training import train as training
+from xraylib.training.recipes import get_recipe
+from xraylib.training.systems import BUDGETS, Budget, Phase
 
 pytestmark = pytest.mark.usefixtures("small_phantom", "reports_here")
-TINY = find_recipe("tiny-cnn-28")
-FROZEN = replace(find_recipe("mobilenetv2-frozen"), size=32)
+TINY = get_recipe("tiny-cnn-28")
+FROZEN = replace(get_recipe("mobilenetv2-frozen"), size=32)
 
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """Two epochs a phase, so that a study takes seconds."""
+    """Two epochs a phase, so that a experiment takes seconds."""
     monkeypatch.setitem(BUDGETS, "quick", Budget(2, 2))
     monkeypatch.setitem(BUDGETS, "brief", Budget(1, 1))
 
@@ -49,58 +51,58 @@ def trainings(monkeypatch):
 )
 def test_unknown_names_fail_at_once(accelerator, wrong, named):
     began = time.perf_counter()
-    with pytest.raises(UnknownName, match=rf"{named}.*Mend: "):
-        Study(**{"dataset": "phantom", "accelerator": accelerator} | wrong)
+    with pytest.raises(NotFound, match=rf"{named}.*Fix: "):
+        Experiment(**{"dataset": "phantom", "accelerator": accelerator} | wrong)
     assert time.perf_counter() - began < 1
 
 
 def test_data_that_is_not_there_is_named_when_it_is_asked_for(accelerator, tmp_path):
-    study = Study(str(tmp_path / "films"), accelerator)
-    with pytest.raises(DataMissing, match=r"films.*Mend: "):
-        study.runs("tiny-cnn-28")
+    experiment = Experiment(str(tmp_path / "films"), accelerator)
+    with pytest.raises(NotFound, match=r"films.*Fix: "):
+        experiment.runs("tiny-cnn-28")
     assert not list(tmp_path.glob("reports/*"))
 
 
 def test_seeds_follow_the_budget(accelerator):
-    tiny, small, large = map(find_recipe, ("tiny-cnn-28", "mobilenetv2-small", "resnet50v2"))
-    assert list(Study("phantom", accelerator, "quick", seed=7).seeds(tiny)) == [7, 8]
-    assert list(Study("phantom", accelerator, "brief", seed=7).seeds(tiny)) == [7]
-    full = Study("phantom", accelerator, "full", seed=7)
+    tiny, small, large = map(get_recipe, ("tiny-cnn-28", "mobilenetv2-small", "resnet50v2"))
+    assert list(Experiment("phantom", accelerator, "quick", seed=7).seeds(tiny)) == [7, 8]
+    assert list(Experiment("phantom", accelerator, "brief", seed=7).seeds(tiny)) == [7]
+    full = Experiment("phantom", accelerator, "full", seed=7)
     assert [len(full.seeds(recipe)) for recipe in (tiny, small, large)] == [3, 10, 1]
 
 
 def test_runs_of_all_seeds_stand_in_the_report(accelerator, trainings):
-    study = Study("phantom", accelerator, "quick", seed=3)
-    runs = study.runs("tiny-cnn-28")
+    experiment = Experiment("phantom", accelerator, "quick", seed=3)
+    runs = experiment.runs("tiny-cnn-28")
     assert [(run.seed, run.settings["choices"]["phases"][0]["epochs"]) for run in runs] == [(3, 2), (4, 2)]
-    table = reports.load_scores("phantom")
+    table = tables.load_scores("phantom")
     assert sorted(table["seed"].unique()) == [3, 4]
     assert len(table) == sum(len(run.scores) for run in runs)
     assert trainings == [("tiny-cnn-28", "strict", seed, "random") for seed in (3, 4)]
 
 
 def test_the_phantom_never_asks_for_imagenet(accelerator, trainings, monkeypatch):
-    monkeypatch.setattr(studies, "find_recipe", lambda name: FROZEN)
-    run = Study("phantom", accelerator, "brief").runs("mobilenetv2-frozen")[0]
+    monkeypatch.setattr(experiment, "get_recipe", lambda name: FROZEN)
+    run = Experiment("phantom", accelerator, "brief").runs("mobilenetv2-frozen")[0]
     assert FROZEN.init == "imagenet" and run.settings["init"] == "random"
-    assert reports.leaderboard("phantom")["init"].tolist() == ["random"]
+    assert tables.leaderboard("phantom")["init"].tolist() == ["random"]
 
 
 def test_films_of_a_user_take_the_recipes_own_weights(accelerator, monkeypatch, tmp_path):
     write(tmp_path / "films", PhantomSettings(images=24, size=32))
     asked = []
     monkeypatch.setattr(training, "train", lambda *_, **options: asked.append(options["init"]))
-    monkeypatch.setattr(reports, "record", lambda *_: None)
-    Study(str(tmp_path / "films"), accelerator, "brief").runs(FROZEN)
+    monkeypatch.setattr(tables, "record", lambda *_: None)
+    Experiment(str(tmp_path / "films"), accelerator, "brief").runs(FROZEN)
     assert asked == ["imagenet"]
 
 
 def test_what_is_recorded_is_read_back_without_training(accelerator, trainings, caplog, tmp_path):
-    made = Study("phantom", accelerator, "brief").runs(TINY)[0]
-    before = {file: file.read_bytes() for file in reports.folder("phantom").rglob("*.*")}
+    made = Experiment("phantom", accelerator, "brief").runs(TINY)[0]
+    before = {file: file.read_bytes() for file in tables.folder("phantom").rglob("*.*")}
     trainings.clear()
-    with caplog.at_level(logging.WARNING, "xraylib.studies"):
-        read = Study("phantom", accelerator, "brief", reuse=True).runs(TINY)[0]
+    with caplog.at_level(logging.WARNING, "xraylib.experiment"):
+        read = Experiment("phantom", accelerator, "brief", reuse=True).runs(TINY)[0]
     assert trainings == []
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == 1 and "nothing is trained" in warned[0] and made.settings["hardware"] in warned[0]
@@ -108,21 +110,21 @@ def test_what_is_recorded_is_read_back_without_training(accelerator, trainings, 
         read.scores, made.scores.sort_values(["split", "image_id"]).reset_index(drop=True), check_dtype=False
     )
     assert read.history["loss"].tolist() == pytest.approx(made.history["loss"].tolist())
-    assert before == {file: file.read_bytes() for file in reports.folder("phantom").rglob("*.*")}
+    assert before == {file: file.read_bytes() for file in tables.folder("phantom").rglob("*.*")}
 
 
 def test_without_reuse_the_report_is_not_read(accelerator, trainings):
     for _ in range(2):
-        Study("phantom", accelerator, "brief").runs(TINY)
+        Experiment("phantom", accelerator, "brief").runs(TINY)
     assert len(trainings) == 2
 
 
 def test_what_is_not_recorded_is_left_out_aloud_when_reuse_is_asked_for(accelerator, trainings, caplog):
-    study = Study("phantom", accelerator, "brief", reuse=True)
-    assert study.runs(TINY) == [] and study.runs(TINY, "published") == []
+    experiment = Experiment("phantom", accelerator, "brief", reuse=True)
+    assert experiment.runs(TINY) == [] and experiment.runs(TINY, "published") == []
     assert trainings == []
     said = [record.getMessage() for record in caplog.records]
-    assert all("holds no such run. Mend: python -m xraylib train tiny-cnn-28" in line for line in said)
+    assert all("holds no such run. Fix: python -m xraylib train tiny-cnn-28" in line for line in said)
     assert len(said) == 2
 
 
@@ -136,15 +138,15 @@ def test_what_is_not_recorded_is_left_out_aloud_when_reuse_is_asked_for(accelera
     ids=["budget", "batch size", "rate"],
 )
 def test_another_budget_or_recipe_is_left_out_aloud(accelerator, trainings, caplog, other):
-    Study("phantom", accelerator, "brief").runs(TINY)
+    Experiment("phantom", accelerator, "brief").runs(TINY)
     trainings.clear()
-    study = Study("phantom", accelerator, other.get("budget", "brief"), reuse=True)
-    assert study.runs(other.get("recipe", TINY)) == [] and trainings == []
+    experiment = Experiment("phantom", accelerator, other.get("budget", "brief"), reuse=True)
+    assert experiment.runs(other.get("recipe", TINY)) == [] and trainings == []
     assert any("another recipe or budget" in record.getMessage() for record in caplog.records)
 
 
 def changed(**said):
-    file = reports.folder("phantom") / "metrics" / "tiny-cnn-28.json"
+    file = tables.folder("phantom") / "metrics" / "tiny-cnn-28.json"
     kept = json.loads(file.read_text())
     kept["runs"][0] |= said
     file.write_text(json.dumps(kept))
@@ -160,21 +162,21 @@ def changed(**said):
 def test_recorded_scores_of_other_code_or_images_are_used_with_a_warning(
     accelerator, trainings, caplog, said, warning
 ):
-    Study("phantom", accelerator, "brief").runs(TINY)
+    Experiment("phantom", accelerator, "brief").runs(TINY)
     changed(**said)
     trainings.clear()
-    Study("phantom", accelerator, "brief", reuse=True).runs(TINY)
+    Experiment("phantom", accelerator, "brief", reuse=True).runs(TINY)
     assert trainings == []
     assert any(warning in record.getMessage() for record in caplog.records)
 
 
 def test_a_model_is_trained_here_though_its_scores_stand_in_the_report(accelerator):
-    Study("phantom", accelerator, "brief").runs(TINY)
-    run = Study("phantom", accelerator, "brief", reuse=True).trained(TINY)
+    Experiment("phantom", accelerator, "brief").runs(TINY)
+    run = Experiment("phantom", accelerator, "brief", reuse=True).trained(TINY)
     assert (run.folder / "model.weights.h5").exists()
 
 
 def test_figures_go_to_the_report_and_come_back(accelerator):
-    study, figure = Study("phantom", accelerator), Figure()
-    assert study.figure(figure, "01_empty", "Nothing.") is figure
-    assert (study.folder / "figures" / "01_empty.png").exists()
+    experiment, figure = Experiment("phantom", accelerator), Figure()
+    assert experiment.figure(figure, "01_empty", "Nothing.") is figure
+    assert (experiment.folder / "figures" / "01_empty.png").exists()

@@ -4,9 +4,9 @@ import pytest
 from sklearn import metrics as sk
 from test_metrics import scored
 
-from xraylib.errors import DataInvalid
-from xraylib.scores import COLUMNS
-from xraylib.subgroups import by_folder, name_groups, table
+from xraylib.evaluation.scores import COLUMNS
+from xraylib.evaluation.subgroups import by_folder, name_groups, table
+from xraylib.storage import DataInvalid
 
 # Of a test by hand: image, patient, kind, score of seed 0, score of seed 1.
 TEST = [
@@ -193,5 +193,5 @@ def test_a_random_deal_is_taken_apart_by_the_official_folder():
 
 
 def test_without_the_random_deal_there_are_no_folders_to_tell():
-    with pytest.raises(DataInvalid, match="Mend: train both"):
+    with pytest.raises(DataInvalid, match="Fix: train both"):
         by_folder(scored(n=30))

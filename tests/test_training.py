@@ -12,30 +12,32 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from xraylib import catalog, features, heads, images, models, splits, training
-from xraylib.batches import REMEDIES, Batches, balance, predict
-from xraylib.checkpoints import Progress
-from xraylib.errors import UnknownName, WeightsMissing, XraylibError
-from xraylib.metrics import evaluate
-from xraylib.models import Weights
-from xraylib.phantom import PhantomSettings
-from xraylib.recipes import find_recipe
-from xraylib.runs import model_sha256, read
-from xraylib.scores import COLUMNS, check_scores
-from xraylib.systems import Phase
-from xraylib.training import train
+from xraylib.datasets import catalog, images, splits
+from xraylib.datasets.phantom import PhantomSettings
+from xraylib.evaluation.metrics import evaluate
+from xraylib.evaluation.scores import COLUMNS, check_scores
+from xraylib.storage import NotFound, XraylibError
+from xraylib.training import features, heads, models
+from xraylib.training import train as training
+from xraylib.training.batches import IMBALANCE_METHODS, Batches, balance, predict
+from xraylib.training.checkpoints import Progress
+from xraylib.training.models import Weights
+from xraylib.training.recipes import get_recipe
+from xraylib.training.runs import model_sha256, read
+from xraylib.training.systems import Phase
+from xraylib.training.train import train
 
-TINY = find_recipe("tiny-cnn-28")
+TINY = get_recipe("tiny-cnn-28")
 # Two phases, one with a decaying rate; batch norm and two kinds of dropout; stops early when it may.
 PHASED = replace(
-    find_recipe("scratch-cnn"),
+    get_recipe("scratch-cnn"),
     name="phased",
     size=32,
     batch_size=16,
     patience=2,
     phases=(Phase(3, 3e-3), Phase(2, 1e-3, decay=True)),
 )
-FROZEN = replace(find_recipe("mobilenetv2-frozen"), size=32, init="random")
+FROZEN = replace(get_recipe("mobilenetv2-frozen"), size=32, init="random")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_without_patience_the_scores_are_those_of_the_last_epoch(phantom, accele
     assert run.settings["epochs"] == run.settings["kept_epoch"] == 4
     assert validation_loss(run) == pytest.approx(run.history["val_loss"].iloc[-1], rel=1e-5)
     assert set(run.scores["image_id"]) == set(
-        splits.assign(phantom, "published", 0, scheme="random-per-image").query("split != 'train'")[
+        splits.assign(phantom, "published", 0, split_strategy="random-per-image").query("split != 'train'")[
             "image_id"
         ]
     )
@@ -239,9 +241,9 @@ def test_of_two_at_once_one_trains_and_both_have_the_run(phantom, accelerator, u
 
 def test_nothing_is_trained_for_a_wrong_call(phantom, accelerator, untrained, tmp_path):
     for wrong in ({"protocol": "honest"}, {"budget": "endless"}, {"init": "lucky"}):
-        with pytest.raises(UnknownName):
+        with pytest.raises(NotFound):
             train(TINY, phantom, accelerator, runs=tmp_path, **wrong)
-    with pytest.raises(WeightsMissing):
+    with pytest.raises(NotFound):
         train(TINY, phantom, accelerator, runs=tmp_path, init=str(tmp_path / "none.weights.h5"))
     assert untrained == [] and not list(tmp_path.iterdir())
 
@@ -285,8 +287,9 @@ import json, os, signal, sys, time
 import numpy as np
 import pandas as pd
 from pathlib import Path
-from xraylib import accelerators, training
-from xraylib.recipes import find_recipe
+from xraylib import devices
+from xraylib.training import train as training
+from xraylib.training.recipes import get_recipe
 
 manifest, runs, draw = pd.read_pickle(sys.argv[1]), Path(sys.argv[2]), np.random.default_rng()
 manifest.attrs = {"dataset": "phantom"}
@@ -304,8 +307,8 @@ while status == signal.SIGKILL:
     # Forked before Keras has begun anything: each child is a fresh process that need not import it again.
     child = os.fork()
     if child == 0:
-        accelerator = accelerators.use("cpu", "tensorflow")
-        training.train(find_recipe("tiny-cnn-28"), manifest, accelerator, budget="quick", runs=runs)
+        accelerator = devices.use("cpu", "tensorflow")
+        training.train(get_recipe("tiny-cnn-28"), manifest, accelerator, budget="quick", runs=runs)
         os._exit(0)
     while len(killed) < 3 and not ended and (seen := epochs()) < before + 2:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -351,12 +354,12 @@ def test_jax_and_tensorflow_score_the_same_images(unbroken, under_jax):
     assert under_jax["one"]["image_id"] == unbroken.scores["image_id"].tolist()
 
 
-# The last rows stand on another side of the study.
+# The last rows stand on another side of the experiment.
 LABELS = np.array([0] * 10 + [1] * 30 + [0] * 5)
 ROWS = np.arange(40)
 
 
-@pytest.mark.parametrize("remedy", [None, *REMEDIES])
+@pytest.mark.parametrize("remedy", [None, *IMBALANCE_METHODS])
 def test_a_remedy_balances_the_classes_it_is_given(remedy):
     rows, weights = balance(ROWS, LABELS, remedy, np.random.default_rng(0))
     sums = [weights[rows][LABELS[rows] == value].sum() for value in (0, 1)]

@@ -4,13 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xraylib import catalog, images, phantom, predict, reports, training, trials
-from xraylib.errors import DataInvalid, DataMissing, UnknownName
-from xraylib.metrics import evaluate
-from xraylib.recipes import find_recipe
-from xraylib.scores import COLUMNS
+from xraylib import predict
+from xraylib.datasets import catalog, images, phantom
+from xraylib.evaluation import shift
+from xraylib.evaluation.metrics import evaluate
+from xraylib.evaluation.scores import COLUMNS
+from xraylib.report import tables
+from xraylib.storage import DataInvalid, NotFound
+from xraylib.training import train as training
+from xraylib.training.recipes import get_recipe
 
-TINY = find_recipe("tiny-cnn-28")
+TINY = get_recipe("tiny-cnn-28")
 BRIEF = replace(TINY, phases=(replace(TINY.phases[0], epochs=3),))
 
 pytestmark = pytest.mark.usefixtures("small_phantom", "reports_here")
@@ -34,7 +38,7 @@ def hospital(tmp_path_factory):
 
 @pytest.fixture
 def outside(runs, hospital):
-    return trials.external("tiny-cnn-28", "phantom", hospital, runs=runs)
+    return shift.external("tiny-cnn-28", "phantom", hospital, runs=runs)
 
 
 def found(runs):
@@ -68,11 +72,11 @@ def test_the_scores_are_those_of_the_runs_as_they_stand(outside, hospital, runs)
 def test_external_scores_are_kept_and_read_back(outside, hospital, reports_here):
     name = catalog.find(hospital).name
     assert (reports_here / "phantom" / "external" / name / "tiny-cnn-28.csv").exists()
-    pd.testing.assert_frame_equal(trials.load_external("phantom", name), outside)
+    pd.testing.assert_frame_equal(shift.load_external("phantom", name), outside)
 
 
 def test_external_scores_are_read_back_by_the_path_they_were_made_with(outside, hospital):
-    pd.testing.assert_frame_equal(trials.load_external("phantom", str(hospital)), outside)
+    pd.testing.assert_frame_equal(shift.load_external("phantom", str(hospital)), outside)
 
 
 def test_external_scores_that_do_not_fit_together_are_refused(outside, hospital, reports_here):
@@ -81,31 +85,31 @@ def test_external_scores_that_do_not_fit_together_are_refused(outside, hospital,
     other[other["image_id"] != other.loc[3, "image_id"]].to_csv(folder / "scratch-cnn.csv", index=False)
     missing = f"{outside.loc[3, 'image_id']} was scored by tiny-cnn-28 and not by all"
     with pytest.raises(DataInvalid, match=missing):
-        trials.load_external("phantom", str(hospital))
+        shift.load_external("phantom", str(hospital))
     turned = other.assign(label=1 - other["label"], kind="")
     turned.to_csv(folder / "scratch-cnn.csv", index=False)
     with pytest.raises(DataInvalid, match="has two labels"):
-        trials.load_external("phantom", str(hospital))
+        shift.load_external("phantom", str(hospital))
 
 
 def test_without_external_scores_the_mend_is_the_command():
-    with pytest.raises(DataMissing, match="Mend: `python -m xraylib external RECIPE --dataset phantom --on"):
-        trials.load_external("phantom", "nih")
+    with pytest.raises(NotFound, match="Fix: `python -m xraylib external RECIPE --dataset phantom --on"):
+        shift.load_external("phantom", "nih")
 
 
 def test_a_recipe_without_runs_is_not_tried(runs, hospital):
-    with pytest.raises(DataMissing, match="no finished run of scratch-cnn"):
-        trials.external("scratch-cnn", "phantom", hospital, runs=runs)
+    with pytest.raises(NotFound, match="no finished run of scratch-cnn"):
+        shift.external("scratch-cnn", "phantom", hospital, runs=runs)
 
 
 def test_images_that_are_not_there_are_named(runs):
-    with pytest.raises(UnknownName, match="no data set is named 'elsewhere'"):
-        trials.external("tiny-cnn-28", "phantom", "elsewhere", runs=runs)
+    with pytest.raises(NotFound, match="no data set is named 'elsewhere'"):
+        shift.external("tiny-cnn-28", "phantom", "elsewhere", runs=runs)
 
 
 def test_both_sides_are_set_beside_each_other(outside, runs):
     scores = of_the_report(runs)
-    table = trials.drop(scores, outside).set_index("metric")
+    table = shift.drop(scores, outside).set_index("metric")
     sides = {"test": evaluate(scores), "external": evaluate(pd.concat([scores, outside]), split="external")}
     assert table.index.tolist() == ["auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity"]
     assert set(table["recipe"]) == {"tiny-cnn-28"}
@@ -117,7 +121,7 @@ def test_both_sides_are_set_beside_each_other(outside, runs):
 
 
 def test_what_is_lost_has_an_interval_from_both_sides(outside, runs):
-    row = trials.drop(of_the_report(runs), outside).set_index("metric").loc["accuracy"]
+    row = shift.drop(of_the_report(runs), outside).set_index("metric").loc["accuracy"]
     assert row["drop"] == pytest.approx(row["test"] - row["external"])
     assert row["drop_low"] <= row["drop"] <= row["drop_high"]
     widths = [row[f"{side}_high"] - row[f"{side}_low"] for side in ("test", "external", "drop")]
@@ -127,7 +131,7 @@ def test_what_is_lost_has_an_interval_from_both_sides(outside, runs):
 def test_images_elsewhere_do_not_move_the_threshold(outside, runs):
     scores = of_the_report(runs)
     turned = outside.assign(label=1 - outside["label"], kind="")
-    tables = [trials.drop(scores, there).set_index("metric") for there in (outside, turned)]
+    tables = [shift.drop(scores, there).set_index("metric") for there in (outside, turned)]
     assert tables[1].loc["sensitivity", "external"] == pytest.approx(
         1 - tables[0].loc["specificity", "external"]
     )
@@ -139,30 +143,30 @@ def test_only_strict_scores_of_the_recipe_are_compared(outside, runs):
     spoilt = scores.assign(score=1 - scores["score"])
     others = [spoilt.assign(protocol="published"), spoilt.assign(recipe="scratch-cnn")]
     pd.testing.assert_frame_equal(
-        trials.drop(pd.concat([scores, *others]), outside), trials.drop(scores, outside)
+        shift.drop(pd.concat([scores, *others]), outside), shift.drop(scores, outside)
     )
 
 
 def test_a_run_that_the_report_does_not_know_is_named(runs, hospital, caplog):
-    trials.external("tiny-cnn-28", "phantom", hospital, runs=runs)
+    shift.external("tiny-cnn-28", "phantom", hospital, runs=runs)
     assert [record.args[1] for record in caplog.records if "not made by" in record.message] == [0, 1]
     caplog.clear()
     for run in found(runs):
-        reports.record(run, "phantom")
-    trials.external("tiny-cnn-28", "phantom", hospital, runs=runs)
+        tables.record(run, "phantom")
+    shift.external("tiny-cnn-28", "phantom", hospital, runs=runs)
     assert "not made by" not in caplog.text
 
 
 @pytest.fixture(scope="module")
 def frozen(phantom, accelerator, tmp_path_factory):
     """Folder of one run of a linear head on a small frozen network with random weights."""
-    folder, recipe = tmp_path_factory.mktemp("frozen"), find_recipe("mobilenetv2-frozen")
+    folder, recipe = tmp_path_factory.mktemp("frozen"), get_recipe("mobilenetv2-frozen")
     training.train(replace(recipe, size=32), phantom, accelerator, init="random", runs=folder)
     return folder
 
 
 def test_every_group_of_images_has_its_distance_from_training(frozen, phantom, hospital, reports_here):
-    table = trials.strangeness("phantom", [hospital], runs=frozen)
+    table = shift.strangeness("phantom", [hospital], runs=frozen)
     test, name = phantom[phantom["split"] == "test"], catalog.find(hospital).name
     sizes = table.groupby("group", sort=False).size().to_dict()
     ill = int((test["label"] == 1).sum())
@@ -177,10 +181,10 @@ def test_every_group_of_images_has_its_distance_from_training(frozen, phantom, h
     known = phantom.set_index("image_id").loc[val["image_id"], "split"]
     assert (known == "train").all()
     assert table["strangeness"].gt(0).all()
-    read = reports.load_table("phantom", "strangeness")
+    read = tables.load_table("phantom", "strangeness")
     pd.testing.assert_frame_equal(read, table, rtol=1e-5)
 
 
 def test_a_network_without_a_run_judges_nothing(runs):
-    with pytest.raises(DataMissing, match="no finished run of mobilenetv2-frozen"):
-        trials.strangeness("phantom", runs=runs)
+    with pytest.raises(NotFound, match="no finished run of mobilenetv2-frozen"):
+        shift.strangeness("phantom", runs=runs)

@@ -9,20 +9,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from xraylib import accelerators
-from xraylib.errors import DeviceMissing
+from xraylib import devices
+from xraylib.storage import NotFound
 
 folder, saved = map(Path, sys.argv[1:])
 
 
 def refused(*wanted):
     try:
-        return f"not refused: {accelerators.use(*wanted)}"
-    except DeviceMissing as error:
+        return f"not refused: {devices.use(*wanted)}"
+    except NotFound as error:
         return str(error)
 
 
-four = accelerators.use("cpu", "jax", devices=4)
+four = devices.use("cpu", "jax", devices=4)
 found = {
     "line": str(four),
     "count": four.count,
@@ -40,18 +40,20 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
-from xraylib import images, models, training  # noqa: E402
-from xraylib.batches import Batches, predict  # noqa: E402
-from xraylib.recipes import find_recipe  # noqa: E402
-from xraylib.systems import Phase  # noqa: E402
+from xraylib import training  # noqa: E402
+from xraylib.datasets import images
+from xraylib.training import models
+from xraylib.training.batches import Batches, predict  # noqa: E402
+from xraylib.training.recipes import get_recipe  # noqa: E402
+from xraylib.training.systems import Phase  # noqa: E402
 
 manifest = pd.read_pickle(folder / "manifest.pkl")
 manifest.attrs = {"dataset": "phantom"}
 
-tiny = find_recipe("tiny-cnn-28")
+tiny = get_recipe("tiny-cnn-28")
 short = replace(tiny, phases=(Phase(4, 1e-3),))
 for name, devices in (("one", 1), ("four", 4)):
-    accelerator = accelerators.use("cpu", "jax", devices)
+    accelerator = devices.use("cpu", "jax", devices)
     run = training.train(short, manifest, accelerator, runs=folder / "runs")
     found[name] = {
         "folder": run.folder.name,
@@ -64,7 +66,7 @@ for name, devices in (("one", 1), ("four", 4)):
     }
 
 # What TensorFlow saved says the same here.
-accelerators.use("cpu", "jax", devices=1)
+devices.use("cpu", "jax", devices=1)
 pixels = images.load_pixels(manifest, 32, progress=False)
 there = np.load(saved / "scores.npz")
 found["apart"] = {}

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from xraylib import __version__, accelerators
-from xraylib.errors import XraylibError
-from xraylib.recipes import RECIPES, find_recipe
-from xraylib.splits import PROTOCOLS, SCHEMES
-from xraylib.systems import BUDGETS
+from xraylib import __version__, devices
+from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
+from xraylib.storage import XraylibError
+from xraylib.training.recipes import RECIPES, get_recipe
+from xraylib.training.systems import BUDGETS
 
 if TYPE_CHECKING:
-    from xraylib.catalog import Dataset
+    from xraylib.datasets.catalog import Dataset
 
 SOME_FAILED = 3
 
@@ -50,13 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a recipe with some seeds and add it to the report")
     train.add_argument("recipe", help=", ".join(RECIPES))
     _study_options(train)
-    train.add_argument("--protocol", default="strict", help=", ".join((*PROTOCOLS, *SCHEMES)))
+    train.add_argument("--protocol", default="strict", help=", ".join((*PROTOCOLS, *SPLIT_STRATEGIES)))
     train.add_argument("--init", help="random, imagenet or a .weights.h5 file; by default the recipe's own")
-    train.add_argument("--device", default="auto", help=", ".join(accelerators.DEVICES))
+    train.add_argument("--device", default="auto", help=", ".join(devices.DEVICES))
     train.add_argument("--backend", default=None, help="tensorflow or jax; by default what the device wants")
-    train.add_argument(
-        "--precision", help=f"{', '.join(accelerators.PRECISIONS)}; bfloat16 is a TPU's default"
-    )
+    train.add_argument("--precision", help=f"{', '.join(devices.PRECISIONS)}; bfloat16 is a TPU's default")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", help="recompute and print the leaderboard from the scores")
@@ -127,19 +125,19 @@ def _study_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _data_list(options: argparse.Namespace) -> None:
-    from xraylib import catalog
+    from xraylib.datasets import catalog
 
     _show(catalog.describe().drop(columns=["title"]))
 
 
 def _data_fetch(options: argparse.Namespace) -> None:
-    from xraylib import catalog
+    from xraylib.datasets import catalog
 
     print(catalog.fetch(options.name, source=options.source))
 
 
 def _data_verify(options: argparse.Namespace) -> None:
-    from xraylib import catalog
+    from xraylib.datasets import catalog
 
     table = catalog.verify(_dataset(options.name))
     _show(table)
@@ -147,7 +145,7 @@ def _data_verify(options: argparse.Namespace) -> None:
 
 
 def _data_audit(options: argparse.Namespace) -> None:
-    from xraylib import catalog, images, splits
+    from xraylib.datasets import catalog, images, splits
 
     dataset = _dataset(options.name)
     manifest = catalog.index(dataset)
@@ -167,7 +165,7 @@ def _data_audit(options: argparse.Namespace) -> None:
 
 def _dataset(name: str) -> "Dataset":
     """Find a data set; the phantom is written where it is not, nothing is downloaded."""
-    from xraylib import catalog
+    from xraylib.datasets import catalog
 
     dataset = catalog.find(name)
     if dataset.phantom:
@@ -176,31 +174,32 @@ def _dataset(name: str) -> "Dataset":
 
 
 def _train(options: argparse.Namespace) -> None:
-    find_recipe(options.recipe)
-    accelerator = accelerators.use(options.device, options.backend, precision=options.precision)
-    from xraylib.studies import Study
+    get_recipe(options.recipe)
+    accelerator = devices.use(options.device, options.backend, precision=options.precision)
+    from xraylib.experiment import Experiment
 
-    study = Study(
+    experiment = Experiment(
         options.dataset, accelerator, options.budget, options.seed, (options.recipe,), init=options.init
     )
-    for run in study.runs(options.recipe, options.protocol):
+    for run in experiment.runs(options.recipe, options.protocol):
         print(run.folder)
 
 
 def _external(options: argparse.Namespace) -> None:
-    find_recipe(options.recipe)
-    accelerators.use()
-    from xraylib import reports, trials
+    get_recipe(options.recipe)
+    devices.use()
+    from xraylib.evaluation import shift
+    from xraylib.report import tables
 
-    outside = trials.external(options.recipe, options.dataset, options.on)
-    _show(trials.drop(reports.load_scores(options.dataset), outside).round(3))
+    outside = shift.external(options.recipe, options.dataset, options.on)
+    _show(shift.drop(tables.load_scores(options.dataset), outside).round(3))
 
 
 def _robustness(options: argparse.Namespace) -> None:
     for recipe in options.recipes:
-        find_recipe(recipe)
-    accelerators.use()
-    from xraylib import robustness
+        get_recipe(recipe)
+    devices.use()
+    from xraylib.evaluation import robustness
 
     for recipe in options.recipes:
         lost = robustness.losses(robustness.score(recipe, options.dataset), averaged=True)
@@ -208,29 +207,30 @@ def _robustness(options: argparse.Namespace) -> None:
 
 
 def _strangeness(options: argparse.Namespace) -> None:
-    accelerators.use()
-    from xraylib import abstention, trials
+    devices.use()
+    from xraylib.evaluation import selective, shift
 
-    _show(abstention.flagged(trials.strangeness(options.dataset, options.on)).round(3))
+    _show(selective.flagged(shift.strangeness(options.dataset, options.on)).round(3))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from xraylib import catalog, reports
+    from xraylib.datasets import catalog
+    from xraylib.report import tables
 
-    board = reports.leaderboard(catalog.find(options.dataset).name)
+    board = tables.leaderboard(catalog.find(options.dataset).name)
     _show(board.drop(columns=["hardware", "train_seconds"]))
 
 
 def _predict(options: argparse.Namespace) -> int:
-    find_recipe(options.recipe)
-    from xraylib import catalog
+    get_recipe(options.recipe)
+    from xraylib.datasets import catalog
 
     dataset = catalog.find(options.dataset).name
     if not any(file.is_file() for file in options.files):
         named = ", ".join(map(str, options.files))
-        print(f"xraylib: no such file: {named}. Mend: check the path.", file=sys.stderr)
+        print(f"xraylib: no such file: {named}. Fix: check the path.", file=sys.stderr)
         return 1
-    accelerators.use()
+    devices.use()
     from xraylib import predict
     from xraylib.storage import atomic
 
@@ -247,10 +247,11 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from xraylib import cards, pages, paths, reports
+    from xraylib import paths
+    from xraylib.report import cards, pages, tables
 
     for place in sorted(paths.REPORTS.glob("*/metrics")):
-        reports.refresh_metrics(place.parent.name)
+        tables.refresh_metrics(place.parent.name)
     for name in ("kermany", "phantom"):
         if any((paths.REPORTS / name / "scores").glob("*.csv")):
             print(cards.write_model_card(name))
@@ -262,10 +263,10 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _execute(options: argparse.Namespace) -> None:
-    from xraylib import execution
+    from xraylib.report import notebooks
 
-    parameters = {name: execution.parse_parameter(value) for name, value in options.parameters}
-    execution.execute(options.notebook, options.output, parameters, page=options.page)
+    parameters = {name: notebooks.parse_parameter(value) for name, value in options.parameters}
+    notebooks.execute(options.notebook, options.output, parameters, page=options.page)
 
 
 def _show(table: pd.DataFrame) -> None:

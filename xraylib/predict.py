@@ -9,11 +9,15 @@ import keras
 import numpy as np
 import pandas as pd
 
-from xraylib import features, heads, images, metrics, models, paths, training
-from xraylib.comparisons import operating_point
-from xraylib.errors import DataInvalid, DataMissing, UnknownName, XraylibError
-from xraylib.reports import folder, read_runs
-from xraylib.runs import MODEL_FILES, Run, model_sha256, read
+from xraylib import paths
+from xraylib.datasets import images
+from xraylib.evaluation import metrics
+from xraylib.evaluation.comparisons import operating_point
+from xraylib.report.tables import folder, read_runs
+from xraylib.storage import DataInvalid, NotFound, XraylibError
+from xraylib.training import features, heads, models
+from xraylib.training import train as training
+from xraylib.training.runs import MODEL_FILES, Run, model_sha256, read
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ def find_run(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> Run:
 
     Raises
     ------
-    DataMissing
+    NotFound
         When there is none.
     """
     found = find_runs(recipe, dataset, runs=runs)
@@ -69,8 +73,8 @@ def find_runs(recipe: str, dataset: str, *, runs: Path = paths.RUNS) -> list[Run
                 found[run.seed] = run
     if found:
         return [found[seed] for seed in sorted(found)]
-    raise DataMissing(
-        f"no finished run of {recipe} on {dataset} in {runs}. Mend: train one with "
+    raise NotFound(
+        f"no finished run of {recipe} on {dataset} in {runs}. Fix: train one with "
         f"`python -m xraylib train {recipe} --dataset {dataset}`."
     )
 
@@ -80,29 +84,29 @@ def load(run: Run) -> Predictor:
 
     Raises
     ------
-    UnknownName
+    NotFound
         For a trivial baseline, which has no model of images.
     DataInvalid
         When the model's file is not the one that the run wrote.
-    WeightsMissing
+    NotFound
         When the initial weights under a linear head cannot be found, or are others than it was fitted on.
     """
     choices, settings = run.settings["choices"], run.settings
-    if choices["fit"] == "number":
-        raise UnknownName(f"{run.recipe} sees no radiograph. Mend: predict with another recipe.")
+    if choices["fit"] == "single-feature":
+        raise NotFound(f"{run.recipe} sees no radiograph. Fix: predict with another recipe.")
     file = run.folder / MODEL_FILES[choices["fit"]]
     if not file.exists() or model_sha256(file) != settings["model_sha256"]:
         raise DataInvalid(
-            f"{file} is missing or is not what the run wrote. Mend: delete {run.folder} and train again."
+            f"{file} is missing or is not what the run wrote. Fix: delete {run.folder} and train again."
         )
     threshold = metrics.thresholds(run.scores, operating_point(run.recipe, run.protocol)).loc[run.seed]
-    if choices["fit"] == "linear-head":
-        weights = models.find_weights(
+    if choices["fit"] == "linear-probe":
+        weights = models.get_weights(
             choices["network"], "random" if settings["init"] == "random" else "imagenet"
         )
         if weights.label != settings["init"]:
             raise DataInvalid(
-                f"the run was fitted on {settings['init']}, found are {weights.label}. Mend: set "
+                f"the run was fitted on {settings['init']}, found are {weights.label}. Fix: set "
                 "XRAYLIB_WEIGHTS to the weights it was fitted on, or train again."
             )
         frozen = features.extractor(choices["network"], choices["size"], weights, run.seed)

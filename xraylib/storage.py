@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the whole new one, never half of it."""
+"""The errors a user can fix, and writing files so that a reader sees the old one or the whole new one."""
 
 import errno
 import os
@@ -8,9 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from xraylib.errors import StorageFailed
 
-_MENDS = {
+class XraylibError(Exception):
+    """Something the user can fix; the message names the thing and the fix. The command line exits with 1."""
+
+
+class NotFound(XraylibError):
+    """A name, data set, file of weights or device that is not there."""
+
+
+class DataInvalid(XraylibError):
+    """It is there and cannot be used: corrupt, mislabelled, of one class only, a patient in two splits."""
+
+
+class Failed(XraylibError):
+    """A download, a training or a write did not come to its end; nothing half-written is left."""
+
+
+_FIXES = {
     errno.ENOSPC: "free some disk space, or move the folder with its XRAYLIB_ variable",
     errno.EDQUOT: "free some of your disk quota, or move the folder with its XRAYLIB_ variable",
     errno.EACCES: "make the folder writable, or move it with its XRAYLIB_ variable",
@@ -24,13 +39,13 @@ _MENDS = {
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or an unwritable folder into `StorageFailed` that names `path` and the mend."""
+    """Turn a full disk or an unwritable folder into `Failed` that names `path` and the mend."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _MENDS:
+        if error.errno not in _FIXES:
             raise
-        raise StorageFailed(f"cannot write {path}: {error.strerror}. Mend: {_MENDS[error.errno]}.") from error
+        raise Failed(f"cannot write {path}: {error.strerror}. Fix: {_FIXES[error.errno]}.") from error
 
 
 @contextmanager
@@ -41,7 +56,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
     Raises
     ------
-    StorageFailed
+    Failed
         When the folder cannot be written or the disk is full.
     """
     path = Path(path)
