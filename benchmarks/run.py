@@ -1,28 +1,36 @@
 """`make bench`: measure speed and memory against peers in the same run, and write benchmarks/results.md.
 
-Usage: run.py [--quick]. The numbers of `--quick` show that everything runs; they are printed, not kept.
+Usage: run.py [--quick] [GROUP FOLDER]. Each group runs in a process of its own with a cache of its own; Keras
+is imported inside the groups that need it, because elsewhere it would count as memory. The numbers of
+`--quick` show that everything runs; they are printed, not kept.
 """
 
 import argparse
 import importlib.metadata
+import json
+import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from json import loads
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-from measurements import GROUPS
+import numpy as np
+import pandas as pd
+from PIL import Image
 
 from xraylib import devices, paths, storage
-from xraylib.training import runs
+from xraylib.datasets import images, manifest, phantom
 
-HERE = Path(__file__).resolve().parent
-PARAMETERS = paths.ROOT / "build" / "phantom" / "parameters"
+SIZE = 224
 ABOUT = """# Speed and memory
 
 Written by `make bench`. Every line is measured in one run on one machine, ours and the other in turn; the
@@ -31,103 +39,212 @@ highest. Files are in the operating system's cache for both.
 """
 
 
-def measure(group: str, folder: Path, quick: bool) -> list[dict[str, Any]]:
-    """Run one group in its own process, with its own cache and runs."""
-    command = [sys.executable, str(HERE / "measurements.py"), group, str(folder)]
-    places = {"XRAYLIB_CACHE": str(folder / "cache"), "XRAYLIB_RUNS": str(folder / "runs")}
-    quiet = {"TQDM_DISABLE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    start = perf_counter()
-    print(f"{group} ... ", end="", flush=True)
-    done = subprocess.run(
-        command + ["--quick"] * quick, env=os.environ | places | quiet, capture_output=True, text=True
-    )
-    if done.returncode:
-        print(done.stderr, file=sys.stderr)
-        sys.exit(f"the group {group} failed, see above")
-    print(f"{perf_counter() - start:.0f} s")
-    return loads((folder / f"{group}.json").read_text())
-
-
-def _make(*arguments: str) -> int:
-    """Run make as a user would, not as a part of the make that runs this."""
-    ours = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
-    command = ["make", "-C", str(paths.ROOT), "DATASET=phantom", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True).returncode
-
-
-def second_reproduce(repeats: int) -> list[dict[str, Any]]:
-    """Time `make reproduce` with nothing to do; no row unless it has been run and nothing changed since."""
-    if not PARAMETERS.exists():
-        return []
-    before, stat = PARAMETERS.read_text(), PARAMETERS.stat()
-    _make("build/phantom/parameters")
-    if PARAMETERS.read_text() != before:
-        PARAMETERS.write_text(before)
-        os.utime(PARAMETERS, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        return []
-    # Make looks at the parameters anew each time; -o leaves them out of the question whether all is done.
-    reports = paths.REPORTS if os.environ.get("XRAYLIB_REPORTS") else "reports"
-    if _make("-q", "-o", "build/phantom/parameters", f"{reports}/index.html"):
-        return []
-    times = []
+def alternate(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> dict[str, list[float]]:
+    """Time two calls in turn, so that a change of the machine's load meets both."""
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
     for _ in range(repeats):
-        start = perf_counter()
-        if _make("reproduce"):
-            sys.exit("make reproduce failed")
-        times.append(perf_counter() - start)
-    what = "`make reproduce` with nothing changed"
-    return [{"what": what, "against": "", "unit": "s", "more_is_better": False, "ours": times, "peer": []}]
+        for name, work in (("ours", ours), ("peer", peer)):
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    return times
 
 
-def line(row: dict[str, Any]) -> str:
+def row(what: str, against: str, unit: str, times: dict[str, list[float]], count: float = 0) -> dict:
+    """One line of the table; with `count`, seconds become `count` a second, and more is better."""
+    if count:
+        times = {name: [count / value for value in values] for name, values in times.items()}
+    return {"what": what, "against": against, "unit": unit, "more_is_better": bool(count), **times}
+
+
+def read_folder(films: Path, quick: bool) -> list[dict]:
+    """From a folder to a uint8 array in memory, against Keras's own reader."""
+    import keras
+
+    def ours() -> np.ndarray:
+        return np.array(images.load_pixels(manifest.load(films), SIZE))
+
+    def read(batches: Any) -> np.ndarray:
+        return np.concatenate([np.asarray(batch).astype(np.uint8) for batch in batches])
+
+    options = {"labels": None, "color_mode": "grayscale", "shuffle": False, "verbose": False}
+    prepared = keras.utils.image_dataset_from_directory(films, image_size=(SIZE, SIZE), **options)
+    table = manifest.load(films)
+    if ours().shape != read(prepared).shape:
+        raise AssertionError("the readers found different images")
+
+    def decode() -> np.ndarray:
+        shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
+        return images.load_pixels(table, SIZE)
+
+    rows = []
+    for title, which, mine in (
+        ("`load_pixels`, first time (check, decode, write the cache)", "one pass", decode),
+        ("Folder to array, again (cache)", "second pass", ours),
+    ):
+        times = alternate(mine, lambda: read(prepared), 2 if quick else 5)
+        title, against = (
+            f"{title}, {len(table)} images of {SIZE} px",
+            f"`image_dataset_from_directory`, {which}",
+        )
+        rows.append(row(title, against, "images/s", times, len(table)))
+    return rows
+
+
+def bootstrap(films: Path, quick: bool) -> list[dict]:
+    """Intervals that resample patients, against scikit-learn's AUC in a loop."""
+    from sklearn.metrics import roc_auc_score
+
+    from xraylib.evaluation import metrics, resampling
+
+    size, resamples, looped = 624, resampling.RESAMPLES, 40 if quick else 200
+    rng = np.random.default_rng(0)
+    labels, patients = rng.permutation([0] * 234 + [1] * 390), rng.integers(0, 400, size)
+    score = 1 / (1 + np.exp(-(rng.normal(size=size) + 2.2 * labels - 1.1)))
+    table = pd.DataFrame({"label": labels, "score": score, "patient": patients.astype(str)})
+    table["image_id"] = table.index.astype(str)
+    table[["recipe", "protocol", "seed", "split", "kind"]] = ["any", "strict", 0, "test", "unknown"]
+    own = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
+
+    def loop() -> list[float]:
+        chosen = np.random.default_rng(0).integers(0, len(own), (looped, len(own)))
+        rows = (np.concatenate([own[patient] for patient in some]) for some in chosen)
+        return [roc_auc_score(labels[some], score[some]) for some in rows]
+
+    auc = partial(metrics.auc_interval, labels, score, patients)
+    whole = partial(metrics.evaluate, table, rule=0.5)
+    ends = np.percentile(loop(), [2.5, 97.5])
+    if not np.allclose(auc()[1:], ends, atol=0.01) or not np.isclose(auc()[0], whole().loc["auc", "value"]):
+        raise AssertionError(f"the intervals differ: {auc()}, {whole().loc['auc']}, {ends}")
+    rows, against = [], f"`roc_auc_score` in a loop, AUC alone ({looped} resamples, scaled)"
+    for what, work in (("`auc_interval`", auc), ("`evaluate`, six metrics", whole)):
+        times = alternate(work, loop, 2 if quick else 5)
+        times["peer"] = [value * resamples / looped for value in times["peer"]]
+        title = f"{what}: {size} images, {len(own)} patients, {resamples} resamples"
+        rows.append(row(title, against, "s", times))
+    return rows
+
+
+def fit(films: Path, quick: bool) -> list[dict]:
+    """Training as `training.train` feeds it, epoch by epoch, against one call of Keras's `fit` on arrays."""
+    devices.use()
+    import keras
+
+    from xraylib.training import networks, recipes, train
+
+    def compiled(recipe: recipes.Recipe) -> keras.Model:
+        model = networks.build(recipe.network, recipe.size, recipe.head)
+        model.compile(keras.optimizers.Adam(1e-3), networks.HEADS[recipe.head].loss(), metrics=["accuracy"])
+        return model
+
+    rows, table, epochs = [], manifest.load(films), 2
+    labels = table["label"].to_numpy()
+    for name, count in (("tiny-cnn-28", 2400), ("scratch-cnn", 320)):
+        recipe = recipes.get_recipe(name)
+        pixels, count = images.load_pixels(table, recipe.size), count // 4 if quick else count
+        chosen = np.resize(np.arange(len(pixels)), count // recipe.batch_size * recipe.batch_size)
+        in_memory = np.array(pixels[chosen]), labels[chosen]
+        mine, theirs, rng = compiled(recipe), compiled(recipe), np.random.default_rng(0)
+
+        def ours(recipe=recipe, pixels=pixels, chosen=chosen, mine=mine, rng=rng) -> None:
+            for _ in range(epochs):
+                some, weights = train.balance(chosen, labels, recipe.imbalance, rng)
+                fed = train.Batches(pixels, labels, rng.permutation(some), weights, recipe.batch_size)
+                mine.fit(fed, epochs=1, verbose=0, shuffle=False)
+
+        def peer(recipe=recipe, in_memory=in_memory, theirs=theirs) -> None:
+            theirs.fit(*in_memory, batch_size=recipe.batch_size, epochs=epochs, verbose=0)
+
+        ours(), peer()
+        times = alternate(ours, peer, 2 if quick else 5)
+        title = f"Training `{name}`, {recipe.size} px, batches of {recipe.batch_size}"
+        rows.append(row(title, "`model.fit` on arrays in memory", "images/s", times, epochs * len(chosen)))
+    return rows
+
+
+def memory(films: Path, quick: bool) -> list[dict]:
+    """Peak memory of decoding, each in a fresh process."""
+    few, many = (30, 300) if quick else (300, 3000)
+    asked = {"few": ("load_pixels", few), "many": ("load_pixels", many), "stacked": ("stack", many)}
+    peaks: dict[str, list[float]] = {name: [] for name in asked}
+    for _ in range(1 if quick else 3):
+        for name, (how, count) in asked.items():
+            # Spawned, not forked: a fork would begin with this process's peak.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                peaks[name].append(pool.submit(_peak, films, how, count).result())
+    what, stacked = (
+        f"Peak memory of `load_pixels`, {many} images of {SIZE} px",
+        "Pillow and `np.stack`, the same images",
+    )
+    against = {f"the same, {few} images": "few", stacked: "stacked"}
+    return [
+        row(what, name, "MB", {"ours": peaks["many"], "peer": peaks[key]}) for name, key in against.items()
+    ]
+
+
+def _peak(films: Path, how: str, count: int) -> float:
+    """MB this process has held at most after reading `count` images; files recur under other names."""
+    table = manifest.load(films)
+    table = table.iloc[np.resize(np.arange(len(table)), count)].reset_index(drop=True)
+    table["image_id"] = [f"film-{number}" for number in range(count)]
+    if how == "load_pixels":
+        shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
+        images.load_pixels(table, SIZE)
+    else:
+        np.stack([np.asarray(Image.open(path).convert("L")) for path in table["path"]])
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
+
+
+GROUPS = {"folder": read_folder, "bootstrap": bootstrap, "fit": fit, "memory": memory}
+
+
+def line(found: dict[str, Any]) -> str:
     """One row of the Markdown table."""
-    unit, peer, ratio = row["unit"], "–", "–"
-    if row["peer"]:
-        peer = f"{row['against']}: {_number(statistics.median(row['peer']))} {unit}"
-        pairs = [
-            mine / other if row["more_is_better"] else other / mine
-            for mine, other in zip(row["ours"], row["peer"], strict=True)
-        ]
-        ratio = f"{_number(statistics.median(pairs))} ({_number(min(pairs))}–{_number(max(pairs))})"
-    ours = f"{_number(statistics.median(row['ours']))} {unit}"
-    return f"| {row['what']} | {ours} | {peer} | {ratio} | {len(row['ours'])} |"
+    unit, pairs = found["unit"], list(zip(found["ours"], found["peer"], strict=True))
+    ratios = [mine / other if found["more_is_better"] else other / mine for mine, other in pairs]
+    ours, peer, ratio = (
+        _digits(statistics.median(values)) for values in (found["ours"], found["peer"], ratios)
+    )
+    ratio = f"{ratio} ({_digits(min(ratios))}–{_digits(max(ratios))})"
+    return f"| {found['what']} | {ours} {unit} | {found['against']}: {peer} {unit} | {ratio} | {len(pairs)} |"
 
 
-def _number(value: float) -> str:
+def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def heading(load: float) -> str:
-    """Hardware, versions and load, as two sentences."""
-    device = devices.use()
-    found = runs.versions(device.backend) | {"pillow": importlib.metadata.version("pillow")}
-    versions = ", ".join(f"{name} {version}" for name, version in found.items())
-    return (
-        f"{ABOUT}\n{device}. {platform.system()}, Python {platform.python_version()}, {versions}. "
-        f"Load of the machine at the start: {load:.1f}.\n"
-    )
-
-
-def main() -> None:
+def main(quick: bool) -> None:
     """Measure all groups and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small and few; printed, not kept")
-    quick, load = parser.parse_args().quick, os.getloadavg()[0]
-    if load > 0.5:
-        print(f"the machine is busy (load {load:.1f}): trust the ratios, not the times", file=sys.stderr)
-    rows: list[dict[str, Any]] = []
+    load, rows = os.getloadavg()[0], []
     with tempfile.TemporaryDirectory() as folder:
+        written = phantom.write(Path(folder) / "films", phantom.PhantomSettings(images=60 if quick else 600))
+        # Keras's reader would take the masks for radiographs.
+        shutil.rmtree(written / "masks")
+        quiet = {"XRAYLIB_CACHE": f"{folder}/cache", "TQDM_DISABLE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         for group in GROUPS:
-            rows += measure(group, Path(folder), quick)
-    rows += second_reproduce(1 if quick else 3)
+            command = [sys.executable, __file__, group, str(written), *["--quick"] * quick]
+            done = subprocess.run(
+                command, env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True
+            )
+            rows += json.loads(done.stdout.splitlines()[-1])
+    names = ("keras", "scikit-learn", "numpy", "pillow")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    machine = f"{devices.use()}. {platform.system()}, Python {platform.python_version()}, {versions}."
     head = "| what | ours | the other | times better | repeats |\n|---|---|---|---|---|"
-    text = "\n".join([heading(load), head, *map(line, rows), ""])
+    text = "\n".join([f"{ABOUT}\n{machine} Load at the start: {load:.1f}.\n", head, *map(line, rows), ""])
     print(text)
     if not quick:
-        with storage.atomic(HERE / "results.md") as file:
+        with storage.atomic(Path(__file__).with_name("results.md")) as file:
             file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("group", nargs="?", choices=GROUPS)
+    parser.add_argument("films", nargs="?", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args()
+    if asked.group:
+        print(json.dumps(GROUPS[asked.group](asked.films, asked.quick)))
+    else:
+        main(asked.quick)

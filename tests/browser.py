@@ -80,17 +80,14 @@ class Tab:
 
     def complaints(self):
         """Errors and warnings in the console, uncaught exceptions, and requests that failed."""
-        found = []
-        for event in self.events:
-            about = event["params"]
-            if event["method"] == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
+        found, bad = [], ("error", "warning")
+        for method, about in ((event["method"], event["params"]) for event in self.events):
+            if method == "Log.entryAdded" and about["entry"]["level"] in bad:
                 found.append(about["entry"]["text"])
-            if event["method"] == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning"):
+            elif method == "Runtime.consoleAPICalled" and about["type"] in bad:
                 found.append(str(about["args"]))
-            if event["method"] == "Runtime.exceptionThrown":
-                found.append(str(about["exceptionDetails"]))
-            if event["method"] == "Network.loadingFailed":
-                found.append(about["errorText"])
+            elif method in ("Runtime.exceptionThrown", "Network.loadingFailed"):
+                found.append(str(about))
         return found
 
     def asked_for(self):

@@ -11,19 +11,28 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SESSION = Path(tempfile.mkdtemp(prefix="xraylib-tests-"))
+# Where the radiographs are, for the tests that need them: not moved by what follows.
+REAL_DATA = Path(os.environ.get("XRAYLIB_DATA") or HERE.parent / "data")
 
-# Before xraylib.paths and keras are imported, which read them once.
-for place in ("CACHE", "RUNS", "REPORTS"):
+# Before keras is imported, which reads its own once.
+for place in ("DATA", "CACHE", "RUNS", "REPORTS"):
     os.environ[f"XRAYLIB_{place}"] = str(SESSION / place.lower())
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TQDM_DISABLE"] = "1"
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from xraylib import devices, paths  # noqa: E402
-from xraylib.datasets import catalog, images
+from xraylib import devices  # noqa: E402
+from xraylib.datasets import catalog, images, manifest  # noqa: E402
 from xraylib.datasets.phantom import PhantomSettings  # noqa: E402
+
+# The name `phantom` means these everywhere in the tests.
+SMALL_PHANTOM = replace(catalog.DATASETS["phantom"], phantom=PhantomSettings(images=60, size=64))
+
+# Built in a second; the others have a test of their own.
+SMALL = ("tiny_cnn", "scratch_cnn", "mobilenetv2", "separable_cnn")
 
 
 def pytest_unconfigure():
@@ -50,8 +59,21 @@ def run_python(script, *arguments, **options):
 @pytest.fixture(scope="session")
 def phantom():
     """Manifest of 60 phantom radiographs of 64 pixels."""
-    settings = PhantomSettings(images=60, size=64)
-    return catalog.load(replace(catalog.DATASETS["phantom"], phantom=settings))
+    return manifest.load(SMALL_PHANTOM)
+
+
+@pytest.fixture
+def small_phantom(phantom, monkeypatch):
+    """The name `phantom` means the 60 small radiographs."""
+    monkeypatch.setitem(catalog.DATASETS, "phantom", SMALL_PHANTOM)
+    return phantom
+
+
+@pytest.fixture
+def reports_here(tmp_path, monkeypatch):
+    """An empty folder of reports for this test."""
+    monkeypatch.setenv("XRAYLIB_REPORTS", str(tmp_path / "reports"))
+    return tmp_path / "reports"
 
 
 @pytest.fixture(scope="session")
@@ -60,32 +82,27 @@ def accelerator():
     return devices.use("cpu", "tensorflow")
 
 
-# Built in a second; the others have a test of their own.
-SMALL = ("tiny_cnn", "scratch_cnn", "mobilenetv2", "separable_cnn")
-
-
 @pytest.fixture(scope="session")
 def networks(accelerator):
     """The smaller networks by name, for 32 pixels, with weights so random that the image decides."""
-    from xraylib.training import models
+    from xraylib.training import networks
 
-    draw, built = np.random.default_rng(0), {name: models.build(name, 32, "sigmoid") for name in SMALL}
+    rng, built = np.random.default_rng(0), {name: networks.build(name, 32, "sigmoid") for name in SMALL}
     for model in built.values():
         for weight in model.trainable_variables:
-            weight.assign(weight.numpy() + draw.normal(0, 0.08, weight.shape))
+            weight.assign(weight.numpy() + rng.normal(0, 0.08, weight.shape))
     return built
 
 
 @pytest.fixture(scope="session")
 def saved(networks, phantom, tmp_path_factory):
     """A folder with the weights of `networks` and, in `scores.npz`, what they say of the phantom."""
-    from xraylib.training import models
-    from xraylib.training.batches import predict
+    from xraylib.training.networks import predict, save_weights
 
     folder = tmp_path_factory.mktemp("saved")
-    pixels = images.load_pixels(phantom, 32, progress=False)
+    pixels = images.load_pixels(phantom, 32)
     for name, model in networks.items():
-        models.save_weights(model, folder / f"{name}.weights.h5")
+        save_weights(model, folder / f"{name}.weights.h5")
     scores = {name: predict(m, "sigmoid", pixels, np.arange(16), 8) for name, m in networks.items()}
     np.savez(folder / "scores.npz", **scores)
     return folder
@@ -98,19 +115,3 @@ def under_jax(phantom, saved, tmp_path_factory):
     phantom.to_pickle(folder / "manifest.pkl")
     run_python("under_jax.py", folder, saved)
     return json.loads((folder / "found.json").read_text())
-
-
-@pytest.fixture
-def small_phantom(phantom, monkeypatch):
-    """The name `phantom` means the 60 small radiographs."""
-    settings = PhantomSettings(images=60, size=64)
-    small = replace(catalog.DATASETS["phantom"], phantom=settings)
-    monkeypatch.setitem(catalog.DATASETS, "phantom", small)
-    return phantom
-
-
-@pytest.fixture
-def reports_here(tmp_path, monkeypatch):
-    """An empty folder of reports for this test."""
-    monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
-    return tmp_path / "reports"

@@ -7,7 +7,7 @@ FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "sour
 
 
 class Page(HTMLParser):
-    """Collects tags with their attributes, and what stands in style sheets."""
+    """Tags with their attributes, and what stands in style sheets."""
 
     def __init__(self, text):
         super().__init__()
@@ -19,8 +19,10 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attributes)))
 
     def handle_data(self, data):
-        if self._inside == "style":
-            self.styles += data
+        self.styles += data if self._inside == "style" else ""
+
+    def all(self, tag):
+        return [about for name, about in self.tags if name == tag]
 
 
 def outside_references(text):

@@ -1,379 +1,375 @@
 from dataclasses import replace
+from itertools import combinations
 
+import builders
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from scipy.stats import kstest, norm
 from sklearn import metrics as sk
+from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from xraylib.datasets import images, manifest
+from xraylib.datasets.phantom import PhantomSettings
 from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
 from xraylib.evaluation import comparisons, metrics
-from xraylib.evaluation.claimed import CLAIMS, CURVES, claims, training_claims
-from xraylib.evaluation.comparisons import WAYS, draws, of_protocols, operating_point, story
-from xraylib.evaluation.scores import COLUMNS
-from xraylib.storage import DataInvalid
-from xraylib.training.recipes import RECIPES, get_recipe
-
-# Sixteen pairs, of which fourteen are in order; at .5 one normal film is called and two ill ones are missed.
-TEST = {"normal": (0.1, 0.2, 0.3, 0.6), "ill": (0.4, 0.45, 0.8, 0.9)}
-# Youden's threshold is half-way between .2 and .35: on TEST it misses none and calls two normal films.
-VAL = {"normal": (0.1, 0.2), "ill": (0.35, 0.9)}
-PERFECT = {"normal": (0.1, 0.2, 0.3, 0.4), "ill": (0.6, 0.7, 0.8, 0.9)}
-# As many films as in PERFECT, so many of them on the wrong side of .5.
-ONE_WRONG = PERFECT | {"ill": (0.2, 0.7, 0.8, 0.9)}
-THREE_WRONG = {"normal": (0.1, 0.2, 0.3, 0.9), "ill": (0.1, 0.2, 0.8, 0.9)}
-
-MADE_UP = replace(
-    get_recipe("scratch-cnn"),
-    name="made-up",
-    claims={"accuracy": 0.6},
-    shown={},
-    published={"split_strategy": "per-image-validation", "threshold": 0.5},
+from xraylib.evaluation.comparisons import (
+    COMPARISONS,
+    by_folder,
+    by_run,
+    claims,
+    paired_tests,
+    protocol_comparison,
+    subgroups,
 )
+from xraylib.evaluation.resampling import delong
+from xraylib.storage import DataInvalid
+from xraylib.training import recipes
 
 
-def side(films, split="test", *, recipe="made-up", protocol="strict", seed=0):
-    """Scores of one side of one run, one film a patient."""
-    rows = [
-        (recipe, protocol, seed, split, f"{split}{kind}{i}", f"{split}{kind}{i}", kind, int(kind == "ill"), p)
-        for kind, values in films.items()
-        for i, p in enumerate(values)
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """statsmodels collects garbage at every correction, which takes longer than all the rest."""
+    monkeypatch.setattr("gc.collect", lambda: 0)
+
+
+def rivals(*noises, n=90, images=1, seeds=(0,), sample=0):
+    """Recipes of the same images whose scores are one truth and noise of their own."""
+    base = builders.scores(n=n, images=images, seeds=seeds, noise=0.3, sample=sample)
+    rng, parts = np.random.default_rng(1000 + sample), []
+    for number, noise in enumerate(noises):
+        odds = np.log(base["score"] / (1 - base["score"])) + noise * rng.normal(size=len(base))
+        parts.append(base.assign(recipe=f"recipe{number}", score=1 / (1 + np.exp(-odds))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_every_pair_has_one_row_with_holms_correction():
+    table = paired_tests(rivals(0.2, 0.6, 1.2, 2))
+    assert tuple(table.columns) == comparisons.PAIRED_COLUMNS
+    names = [f"recipe{number}" for number in range(4)]
+    assert table[["a", "b"]].apply(tuple, axis=1).tolist() == list(combinations(names, 2))
+    for name in ("p_auc", "p_mcnemar"):
+        worst, expected = 0.0, {}
+        for rank, (pair, p) in enumerate(table[name].sort_values(kind="stable").items()):
+            worst = max(worst, min(1.0, (len(table) - rank) * p))
+            expected[pair] = worst
+        assert table[f"{name}_holm"].to_dict() == pytest.approx(expected)
+    assert tuple(paired_tests(rivals(0.2)).columns) == comparisons.PAIRED_COLUMNS
+
+
+@pytest.mark.parametrize("sample", range(3))
+def test_with_one_image_a_patient_mcnemars_p_is_the_classical_one(sample):
+    scores = rivals(0.2, 1.5, sample=sample)
+    row = paired_tests(scores).iloc[0]
+    test = scores.query("split == 'test'").pivot(
+        index=["image_id", "label"], columns="recipe", values="score"
+    )
+    right = (test >= 0.5).eq(test.index.get_level_values("label") == 1, axis=0)
+    only_a = (right["recipe0"] & ~right["recipe1"]).sum()
+    only_b = (right["recipe1"] & ~right["recipe0"]).sum()
+    assert (row["only_a_right"], row["only_b_right"]) == (only_a, only_b)
+    classical = mcnemar([[0, only_a], [only_b, 0]], exact=False, correction=False)
+    assert row["p_mcnemar"] == pytest.approx(classical.pvalue, abs=1e-12)
+
+
+def test_copies_of_an_image_are_no_further_evidence():
+    scores = rivals(0.2, 1.5)
+    doubled = pd.concat([scores, scores.assign(image_id=scores["image_id"] + " again")], ignore_index=True)
+    one, two = paired_tests(scores).iloc[0], paired_tests(doubled).iloc[0]
+    assert two["only_a_right"] == 2 * one["only_a_right"]
+    assert two["p_mcnemar"] == pytest.approx(one["p_mcnemar"], abs=1e-12)
+    assert two["p_auc"] == pytest.approx(one["p_auc"], abs=1e-9)
+
+
+def test_mcnemar_over_patients_keeps_its_level():
+    # Two recipes of equal worth; three images a patient that are classified alike.
+    rng, alarms = np.random.default_rng(0), []
+    patients = pd.Series(np.repeat(np.arange(60), 3))
+    for _ in range(1000):
+        differences = np.repeat(rng.choice([-1, 0, 1], 60, p=[0.2, 0.6, 0.2]), 3)
+        alarms.append(comparisons._mcnemar(pd.Series(differences), patients) < 0.05)
+    assert np.mean(alarms) == pytest.approx(0.05, abs=0.02)
+
+
+def test_the_difference_is_of_mean_aucs_with_delongs_spread_and_the_other_order_turns_it():
+    scores = rivals(0.2, 1.5, images=2, seeds=(0, 1))
+    row = paired_tests(scores.sample(frac=1, random_state=0).sort_values("recipe")).iloc[0]
+    test = scores.query("split == 'test'")
+    wide = test.pivot(index=["image_id", "label", "patient"], columns=["recipe", "seed"], values="score")
+    about = wide.index.to_frame()
+    aucs, covariance = delong(about["label"].to_numpy(), wide.to_numpy().T, about["patient"].to_numpy())
+    share = np.array([0.5, 0.5, -0.5, -0.5])
+    spread = np.sqrt(share @ covariance @ share)
+    assert row["auc_difference"] == pytest.approx(share @ aucs)
+    ends = [row["auc_difference"] - 1.959964 * spread, row["auc_difference"] + 1.959964 * spread]
+    assert row[["low", "high"]].tolist() == pytest.approx(ends)
+    assert row["p_auc"] == pytest.approx(2 * norm.sf(row["auc_difference"] / spread))
+    other = paired_tests(scores.sort_values("recipe", ascending=False)).iloc[0]
+    assert (other["a"], other["b"]) == (row["b"], row["a"])
+    assert (-other["high"], -other["low"]) == pytest.approx((row["low"], row["high"]))
+    assert (other["only_a_right"], other["only_b_right"]) == (row["only_b_right"], row["only_a_right"])
+
+
+def test_each_recipe_classifies_as_most_of_its_seeds_do():
+    scores = rivals(0, 0, n=30, seeds=(0, 1, 2))
+    scores["score"] = 0.9 + 0.1 * scores["score"]
+    second = scores["recipe"] == "recipe1"
+    for seed, expected in ((0, (0, 0)), (1, (20, 10))):
+        scores.loc[second & (scores["seed"] == seed), "score"] -= 0.8
+        row = paired_tests(scores).iloc[0]
+        assert (row["only_a_right"], row["only_b_right"]) == expected
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_a_recipe_is_no_better_than_itself_and_a_far_better_one_is_found(seeds):
+    row = paired_tests(rivals(0, 0, images=2, seeds=seeds)).iloc[0]
+    assert row[["auc_difference", "low", "high"]].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+    assert row["p_auc"] == pytest.approx(1, abs=1e-6)
+    assert row[["only_a_right", "only_b_right", "p_mcnemar"]].tolist() == [0, 0, 1]
+    row = paired_tests(rivals(0, 8, n=300, seeds=seeds)).iloc[0]
+    assert row["low"] > 0 and row["p_auc"] < 0.01 and row["p_mcnemar"] < 0.01
+
+
+def test_recipes_that_differ_by_chance_have_uniform_p():
+    found = pd.concat([paired_tests(rivals(1, 1, n=80, images=2, sample=sample)) for sample in range(40)])
+    assert kstest(found["p_auc"], "uniform").pvalue > 0.01
+    assert (found["p_auc"] < 0.05).mean() <= 0.1 and (found["p_mcnemar"] < 0.05).mean() <= 0.1
+
+
+def test_what_cannot_be_paired_is_refused_by_name():
+    scores = rivals(0, 0.1, n=30, seeds=(0, 1))
+    gone = (scores["image_id"] == "test7_0") & (scores["recipe"] == "recipe1")
+    with pytest.raises(DataInvalid, match="recipe1 and recipe0 were tested on different images"):
+        paired_tests(scores[~gone])
+    with pytest.raises(DataInvalid, match="seeds of recipe1 were tested on different images"):
+        paired_tests(scores[~(gone & (scores["seed"] == 1))])
+    with pytest.raises(DataInvalid, match=r"one patient only.* Fix: "):
+        paired_tests(scores.assign(patient=scores["patient"].where(scores["label"] == 0, scores["split"])))
+
+
+# At 0.5 one normal image is classified as pneumonia and two pneumonias are missed; at 0.3 two and none.
+TEST = ((0.1, 0.2, 0.3, 0.6), (0.4, 0.45, 0.8, 0.9))
+VAL = ((0.1, 0.2), (0.35, 0.9))
+PERFECT = ((0.1, 0.2, 0.3, 0.4), (0.6, 0.7, 0.8, 0.9))
+THREE_WRONG = ((0.1, 0.2, 0.3, 0.9), (0.1, 0.2, 0.8, 0.9))
 
 
 def run(test=TEST, val=VAL, **about):
-    return pd.concat([side(val, "val", **about), side(test, **about)], ignore_index=True)
+    return pd.concat([builders.images(*val, "val", **about), builders.images(*test, **about)])
 
 
 def both_protocols(**about):
-    return pd.concat([run(**about), run(protocol="published", **about)], ignore_index=True)
+    return pd.concat([run(threshold=0.25, **about), run(protocol="published", **about)], ignore_index=True)
 
 
-def claimed(scores, **fields):
-    """The rows of one made-up recipe, by metric."""
-    return claims(scores, {"made-up": replace(MADE_UP, **fields)}).set_index("metric")
+@pytest.fixture
+def made_up(monkeypatch):
+    """A function that gives the claims of one made-up recipe, by metric."""
+    base = recipes.get_recipe("scratch-cnn")
+
+    def found(scores, same_data=True, **fields):
+        given = {
+            "name": "made-up",
+            "claims": {"accuracy": 0.6},
+            "stored_output": {},
+            "claimed_on": 0,
+        } | fields
+        monkeypatch.setattr(comparisons, "RECIPES", {"made-up": replace(base, **given)})
+        table = claims(scores, same_data=same_data)
+        assert tuple(table.columns) == comparisons.CLAIMS
+        return table.set_index("metric")
+
+    return found
 
 
-def test_a_claim_stands_beside_what_each_protocol_gives_at_its_own_threshold():
+def test_a_claim_is_beside_what_each_protocol_gives_at_its_own_threshold(made_up):
     scores = both_protocols()
-    table = claims(scores, {"made-up": MADE_UP})
-    assert tuple(table.columns) == CLAIMS
-    (row,) = table.to_dict("records")
-    assert (row["recipe"], row["metric"], row["claim"]) == ("made-up", "accuracy", 0.6)
-    assert row["published"] == 5 / 8
-    assert row["strict"] == 6 / 8
-    for protocol, rule in (("published", 0.5), ("strict", "validation")):
-        figures = metrics.evaluate(scores[scores["protocol"] == protocol], rule=rule).loc["accuracy"]
-        assert [row[f"{protocol}_low"], row[f"{protocol}_high"]] == [figures["low"], figures["high"]]
+    row = made_up(scores).loc["accuracy"]
+    assert (row["recipe"], row["claim"], row["published"], row["strict"]) == ("made-up", 0.6, 5 / 8, 6 / 8)
+    for protocol in PROTOCOLS:
+        found = metrics.evaluate(scores[scores["protocol"] == protocol]).loc["accuracy"]
+        assert [row[f"{protocol}_low"], row[f"{protocol}_high"]] == [found["low"], found["high"]]
+    assert row["reproduced"] == "yes"
+    assert made_up(scores, same_data=False).loc["accuracy", "reproduced"] == ""
+    # Seeds are averaged; other split strategies and recipes without a claim do not count.
+    more = pd.concat(
+        [scores, run(PERFECT, protocol="published", seed=1), run(protocol="per-image-validation")]
+    )
+    assert made_up(more).loc["accuracy", "published"] == (1 + 5 / 8) / 2
+    assert made_up(more.assign(recipe="unheard-of")).empty
 
 
-def test_every_metric_of_the_claim_or_of_the_notebook_has_a_row():
-    said = {"f1": 0.9, "auc": 0.8}, {"sensitivity": 0.7, "auc": 0.75}
-    rows = claimed(both_protocols(), claims=said[0], shown=said[1])
+def test_every_metric_of_the_claim_or_of_the_stored_output_has_a_row(made_up):
+    said = {"f1": 0.9, "auc": "excellent"}, {"sensitivity": 0.7, "auc": 0.75}
+    rows = made_up(both_protocols(), claims=said[0], stored_output=said[1])
     assert rows.index.tolist() == ["auc", "sensitivity", "f1"]
-    assert rows["claim"].to_dict() == pytest.approx(
-        {"auc": 0.8, "sensitivity": np.nan, "f1": 0.9}, nan_ok=True
-    )
-    notebook = {"auc": 0.75, "sensitivity": 0.7, "f1": np.nan}
-    assert rows["own_notebook"].to_dict() == pytest.approx(notebook, nan_ok=True)
+    stored = {"auc": 0.75, "sensitivity": 0.7, "f1": np.nan}
+    assert rows["stored_output"].to_dict() == pytest.approx(stored, nan_ok=True)
+    assert rows.loc["auc", "claim"] == "excellent" and np.isnan(rows.loc["sensitivity", "claim"])
     assert rows["published"].to_dict() == pytest.approx({"auc": 14 / 16, "sensitivity": 2 / 4, "f1": 4 / 7})
-    assert rows["strict"].to_dict() == pytest.approx({"auc": 14 / 16, "sensitivity": 1, "f1": 8 / 10})
+    assert rows["reproduced"].to_dict() == {"auc": "", "sensitivity": "", "f1": "yes"}
 
 
-def test_a_claim_is_reproduced_when_the_interval_of_published_holds_it():
+def test_a_claim_is_reproduced_when_the_interval_of_published_holds_it(made_up):
     scores = both_protocols()
-    low, high = claimed(scores).loc["accuracy", ["published_low", "published_high"]]
-    assert 0 < low < high < 1
-    for claim, verdict in (
-        (low, "yes"),
-        ((low + high) / 2, "yes"),
-        (high, "yes"),
-        (np.nextafter(low, 0), "no"),
-        (np.nextafter(high, 1), "no"),
-    ):
-        assert claimed(scores, claims={"accuracy": float(claim)}).loc["accuracy", "reproduced"] == verdict
+    low, high = made_up(scores).loc["accuracy", ["published_low", "published_high"]]
+    for claim, verdict in ((low, "yes"), (high, "yes"), (np.nextafter(low, 0), "no"), (high + 1e-9, "no")):
+        found = made_up(scores, claims={"accuracy": float(claim)})
+        assert found.loc["accuracy", "reproduced"] == verdict
+    strict = pd.concat([run(PERFECT), run(THREE_WRONG, protocol="published")])
+    assert made_up(strict, claims={"accuracy": 1.0}).loc["accuracy", "reproduced"] == "no"
+    alone = made_up(run()).loc["accuracy"]
+    assert np.isnan(alone["published"]) and alone["reproduced"] == ""
 
 
-def test_strict_reproduces_no_claim():
-    scores = pd.concat([run(PERFECT, PERFECT), run(THREE_WRONG, protocol="published")])
-    row = claimed(scores, claims={"accuracy": 1.0}).loc["accuracy"]
-    assert row["strict_low"] < row["strict_high"] == 1
-    assert row["published_high"] < 1
-    assert row["reproduced"] == "no"
+def test_the_claims_own_interval_is_of_the_images_it_was_measured_on(made_up):
+    rows = made_up(both_protocols(), claims={"sensitivity": 0.5, "accuracy": 0.75}, claimed_on=80)
+    for metric, right, images_ in (("sensitivity", 20, 40), ("accuracy", 60, 80)):
+        expected = proportion_confint(right, images_, method="wilson")
+        assert rows.loc[metric, ["claim_low", "claim_high"]].tolist() == pytest.approx(expected)
 
 
-def test_the_claims_own_interval_is_of_the_images_tested():
-    scores = both_protocols()
-    extra = scores[(scores["split"] == "val") & (scores["label"] == 1)]
-    more = extra.assign(image_id="more " + extra["image_id"], patient="more " + extra["patient"])
-    found = claims(
-        pd.concat([scores, more]), {"made-up": replace(MADE_UP, claims={"sensitivity": 0.5}, claimed_on=80)}
-    )
-    test = scores[(scores["split"] == "test") & (scores["protocol"] == "published")]
-    ill = round(80 * test["label"].mean())
-    expected = proportion_confint(round(0.5 * ill), ill, method="wilson")
-    assert found.loc[0, ["claim_low", "claim_high"]].tolist() == pytest.approx(expected)
+def test_claims_are_those_of_the_recipes():
+    table = claims(pd.concat([both_protocols(recipe=name) for name in ("kerasio-tpu", "resnet50v2")]))
+    assert set(table["recipe"]) == {"kerasio-tpu", "resnet50v2"}
+    assert table["claim"].notna().any() and table["strict"].notna().all()
 
 
-def test_of_other_radiographs_no_claim_is_judged():
-    here, elsewhere = (
-        claims(both_protocols(), {"made-up": MADE_UP}, same_data=same) for same in (True, False)
-    )
-    assert here["reproduced"].tolist() == ["yes"]
-    assert elsewhere["reproduced"].tolist() == [""]
-    assert elsewhere.drop(columns="reproduced").equals(here.drop(columns="reproduced"))
-
-
-def test_a_word_is_no_figure_to_be_reproduced():
-    row = claimed(both_protocols(), claims={"sensitivity": "excellent"}).loc["sensitivity"]
-    assert row["claim"] == "excellent"
-    assert row["published"] == 2 / 4
-    assert row["reproduced"] == ""
-
-
-def test_what_only_the_notebook_shows_is_no_claim():
-    row = claimed(both_protocols(), claims={}, shown={"accuracy": 5 / 8}).loc["accuracy"]
-    assert np.isnan(row["claim"])
-    assert row["own_notebook"] == row["published"]
-    assert row["reproduced"] == ""
-
-
-@pytest.mark.parametrize(("there", "lacking"), [PROTOCOLS, PROTOCOLS[::-1]])
-def test_a_protocol_that_was_not_run_has_no_figures(there, lacking):
-    row = claimed(run(protocol=there)).loc["accuracy"]
-    assert np.isfinite(row[[there, f"{there}_low", f"{there}_high"]].astype(float)).all()
-    assert row[[lacking, f"{lacking}_low", f"{lacking}_high"]].isna().all()
-    assert row["reproduced"] == ("yes" if there == "published" else "")
-
-
-def test_a_recipe_without_scores_or_without_claims_has_no_row():
-    silent = replace(MADE_UP, name="silent", claims={})
-    table = claims(run(recipe="silent"), {"made-up": MADE_UP, "silent": silent})
-    assert table.empty
-    assert tuple(table.columns) == CLAIMS
-
-
-def test_a_figure_is_the_mean_over_seeds_and_other_ways_of_splitting_do_not_count():
-    known = [run(PERFECT, protocol="published"), run(THREE_WRONG, protocol="published", seed=1)]
-    other = run(TEST, protocol="per-image-validation")
-    rows = claimed(pd.concat(known))
-    assert rows.loc["accuracy", "published"] == (1 + 5 / 8) / 2
-    pd.testing.assert_frame_equal(claimed(pd.concat([*known, other])), rows)
-
-
-def test_claims_are_those_of_the_recipes_unless_others_are_given():
-    scores = pd.concat([both_protocols(recipe=name) for name in ("kerasio-tpu", "resnet50v2", "unheard-of")])
-    table = claims(scores)
-    found = {(row["recipe"], row["metric"]): row["claim"] for row in table.to_dict("records")}
-    said = {
-        (name, metric): RECIPES[name].claims.get(metric, np.nan)
-        for name in ("resnet50v2", "kerasio-tpu")
-        for metric in {**RECIPES[name].claims, **RECIPES[name].shown}
-    }
-    assert found == pytest.approx(said, nan_ok=True)
-
-
-def test_bad_scores_give_no_figures():
-    scores = both_protocols()
-    scores.loc[3, "score"] = np.nan
-    with pytest.raises(DataInvalid, match=r"made-up, strict, seed 0: .* has no number as score"):
-        claimed(scores)
-    with pytest.raises(DataInvalid, match="has no number as score"):
-        story(scores, ["made-up"])
-
-
-def test_where_nothing_is_called_no_claim_of_precision_is_judged():
-    none_called = {kind: [p * 0.4 for p in values] for kind, values in TEST.items()}
-    scores = run(none_called, protocol="published")
-    row = claimed(scores, claims={"precision": 0.9}).loc["precision"]
-    assert np.isnan(row["published"])
-    assert row["reproduced"] == ""
-
-
-def five_ways(recipe="made-up", seeds=(0,)):
-    return pd.concat(
+def test_one_network_is_evaluated_five_ways():
+    assert {protocol for _, protocol, _, _ in COMPARISONS} <= {*PROTOCOLS, *SPLIT_STRATEGIES}
+    one_wrong = (PERFECT[0], (0.2, 0.7, 0.8, 0.9))
+    scores = pd.concat(
         [
-            run(protocol=protocol, recipe=recipe, seed=seed, test=test, val=val)
-            for protocol, test, val in (
-                ("random-per-image", PERFECT, VAL),
-                ("per-image-validation", THREE_WRONG, ONE_WRONG),
-                ("strict", TEST, VAL),
-                ("published", THREE_WRONG, THREE_WRONG),
-            )
-            for seed in seeds
-        ],
-        ignore_index=True,
+            run(PERFECT, protocol="random-per-image"),
+            run(THREE_WRONG, one_wrong, protocol="per-image-validation"),
+            run(threshold=0.25),
+            run(THREE_WRONG, THREE_WRONG, protocol="published"),
+            run(recipe="strict-only"),
+        ]
     )
-
-
-def test_the_five_ways_score_each_its_own_side_at_its_own_threshold():
-    table = story(five_ways(), ["made-up"])
-    assert list(zip(table["way"], table["protocol"], table["split"], strict=True)) == [w[:3] for w in WAYS]
-    assert table["rule"].tolist() == ["0.5", "0.5", "0.5", "0.5", "validation"]
-    assert table["accuracy"].tolist() == [1, 7 / 8, 3 / 4, 5 / 8, 6 / 8]
-    assert table["sensitivity"].tolist() == [1, 3 / 4, 1 / 2, 2 / 4, 1]
-    assert table["specificity"].tolist() == [1, 1, 1, 3 / 4, 2 / 4]
-    assert table["n"].tolist() == [8, 8, 4, 8, 8]
-    assert set(table["seeds"]) == {1}
-
-
-def test_the_ways_are_protocols_that_can_be_run():
-    assert {protocol for _, protocol, _, _ in WAYS} <= {*PROTOCOLS, *SPLIT_STRATEGIES}
-    assert len({way for way, *_ in WAYS}) == len(WAYS) == 5
-
-
-def test_a_way_has_the_figures_and_intervals_of_metrics():
-    scores = five_ways(seeds=(0, 1, 4))
-    table = story(scores, ["made-up"])
-    assert set(table["seeds"]) == {3}
-    assert table["n"].tolist() == [8, 8, 4, 8, 8]
-    for row, (_, protocol, split, rule) in zip(table.to_dict("records"), WAYS, strict=True):
-        figures = metrics.evaluate(scores[scores["protocol"] == protocol], split=split, rule=rule)
-        for metric in ("accuracy", "sensitivity", "specificity"):
-            found = [row[metric], row[f"{metric}_low"], row[f"{metric}_high"]]
-            assert found == figures.loc[metric, ["value", "low", "high"]].tolist()
-
-
-def test_recipes_come_as_asked_and_a_way_that_was_not_run_is_left_out():
-    scores = pd.concat([five_ways(), run(recipe="strict-only"), five_ways("not-asked")])
-    table = story(scores, ["strict-only", "unheard-of", "made-up"])
+    table = protocol_comparison(scores, ["strict-only", "unheard-of", "made-up"])
     assert table["recipe"].tolist() == ["strict-only"] * 3 + ["made-up"] * 5
-    assert set(table.query("recipe == 'strict-only'")["protocol"]) == {"strict"}
-    assert story(scores, ["unheard-of"]).empty
+    own = table[table["recipe"] == "made-up"]
+    columns = ["comparison", "protocol", "split", "rule"]
+    assert own[columns].apply(tuple, axis=1).tolist() == [(*w[:3], str(w[3])) for w in COMPARISONS]
+    assert own["accuracy"].tolist() == [1, 7 / 8, 3 / 4, 5 / 8, 6 / 8]
+    assert own["specificity"].tolist() == [1, 1, 1, 3 / 4, 2 / 4]
+    assert own["n"].tolist() == [8, 8, 4, 8, 8]
+    found = metrics.evaluate(run(threshold=0.25)).loc["accuracy"]
+    assert own.iloc[-1][["accuracy_low", "accuracy_high"]].tolist() == [found["low"], found["high"]]
 
 
-def test_a_way_without_its_side_is_refused():
-    with pytest.raises(DataInvalid, match="no scores of the val side"):
-        story(side(TEST), ["made-up"])
+def test_operating_points_choose_on_validation_and_are_measured_on_the_test():
+    table = comparisons.operating_points(run()).set_index("rule")
+    assert table.loc["youden", "threshold"] == pytest.approx(0.275)
+    assert table.loc["youden", ["val_sensitivity", "sensitivity", "specificity"]].tolist() == [1, 1, 0.5]
+    assert table.loc["0.5", ["val_sensitivity", "sensitivity", "specificity"]].tolist() == [0.5, 0.5, 0.75]
 
 
-def test_a_draw_is_scored_on_its_own_validation_and_on_the_test():
-    scores = pd.concat([run(seed=3), run(PERFECT, ONE_WRONG, seed=1)])
-    rows = draws(scores, ["made-up"]).to_dict("records")
-    assert rows == [
-        {
-            "recipe": "made-up", "seed": 1, "n_val": 8, "n_test": 8, "val_accuracy": 7 / 8, "accuracy": 1,
-            "balanced_accuracy": 1, "sensitivity": 1, "specificity": 1, "auc": 1,
-        },
-        {
-            "recipe": "made-up", "seed": 3, "n_val": 4, "n_test": 8, "val_accuracy": 3 / 4, "accuracy": 5 / 8,
-            "balanced_accuracy": 5 / 8, "sensitivity": 2 / 4, "specificity": 3 / 4, "auc": 14 / 16,
-        },
-    ]  # fmt: skip
+def test_a_run_is_scored_on_its_own_validation_and_on_the_test():
+    scores = pd.concat([run(seed=3), run(PERFECT, seed=1), run(PERFECT, protocol="published")])
+    rows = by_run(scores, ["made-up"]).set_index("seed")
+    assert rows.index.tolist() == [1, 3]
+    assert rows.loc[3, ["n_val", "n_test", "val_accuracy"]].tolist() == [4, 8, 3 / 4]
+    metrics_of_3 = rows.loc[3, ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc"]]
+    assert metrics_of_3.tolist() == [5 / 8, 5 / 8, 2 / 4, 3 / 4, 14 / 16]
+    mean = metrics.evaluate(scores[scores["protocol"] == "strict"])["value"]
+    assert rows["auc"].mean() == pytest.approx(mean["auc"])
+    assert by_run(scores, ["made-up"], "published")["accuracy"].tolist() == [1]
 
 
-@st.composite
-def films(draw):
-    """Scores on a coarse grid, so that ties and scores of exactly .5 are common."""
-    values = st.lists(st.integers(0, 8), min_size=1, max_size=20)
-    return {kind: tuple(k / 8 for k in draw(values)) for kind in ("normal", "ill")}
+# Image, patient, kind, score of seed 0, score of seed 1.
+GROUPED = [
+    ("person1_bacteria_1", "1", "bacteria", 0.9, 0.9),
+    ("person1_bacteria_2", "1", "bacteria", 0.8, 0.2),
+    ("person2_bacteria_3", "2", "bacteria", 0.6, 0.7),
+    ("person3_virus_4", "3", "virus", 0.4, 0.9),
+    ("person4_virus_5", "4", "virus", 0.3, 0.4),
+    ("IM-0001-0001", "5", "normal", 0.1, 0.1),
+    ("IM-0001-0002", "5", "normal", 0.2, 0.6),
+    ("IM-0002-0001", "6", "normal", 0.7, 0.5),
+    ("NORMAL2-IM-0003-0001", "7", "normal", 0.35, 0.3),
+    ("NORMAL2-IM-0004-0001", "8", "normal", 0.2, 0.2),
+]
 
 
-@settings(max_examples=100, deadline=None)
-@given(films(), films())
-def test_figures_of_a_draw_are_those_of_scikit_learn(test, val):
-    assume(all(side(films)["score"].nunique() > 1 for films in (test, val)))
-    (row,) = draws(run(test, val), ["made-up"]).to_dict("records")
-    label, score = side(test)["label"], side(test)["score"]
-    called = (score >= 0.5).astype(int)
-    own = side(val, "val")
-    assert {name: row[name] for name in list(row)[2:]} == pytest.approx(
-        {
-            "n_val": len(own),
-            "n_test": len(label),
-            "val_accuracy": sk.accuracy_score(own["label"], own["score"] >= 0.5),
-            "balanced_accuracy": sk.balanced_accuracy_score(label, called),
-            "accuracy": sk.accuracy_score(label, called),
-            "sensitivity": sk.recall_score(label, called),
-            "specificity": sk.recall_score(label, called, pos_label=0),
-            "auc": sk.roc_auc_score(label, score),
-        }
-    )
-
-
-def test_the_mean_over_draws_is_what_metrics_says():
-    scores = pd.concat([run(TEST, seed=0), run(PERFECT, seed=1), run(THREE_WRONG, seed=2)])
-    mean = draws(scores, ["made-up"])[["accuracy", "sensitivity", "specificity", "auc"]].mean()
-    expected = metrics.evaluate(scores, rule=0.5)["value"]
-    assert mean.to_dict() == pytest.approx(expected[mean.index].to_dict())
-
-
-def test_draws_come_by_recipe_as_asked_and_by_seed():
-    scores = pd.concat([run(recipe=name, seed=seed) for seed in (2, 0) for name in ("a", "b", "c")])
-    table = draws(scores, ["c", "a"])
-    assert list(zip(table["recipe"], table["seed"], strict=True)) == [("c", 0), ("c", 2), ("a", 0), ("a", 2)]
-
-
-def test_draws_are_of_one_protocol():
-    scores = pd.concat([run(), run(PERFECT, protocol="published", seed=1)])
-    assert draws(scores, ["made-up"])["seed"].tolist() == [0]
-    assert draws(scores, ["made-up"], "published")[["seed", "accuracy"]].to_numpy().tolist() == [[1, 1]]
-
-
-def test_draws_of_a_recipe_or_protocol_that_was_not_run_are_refused():
-    with pytest.raises(DataInvalid, match=r"no strict scores of unheard-of\..*Mend"):
-        draws(run(), ["made-up", "unheard-of"])
-    with pytest.raises(DataInvalid, match=r"no take-skip scores of made-up\..*Mend"):
-        draws(run(), ["made-up"], "take-skip")
-
-
-def test_a_draw_without_validation_scores_is_refused():
-    with pytest.raises(DataInvalid, match="Mend"):
-        draws(side(TEST), ["made-up"])
-
-
-def test_scores_of_the_two_protocols_are_kept_as_they_stand():
-    names = ("take-skip", "strict", "random-176", "published", "strict")
-    scores = pd.concat([run(protocol=name) for name in names], ignore_index=True)
-    kept = of_protocols(scores)
-    assert kept.equals(scores[scores["protocol"].isin(["strict", "published"])])
-    assert len(kept) == 3 * len(run())
-    assert of_protocols(run(protocol="take-skip")).empty
-
-
-@pytest.mark.parametrize(
-    ("recipe", "protocol", "rule"),
-    [
-        ("tiny-cnn-28", "published", 0.5),
-        ("tiny-cnn-28", "strict", "validation"),
-        ("tiny-cnn-28", "random-per-image", "validation"),
-        ("mobilenetv2-frozen", "strict", "validation"),
-        ("unheard-of", "published", "validation"),
-    ],
-)
-def test_the_operating_point_is_the_recipes_own_under_its_protocol(recipe, protocol, rule):
-    assert operating_point(recipe, protocol) == rule
-
-
-def test_the_operating_point_serves_the_table_of_metrics():
-    scores = both_protocols(recipe="tiny-cnn-28")
-    rows = metrics.table(scores, comparisons.operating_point).set_index("protocol")
-    assert rows["accuracy"].to_dict() == {"published": 5 / 8, "strict": 6 / 8}
-
-
-def test_figures_of_a_training_are_those_of_its_history_and_scores():
-    scores = pd.concat([run(protocol="published", seed=seed) for seed in (0, 1)])
-    histories = [
-        pd.DataFrame(
-            {"loss": [0.9, last], "accuracy": [0.4, 0.8], "val_loss": [1.0, 0.7], "val_accuracy": 0.5}
-        )
-        for last in (0.2, 0.4)
+def grouped(seeds=(0, 1)):
+    columns = ["image_id", "patient", "kind", "score"]
+    parts = [
+        pd.DataFrame([(*row[:3], row[3 + seed]) for row in GROUPED], columns=columns).assign(seed=seed)
+        for seed in seeds
     ]
-    claimed = {"train loss": 0.1, "train accuracy, first epoch": 0.42, "test loss": 0.5}
-    recipe = replace(MADE_UP, curves=claimed)
-    table = training_claims(scores, {"made-up": histories}, {"made-up": recipe}).set_index("figure")
-    assert table["claim"].to_dict() == claimed
-    assert table.loc["train loss", ["mean", "lowest", "highest"]].tolist() == pytest.approx([0.3, 0.2, 0.4])
-    assert table.loc["train accuracy, first epoch", "mean"] == 0.4
-    test = scores[(scores["split"] == "test") & (scores["seed"] == 0)]
-    p = np.where(test["label"] == 1, test["score"], 1 - test["score"])
-    assert table.loc["test loss", "mean"] == pytest.approx(-np.log(p).mean())
-    strict = training_claims(run(), {}, {"made-up": recipe})
-    assert strict.empty and "claim" in strict
+    table = pd.concat(parts, ignore_index=True).assign(recipe="ours", protocol="strict", split="test")
+    return table.assign(label=(table["kind"] != "normal").astype(int), threshold=0.5)
 
 
-def test_every_figure_of_a_training_that_is_claimed_can_be_told():
-    assert {name for recipe in RECIPES.values() for name in recipe.curves} <= set(CURVES)
+def test_subgroups_are_counted_by_hand_and_their_auc_is_against_the_other_class():
+    scores = grouped()
+    rows = subgroups(scores).set_index("subgroup")
+    names = ["pneumonia, bacteria", "pneumonia, virus", "normal, series IM-", "normal, series NORMAL2-"]
+    assert rows.index.tolist() == names
+    assert rows["right"].tolist() == pytest.approx([5 / 6, 1 / 4, 1 / 2, 1])
+    assert rows["images"].tolist() == [3, 2, 3, 2] and rows["patients"].tolist() == [2, 2, 2, 2]
+    viruses = scores[scores["kind"] != "bacteria"]
+    aucs = [sk.roc_auc_score(part["label"], part["score"]) for _, part in viruses.groupby("seed")]
+    assert rows.loc["pneumonia, virus", "auc"] == pytest.approx(np.mean(aucs))
+    for name in ("right", "auc"):
+        assert rows[name].between(rows[f"{name}_low"], rows[f"{name}_high"]).all()
+
+
+def test_sizes_are_divided_at_their_median_and_equal_or_unknown_ones_make_no_group():
+    names = [row[0] for row in GROUPED]
+    pixels = pd.Series([100, 500, 100, 500, 100] * 2, index=names)
+    rows = subgroups(grouped(seeds=(0,)), pixels).set_index("subgroup")["right"]
+    assert rows["pneumonia, smaller image"] == pytest.approx(2 / 3)
+    assert rows["pneumonia, larger image"] == pytest.approx(1 / 2)
+    assert rows["normal, smaller image"] == pytest.approx(2 / 3)
+    assert len(subgroups(grouped(), pixels * 0)) == 4
+    fewer = subgroups(grouped(), pixels.drop("person4_virus_5")).set_index("subgroup")["images"]
+    assert fewer["pneumonia, smaller image"] + fewer["pneumonia, larger image"] == 4
+
+
+def test_images_of_one_patient_widen_the_interval_of_a_subgroup():
+    whole = builders.scores(n=60, images=8, noise=0.05)
+    alone = whole.assign(patient=whole["image_id"])
+    width = [(rows["right_high"] - rows["right_low"]).item() for rows in map(subgroups, (whole, alone))]
+    assert width[0] > 2 * width[1]
+
+
+def test_an_image_level_random_split_is_taken_apart_by_the_official_folder():
+    strict, rng = builders.scores(n=60), np.random.default_rng(0)
+    parts = [strict]
+    for seed in (0, 1):
+        hard = (strict["split"] == "test") & (strict["label"] == 0)
+        right = rng.random(len(strict)) < np.where(hard, 0.5, 1)
+        score = np.where(right == (strict["label"] == 1), 0.9, 0.1)
+        parts.append(strict.assign(protocol="random-per-image", split="test", seed=seed, score=score))
+    scores = pd.concat(parts, ignore_index=True)
+    found = by_folder(scores).set_index("subgroup")
+    hard = scores[(scores["protocol"] == "random-per-image") & scores["image_id"].str.startswith("test")]
+    hard = hard[hard["label"] == 0]
+    row = found.loc["normal, from the test folder"]
+    assert row["images"] == 20 and row["right"] == pytest.approx((hard["score"] < 0.5).mean())
+    assert row["right_low"] < row["right"] < row["right_high"] < 1
+    assert (found["right"].drop("normal, from the test folder") == 1).all()
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_a_planted_marker_is_found_and_directions_come_from_train(planted, small_phantom, monkeypatch):
+    from xraylib.datasets import catalog
+
+    settings = PhantomSettings(images=150, size=64, marker_follows_label=planted)
+    monkeypatch.setitem(catalog.DATASETS, "phantom", replace(catalog.DATASETS["phantom"], phantom=settings))
+    films = manifest.load("phantom")
+    pixels = images.load_pixels(films, 48)
+    table = comparisons.shortcut_baselines(films, pixels).set_index(["feature", "split"])
+    model = table.loc[("border, linear model", "test")]
+    assert model["low"] > 0.6 if planted else model["auc"] < 0.75 or model["low"] <= 0.5
+    features = {"file size", "image size", "mean intensity", "border intensity", "saturated pixels"}
+    assert {feature for feature, _ in table.index} == features | {"border, linear model"}
+    assert (table.xs("train", level="split")["auc"].drop("border, linear model") >= 0.5).all()
+    test, means = (films["split"] == "test").to_numpy(), pixels.mean(axis=(1, 2, 3))
+    sign = 1 if sk.roc_auc_score(films["label"][~test], means[~test]) >= 0.5 else -1
+    expected = sk.roc_auc_score(films["label"][test], sign * means[test])
+    assert table.loc[("mean intensity", "test"), "auc"] == pytest.approx(expected)

@@ -1,20 +1,18 @@
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_python, start_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import median_filter
 from sklearn.metrics import roc_auc_score
 
-from xraylib.datasets.phantom import PhantomSettings, simulate, write
-from xraylib.storage import DataInvalid, Failed, NotFound
+from xraylib.datasets.phantom import PhantomSettings, read_masks, simulate, write
+from xraylib.storage import DataInvalid
 
 NAME = re.compile(r"((?:NORMAL2-)?IM-\d{4})-\d{4}|person(\d+)_(bacteria|virus)_\d+")
 SMALL = PhantomSettings(images=240, size=64)
@@ -39,7 +37,7 @@ def content(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def sick(path):
+def pneumonia(path):
     return path.parent.name == "PNEUMONIA"
 
 
@@ -51,30 +49,16 @@ def patient(path):
 def test_layout_names_and_proportions_are_those_of_the_kermany_data(folder):
     found = images(folder)
     assert len(found) == SMALL.images
-    assert {f"{path.parts[-3]}/{path.parts[-2]}" for path in found} == {
-        f"{split}/{label}" for split in ("train", "val", "test") for label in ("NORMAL", "PNEUMONIA")
-    }
     for path in found:
         match = NAME.fullmatch(path.stem)
-        assert match, path
-        assert (match[2] is not None) == sick(path)
-    share = {
-        split: np.mean([sick(path) for path in found if path.parts[-3] == split])
-        for split in ("train", "test")
-    }
-    assert share["train"] == pytest.approx(0.74, abs=0.02)
-    assert share["test"] == pytest.approx(0.62, abs=0.02)
-    kinds = Counter(NAME.fullmatch(path.stem)[3] for path in found if sick(path))
+        assert match and (match[2] is not None) == pneumonia(path)
+    parts = Counter(path.parts[-3:-1] for path in found)
+    assert len(parts) == 6
+    for split, share in (("train", 0.74), ("test", 0.62)):
+        positives = parts[split, "PNEUMONIA"]
+        assert positives / (positives + parts[split, "NORMAL"]) == pytest.approx(share, abs=0.02)
+    kinds = Counter(NAME.fullmatch(path.stem)[3] for path in found if pneumonia(path))
     assert kinds["bacteria"] / kinds.total() == pytest.approx(0.65, abs=0.03)
-
-
-def test_default_has_600_images_with_an_official_val_of_8_and_8(tmp_path):
-    assert PhantomSettings().images == 600
-    folder = write(tmp_path / "p", replace(PhantomSettings(), size=28))
-    split = Counter(path.parts[-3:-1] for path in images(folder))
-    assert split["val", "NORMAL"] == split["val", "PNEUMONIA"] == 8
-    assert split["train", "NORMAL"] + split["train", "PNEUMONIA"] == 430
-    assert split.total() == 600
 
 
 def test_patients_stay_in_one_split_but_bare_numbers_recur(folder):
@@ -82,27 +66,30 @@ def test_patients_stay_in_one_split_but_bare_numbers_recur(folder):
     for path in images(folder):
         splits[patient(path)].add(path.parts[-3])
         films[patient(path)] += 1
-        if sick(path):
+        if pneumonia(path):
             numbers[path.parts[-3]].add(patient(path)[0])
     assert all(len(found) == 1 for found in splits.values())
-    assert set(films.values()) <= {1, 2, 3, 4, 5}
-    assert max(films.values()) > 1
+    assert 1 < max(films.values()) <= 5
     assert numbers["train"] & numbers["test"]
 
 
 def test_every_pneumonia_and_no_normal_has_a_mask(folder):
-    expected = {f"{path.parts[-3]}/{path.stem}" for path in images(folder) if sick(path)}
-    masks = list((folder / "masks").rglob("*.png"))
-    assert {f"{path.parent.name}/{path.stem}" for path in masks} == expected
-    for path in masks:
-        mask = pixels(path)
-        assert mask.shape == (SMALL.size, SMALL.size)
-        assert set(np.unique(mask)) == {0, 255}
-
-
-def test_trivial_scores_do_not_tell_the_classes_apart(folder):
     found = images(folder)
-    labels = [sick(path) for path in found]
+    masks = read_masks(found, SMALL.size)
+    assert masks.shape == (len(found), SMALL.size, SMALL.size) and set(np.unique(masks)) == {0, 255}
+    assert masks.any(axis=(1, 2)).tolist() == [pneumonia(path) for path in found]
+    assert len(list((folder / "masks").rglob("*.png"))) == sum(map(pneumonia, found))
+
+
+def marker_signal(image):
+    """How much the brightest detail of the upper left corner stands out from its surroundings."""
+    corner = image[: image.shape[0] // 3, : image.shape[1] // 4].astype(float)
+    return np.sort((corner - median_filter(corner, 9)).ravel())[-5:].mean()
+
+
+def test_single_features_do_not_tell_the_classes_apart(folder):
+    found = images(folder)
+    labels = [pneumonia(path) for path in found]
     for score in (
         [pixels(path).mean() for path in found],
         [pixels(path).std() for path in found],
@@ -112,40 +99,40 @@ def test_trivial_scores_do_not_tell_the_classes_apart(folder):
         assert 0.25 < roc_auc_score(labels, score) < 0.75
 
 
-def marker_signal(image):
-    """How much the brightest detail of the upper left corner stands out from its surroundings."""
-    corner = image[: image.shape[0] // 3, : image.shape[1] // 4].astype(float)
-    return np.sort((corner - median_filter(corner, 9)).ravel())[-5:].mean()
-
-
-def test_marker_can_be_made_to_follow_the_label(tmp_path):
-    planted = replace(SMALL, images=120, marker_follows_label=True)
-    found = images(write(tmp_path / "p", planted))
+def test_a_marker_can_be_made_to_follow_the_label(tmp_path):
+    found = images(write(tmp_path / "p", replace(SMALL, images=120, marker_follows_label=True)))
     score = [marker_signal(pixels(path)) for path in found]
-    assert roc_auc_score([sick(path) for path in found], score) > 0.85
+    assert roc_auc_score([pneumonia(path) for path in found], score) > 0.85
 
 
 def test_same_settings_give_the_same_bytes_in_another_process_with_one_worker(tmp_path):
     code = (
-        "import sys; from xraylib import phantom; phantom._WORKERS = 1;"
-        f"phantom.write(sys.argv[1], phantom.PhantomSettings(images={TINY.images}, size={TINY.size}))"
+        "import sys; from xraylib.datasets import phantom; phantom._WORKERS = 1;"
+        "phantom.write(sys.argv[1], phantom.PhantomSettings(images=20, size=32))"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=True)
+    run_python(code, tmp_path / "a")
     here = content(write(tmp_path / "b", TINY))
     assert content(tmp_path / "a") == here
     other = content(write(tmp_path / "c", replace(TINY, seed=1)))
     assert not set(here.values()) & set(other.values())
 
 
+def test_films_are_those_of_version_2():
+    # What is written about the phantom rests on them: raise VERSION when they change.
+    image, mask = simulate("bacteria", 1, 2, size=64)
+    tiles = [[44, 116, 102, 26], [121, 154, 146, 113], [79, 180, 202, 82], [119, 237, 225, 62]]
+    np.testing.assert_allclose(image.reshape(4, 16, 4, 16).mean(axis=(1, 3)), tiles, atol=1)
+    assert (mask > 0).sum() == pytest.approx(129, abs=2)
+
+
 def test_two_processes_may_write_the_same_folder_at_once(tmp_path):
-    code = "import sys; from xraylib import phantom as p; p.write(sys.argv[1], p.PhantomSettings(20, 32))"
-    command = [sys.executable, "-c", code, str(tmp_path / "p")]
-    both = [subprocess.Popen(command) for _ in range(2)]
+    code = "import sys; from xraylib.datasets.phantom import *; write(sys.argv[1], PhantomSettings(20, 32))"
+    both = [start_python(code, tmp_path / "p") for _ in range(2)]
     assert [process.wait(60) for process in both] == [0, 0]
     assert len(images(tmp_path / "p")) == 20
 
 
-def test_a_complete_folder_is_left_alone_and_an_incomplete_one_is_mended(tmp_path):
+def test_a_complete_folder_is_left_alone_and_any_other_is_written_anew(tmp_path):
     folder = write(tmp_path / "p", TINY)
     first = images(folder)[0]
     made = first.stat().st_mtime_ns
@@ -154,45 +141,29 @@ def test_a_complete_folder_is_left_alone_and_an_incomplete_one_is_mended(tmp_pat
     first.unlink()
     write(folder, TINY)
     assert first.exists()
-
-
-def test_other_settings_replace_the_phantom(tmp_path):
-    folder = write(tmp_path / "p", TINY)
     write(folder, replace(TINY, size=40))
     assert {pixels(path).shape for path in images(folder)} == {(40, 40)}
 
 
-def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):
+def test_what_cannot_be_written_is_refused_and_nothing_is_lost(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataInvalid, match="other files"):
         write(tmp_path, TINY)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
-
-
-def test_a_file_in_the_way_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(Failed, match="file"):
-        write(tmp_path / "file" / "p", TINY)
-
-
-@pytest.mark.parametrize("wrong", [{"images": 19}, {"size": 27}])
-def test_settings_too_small_are_refused(tmp_path, wrong):
-    with pytest.raises(DataInvalid, match="too small"):
-        write(tmp_path / "p", replace(TINY, **wrong))
+    for wrong in ({"images": 19}, {"size": 27}):
+        with pytest.raises(DataInvalid, match="too small"):
+            write(tmp_path / "p", replace(TINY, **wrong))
     assert not (tmp_path / "p").exists()
 
 
-def test_key_names_the_settings():
-    keys = {
-        settings.key
-        for settings in (TINY, SMALL, replace(TINY, seed=1), replace(TINY, marker_follows_label=True))
-    }
-    assert len(keys) == 4
+def test_the_key_names_the_settings():
+    several = (TINY, SMALL, replace(TINY, seed=1), replace(TINY, marker_follows_label=True))
+    assert len({settings.key for settings in several}) == 4
     assert TINY.key == PhantomSettings(images=20, size=32).key
-    assert re.fullmatch("[0-9a-f]{12}", TINY.key)
+    assert PhantomSettings().key == "43c4343b2f7c"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     kind=st.sampled_from(["normal", "bacteria", "virus"]),
     patient_seed=st.integers(0, 2**40),
@@ -207,36 +178,27 @@ def test_any_seed_and_size_gives_a_film_and_a_mask_for_a_lesion_alone(kind, pati
     assert mask.any() == (kind != "normal")
 
 
-def regions(image):
-    """Mean grey of the right lung, the heart and the abdomen, as thirds of the field show them."""
-    n = len(image)
-    lung = image[int(0.4 * n) : int(0.5 * n), int(0.22 * n) : int(0.3 * n)]
-    heart = image[int(0.53 * n) : int(0.6 * n), int(0.5 * n) : int(0.62 * n)]
-    abdomen = image[int(0.9 * n) :, int(0.3 * n) : int(0.5 * n)]
-    return lung.mean(), heart.mean(), abdomen.mean()
-
-
 def test_lungs_are_dark_heart_and_abdomen_bright():
-    means = np.array([regions(simulate("normal", seed, seed)[0]) for seed in range(12)])
-    lung, heart, abdomen = means.T
-    assert (heart > lung + 30).all()
-    assert (abdomen > lung + 60).all()
+    for seed in range(6):
+        image, n = simulate("normal", seed, seed)[0], 224
+        lung = image[int(0.4 * n) : int(0.5 * n), int(0.22 * n) : int(0.3 * n)].mean()
+        heart = image[int(0.53 * n) : int(0.6 * n), int(0.5 * n) : int(0.62 * n)].mean()
+        abdomen = image[int(0.9 * n) :, int(0.3 * n) : int(0.5 * n)].mean()
+        assert heart > lung + 30 and abdomen > lung + 60
 
 
 def test_the_lesion_brightens_the_film_where_the_mask_is():
     for kind in ("bacteria", "virus"):
         gains = []
-        for seed in range(20):
+        for seed in range(10):
             image, mask = simulate(kind, seed, seed)
-            healthy, _ = simulate("normal", seed, seed)
-            change = image.astype(float) - healthy
+            change = image.astype(float) - simulate("normal", seed, seed)[0]
             gains.append(change[mask > 0].mean() - change[mask == 0].mean())
-        assert min(gains) > 3, kind
-        assert max(gains) > 2 * min(gains), f"{kind} should vary from subtle to obvious"
+        assert min(gains) > 3 and max(gains) > 2 * min(gains), f"{kind} varies from subtle to obvious"
 
 
 def test_films_of_one_child_show_the_same_lesion_in_another_position():
-    for seed in range(6):
+    for seed in range(4):
         (first, mask), (second, moved) = (simulate("bacteria", seed, image) for image in (1, 2))
         assert not np.array_equal(first, second)
         a, b = (np.argwhere(m).mean(axis=0) / len(m) for m in (mask, moved))
@@ -244,24 +206,10 @@ def test_films_of_one_child_show_the_same_lesion_in_another_position():
         assert 0.5 < mask.mean() / moved.mean() < 2
 
 
-def test_side_markers_stand_on_their_side():
+def test_markers_stand_on_their_side_of_the_film():
     bare, _ = simulate("normal", 3, 3, marker="")
     for marker, left in (("R", True), ("L", False)):
-        image, _ = simulate("normal", 3, 3, marker=marker)
-        change = image.astype(float) - bare
+        change = simulate("normal", 3, 3, marker=marker)[0].astype(float) - bare
         column = np.unravel_index(change.argmax(), change.shape)[1]
         assert change.max() > 60
-        assert (column < len(image) / 2) == left
-
-
-def test_unknown_kinds_and_markers_are_named():
-    with pytest.raises(NotFound, match="fungus"):
-        simulate("fungus", 0, 0)
-    with pytest.raises(NotFound, match="X"):
-        simulate("normal", 0, 0, marker="X")
-
-
-def test_importing_needs_no_deep_learning_library():
-    code = "import sys, xraylib.datasets.phantom; sys.exit('keras' in sys.modules or 'tensorflow' in sys.modules)"
-    root = Path(__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+        assert (column < len(bare) / 2) == left

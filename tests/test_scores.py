@@ -1,102 +1,117 @@
-import re
-
-import numpy as np
+import builders
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from xraylib.evaluation import scores
-from xraylib.storage import DataInvalid, Failed
+from xraylib.storage import DataInvalid, NotFound
+from xraylib.training import runs
 
 
-def table(values=(0.5,), **columns):
-    n = len(values)
-    given = {
-        "recipe": ["tiny-cnn-28"] * n,
-        "protocol": ["strict"] * n,
-        "seed": [0] * n,
-        "split": ["test"] * n,
-        "image_id": [f"image{i}" for i in range(n)],
-        "patient": [f"patient{i}" for i in range(n)],
-        "kind": ["normal"] * n,
-        "label": [0] * n,
-        "score": list(values),
-    }
-    return pd.DataFrame(given | columns)
+def changed(column, value, **options):
+    table = builders.scores(n=30, **options)
+    table.loc[7, column] = value
+    return table
 
 
-@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20))
-def test_every_float32_comes_back_exactly(tmp_path_factory, values):
-    file = tmp_path_factory.getbasetemp() / "float32.csv"
-    scores.write(table(values), file)
-    back = scores.read(file)["score"].to_numpy(dtype=np.float32)
-    np.testing.assert_array_equal(back, np.array(values, dtype=np.float32))
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("score", float("nan"), "val7_0 has no number as score"),
+        ("score", 1.01, r"val7_0 has a score outside \[0, 1\]"),
+        ("score", -float("inf"), r"val7_0 has a score outside \[0, 1\]"),
+        ("label", 2, "val7_0 has a label that is not 0 or 1"),
+        ("image_id", "val3_0", "val3_0 is there twice"),
+        ("split", "tset", "val7_0 is of a split that does not exist"),
+        ("patient", "", "val7_0 has no patient"),
+        ("kind", "normal", "val7_0 has a label that its kind contradicts"),
+    ],
+)
+def test_a_bad_row_is_refused_by_name(column, value, said):
+    with pytest.raises(DataInvalid, match=rf"ours, strict, seed 0: {said} \(1 rows\)\. Fix: "):
+        scores.check(changed(column, value))
 
 
-NAMES = st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1, max_size=12)
+def test_a_table_without_columns_rows_or_both_classes_is_refused():
+    table = builders.scores(n=30)
+    with pytest.raises(DataInvalid, match="lacks the columns patient, score"):
+        scores.check(table.drop(columns=["patient", "score"]))
+    with pytest.raises(DataInvalid, match="empty"):
+        scores.check(table[:0])
+    with pytest.raises(DataInvalid, match="ours, strict, 0, test: one class only"):
+        scores.check(table.query("split == 'val' or label == 1"))
+    scores.check(table)
 
 
-@given(st.lists(NAMES, min_size=1, max_size=5))
-def test_names_come_back_as_written(tmp_path_factory, names):
-    file = tmp_path_factory.getbasetemp() / "names.csv"
-    written = table([0.5] * len(names), image_id=names, patient=names)
-    scores.write(written, file)
-    pd.testing.assert_frame_equal(scores.read(file), written, check_dtype=False)
+def test_one_score_for_all_is_refused_unless_the_recipe_is_to_see_nothing():
+    table = builders.scores(n=30).assign(score=0.25)
+    with pytest.raises(DataInvalid, match=r"strict, 0, test: all 30 scores are 0\.25.* Fix: "):
+        scores.check(table)
+    scores.check(table.assign(recipe="majority-class"))
 
 
-@pytest.mark.parametrize("name", ["0012", "1e5", "NA", "nan", "None", "", "true", "1_000", "0x10"])
-def test_names_that_look_like_something_else_stay_text(tmp_path, name):
-    scores.write(table(image_id=[name], patient=[name]), tmp_path / "scores.csv")
-    back = scores.read(tmp_path / "scores.csv")
-    assert back.loc[0, ["image_id", "patient"]].tolist() == [name, name]
+def test_a_patient_or_an_image_in_two_splits_is_refused_under_strict_alone():
+    table = builders.scores(n=30)
+    at = table.index[table["split"] == "test"][3]
+    for column in ("patient", "image_id"):
+        leaking = table.copy()
+        leaking.loc[at, column] = table.loc[6, column]
+        with pytest.raises(DataInvalid, match=r"in two splits \(\d+ rows\)\. Fix: "):
+            scores.check(leaking)
+        scores.check(leaking.assign(protocol="published"))
+    # Another hospital may give its patients the same names; re-framed images are validation's.
+    scores.check(table.replace({"split": {"test": "external"}}))
+    swapped = table[table["split"] == "val"].assign(split="swapped")
+    scores.check(pd.concat([table, swapped], ignore_index=True))
 
 
-BAD_CELLS = {
-    "seed": ("0.5", "", "one"),
-    "label": ("0.7", "", "ill"),
-    "score": ("high", "nan", "NaN", "", "inf", "-inf"),
-}
+def test_of_two_labels_the_one_that_most_contradict_is_named():
+    table = pd.concat([builders.scores(n=30).assign(recipe=name) for name in "abc"], ignore_index=True)
+    at = table.index[table["recipe"] == "b"][5]
+    table.loc[at, "label"] = 1 - table.loc[at, "label"]
+    with pytest.raises(DataInvalid, match=rf"b, strict, seed 0: {table.loc[at, 'image_id']} has two labels"):
+        scores.check(table)
 
 
-@pytest.mark.parametrize(("column", "cell"), [(c, cell) for c, cells in BAD_CELLS.items() for cell in cells])
-def test_a_cell_that_is_no_number_is_named_with_its_image_and_line(tmp_path, column, cell):
-    file = tmp_path / "scores.csv"
-    bad = table([0.5, 0.6, 0.7], image_id=["a", "b", "c"]).astype(str)
-    bad.loc[1, column] = cell
-    bad.to_csv(file, index=False)
-    said = f"scores.csv: b has {cell!r} as {column}, which is no number (1 rows, the first in line 3)."
-    with pytest.raises(DataInvalid, match=re.escape(said)):
-        scores.read(file)
+def test_an_image_of_two_patients_and_seeds_of_different_tests_are_refused():
+    table = builders.scores(n=30, seeds=(0, 1))
+    at = table.index[(table["split"] == "test") & (table["seed"] == 1)][5]
+    name = table.loc[at, "image_id"]
+    with pytest.raises(DataInvalid, match=f"{name} has two patients"):
+        scores.check(table.assign(patient=table["patient"].where(table.index != at, "somebody else")))
+    with pytest.raises(DataInvalid, match=f"{name} is not among the images of its other seeds"):
+        scores.check(table.drop(index=at))
+    scores.check(table.drop(index=at).assign(protocol="published"))
 
 
-def test_columns_have_their_order_and_types(tmp_path):
-    scores.write(table([0.25])[::-1][list(reversed(scores.COLUMNS))], tmp_path / "scores.csv")
-    back = scores.read(tmp_path / "scores.csv")
-    assert tuple(back.columns) == scores.COLUMNS
-    kinds = {column: back[column].dtype.kind for column in ("seed", "label", "score")}
-    assert kinds == {"seed": "i", "label": "i", "score": "f"}
+@pytest.fixture
+def external(reports_here):
+    """External scores of two recipes in a report, and their folder."""
+    table = builders.scores(n=30).query("split == 'test'").assign(split="external", recipe="tiny-cnn-28")
+    folder = reports_here / "phantom" / "external" / "hospital"
+    folder.mkdir(parents=True)
+    for recipe in ("resnet50v2", "tiny-cnn-28"):
+        runs.write_scores(table.assign(recipe=recipe)[builders.COLUMNS], folder / f"{recipe}.csv")
+    return table[builders.COLUMNS], folder
 
 
-WRONG = {
-    "another table": b"a,b\n1,2\n",
-    "no text": bytes(range(256)),
-    "an empty file": b"",
-}
+def test_external_scores_are_read_in_the_order_of_recipes(external):
+    table, _ = external
+    found = scores.load_external("phantom", "hospital")
+    assert list(dict.fromkeys(found["recipe"])) == ["tiny-cnn-28", "resnet50v2"]
+    assert found["score"].tolist()[:30] == pytest.approx(table["score"].tolist(), rel=1e-8)
 
 
-@pytest.mark.parametrize("content", WRONG.values(), ids=WRONG)
-def test_what_is_no_scores_table_is_refused_by_name(tmp_path, content):
-    file = tmp_path / "scores.csv"
-    file.write_bytes(content.replace(b"%s", ",".join(scores.COLUMNS).encode()))
-    with pytest.raises(DataInvalid, match=r"scores\.csv is not a scores table.*Fix: "):
-        scores.read(file)
+def test_external_scores_that_do_not_fit_together_or_are_absent_are_refused(external):
+    table, folder = external
+    fewer = table[table["image_id"] != table["image_id"].iloc[3]].assign(recipe="resnet50v2")
+    runs.write_scores(fewer, folder / "resnet50v2.csv")
+    said = f"{table['image_id'].iloc[3]} was scored by tiny-cnn-28 and not by all"
+    with pytest.raises(DataInvalid, match=said):
+        scores.load_external("phantom", "hospital")
+    with pytest.raises(NotFound, match="Fix: `python -m xraylib external RECIPE --dataset phantom --on nih`"):
+        scores.load_external("phantom", "nih")
 
 
-def test_a_write_that_fails_leaves_the_old_table(tmp_path):
-    file = tmp_path / "scores.csv"
-    scores.write(table([0.25]), file)
-    with pytest.raises(Failed, match="Fix: "):
-        scores.write(table([0.75]), file / "below-a-file.csv")
-    assert scores.read(file)["score"].tolist() == [0.25]
-    assert [one.name for one in tmp_path.iterdir()] == ["scores.csv"]
+def test_a_report_without_runs_names_the_command(reports_here):
+    with pytest.raises(NotFound, match="Fix: `make reproduce DATASET=phantom`"):
+        scores.load("phantom")

@@ -7,17 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from xraylib.datasets import splits
+from xraylib.datasets.audit import leakage
 from xraylib.datasets.manifest import person_number
-from xraylib.datasets.phantom import PhantomSettings
-from xraylib.datasets.splits import (
-    BY_PATIENT,
-    PROTOCOLS,
-    SPLIT_STRATEGIES,
-    assign,
-    check_disjoint,
-    counts,
-    leakage,
-)
+from xraylib.datasets.splits import BY_PATIENT, PROTOCOLS, SPLIT_STRATEGIES, assign, check_disjoint, counts
 from xraylib.storage import DataInvalid, NotFound
 
 # Few patients of one kind, as made up below: scikit-learn remarks on it, and the split is still by patient.
@@ -44,13 +36,13 @@ def manifest(films):
 
 def hospital(patients=150, seed=0):
     """Like Kermany's folders: many patients, one to twelve images each, most of them bacterial."""
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     films = []
     for number in range(patients):
         split = "test" if number % 6 == 0 else "train"
         for name in (f"person{number}_bacteria", f"person{number}_virus", f"IM-{number:04d}"):
-            if draw.random() < 0.8:
-                films.append((name, split, int(draw.integers(1, 13))))
+            if rng.random() < 0.8:
+                films.append((name, split, int(rng.integers(1, 13))))
     films += [("person9001_virus", "val", 3), ("IM-9001", "val", 3)]
     return manifest(films)
 
@@ -58,48 +50,38 @@ def hospital(patients=150, seed=0):
 @st.composite
 def manifests(draw):
     """At least two patients of each class outside the test folder, one of each inside; no leak."""
-    names = draw(
-        st.sets(
-            st.builds(
-                "{}{}{}".format,
-                st.sampled_from(["person", "IM-"]),
-                st.integers(1, 12),
-                st.sampled_from(["_bacteria", "_virus", ""]),
-            ).filter(lambda name: name.startswith("IM-") != ("_" in name)),
-            min_size=4,
-            max_size=30,
-        )
+    name = st.builds(
+        "{}{}{}".format, st.just("person"), st.integers(1, 12), st.sampled_from(["_bacteria", "_virus"])
     )
-    films = [
-        (name, draw(st.sampled_from(["train", "train", "val"])), draw(st.integers(1, 5)))
-        for name in sorted(names)
-    ]
+    names = draw(st.sets(name | st.builds("IM-{}".format, st.integers(1, 12)), min_size=4, max_size=30))
+    folders = st.sampled_from(["train", "train", "val"])
+    films = [(name, draw(folders), draw(st.integers(1, 5))) for name in sorted(names)]
     people = {(patient[0], person_number(patient)) for patient, _, _ in films}
     assume(all(sum(kind == first for kind, _ in people) >= 2 for first in "pI"))
     return manifest([*films, ("person100_virus", "test", 2), ("IM-100", "test", 1)])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(manifests(), st.integers(0, 2**32 - 1))
-def test_strict_never_parts_the_images_of_one_child(films, seed):
+def test_strict_never_splits_the_images_of_one_child(films, seed):
     try:
         assigned = assign(films, "strict", seed)
     except DataInvalid as few:
-        # So few patients that one side can be left with one class.
+        # So few patients that one split can be left with one class.
         assert "one class only" in str(few)
         assert films.loc[films["split"] != "test", "patient"].map(person_number).nunique() < 30
         return
     number = assigned["patient"].map(person_number)
-    sides = {side: set(number[assigned["split"] == side]) for side in ("train", "val")}
-    assert not sides["train"] & sides["val"]
+    numbers = {split: set(number[assigned["split"] == split]) for split in ("train", "val")}
+    assert not numbers["train"] & numbers["val"]
     assert assigned["split"].eq("test").tolist() == films["split"].eq("test").tolist()
     assert assigned.drop(columns="split").equals(films.drop(columns="split"))
     assert assigned.equals(assign(films, "strict", seed))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(manifests(), st.integers(0, 2**32 - 1))
-def test_the_small_study_is_a_part_of_strict_and_all_of_it_when_it_is_small(films, seed):
+def test_the_small_experiment_is_a_part_of_strict_and_all_of_it_when_it_is_small(films, seed):
     try:
         whole = assign(films, "strict", seed)
         part = assign(films, "strict", seed, split_strategy="patient-grouped-176")
@@ -107,22 +89,22 @@ def test_the_small_study_is_a_part_of_strict_and_all_of_it_when_it_is_small(film
         return
     assert part.equals(whole.loc[part.index])
     assert part.query("split == 'test'").equals(whole.query("split == 'test'"))
-    for side, images in splits.SMALL.items():
-        if sides(whole)[side] <= images:
-            assert sides(part)[side] == sides(whole)[side]
+    for split, images in splits.SMALL.items():
+        if sizes(whole)[split] <= images:
+            assert sizes(part)[split] == sizes(whole)[split]
 
 
 def test_strict_divides_by_kind_in_the_same_shares_for_every_seed():
     films = hospital()
     pool = films[films["split"] != "test"]
     drawn = set()
-    for seed in range(20):
+    for seed in range(6):
         val = assign(films, "strict", seed).query("split == 'val'")
         assert len(val) / len(pool) == pytest.approx(1 / splits.VALIDATION_FOLDS, abs=0.03)
         for kind in ("normal", "bacteria", "virus"):
             assert (val["kind"] == kind).mean() == pytest.approx((pool["kind"] == kind).mean(), abs=0.05)
         drawn.add(tuple(sorted(val["image_id"])))
-    assert len(drawn) > 15
+    assert len(drawn) > 4
 
 
 def test_the_index_counts_rows_of_the_manifest_and_the_manifest_stays_as_it_was():
@@ -135,15 +117,13 @@ def test_the_index_counts_rows_of_the_manifest_and_the_manifest_stays_as_it_was(
         pd.testing.assert_frame_equal(films, before)
 
 
-def sides(assigned):
+def sizes(assigned):
     return assigned["split"].value_counts().to_dict()
 
 
 def test_official_keeps_the_folders():
     films = hospital()
-    assert (
-        assign(films, "published", 3, split_strategy="official")["split"].tolist() == films["split"].tolist()
-    )
+    assert assign(films, "official", 3)["split"].equals(films["split"])
 
 
 def test_official_without_a_validation_folder_takes_eight_of_each_class_from_train(caplog):
@@ -168,7 +148,7 @@ def test_of_a_small_copy_the_stand_in_leaves_an_image_of_each_class_to_train():
     assert numbers.loc["val"].to_dict() == {0: 4, 1: 4}
     assert numbers.loc["train"].to_dict() == {0: 1, 1: 16}
     one = manifest([("person1_virus", "train", 20), ("IM-1", "train", 1), *tests])
-    with pytest.raises(DataInvalid, match="the val side has no images"):
+    with pytest.raises(DataInvalid, match="the val split has no images"):
         assign(one, "published", 0, split_strategy="official")
 
 
@@ -176,15 +156,11 @@ def test_a_fifth_of_the_pool_validates_per_image():
     films = hospital()
     assigned = assign(films, "published", 1, split_strategy="per-image-validation")
     pool = films["split"].ne("test").sum()
-    assert sides(assigned) == {
-        "train": pool - np.ceil(0.2 * pool),
-        "val": np.ceil(0.2 * pool),
-        "test": len(films) - pool,
-    }
+    val = np.ceil(0.2 * pool)
+    assert sizes(assigned) == {"train": pool - val, "val": val, "test": len(films) - pool}
     assert assigned.loc[films["split"].eq("test").to_numpy(), "split"].eq("test").all()
-    assert (
-        leakage(assigned).query("check == 'same patient' and between == 'train and val'")["images"].item() > 0
-    )
+    crossing = leakage(assigned).set_index(["check", "splits"])["images"]
+    assert crossing["same patient", "train and val"] > 0
 
 
 def test_random_per_image_drops_copies_and_divides_seventy_twenty_ten():
@@ -193,7 +169,7 @@ def test_random_per_image_drops_copies_and_divides_seventy_twenty_ten():
     assigned = assign(films, "published", 1, split_strategy="random-per-image")
     unique = len(films) - 9
     assert assigned["sha256"].is_unique and len(assigned) == unique
-    shares = {side: n / unique for side, n in sides(assigned).items()}
+    shares = {split: n / unique for split, n in sizes(assigned).items()}
     assert shares == pytest.approx({"train": 0.7, "val": 0.2, "test": 0.1}, abs=0.003)
     prevalence = assigned.groupby("split")["label"].mean()
     assert prevalence.max() - prevalence.min() < 0.01
@@ -202,14 +178,14 @@ def test_random_per_image_drops_copies_and_divides_seventy_twenty_ten():
 def test_136_images_train_and_40_of_other_patients_validate_in_the_shares_of_the_classes():
     films = hospital()
     pool = films[films["split"] != "test"]
-    for seed in range(5):
+    for seed in range(2):
         assigned = assign(films, "strict", seed, split_strategy="patient-grouped-176")
         check_disjoint(assigned)
-        assert sides(assigned) == {"train": 136, "val": 40, "test": len(films) - len(pool)}
+        assert sizes(assigned) == {"train": 136, "val": 40, "test": len(films) - len(pool)}
         persons = assigned.assign(person=assigned["patient"].map(person_number)).groupby("split")["person"]
         assert not set(persons.get_group("train")) & set(persons.get_group("val"))
-        for side in ("train", "val"):
-            prevalence = assigned.loc[assigned["split"] == side, "label"].mean()
+        for split in ("train", "val"):
+            prevalence = assigned.loc[assigned["split"] == split, "label"].mean()
             assert prevalence == pytest.approx(pool["label"].mean(), abs=0.05)
 
 
@@ -221,13 +197,13 @@ def test_take_and_skip_of_two_shuffles_validate_on_what_was_trained_on():
             ("person2_virus", "test", 5), ("IM-2", "test", 5),
         ]
     )  # fmt: skip
-    for seed in range(3):
+    for seed in range(2):
         assigned = assign(films, "published", seed, split_strategy="take-skip")
-        assert sides(assigned) == {"train": 4200, "val": 1032, "test": 10}
+        assert sizes(assigned) == {"train": 4200, "val": 1032, "test": 10}
         assert not assigned.duplicated(["split", "image_id"]).any()
-        train, val = (set(assigned.loc[assigned["split"] == side, "image_id"]) for side in ("train", "val"))
+        train, val = (set(assigned.loc[assigned["split"] == split, "image_id"]) for split in ("train", "val"))
         assert len(train & val) / len(val) == pytest.approx(0.8, abs=0.04)
-        audit = leakage(assigned).set_index(["check", "between"])["share"]
+        audit = leakage(assigned).set_index(["check", "splits"])["share"]
         assert audit["byte-identical", "train and val"] == len(train & val) / len(val)
         assert audit["byte-identical", "train and test"] == 0
 
@@ -235,39 +211,32 @@ def test_take_and_skip_of_two_shuffles_validate_on_what_was_trained_on():
 def test_176_images_at_random_are_tested_on_what_they_validate_on():
     films = hospital()
     outside = set(films.loc[films["split"] != "test", "image_id"])
-    for seed in range(5):
+    for seed in range(2):
         assigned = assign(films, "published", seed, split_strategy="random-176")
-        assert sides(assigned) == {"train": 136, "val": 40, "test": 40}
-        names = {side: list(part) for side, part in assigned.groupby("split")["image_id"]}
+        assert sizes(assigned) == {"train": 136, "val": 40, "test": 40}
+        names = {split: list(part) for split, part in assigned.groupby("split")["image_id"]}
         assert names["val"] == names["test"]
         assert len({*names["train"], *names["val"]}) == 176
         assert {*names["train"], *names["val"]} <= outside
-        audit = leakage(assigned).set_index(["check", "between"])["images"]
+        audit = leakage(assigned).set_index(["check", "splits"])["images"]
         assert audit["same patient", "train and val"] > 0
         assert audit["byte-identical", "val and test"] == 40
         prevalence = assigned.groupby("split")["label"].mean()
         assert prevalence.max() - prevalence.min() < 0.03
 
 
-@pytest.mark.parametrize("images", [12, 44, 100, 175, 176])
-def test_of_176_images_or_fewer_all_are_drawn(images):
-    films = manifest(
-        [
-            *((f"person{i}_virus", "train", 1) for i in range(images // 2)),
-            *((f"IM-{i}", "train", 1) for i in range(images // 2, images)),
-            ("person9000_virus", "test", 2),
-            ("IM-9001", "test", 1),
-        ]
-    )
+@pytest.mark.parametrize("images", [12, 100, 176])
+def test_of_176_images_or_fewer_all_are_used(images):
+    pairs = [(f"person{i}_virus" if i < images // 2 else f"IM-{i}", "train", 1) for i in range(images)]
+    films = manifest([*pairs, ("person9000_virus", "test", 2), ("IM-9001", "test", 1)])
     val = round(images * 40 / 176)
     assigned = assign(films, "published", 0, split_strategy="random-176")
-    assert sides(assigned) == {"train": images - val, "val": val, "test": val}
+    assert sizes(assigned) == {"train": images - val, "val": val, "test": val}
     assert set(assigned["image_id"]) == set(films.loc[films["split"] == "train", "image_id"])
     grouped = assign(films, "strict", 0, split_strategy="patient-grouped-176")
-    assert sides(grouped)["test"] == 3
-    assert sides(grouped)["train"] == min(136, sides(assign(films, "strict", 0))["train"])
-    skipped = assign(films, "published", 0, split_strategy="take-skip")
-    assert sides(skipped)["train"] + sides(skipped)["val"] == images
+    assert sizes(grouped)["train"] == min(136, sizes(assign(films, "strict", 0))["train"])
+    skipped = sizes(assign(films, "published", 0, split_strategy="take-skip"))
+    assert skipped["train"] + skipped["val"] == images
 
 
 TINY = [
@@ -282,40 +251,26 @@ NO_TRAIN = [("person1_virus", "test", 2), ("IM-2", "test", 2)]
 @pytest.mark.parametrize(
     ("split_strategy", "films"),
     [("per-image-validation", TINY), ("random-176", TINY), ("patient-grouped", NO_TRAIN)],
-    ids=["per-image-validation", "random-176", "patient-grouped"],
 )
 def test_a_set_too_small_to_divide_is_refused(split_strategy, films):
-    with pytest.raises(DataInvalid, match="Mend"):
+    with pytest.raises(DataInvalid, match="Fix: "):
         assign(manifest(films), "published", 0, split_strategy=split_strategy)
 
 
-@pytest.mark.parametrize("split_strategy", sorted(set(SPLIT_STRATEGIES) - {"official"}))
-def test_a_seed_draws_one_split_and_another_seed_another(split_strategy):
+@pytest.mark.parametrize("split_strategy", SPLIT_STRATEGIES)
+def test_a_seed_gives_one_split_and_the_strategy_may_be_named_as_protocol(split_strategy):
     films = hospital()
     first = assign(films, "published", 0, split_strategy=split_strategy)
-    assert first.equals(assign(films, "published", 0, split_strategy=split_strategy))
-    assert not first.equals(assign(films, "published", 1, split_strategy=split_strategy))
-
-
-@pytest.mark.parametrize("split_strategy", SPLIT_STRATEGIES)
-def test_a_scheme_can_be_the_protocol_and_then_no_other_is_read(split_strategy):
-    films = hospital()
-    named = assign(films, split_strategy, 3)
-    assert named.equals(assign(films, "published", 3, split_strategy=split_strategy))
-    assert named.equals(assign(films, split_strategy, 3, split_strategy="random-per-image"))
-
-
-def test_strict_is_patient_grouped_unless_another_scheme_by_patient_is_named():
-    films = hospital()
-    assert assign(films, "strict", 0).equals(assign(films, "patient-grouped", 0))
-    for split_strategy in BY_PATIENT:
-        assert assign(films, "strict", 0, split_strategy=split_strategy).equals(
-            assign(films, split_strategy, 0)
-        )
+    assert first.equals(assign(films, split_strategy, 0, split_strategy="random-per-image"))
+    assert first.equals(assign(films, "published", 1, split_strategy=split_strategy)) == (
+        split_strategy == "official"
+    )
+    if split_strategy in BY_PATIENT:
+        assert first.equals(assign(films, "strict", 0, split_strategy=split_strategy))
 
 
 @pytest.mark.parametrize("split_strategy", sorted(set(SPLIT_STRATEGIES) - set(BY_PATIENT)))
-def test_strict_refuses_a_scheme_that_parts_the_images_of_a_patient(split_strategy):
+def test_strict_refuses_a_split_strategy_that_splits_the_images_of_a_patient(split_strategy):
     with pytest.raises(DataInvalid, match=f"{split_strategy} .*Fix: .*{', '.join(BY_PATIENT)}"):
         assign(hospital(), "strict", 0, split_strategy=split_strategy)
 
@@ -323,14 +278,14 @@ def test_strict_refuses_a_scheme_that_parts_the_images_of_a_patient(split_strate
 def test_a_patient_in_train_and_test_is_refused_by_name():
     films = pd.concat([hospital(), manifest([("person77_virus", "test", 1)])], ignore_index=True)
     assert "person77_virus" in set(films.query("split == 'train'")["patient"])
-    with pytest.raises(DataInvalid, match=r"1 patients .* first: person77_virus_0.*Mend"):
+    with pytest.raises(DataInvalid, match=r"1 patients are in two splits: person77_virus_0.*Fix: "):
         assign(films, "strict", 0)
     assert len(assign(films, "published", 0)) == len(films)
 
 
 def test_a_copy_in_train_and_test_is_refused_by_name():
     films = hospital()
-    train, test = (films.index[films["split"] == side][0] for side in ("train", "test"))
+    train, test = (films.index[films["split"] == split][0] for split in ("train", "test"))
     films.loc[test, "sha256"] = films["sha256"][train]
     with pytest.raises(DataInvalid, match=f"1 byte-identical images .*{films['image_id'][train]}"):
         assign(films, "strict", 0)
@@ -346,14 +301,14 @@ def test_one_number_under_two_kinds_may_stand_in_train_and_test():
 @pytest.mark.parametrize(
     ("keep", "said"),
     [
-        ("split != 'test'", "the test side has no images"),
-        ("split != 'test' or label == 1", "the test side has one class only"),
-        ("split == 'test' or label == 1", "the train side has one class only"),
+        ("split != 'test'", "the test split has no images"),
+        ("split != 'test' or label == 1", "the test split has one class only"),
+        ("split == 'test' or label == 1", "the train split has one class only"),
         ("split == 'test' or label == 1 or patient == 'IM-0001'", "fewer than two patients of a class"),
     ],
 )
-def test_a_side_without_both_classes_is_refused(keep, said):
-    with pytest.raises(DataInvalid, match=f"{said}.*Mend"):
+def test_a_split_without_both_classes_is_refused(keep, said):
+    with pytest.raises(DataInvalid, match=f"{said}.*Fix: "):
         assign(hospital().query(keep), "strict", 0)
 
 
@@ -365,54 +320,8 @@ def test_unknown_names_are_told_the_known_ones():
             assign(hospital(), protocol, 0, split_strategy="by-luck")
 
 
-def test_leakage_counts_a_known_answer():
-    films = manifest(
-        [
-            ("person1_bacteria", "train", 3),
-            ("person2_virus", "train", 1),
-            ("IM-1", "train", 2),
-            ("person1_bacteria", "test", 2),
-            ("person2_bacteria", "test", 1),
-            ("IM-2", "test", 1),
-            ("IM-1", "val", 1),
-        ]
-    )
-    films["image_id"] = films["image_id"] + "_" + films["split"]
-    films.loc[9, "sha256"] = films["sha256"][4]
-    draw = np.random.default_rng(0)
-    pixels = draw.integers(60, 200, (len(films), 32, 32, 1), dtype=np.uint8)
-    # A darker copy of a training image in test, and one of a test image in val.
-    pixels[8] = pixels[3] * 0.7
-    pixels[10] = pixels[6] + 20
-    table = leakage(films, pixels).set_index(["check", "between"])
-    known = {
-        ("same patient", "train and val"): (1, 1, 1 / 1),
-        ("same patient", "train and test"): (1, 2, 2 / 4),
-        ("same patient", "val and test"): (0, 0, 0),
-        ("same bare number", "train and val"): (1, 1, 1 / 1),
-        ("same bare number", "train and test"): (2, 3, 3 / 4),
-        ("same bare number", "val and test"): (0, 0, 0),
-        ("byte-identical", "train and val"): (0, 0, 0),
-        ("byte-identical", "train and test"): (1, 1, 1 / 4),
-        ("byte-identical", "val and test"): (0, 0, 0),
-        ("near-identical", "train and val"): (0, 0, 0),
-        ("near-identical", "train and test"): (1, 1, 1 / 4),
-        ("near-identical", "val and test"): (1, 1, 1 / 4),
-    }
-    assert {key: tuple(row) for key, row in zip(table.index, table.to_numpy(), strict=True)} == known
-    assert "near-identical" not in set(leakage(films)["check"])
-
-
-def test_a_grouped_split_audits_clean(phantom):
-    table = leakage(assign(phantom, "strict", 0))
-    assert set(table["check"]) == {"same patient", "same bare number", "byte-identical"}
-    assert table.query("between == 'train and val'")["images"].sum() == 0
-    assert len(phantom) < PhantomSettings().images
-
-
 def test_counts_add_up():
-    films = manifest([("person1_virus", "train", 3), ("IM-1", "train", 1), ("IM-2", "test", 2)])
-    table = counts(films)
+    table = counts(manifest([("person1_virus", "train", 3), ("IM-1", "train", 1), ("IM-2", "test", 2)]))
     assert table.index.tolist() == ["train", "test"]
     assert table.loc["train"].to_dict() == {
         "normal": 1, "virus": 3, "images": 4, "patients": 2, "prevalence": 0.75,

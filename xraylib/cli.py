@@ -1,27 +1,18 @@
-"""`python -m xraylib`: data, train, evaluate, trials of what was trained, predict, report, execute.
+"""`python -m xraylib`: data, training, prediction, validation on other and on corrupted images, the report.
 
-Exit status: 0 done, 1 something the user can mend (one message on stderr), 2 wrong usage, 3 done but for
-some files, which are named.
+Exit status: 0 done, 1 something the user can fix (one message on stderr), 2 wrong usage, 3 done but for
+some files, which are named. Nothing heavy is imported before a command needs it, so that `--help` is quick.
 """
 
 import argparse
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import pandas as pd
-
-from xraylib import __version__, devices
-from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
-from xraylib.storage import XraylibError
-from xraylib.training.recipes import RECIPES, get_recipe
-from xraylib.training.systems import BUDGETS
-
-if TYPE_CHECKING:
-    from xraylib.datasets.catalog import Dataset
-
-SOME_FAILED = 3
+from xraylib import __version__, paths
+from xraylib.storage import NotFound, XraylibError, atomic
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,88 +31,68 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m xraylib", description="Pneumonia on chest radiographs. Not a medical device."
-    )
+    about = "Pneumonia on chest radiographs. Not a medical device."
+    parser = argparse.ArgumentParser(prog="python -m xraylib", description=about)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _data_commands(commands)
-
-    train = commands.add_parser("train", help="train a recipe with some seeds and add it to the report")
-    train.add_argument("recipe", help=", ".join(RECIPES))
-    _study_options(train)
-    train.add_argument("--protocol", default="strict", help=", ".join((*PROTOCOLS, *SPLIT_STRATEGIES)))
-    train.add_argument("--init", help="random, imagenet or a .weights.h5 file; by default the recipe's own")
-    train.add_argument("--device", default="auto", help=", ".join(devices.DEVICES))
-    train.add_argument("--backend", default=None, help="tensorflow or jax; by default what the device wants")
-    train.add_argument("--precision", help=f"{', '.join(devices.PRECISIONS)}; bfloat16 is a TPU's default")
-    train.set_defaults(run=_train)
-
-    evaluate = commands.add_parser("evaluate", help="recompute and print the leaderboard from the scores")
-    evaluate.add_argument("--dataset", default="phantom")
-    evaluate.set_defaults(run=_evaluate)
-
-    predict = commands.add_parser("predict", help="P(pneumonia) of image files, by a trained recipe")
-    predict.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    predict.add_argument("--recipe", default="mobilenetv2-frozen", help=", ".join(RECIPES))
-    predict.add_argument(
-        "--dataset", default="kermany", help="name or path of what it was trained on (kermany)"
-    )
-    predict.add_argument("--csv", type=Path, help="write the table here as well")
-    predict.set_defaults(run=_predict)
-
-    external = commands.add_parser("external", help="score another data set by a recipe's strict runs")
-    external.add_argument("recipe", help=", ".join(RECIPES))
-    external.add_argument("--dataset", default="kermany", help="what it was trained on (kermany)")
-    external.add_argument("--on", default="nih", help="name or path of the images to score (nih)")
-    external.set_defaults(run=_external)
-
-    robustness = commands.add_parser("robustness", help="score the test after corruptions of every severity")
-    robustness.add_argument("recipes", nargs="+", metavar="RECIPE", help=", ".join(RECIPES))
-    robustness.add_argument("--dataset", default="kermany", help="what it was trained on (kermany)")
-    robustness.set_defaults(run=_robustness)
-
-    strange = commands.add_parser("strangeness", help="how unlike the training images those of a test are")
-    strange.add_argument("--dataset", default="kermany", help="what was trained on (kermany)")
-    strange.add_argument("--on", nargs="*", default=[], help="names or paths of further images to judge")
-    strange.set_defaults(run=_strangeness)
-
-    report = commands.add_parser("report", help="rebuild reports/index.html from what lies in reports/")
-    report.set_defaults(run=_report)
-
-    execute = commands.add_parser("execute", help="run a notebook headlessly (Papermill)")
-    execute.add_argument("notebook", type=Path)
-    execute.add_argument("output", type=Path)
-    execute.add_argument("--page", type=Path, help="write an HTML page without code here")
-    execute.add_argument(
-        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
-    )
-    execute.set_defaults(run=_execute)
-    return parser
-
-
-def _data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     data = commands.add_parser("data", help="list, fetch, verify or audit the data sets")
     actions = data.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="what there is, and what lies on this machine")
-    listing.set_defaults(run=_data_list)
-    fetch = actions.add_parser("fetch", help="download and unpack a data set")
-    fetch.add_argument("name")
-    fetch.add_argument("--source", default="default", help="default or kaggle")
-    fetch.set_defaults(run=_data_fetch)
-    verify = actions.add_parser("verify", help="count a data set against what was published")
-    verify.add_argument("name")
-    verify.set_defaults(run=_data_verify)
-    audit = actions.add_parser("audit", help="read every file; list bad, doubled and mislabelled ones")
-    audit.add_argument("name", metavar="NAME|PATH")
-    audit.add_argument("--max-bad", type=float, default=0.01, help="largest share of bad files (0.01)")
-    audit.set_defaults(run=_data_audit)
 
+    def command(group: Any, name: str, run: Callable[..., int | None], about: str) -> Callable[..., Any]:
+        added = group.add_parser(name, help=about, description=about)
+        added.set_defaults(run=run)
+        return added.add_argument
 
-def _study_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", default="phantom", help="name, or path of a folder split/class/*.jpg")
-    parser.add_argument("--budget", default="full", help=", ".join(BUDGETS))
-    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    known, trained = "such as tiny-cnn-28; an unknown name lists all", "what it was trained on (kermany)"
+    command(actions, "list", _data_list, "what there is, and what lies on this machine")
+    fetch = command(actions, "fetch", _data_fetch, "download and unpack a data set")
+    fetch("name", help="see `data list`")
+    fetch("--source", default="default", help="default or kaggle")
+    verify = command(actions, "verify", _data_verify, "count a data set against what was published")
+    verify("name", metavar="NAME|PATH")
+    audit = command(
+        actions, "audit", _data_audit, "read every file; list bad, duplicate and mislabelled ones"
+    )
+    audit("name", metavar="NAME|PATH")
+    audit("--max-bad", type=float, default=0.01, help="largest share of bad files (0.01)")
+    train = command(
+        commands, "train", _train, "train a recipe with some seeds and add the runs to the report"
+    )
+    train("recipe", help=known)
+    train("--dataset", default="phantom", help="name, or path of a folder split/class/*.jpg (phantom)")
+    train("--budget", default="full", help="full or quick")
+    train("--seed", type=int, default=0, help="first seed")
+    train("--protocol", default="strict", help="strict, published, or a split strategy")
+    train("--init", help="random, imagenet or a .weights.h5 file; by default the recipe's own")
+    train("--device", default="auto", help="auto, cpu, gpu or tpu")
+    train("--backend", help="tensorflow or jax; by default what the device needs")
+    train("--precision", help="float32, or mixed_bfloat16, a TPU's default")
+    train("--overwrite", action="store_true", help="replace committed runs")
+    predict = command(commands, "predict", _predict, "P(pneumonia) of image files, by a trained recipe")
+    predict("files", nargs="+", type=Path, metavar="FILE")
+    predict("--recipe", default="mobilenetv2-frozen", help=known)
+    predict("--dataset", default="kermany", help=trained)
+    predict("--csv", type=Path, help="write the table here as well")
+    external = command(commands, "external", _external, "external validation: score another data set")
+    external("recipe", help=known)
+    external("--dataset", default="kermany", help=trained)
+    external("--on", default="nih", help="name or path of the images to score (nih)")
+    worse = command(
+        commands, "corruptions", _corruptions, "score the test after corruptions of each severity"
+    )
+    worse("recipes", nargs="+", metavar="RECIPE", help=known)
+    worse("--dataset", default="kermany", help=trained)
+    ood = command(commands, "ood", _ood, "out-of-distribution scores: how unlike the training images")
+    ood("--dataset", default="kermany", help=trained)
+    ood("--on", nargs="*", default=[], help="names or paths of further images to score")
+    report = command(commands, "report", _report, "rebuild leaderboards, pages and model cards from the runs")
+    report("datasets", nargs="*", metavar="DATASET", help="names or paths; by default all that have runs")
+    notebook = command(commands, "run-notebook", _run_notebook, "run a notebook headlessly (Papermill)")
+    notebook("notebook", type=Path)
+    notebook("output", type=Path)
+    notebook("--html", type=Path, help="write an HTML page without code here")
+    notebook("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    return parser
 
 
 def _data_list(options: argparse.Namespace) -> None:
@@ -131,9 +102,9 @@ def _data_list(options: argparse.Namespace) -> None:
 
 
 def _data_fetch(options: argparse.Namespace) -> None:
-    from xraylib.datasets import catalog
+    from xraylib.datasets import fetch
 
-    print(catalog.fetch(options.name, source=options.source))
+    print(fetch.fetch(options.name, options.source))
 
 
 def _data_verify(options: argparse.Namespace) -> None:
@@ -145,97 +116,59 @@ def _data_verify(options: argparse.Namespace) -> None:
 
 
 def _data_audit(options: argparse.Namespace) -> None:
-    from xraylib.datasets import catalog, images, splits
+    from xraylib.datasets import audit, images, manifest
 
     dataset = _dataset(options.name)
-    manifest = catalog.index(dataset)
-    findings = images.audit(manifest)
-    quarantine = catalog.quarantine_path(dataset)
-    images.write_quarantine(findings, quarantine)
+    files, quarantine = manifest.index(dataset), manifest.quarantine_path(dataset)
+    findings = audit.audit_files(files)
+    audit.write_quarantine(findings, quarantine)
     if findings.empty:
-        print("no file is unreadable, doubled or mislabelled")
+        print("no file is unreadable, duplicate or mislabelled")
     else:
         _show(findings.groupby(["problem", "quarantine"]).size().rename("files").reset_index())
         print(f"every finding: {quarantine}")
-    images.check_audit(findings, len(manifest), options.max_bad)
-    good = manifest[~manifest["image_id"].isin(images.read_quarantine(quarantine))].reset_index(drop=True)
-    print("\nWhat stands on both sides of the published split:")
-    _show(splits.leakage(good, images.load_pixels(good, 64)))
+    audit.check_audit(findings, len(files), options.max_bad)
+    good = files[~files["image_id"].isin(manifest.read_quarantine(quarantine))].reset_index(drop=True)
+    print("\nPatients and images shared by the published splits:")
+    _show(audit.leakage(good, images.load_pixels(good, 64)))
 
 
-def _dataset(name: str) -> "Dataset":
+def _dataset(name: str) -> Any:
     """Find a data set; the phantom is written where it is not, nothing is downloaded."""
-    from xraylib.datasets import catalog
+    from xraylib.datasets import catalog, fetch
 
     dataset = catalog.find(name)
     if dataset.phantom:
-        catalog.fetch(dataset)
+        fetch.fetch(dataset)
     return dataset
 
 
 def _train(options: argparse.Namespace) -> None:
+    from xraylib import devices
+    from xraylib.training.recipes import get_recipe
+
     get_recipe(options.recipe)
     accelerator = devices.use(options.device, options.backend, precision=options.precision)
     from xraylib.experiment import Experiment
 
-    experiment = Experiment(
-        options.dataset, accelerator, options.budget, options.seed, (options.recipe,), init=options.init
-    )
+    given = {"init": options.init, "overwrite": options.overwrite}
+    experiment = Experiment(options.dataset, accelerator, options.budget, options.seed, **given)
     for run in experiment.runs(options.recipe, options.protocol):
         print(run.folder)
 
 
-def _external(options: argparse.Namespace) -> None:
-    get_recipe(options.recipe)
-    devices.use()
-    from xraylib.evaluation import shift
-    from xraylib.report import tables
-
-    outside = shift.external(options.recipe, options.dataset, options.on)
-    _show(shift.drop(tables.load_scores(options.dataset), outside).round(3))
-
-
-def _robustness(options: argparse.Namespace) -> None:
-    for recipe in options.recipes:
-        get_recipe(recipe)
-    devices.use()
-    from xraylib.evaluation import robustness
-
-    for recipe in options.recipes:
-        lost = robustness.losses(robustness.score(recipe, options.dataset), averaged=True)
-        _show(lost.round(3))
-
-
-def _strangeness(options: argparse.Namespace) -> None:
-    devices.use()
-    from xraylib.evaluation import selective, shift
-
-    _show(selective.flagged(shift.strangeness(options.dataset, options.on)).round(3))
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from xraylib.datasets import catalog
-    from xraylib.report import tables
-
-    board = tables.leaderboard(catalog.find(options.dataset).name)
-    _show(board.drop(columns=["hardware", "train_seconds"]))
-
-
 def _predict(options: argparse.Namespace) -> int:
-    get_recipe(options.recipe)
-    from xraylib.datasets import catalog
-
-    dataset = catalog.find(options.dataset).name
+    name = _trained(options, options.recipe)
     if not any(file.is_file() for file in options.files):
-        named = ", ".join(map(str, options.files))
-        print(f"xraylib: no such file: {named}. Fix: check the path.", file=sys.stderr)
-        return 1
-    devices.use()
+        raise NotFound(f"no such file: {', '.join(map(str, options.files))}. Fix: check the path.")
     from xraylib import predict
-    from xraylib.storage import atomic
+    from xraylib.training import runs
 
-    predictor = predict.load(predict.find_run(options.recipe, dataset))
-    table = predict.predict(options.files, predictor)
+    if not (found := [run for run in runs.find(name, options.recipe, "strict") if run.has_model]):
+        fix = f"python -m xraylib train {options.recipe} --dataset {options.dataset}"
+        fix += " --overwrite" if name in runs.COMMITTED else ""
+        raise NotFound(f"no model of {options.recipe}, trained on {name}, is on this machine. Fix: {fix}")
+    table = predict.predict(options.files, runs.load(found[0]))
     _show(table.drop(columns="problem"))
     if options.csv:
         with atomic(options.csv) as temporary:
@@ -243,31 +176,66 @@ def _predict(options: argparse.Namespace) -> int:
     bad = table[table["problem"] != ""]
     for problem in bad["problem"]:
         print(f"xraylib: {problem}", file=sys.stderr)
-    return 1 if len(bad) == len(table) else SOME_FAILED if len(bad) else 0
+    return 1 if len(bad) == len(table) else 3 if len(bad) else 0
+
+
+def _external(options: argparse.Namespace) -> None:
+    name = _trained(options, options.recipe)
+    from xraylib.evaluation import scores, shift
+
+    external = shift.external(options.recipe, options.dataset, options.on)
+    _show(shift.generalisation_gap(scores.load(name), external))
+
+
+def _corruptions(options: argparse.Namespace) -> None:
+    _trained(options, *options.recipes)
+    from xraylib.evaluation import shift
+
+    for recipe in options.recipes:
+        _show(shift.corruption_losses(shift.score_corruptions(recipe, options.dataset), averaged=True))
+
+
+def _ood(options: argparse.Namespace) -> None:
+    _trained(options)
+    from xraylib.evaluation import shift
+
+    _show(shift.ood_flagged(shift.ood_scores(options.dataset, options.on)))
+
+
+def _trained(options: argparse.Namespace, *recipes: str) -> str:
+    """Check the names given, prepare the device, and return the name of the data set's report."""
+    from xraylib import devices
+    from xraylib.datasets import catalog
+    from xraylib.training.recipes import get_recipe
+
+    for recipe in recipes:
+        get_recipe(recipe)
+    name = catalog.find(options.dataset).name
+    devices.use()
+    return name
 
 
 def _report(options: argparse.Namespace) -> None:
-    from xraylib import paths
-    from xraylib.report import cards, pages, tables
+    from xraylib.datasets import catalog
+    from xraylib.report import pages
 
-    for place in sorted(paths.REPORTS.glob("*/metrics")):
-        tables.refresh_metrics(place.parent.name)
-    for name in ("kermany", "phantom"):
-        if any((paths.REPORTS / name / "scores").glob("*.csv")):
-            print(cards.write_model_card(name))
-            break
-    print(pages.build_index())
-    # Reports that were moved, by a test say, leave the repository's page alone.
-    if paths.REPORTS == paths.ROOT / "reports" and (paths.ROOT / "README.md").exists():
-        pages.write_readme_tables(paths.ROOT / "README.md")
+    named = [catalog.find(name).name for name in options.datasets]
+    names = named or sorted(place.parent.name for place in paths.REPORTS.glob("*/runs"))
+    if not names:
+        raise NotFound(f"no runs below {paths.REPORTS}. Fix: run `make reproduce`.")
+    for name in names:
+        print(pages.build(name))
+    # Reports that were moved, by a test say, leave the repository's README alone.
+    if paths.REPORTS == paths.ROOT / "reports" and (readme := paths.ROOT / "README.md").exists():
+        pages.write_readme_tables(readme)
 
 
-def _execute(options: argparse.Namespace) -> None:
+def _run_notebook(options: argparse.Namespace) -> None:
     from xraylib.report import notebooks
 
-    parameters = {name: notebooks.parse_parameter(value) for name, value in options.parameters}
-    notebooks.execute(options.notebook, options.output, parameters, page=options.page)
+    parameters = {name: notebooks.parse_parameter(value) for name, value in options.given}
+    notebooks.execute(options.notebook, options.output, parameters, html=options.html)
 
 
-def _show(table: pd.DataFrame) -> None:
+def _show(table: Any) -> None:
     print(table.to_string(index=False, float_format="{:.3f}".format))

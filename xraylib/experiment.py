@@ -1,45 +1,35 @@
-"""What the notebooks share: one data set, some recipes and seeds, and the report they go to."""
+"""What a notebook holds: one data set, some recipes and seeds, one report."""
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from xraylib import predict
-from xraylib.datasets import catalog, splits
+from xraylib.datasets import catalog, manifest, splits
 from xraylib.devices import Accelerator
+from xraylib.evaluation import scores
 from xraylib.figures.style import Figure
 from xraylib.report import tables
-from xraylib.storage import NotFound
-from xraylib.training import train as training
-from xraylib.training.recipes import RECIPES, get_recipe
-from xraylib.training.runs import TRAINING_VERSION, Run, plain, split_fingerprint
-from xraylib.training.systems import Recipe, get_budget
+from xraylib.training import runs
+from xraylib.training.recipes import RECIPES, Recipe, get_budget, get_recipe
+from xraylib.training.runs import Run
+from xraylib.training.train import train
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A data set, recipes and seeds under one budget, with their report folder.
+    """A data set, recipes and seeds under one budget, and the report they go to.
 
-    Attributes
-    ----------
-    dataset : name in `catalog.DATASETS`, or the path of a folder `split/class/*.jpg`
-    accelerator : from `accelerators.use`
-    budget : key of `recipes.BUDGETS`
-    seed : first seed; recipe and budget say how many follow
-    recipes : names in `recipes.RECIPES`, or `all` alone
-    reuse : read the runs that stand in the report back from their scores, and train none
-    init : initial weights instead of the recipes' own (see `models.get_weights`)
-
-    Raises
-    ------
-    NotFound
-        At once, for a data set, recipe or budget that does not exist.
+    `dataset` is a name in `catalog.DATASETS` or the path of a folder `split/class/*.jpg`; `recipes` are names
+    in `RECIPES`, or `all` alone; recipe and `budget` say how many seeds follow `seed`. `reuse` reads the runs
+    that stand in the report and trains none. `init` replaces the recipes' own initial weights (see
+    `networks.get_weights`). Without `overwrite`, committed runs are not replaced.
     """
 
     dataset: str
@@ -49,18 +39,16 @@ class Experiment:
     recipes: tuple[str, ...] = ()
     reuse: bool = False
     init: str | None = None
+    overwrite: bool = True
+    _splits: dict[tuple[str, str, int], str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         catalog.find(self.dataset)
         get_budget(self.budget)
-        if self.recipes == ("all",):
-            object.__setattr__(self, "recipes", tuple(RECIPES))
-        for name in self.recipes:
+        names = tuple(RECIPES) if tuple(self.recipes) == ("all",) else tuple(self.recipes)
+        for name in names:
             get_recipe(name)
-
-    def seeds(self, recipe: Recipe) -> range:
-        """Seeds of a recipe, from the experiment's first on: its own number, or the budget's where smaller."""
-        return range(self.seed, self.seed + min(recipe.seeds, get_budget(self.budget).seeds or recipe.seeds))
+        object.__setattr__(self, "recipes", names)
 
     @property
     def name(self) -> str:
@@ -75,101 +63,68 @@ class Experiment:
     @cached_property
     def manifest(self) -> pd.DataFrame:
         """The manifest of the data set, with its official split."""
-        return catalog.load(self.dataset)
+        return manifest.load(self.dataset)
 
     def runs(self, recipe: str | Recipe, protocol: str = "strict") -> list[Run]:
-        """Train a recipe with every seed, and write its scores and metrics into the report.
-
-        With `reuse` they are read back from the report; those it lacks are left out, and the log says so.
-
-        On the phantom nothing is downloaded: recipes that ask for ImageNet weights start from random ones
-        there, and the row says so.
-        """
+        """Train a recipe with every seed; with `reuse` read the runs that stand, the log names the others."""
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
-        runs = []
-        for seed in self.seeds(chosen):
-            if self.reuse:
-                run = self._recorded(chosen, protocol, seed)
-            else:
-                run = self._train(chosen, protocol, seed)
-                tables.record(run, self.name)
-            runs.extend([run] if run else [])
-        return runs
+        seeds = min(chosen.seeds, get_budget(self.budget).seeds or chosen.seeds)
+        found = (self._run(chosen, protocol, seed) for seed in range(self.seed, self.seed + seeds))
+        return [run for run in found if run]
 
-    def trained(self, recipe: str | Recipe, protocol: str = "strict") -> Run:
-        """Train a recipe with the first seed, or read that run back: a run whose model is on this machine."""
+    def trained(self, recipe: str | Recipe, protocol: str = "strict") -> Run | None:
+        """Train a recipe with the first seed; with `reuse` find any run whose model is on this machine."""
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
-        return self._train(chosen, protocol, self.seed)
+        if not self.reuse:
+            return self._run(chosen, protocol, self.seed)
+        there = (run for run in runs.find(self.name, chosen.name, protocol) if run.has_model)
+        return next(there, None) or self._left_out(chosen, protocol, "model on this machine")
 
-    def found(self, recipe: str) -> Run | None:
-        """Return a finished strict run that is on this machine (`predict.find_run`), or None, said aloud."""
-        try:
-            return predict.find_run(recipe, self.name)
-        except NotFound as missing:
-            log.warning("nothing is trained (reuse=True), and %s", missing)
-            return None
+    def scores(self) -> pd.DataFrame:
+        """The scores of every run in the report."""
+        return scores.load(self.name)
 
-    def _split_of(self, split_strategy: str, protocol: str, seed: int) -> str:
-        """Fingerprint of a split of these images; recipes share it, and dividing thousands takes a second."""
-        if (split_strategy, protocol, seed) not in self._splits:
-            assigned = splits.assign(self.manifest, protocol, seed, split_strategy=split_strategy)
-            self._splits[split_strategy, protocol, seed] = split_fingerprint(assigned)
-        return self._splits[split_strategy, protocol, seed]
-
-    @cached_property
-    def _splits(self) -> dict[tuple[str, str, int], str]:
-        return {}
-
-    def _train(self, recipe: Recipe, protocol: str, seed: int) -> Run:
-        init = recipe.init if self.init is None or recipe.init == "none" else self.init
-        if self.dataset == "phantom" and init == "imagenet":
-            init = "random"
-        return training.train(
-            recipe,
-            self.manifest,
-            self.accelerator,
-            protocol=protocol,
-            seed=seed,
-            budget=self.budget,
-            init=init,
-        )
-
-    def _recorded(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
-        found = tables.recorded(self.name, recipe.name, protocol, seed)
-        choices = plain(recipe.under(protocol, self.budget).settings())
-        if found is None or found[0]["choices"] != choices:
-            held = "another recipe or budget" if found else "no such run"
-            log.warning(
-                "%s, %s, seed %d is left out: the report holds %s. Fix: python -m xraylib train %s",
-                *(recipe.name, protocol, seed, held, f"{recipe.name} --protocol {protocol}"),
-            )
-            return None
-        settings, scores = found
-        log.warning(
-            "%s, %s, seed %d: scores read from %s, made on %s; nothing is trained (reuse=False trains)",
-            *(recipe.name, protocol, seed, self.folder, settings["hardware"]),
-        )
-        if settings["training_version"] != TRAINING_VERSION:
-            log.warning("the training code has changed since: make reproduce RETRAIN=1 trains again")
-        if settings["split"] != self._split_of(recipe.under(protocol).split_strategy, protocol, seed):
-            log.warning("the images here are not those the scores were made from (other files or labels)")
-        history = pd.DataFrame(settings["history"])
-        return Run(recipe.name, protocol, seed, self.folder, settings, history, scores)
-
-    def board(self, recipes: Iterable[str]) -> pd.DataFrame:
-        """Rows of the leaderboard for some recipes; none where nothing of them has been trained yet."""
-        if not any((self.folder / "scores" / f"{name}.csv").exists() for name in recipes):
-            return pd.DataFrame(columns=list(tables.LEADERBOARD))
-        board = tables.leaderboard(self.name)
-        return board[board["recipe"].isin(list(recipes))].reset_index(drop=True)
+    def leaderboard(self, recipes: Iterable[str] | None = None) -> pd.DataFrame:
+        """Rows of the leaderboard for all recipes in the report, or for some (see `tables.leaderboard`)."""
+        return tables.leaderboard(self.name, recipes)
 
     def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Keep a table in the report (see `reports.save_table`) and give it back to be shown."""
+        """Write a table into the report and return it to be shown."""
         tables.save_table(table, self.name, name)
         return table
 
     def figure(self, figure: Figure, name: str, caption: str, *, patients: bool = False) -> Figure:
-        """Keep a figure in the report (see `reports.save_figure`) and give it back to be shown."""
+        """Write a figure into the report (see `tables.save_figure`) and return it to be shown."""
         figure.caption = caption
         tables.save_figure(figure, self.name, name, caption, patients=patients)
         return figure
+
+    def _run(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
+        if self.reuse:
+            return self._standing(recipe, protocol, seed)
+        init = recipe.init if self.init is None or recipe.init == "none" else self.init
+        if self.dataset == "phantom" and init == "imagenet":
+            init = "random"  # nothing is downloaded for the phantom
+        where: dict[str, Any] = {"protocol": protocol, "seed": seed, "budget": self.budget}
+        return train(recipe, self.manifest, self.accelerator, **where, init=init, overwrite=self.overwrite)
+
+    def _standing(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
+        run, asked = runs.get(self.name, recipe.name, protocol, seed), recipe.under(protocol, self.budget)
+        if run is None or run.settings["choices"] != runs.plain(asked.settings()):
+            return self._left_out(recipe, protocol, f"run of seed {seed} with this recipe and budget")
+        if run.settings["training_version"] != runs.TRAINING_VERSION:
+            log.warning("%s: the training code has changed since. Fix: make reproduce RETRAIN=1", run.folder)
+        # Recipes share a split, and dividing thousands of images takes a second.
+        key = asked.split_strategy, protocol, seed
+        if key not in self._splits:
+            assigned = splits.assign(self.manifest, protocol, seed, split_strategy=key[0])
+            self._splits[key] = runs.split_fingerprint(assigned)
+        if run.settings["split"] != self._splits[key]:
+            log.warning("%s: its scores are of other files or labels than those on this machine", run.folder)
+        return run
+
+    def _left_out(self, recipe: Recipe, protocol: str, what: str) -> Run | None:
+        fix = f"python -m xraylib train {recipe.name} --dataset {self.dataset} --protocol {protocol}"
+        fix += " --overwrite" if self.name in runs.COMMITTED else ""
+        log.warning("%s, %s: no %s, left out (reuse=True). Fix: %s", recipe.name, protocol, what, fix)
+        return None

@@ -1,7 +1,8 @@
 """Where data, caches, runs and reports live.
 
-Each place can be moved by its environment variable; a relative value is read from the
-repository root, so that notebooks (whose working folder is `notebooks/`) and commands agree.
+Each place is moved by its environment variable (`XRAYLIB_DATA` and so on), which is read at every access.
+A relative value starts at the repository root, so that notebooks (whose working folder is `notebooks/`) and
+commands agree.
 """
 
 import os
@@ -12,22 +13,32 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 # The repository when run from a checkout, otherwise the working folder (an installed package, Colab).
 ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 
-
-def _place(variable: str, default: Path) -> Path:
-    return ROOT / Path(os.environ.get(variable) or default).expanduser()
-
-
-# One folder a data set: raw images as downloaded, never changed.
-DATA = _place("XRAYLIB_DATA", ROOT / "data")
+# One folder a data set: raw images as downloaded, never changed; and the quarantine lists.
+DATA: Path
 
 # Rebuildable: the phantom's images, indexes, decoded arrays, pooled features.
-CACHE = _place("XRAYLIB_CACHE", ROOT / "data" / "cache")
+CACHE: Path
 
-# One folder a training run, named by the content of its settings.
-RUNS = _place("XRAYLIB_RUNS", ROOT / "data" / "runs")
+# Training runs that have not finished.
+RUNS: Path
 
-# Scores, tables, figures and the report page.
-REPORTS = _place("XRAYLIB_REPORTS", ROOT / "reports")
+# Finished runs, scores, tables, figures and the report page.
+REPORTS: Path
 
 # A folder of initial weights for machines that cannot reach Keras's own download; None when unset.
-WEIGHTS = _place("XRAYLIB_WEIGHTS", Path()) if os.environ.get("XRAYLIB_WEIGHTS") else None
+WEIGHTS: Path | None
+
+_DEFAULTS = {
+    "DATA": "data",
+    "CACHE": "data/cache",
+    "RUNS": "data/unfinished",
+    "REPORTS": "reports",
+    "WEIGHTS": "",
+}
+
+
+def __getattr__(name: str) -> Path | None:
+    if name not in _DEFAULTS:
+        raise AttributeError(f"module 'xraylib.paths' has no attribute {name!r}")
+    place = os.environ.get(f"XRAYLIB_{name}") or _DEFAULTS[name]
+    return ROOT / Path(place).expanduser() if place else None

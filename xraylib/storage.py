@@ -22,24 +22,21 @@ class DataInvalid(XraylibError):
 
 
 class Failed(XraylibError):
-    """A download, a training or a write did not come to its end; nothing half-written is left."""
+    """A download, a training run or a write did not come to its end; nothing half-written is left."""
 
 
+_MOVE = "move it with its XRAYLIB_ variable"
 _FIXES = {
-    errno.ENOSPC: "free some disk space, or move the folder with its XRAYLIB_ variable",
-    errno.EDQUOT: "free some of your disk quota, or move the folder with its XRAYLIB_ variable",
-    errno.EACCES: "make the folder writable, or move it with its XRAYLIB_ variable",
-    errno.EPERM: "make the folder writable, or move it with its XRAYLIB_ variable",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some disk space, or {_MOVE}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"make the folder writable, or {_MOVE}"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is needed: move it away"),
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    errno.EROFS: "the disk is read-only: move the folder with its XRAYLIB_ variable",
-    errno.ENOTDIR: "a file stands where a folder is needed: move it away",
-    errno.EEXIST: "a file stands where a folder is needed: move it away",
 }
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or an unwritable folder into `Failed` that names `path` and the mend."""
+    """Turn a full disk or an unwritable folder into `Failed` that names `path` and the fix."""
     try:
         yield
     except OSError as error:
@@ -50,15 +47,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
-    """Give a temporary file beside `path`; on success it takes `path`'s place, on failure it is removed.
-
-    The temporary name keeps the suffix of `path`, because writers choose their format by it.
-
-    Raises
-    ------
-    Failed
-        When the folder cannot be written or the disk is full.
-    """
+    """Give a temporary file beside `path`, with its suffix; on success it takes `path`'s place."""
     path = Path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,20 +68,18 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".partial-", suffix=f"-{path.name}"))
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=".partial-", suffix=f"-{path.name}"))
+        new, old = aside / "new", aside / "old"
         try:
-            yield temporary
-            temporary.chmod(0o755)
+            new.mkdir()
+            yield new
             if path.exists():
-                retired = temporary.with_name(temporary.name + "-old")
-                path.replace(retired)
-                try:
-                    temporary.replace(path)
-                except BaseException:
-                    retired.replace(path)
-                    raise
-                shutil.rmtree(retired)
-            else:
-                temporary.replace(path)
+                path.replace(old)
+            try:
+                new.replace(path)
+            except BaseException:
+                if old.exists():
+                    old.replace(path)
+                raise
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)

@@ -1,268 +1,188 @@
-"""The data sets by name: `load` gives their manifest, `fetch` gets them, `verify` counts them."""
+"""The data sets by name: where from, under which licence, whom to cite, how many images to expect."""
 
+import difflib
 import hashlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
-from tqdm.auto import tqdm
 
 from xraylib import paths
-from xraylib.datasets import images, phantom
-from xraylib.datasets import manifest as naming
-from xraylib.datasets.fetch import obtain
-from xraylib.datasets.manifest import patient_and_kind, person_number
-from xraylib.datasets.records import DATASETS, Dataset, Expected, find
-from xraylib.storage import DataInvalid, NotFound, atomic, storage_errors
-
-__all__ = [
-    "DATASETS",
-    "Dataset",
-    "describe",
-    "fetch",
-    "find",
-    "index",
-    "load",
-    "patient_and_kind",
-    "person_number",
-    "quarantine_path",
-    "verify",
-]
+from xraylib.datasets import images
+from xraylib.datasets.phantom import PhantomSettings
+from xraylib.storage import DataInvalid, NotFound
 
 _log = logging.getLogger(__name__)
 
+# Images by split: (normal, pneumonia), or the sum alone where no more is published.
+Counts = Mapping[str, tuple[int, int] | int]
 
-def load(name: str | Path | Dataset) -> pd.DataFrame:
-    """Return the manifest of a data set, without the images in its quarantine list.
 
-    Parameters
-    ----------
-    name
-        A key of `DATASETS`; or the path of a folder ``{train,val,test}/{NORMAL,PNEUMONIA}/*.{jpeg,jpg,png}``;
-        or a `Dataset`. The phantom is written on first use; nothing is ever downloaded here.
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: what `fetch` downloads, how `manifest` reads it, and what `verify` expects.
 
-    Returns
-    -------
-    DataFrame
-        One row an image, sorted by `image_id`: image_id (str, unique, the file name without suffix), path
-        (str), label (int, 0 normal, 1 pneumonia), patient (str), kind (normal, bacteria, virus, unknown),
-        split (train, val, test, as published), sha256 (str, of the file). `attrs` holds `dataset` (its name)
-        and `patients_known` (False when each image counts as its own patient).
-
-    Raises
-    ------
-    NotFound, NotFound
-        When there is no such data set, or it is not where it was looked for.
-    DataInvalid
-        When there is no image, a split holds one class only, a class folder is unknown, two images have one
-        name, or a name contradicts its folder.
-    Failed
-        When the index cannot be written to `paths.CACHE`.
+    `folder` is below `paths.DATA`, or absolute. `url` with the archive's `file` name and its `checksum` (None
+    when none is published) is what `fetch` downloads, `kaggle` the same data there; `by_hand` says how to get
+    what cannot be fetched. `split` is the split of all images when there is no folder level for it. `names`
+    tells how a file name is read: as Kermany's, as NIH's, or as saying nothing, so that each image has to
+    count as its own patient. `expected` holds the editions that are known, a remark for an incomplete one.
     """
-    dataset = find(name)
-    if dataset.phantom:
-        phantom.write(dataset.root, dataset.phantom)
-    manifest = _without_quarantined(dataset, index(dataset))
-    _check_classes(dataset, manifest)
-    _check_names(dataset, manifest)
-    parsed = bool((manifest["patient"] != manifest["image_id"]).any())
-    if dataset.patients_known and not parsed:
-        _log.warning("%s: the names do not tell the patient; each image counts as its own", dataset.name)
-    manifest.attrs.update(dataset=dataset.name, patients_known=dataset.patients_known and parsed)
-    return manifest
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    citation: str
+    folder: str
+    url: str = ""
+    file: str = ""
+    checksum: str | None = None
+    kaggle: str = ""
+    by_hand: str = ""
+    split: str | None = None
+    names: str = "kermany"
+    expected: tuple[tuple[Counts, str], ...] = ()
+    phantom: PhantomSettings | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds the split folders (or the class folders when `split` is set)."""
+        if self.phantom:
+            return paths.CACHE / f"phantom-{self.phantom.key}"
+        return paths.DATA / self.folder
+
+    @property
+    def fix(self) -> str:
+        """How to get what is missing, for an error message."""
+        if self.phantom:
+            return f"remove {self.root}; it is written anew"
+        if Path(self.folder).is_absolute():
+            return self.by_hand
+        how = f"run `python -m xraylib data fetch {self.name}`" if self.url else self.by_hand
+        return f"{how}; or set XRAYLIB_DATA to the folder that holds {self.folder} (it is {paths.DATA})"
 
 
-def quarantine_path(name: str | Path | Dataset) -> Path:
-    """Return where the quarantine list of a data set lies; the file need not exist."""
-    return paths.CACHE / find(name).name / "quarantine.csv"
+_TEST = {"test": (234, 390)}
+_KERMANY = (
+    "Kermany DS, Goldbaum M, Cai W, et al. Identifying medical diagnoses and treatable diseases by "
+    "image-based deep learning. Cell 2018;172(5):1122-1131.e9. doi:10.1016/j.cell.2018.02.010. Data: Kermany "
+    "D, Zhang K, Goldbaum M. Labeled optical coherence tomography (OCT) and chest X-ray images for "
+    "classification. Mendeley Data 2018, version 2. doi:10.17632/rscbjbr9sj.2"
+)
+_ROBOFLOW = "https://huggingface.co/datasets/keremberke/chest-xray-classification"
+
+_ALL = (
+    Dataset(
+        name="phantom",
+        title="Synthetic radiographs with a known lesion",
+        source="xraylib.datasets.phantom",
+        licence="Apache-2.0",
+        citation="written by this repository",
+        folder="",
+        phantom=PhantomSettings(),
+    ),
+    Dataset(
+        name="kermany",
+        title="Chest radiographs of children, Guangzhou (Kermany et al. 2018)",
+        source="https://data.mendeley.com/datasets/rscbjbr9sj/2",
+        licence="CC BY 4.0",
+        citation=_KERMANY,
+        folder="chest_xray",
+        url="https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
+        "f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded",
+        file="ChestXRay2017.zip",
+        kaggle="paultimothymooney/chest-xray-pneumonia",
+        expected=(
+            ({"train": (1341, 3875), "val": (8, 8), **_TEST}, ""),
+            # The publisher's own archive has no val folder: its 16 images are among the train images.
+            ({"train": (1349, 3883), **_TEST}, ""),
+            ({"train": (1341, 3875), **_TEST}, "the 16 images of the val folder are missing"),
+        ),
+    ),
+    Dataset(
+        name="kermany-roboflow",
+        title="Kermany's radiographs at 640×640, split anew image by image (Roboflow export)",
+        source=_ROBOFLOW,
+        licence="CC BY 4.0",
+        citation=f"{_KERMANY}. Export: Traore M. chest-x-rays-qjmia, version 2. Roboflow Universe 2022. "
+        "https://universe.roboflow.com/mohamed-traore-2ekkp/chest-x-rays-qjmia/dataset/2",
+        folder="chest_xray_roboflow",
+        by_hand=f"unpack data/train.zip, data/valid.zip and data/test.zip of {_ROBOFLOW} into the folders "
+        "train, val and test there",
+        expected=(({"train": 4077, "val": 1165, "test": 582}, ""),),
+    ),
+    Dataset(
+        name="pneumoniamnist",
+        title="PneumoniaMNIST: Kermany's radiographs, centre-cropped, 28×28",
+        source="https://zenodo.org/records/10519652",
+        licence="CC BY 4.0",
+        citation="Yang J, Shi R, Wei D, et al. MedMNIST v2: a large-scale lightweight benchmark for 2D and "
+        "3D biomedical image classification. Sci Data 2023;10:41. doi:10.1038/s41597-022-01721-8. "
+        f"{_KERMANY}",
+        folder="pneumoniamnist_28",
+        url="https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1",
+        file="pneumoniamnist.npz",
+        checksum="md5:28209eda62fecd6e6a2d98b1501bb15f",
+        names="none",
+        expected=(({"train": (1214, 3494), "val": (135, 389), **_TEST}, ""),),
+    ),
+    Dataset(
+        name="nih",
+        title="NIH ChestX-ray14, a selection of frontal radiographs for external validation",
+        source="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+        licence="no restriction on use; credit the NIH Clinical Center and cite the paper",
+        citation="Wang X, Peng Y, Lu L, Lu Z, Bagheri M, Summers RM. ChestX-ray8: hospital-scale chest X-ray "
+        "database and benchmarks on weakly-supervised classification and localization of common thorax "
+        "diseases. CVPR 2017, 3462-3471. doi:10.1109/CVPR.2017.369. Images: NIH Clinical Center",
+        folder="nih_external",
+        by_hand="download images and Data_Entry_2017.csv from https://nihcc.app.box.com/v/ChestXray-NIHCC, "
+        "and put those labelled 'No Finding' into a folder NORMAL and those labelled Pneumonia into a folder "
+        "PNEUMONIA there, under their own names",
+        split="test",
+        names="nih",
+    ),
+)
+DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
 
 
-def _without_quarantined(dataset: Dataset, manifest: pd.DataFrame) -> pd.DataFrame:
-    path = quarantine_path(dataset)
-    if not path.exists():
-        return manifest
-    kept = manifest[~manifest["image_id"].isin(images.read_quarantine(path))].reset_index(drop=True)
-    if left_out := len(manifest) - len(kept):
-        _log.warning(
-            "%s: %d of %d images are left out, as listed in %s", dataset.name, left_out, len(manifest), path
-        )
-    return kept
-
-
-def _check_classes(dataset: Dataset, manifest: pd.DataFrame) -> None:
-    if manifest.empty:
-        raise DataInvalid(f"{dataset.root} holds no JPEG or PNG image. Fix: {_mend(dataset)}.")
-    for split, labels in manifest.groupby("split")["label"]:
-        if labels.nunique() < 2:
-            held = "pneumonias" if labels.iloc[0] else "normals"
-            raise DataInvalid(
-                f"{dataset.root}: the {split} split holds {held} only. "
-                f"Fix: put images of both classes there, or take the {split} folder away."
-            )
-
-
-def _check_names(dataset: Dataset, manifest: pd.DataFrame) -> None:
-    wrong = manifest[(manifest["label"] == 0) & manifest["kind"].isin(["bacteria", "virus"])]
-    if len(wrong):
-        first = wrong.iloc[0]
-        raise DataInvalid(
-            f"{first['path']} lies among the normals but its name says {first['kind']} ({len(wrong)} such). "
-            f"Fix: move it, or run `python -m xraylib data audit {dataset.name}` to leave it out."
-        )
-
-
-def _mend(dataset: Dataset) -> str:
-    if dataset.phantom:
-        return f"remove {dataset.root}; it is written anew"
-    if Path(dataset.folder).is_absolute():
-        return dataset.by_hand
-    way = f"run `python -m xraylib data fetch {dataset.name}`" if dataset.files else dataset.by_hand
-    return f"{way}; or set XRAYLIB_DATA to the folder that holds {dataset.folder} (it is {paths.DATA})"
-
-
-def index(dataset: Dataset) -> pd.DataFrame:
-    """Return the manifest of everything in the folder, quarantined or not.
-
-    Hashing reads every file, so the hashes are kept in `paths.CACHE` for as long as names, sizes and times
-    of change stay the same. Raises as `load` does.
-    """
-    root = dataset.root
-    if not root.is_dir():
-        raise NotFound(f"{dataset.name}: no folder {root}. Fix: {_mend(dataset)}.")
-    try:
-        listing = pd.DataFrame(
-            naming.list_images(root, dataset.split), columns=["relative", "split", "label"]
-        )
-        listing["sha256"] = _hashes(root, listing["relative"].tolist(), paths.CACHE / dataset.name)
-    except PermissionError as error:
-        raise DataInvalid(f"cannot read {error.filename}. Fix: allow reading it, or move it away.") from error
-    return naming.read_names(listing, root, dataset.names)
-
-
-def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
-    stats = [(root / file).stat() for file in files]
-    listing = "\n".join(f"{file}\t{s.st_size}\t{s.st_mtime_ns}" for file, s in zip(files, stats, strict=True))
-    remembered = cache / f"index-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.csv"
-    if remembered.exists():
-        known = pd.read_csv(remembered, dtype=str, keep_default_na=False)
-        if known["relative"].tolist() == files:
-            return known["sha256"].tolist()
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        work = pool.map(_sha256, [root / file for file in files])
-        # disable=None: a bar on a terminal only, not in a log file or a notebook's output.
-        found = list(tqdm(work, total=len(files), desc=f"hashing {root.name}", unit="image", disable=None))
-    with atomic(remembered) as temporary:
-        pd.DataFrame({"relative": files, "sha256": found}).to_csv(temporary, index=False)
-    return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fetch(
-    name: str | Path | Dataset,
-    source: str = "default",
-    progress: bool = True,
-    base_url: str | None = None,
-) -> Path:
-    """Get a data set, unless it is there already.
-
-    Parameters
-    ----------
-    name
-        As for `load`.
-    source
-        ``default``, the publisher; or ``kaggle``, through kagglehub, for `kermany`.
-    progress
-        Whether to show a bar.
-    base_url
-        A mirror that keeps the files under the names in `Dataset.files`.
-
-    Returns
-    -------
-    Path
-        The folder with the images.
-
-    Raises
-    ------
-    NotFound
-        When there is no such data set or source.
-    Failed
-        When it cannot be downloaded, is not what was published, or cannot be unpacked safely.
-    Failed
-        When the disk is full or the folder cannot be written. In either case no half of it is left.
-    """
-    dataset = find(name)
-    if dataset.phantom:
-        phantom.write(dataset.root, dataset.phantom)
-        return dataset.root
-    downloads = paths.DATA / "downloads"
-    if _count(dataset) == 0:
-        with storage_errors(downloads):
-            fetch.mkdir(parents=True, exist_ok=True)
-            # A second process waits here and then finds the work done.
-            with FileLock(downloads / f".{dataset.name}.lock"):
-                if _count(dataset) == 0:
-                    obtain(dataset, downloads, source=source, base_url=base_url, progress=progress)
-    return dataset.root
-
-
-def verify(name: str | Path | Dataset) -> pd.DataFrame:
-    """Count the images of a data set against the numbers published.
-
-    Returns
-    -------
-    DataFrame
-        One row a split and class: split (str), label (0 normal, 1 pneumonia), images (int), expected (Int64,
-        missing where nothing is published). `attrs["fingerprint"]` names the content, as `images.fingerprint`
-        does.
-
-    Raises
-    ------
-    NotFound, DataInvalid
-        As for `load`, and when a number differs from the edition that is nearest.
-    """
-    dataset = find(name)
-    manifest = index(dataset)
-    _check_classes(dataset, manifest)
-    table = manifest.groupby(["split", "label"]).size().rename("images").reset_index()
-    table["expected"] = pd.array([pd.NA] * len(table), dtype="Int64")
-    table.attrs.update(dataset=dataset.name, fingerprint=images.fingerprint(manifest))
-    if dataset.phantom and len(manifest) != dataset.phantom.images:
-        held = f"{len(manifest)} of {dataset.phantom.images} images"
-        raise DataInvalid(f"{dataset.root} holds {held}. Fix: {_mend(dataset)}.")
-    if dataset.expected:
-        counts = _edition(dataset, table).counts
-        for row, split, label in table[["split", "label"]].itertuples(name=None):
-            due = counts[split]
-            table.loc[row, "expected"] = pd.NA if isinstance(due, int) else due[label]
-    return table
-
-
-def _edition(dataset: Dataset, table: pd.DataFrame) -> Expected:
-    found = {str(split): tuple(part["images"]) for split, part in table.groupby("split")}
-    wrong, edition = min(
-        ((known.differences(found), known) for known in dataset.expected),
-        key=lambda pair: sum(abs(there - due) for _, there, due in pair[0]),
+def find(name: str | Path | Dataset) -> Dataset:
+    """Return the data set of that name, or one for the folder at that path; `NotFound` for anything else."""
+    if isinstance(name, Dataset):
+        return name
+    if name in DATASETS:
+        return DATASETS[str(name)]
+    folder = Path(name).expanduser()
+    if not (folder.is_dir() or isinstance(name, Path) or os.sep in name):
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(DATASETS)
+        raise NotFound(f"no data set is named {name!r}.{hint} Fix: take one of {known}, or a folder's path.")
+    folder = folder.resolve()
+    # Two folders of one name must not share an index or a quarantine list.
+    mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return Dataset(
+        name=f"folder-{folder.name}-{mark}",
+        title=f"Images in the folder {folder.name}",
+        source="",
+        licence="",
+        citation="",
+        folder=str(folder),
+        by_hand="put images there as <split>/<class>/<image>",
     )
-    if wrong:
-        said = "; ".join(f"{where} holds {there} images, not {due}" for where, there, due in wrong)
-        raise DataInvalid(f"{dataset.root} is not as published: {said}. Fix: remove it and {_mend(dataset)}.")
-    if edition.note:
-        _log.warning("%s: %s", dataset.root, edition.note)
-    return edition
 
 
 def describe() -> pd.DataFrame:
     """List the data sets: name, title, licence, present (bool), images (int, files there), source."""
+    from xraylib.datasets import manifest  # which finds its data set here
+
     rows = []
     for dataset in DATASETS.values():
         try:
-            there = _count(dataset)
+            there = manifest.count(dataset)
         except DataInvalid as error:
             _log.warning("%s", error)
             there = 0
@@ -270,7 +190,50 @@ def describe() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "title", "licence", "present", "images", "source"])
 
 
-def _count(dataset: Dataset) -> int:
-    if not dataset.root.is_dir() or not any(dataset.root.iterdir()):
-        return 0
-    return sum(1 for _ in naming.list_images(dataset.root, dataset.split))
+def verify(name: str | Path | Dataset) -> pd.DataFrame:
+    """Count the images of a data set against the published numbers; `DataInvalid` when they differ.
+
+    The columns are split, label (0 normal, 1 pneumonia), images and expected (Int64, missing where nothing is
+    published). `attrs["fingerprint"]` names the content, as `images.fingerprint` does.
+    """
+    from xraylib.datasets import manifest
+
+    dataset = find(name)
+    indexed = manifest.index(dataset)
+    manifest.check_classes(dataset, indexed)
+    table = indexed.groupby(["split", "label"]).size().rename("images").reset_index()
+    table["expected"] = pd.array([pd.NA] * len(table), dtype="Int64")
+    table.attrs.update(dataset=dataset.name, fingerprint=images.fingerprint(indexed))
+    if dataset.phantom and len(indexed) != dataset.phantom.images:
+        held = f"{len(indexed)} of {dataset.phantom.images} images"
+        raise DataInvalid(f"{dataset.root} holds {held}. Fix: {dataset.fix}.")
+    if dataset.expected:
+        counts = _nearest_edition(dataset, table)
+        for row, split, label in table[["split", "label"]].itertuples(name=None):
+            due = counts[split]
+            table.loc[row, "expected"] = pd.NA if isinstance(due, int) else due[label]
+    return table
+
+
+def _nearest_edition(dataset: Dataset, table: pd.DataFrame) -> Counts:
+    found = {str(split): tuple(part["images"]) for split, part in table.groupby("split")}
+    compared = [(_differences(counts, found), counts, remark) for counts, remark in dataset.expected]
+    wrong, counts, remark = min(compared, key=lambda one: sum(abs(there - due) for _, there, due in one[0]))
+    if wrong:
+        said = "; ".join(f"{where} holds {there} images, not {due}" for where, there, due in wrong)
+        raise DataInvalid(f"{dataset.root} is not as published: {said}. Fix: remove it and {dataset.fix}.")
+    if remark:
+        _log.warning("%s: %s", dataset.root, remark)
+    return counts
+
+
+def _differences(counts: Counts, found: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int, int]]:
+    """Where, images found, images expected."""
+    rows = []
+    for split in dict.fromkeys((*counts, *found)):
+        there, due = found.get(split, (0, 0)), counts.get(split, (0, 0))
+        if isinstance(due, int):
+            rows.append((split, sum(there), due))
+        else:
+            rows += [(f"{split}/NORMAL", there[0], due[0]), (f"{split}/PNEUMONIA", there[1], due[1])]
+    return [row for row in rows if row[1] != row[2]]

@@ -2,7 +2,7 @@
 
 The thirteen are those that MedMNIST-C (Di Salvo et al. 2024) names for PneumoniaMNIST, with its parameters,
 written anew with Pillow and SciPy; each takes and gives uint8 `(height, width)` in 0…255. They were set for
-224 pixels.
+224 pixels. Five more are what handling does; and framing and rendering are swapped between the classes.
 """
 
 import io
@@ -18,58 +18,55 @@ from xraylib.storage import NotFound
 Corruption = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
 
 
-def _pixelate(film: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
+def _pixelate(film: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     height, width = film.shape
     small = Image.fromarray(film).resize((int(width * share), int(height * share)), Image.Resampling.BOX)
     return np.asarray(small.resize((width, height), Image.Resampling.BOX))
 
 
-def _jpeg(film: np.ndarray, quality: int, draw: np.random.Generator) -> np.ndarray:
+def _jpeg(film: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
     packed = io.BytesIO()
     Image.fromarray(film).save(packed, "JPEG", quality=quality)
     return np.asarray(Image.open(packed))
 
 
-def _gaussian_noise(film: np.ndarray, spread: float, draw: np.random.Generator) -> np.ndarray:
-    return _whole(film / 255 + draw.normal(scale=spread, size=film.shape))
+def _gaussian_noise(film: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
+    return _whole(film / 255 + rng.normal(scale=spread, size=film.shape))
 
 
-def _speckle_noise(film: np.ndarray, spread: float, draw: np.random.Generator) -> np.ndarray:
-    return _whole(film / 255 * (1 + draw.normal(scale=spread, size=film.shape)))
+def _speckle_noise(film: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
+    return _whole(film / 255 * (1 + rng.normal(scale=spread, size=film.shape)))
 
 
-def _impulse_noise(film: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
-    hit, white = draw.random(film.shape) < share, draw.random(film.shape) < 0.5
+def _impulse_noise(film: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    hit, white = rng.random(film.shape) < share, rng.random(film.shape) < 0.5
     return np.where(hit, np.where(white, 255, 0), film).astype(np.uint8)
 
 
-def _shot_noise(film: np.ndarray, photons: float, draw: np.random.Generator) -> np.ndarray:
-    return _whole(draw.poisson(film / 255 * photons) / photons)
+def _shot_noise(film: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
+    return _whole(rng.poisson(film / 255 * photons) / photons)
 
 
-def _gaussian_blur(film: np.ndarray, kernel: int, draw: np.random.Generator) -> np.ndarray:
+def _gaussian_blur(film: np.ndarray, kernel: int, rng: np.random.Generator) -> np.ndarray:
     # The width that goes with a kernel of so many pixels in the original.
     spread, radius = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8, kernel // 2
-    return (
-        gaussian_filter(film.astype(np.float64), spread, radius=radius, mode="mirror")
-        .round()
-        .astype(np.uint8)
-    )
+    blurred = gaussian_filter(film.astype(np.float64), spread, radius=radius, mode="mirror")
+    return blurred.round().astype(np.uint8)
 
 
-def _brightness(film: np.ndarray, factor: float, draw: np.random.Generator) -> np.ndarray:
+def _brightness(film: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(ImageEnhance.Brightness(Image.fromarray(film)).enhance(factor))
 
 
-def _contrast(film: np.ndarray, factor: float, draw: np.random.Generator) -> np.ndarray:
+def _contrast(film: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(ImageEnhance.Contrast(Image.fromarray(film)).enhance(factor))
 
 
-def _gamma(film: np.ndarray, power: float, draw: np.random.Generator) -> np.ndarray:
+def _gamma(film: np.ndarray, power: float, rng: np.random.Generator) -> np.ndarray:
     return _whole((film / 255) ** power)
 
 
-def _aspect(film: np.ndarray, stretch: float, draw: np.random.Generator) -> np.ndarray:
+def _aspect(film: np.ndarray, stretch: float, rng: np.random.Generator) -> np.ndarray:
     """Squeeze the width, the rest black."""
     height, width = film.shape
     narrow = Image.fromarray(film).resize((round(width * stretch), height), Image.Resampling.BILINEAR)
@@ -78,16 +75,16 @@ def _aspect(film: np.ndarray, stretch: float, draw: np.random.Generator) -> np.n
     return np.asarray(frame)
 
 
-def _rotation(film: np.ndarray, degrees: float, draw: np.random.Generator) -> np.ndarray:
-    turn = degrees if draw.random() < 0.5 else -degrees
+def _rotation(film: np.ndarray, degrees: float, rng: np.random.Generator) -> np.ndarray:
+    turn = degrees if rng.random() < 0.5 else -degrees
     return np.asarray(Image.fromarray(film).rotate(turn, Image.Resampling.BILINEAR))
 
 
-def _inversion(film: np.ndarray, degree: float, draw: np.random.Generator) -> np.ndarray:
+def _inversion(film: np.ndarray, degree: float, rng: np.random.Generator) -> np.ndarray:
     return 255 - film
 
 
-def _border(film: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
+def _border(film: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Black frame, as collimation leaves it."""
     height, width = film.shape
     framed = np.zeros_like(film)
@@ -96,11 +93,11 @@ def _border(film: np.ndarray, share: float, draw: np.random.Generator) -> np.nda
     return framed
 
 
-def _marker(film: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
+def _marker(film: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """White letter of that share of the height, in an upper corner."""
     height, width = film.shape
     marked, size = Image.fromarray(film.copy()), max(4, round(height * share))
-    x = round(width * 0.04) if draw.random() < 0.5 else width - round(width * 0.04) - size
+    x = round(width * 0.04) if rng.random() < 0.5 else width - round(width * 0.04) - size
     font = ImageFont.load_default(size)
     ImageDraw.Draw(marked).text((x, round(height * 0.04)), "R", fill=255, font=font)
     return np.asarray(marked)
@@ -134,28 +131,9 @@ CORRUPTIONS = MEDMNIST_C | HANDLING
 
 
 def corrupt(films: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
-    """Corrupt radiographs; the same seed gives the same pixels.
+    """Corrupt uint8 radiographs (n, height, width, 1) by a key of `CORRUPTIONS`, at severity 1 (slight) to 5.
 
-    Parameters
-    ----------
-    films
-        uint8 `(n, height, width, 1)`.
-    name
-        A key of `CORRUPTIONS`.
-    severity
-        1 (slight) to 5.
-    seed
-        Draws noise and side; each image has its own draw.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 of the same shape.
-
-    Raises
-    ------
-    NotFound
-        For a corruption or severity that does not exist.
+    The same seed gives the same pixels; each image has its own noise, angle and place of the marker.
     """
     if name not in CORRUPTIONS or not 1 <= severity <= len(CORRUPTIONS[name][1]):
         raise NotFound(
@@ -165,10 +143,60 @@ def corrupt(films: np.ndarray, name: str, severity: int, seed: int = 0) -> np.nd
     function, parameters = CORRUPTIONS[name]
     changed = np.empty_like(films)
     for place, film in enumerate(films):
-        draw = np.random.default_rng([seed, list(CORRUPTIONS).index(name), severity, place])
-        changed[place, ..., 0] = function(np.ascontiguousarray(film[..., 0]), parameters[severity - 1], draw)
+        rng = np.random.default_rng([seed, list(CORRUPTIONS).index(name), severity, place])
+        changed[place, ..., 0] = function(np.ascontiguousarray(film[..., 0]), parameters[severity - 1], rng)
     return changed
 
 
 def _whole(film: np.ndarray) -> np.ndarray:
     return (np.clip(film, 0, 1) * 255).astype(np.uint8)
+
+
+# Kermany's training normals show the whole film (median aspect ratio 1.21), its pneumonias are cut to the
+# chest (1.49), so a network can tell the classes by framing alone. Validation therefore also shows each class
+# framed and rendered as the other. The share of the rows of a normal that leaves it the aspect ratio of a
+# pneumonia, and of columns the other way:
+SWAP = 1.21 / 1.49
+
+
+def cut(pixels: np.ndarray, rows: float = 1.0, columns: float = 1.0) -> np.ndarray:
+    """Keep the central share of rows and columns of uint8 `(n, size, size, 1)`, resized to `size` again."""
+    size = pixels.shape[1]
+    top, left = size * (1 - rows) / 2, size * (1 - columns) / 2
+    box = (left, top, size - left, size - top)
+    films = (Image.fromarray(film[..., 0]) for film in pixels)
+    found = [np.asarray(film.resize((size, size), Image.Resampling.BILINEAR, box)) for film in films]
+    return np.stack(found)[..., None]
+
+
+def swap_framing(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Frame normals as tight as pneumonias (rows cut) and pneumonias as wide as normals (columns cut)."""
+    swapped = np.empty_like(pixels)
+    for label, shares in ((0, {"rows": SWAP}), (1, {"columns": SWAP})):
+        if (labels == label).any():
+            swapped[labels == label] = cut(pixels[labels == label], **shares)
+    return swapped
+
+
+def swap_rendering(pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Give each film mean and standard deviation of the intensity of some film of the other class."""
+    rng, values = np.random.default_rng(seed), pixels.reshape(len(pixels), -1)
+    mean = values.mean(axis=1, dtype=np.float64)
+    spread = np.maximum(values.std(axis=1, dtype=np.float64), 1.0)
+    model = np.empty(len(labels), int)
+    for label in (0, 1):
+        own, other = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
+        model[own] = rng.choice(other, len(own))
+    gain = (spread[model] / spread)[:, None, None, None]
+    changed = (pixels - mean[:, None, None, None]) * gain + mean[model][:, None, None, None]
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+
+
+def swaps(pixels: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """The three swapped views of some films, uint8 as the films: `framing`, `rendering` and `both`."""
+    framed = swap_framing(pixels, labels)
+    return {
+        "framing": framed,
+        "rendering": swap_rendering(pixels, labels, seed),
+        "both": swap_rendering(framed, labels, seed),
+    }

@@ -1,4 +1,4 @@
-"""Radiographs from files: auditing a folder, decoding a data set once, finding near copies.
+"""Radiographs from files: reading one, and decoding a data set once into a cache.
 
 One intensity range everywhere: uint8, 0 = black (air), 255 = white (most attenuating); networks rescale
 themselves.
@@ -6,10 +6,12 @@ themselves.
 
 import errno
 import hashlib
+import io
 import logging
 import math
 import os
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,148 +21,126 @@ import numpy as np
 import pandas as pd
 import PIL
 from filelock import FileLock
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from xraylib import paths, storage
-from xraylib.datasets.decoding import DECODER_VERSION, UnusableImage, decode, read_bytes
-from xraylib.datasets.decoding import read_gray as read_gray
 from xraylib.storage import DataInvalid, NotFound
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-# Of the 5,840 Kermany radiographs at 224 px no two that differ in their bytes correlate above .975; copies
-# re-encoded (JPEG quality 30), halved, with noise (sigma 10) or gamma .8 to 1.25 stay above .995, and 99 % of
-# copies cropped by 1 % or turned by 1 degree above .98. Crops by 2 % mostly go unseen (41 % stay above .98).
-COPY_CORRELATION = 0.98
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 200_000_000
 
+# Part of the cache's name: raise it whenever `read_gray` gives other pixels for the same file.
+DECODER_VERSION = 1
+
+CHANGED = "other bytes than when the data set was indexed"
 _CHUNK = 256
-_THUMBNAIL = 32
-_TILE = 1024
-_CHANGED = "other bytes than when the data set was indexed"
-_CONTRADICTIONS = {("bacteria", 0), ("virus", 0), ("normal", 1)}
-_FINDINGS = ["path", "image_id", "problem", "detail", "of", "quarantine"]
+_PNG_END = b"IEND\xaeB`\x82"
+_EXPORT = "export it anew from its source as an 8-bit PNG"
+# What Pillow's parsers let through on damaged content (its own `open` expects most of these, too).
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error)
 
 
-def _map_rows(
-    function: Callable[[Any], Any], manifest: pd.DataFrame, title: str, progress: bool
-) -> Iterator[list[Any]]:
+class UnusableImage(DataInvalid):
+    """One file cannot be read as a radiograph: `problem` is unreadable, truncated, oversized or changed.
+
+    `detail` says in words what is wrong.
+    """
+
+    def __init__(self, path: Path | str, problem: str, detail: str, fix: str = _EXPORT) -> None:
+        super().__init__(f"{path}: {detail}. Fix: {fix}.")
+        self.problem, self.detail = problem, detail
+
+
+def read_gray(path: Path | str, size: int | None = None) -> np.ndarray:
+    """Read one radiograph (JPEG or PNG, recognised by content) as uint8 (height, width), or (size, size).
+
+    Colour becomes ITU-R 601 luma, transparency is laid over black, EXIF orientation is applied, and 16-bit
+    values are divided by 257. An inverted radiograph cannot be told from its file and stays inverted. `size`
+    does not keep the aspect ratio, as in the published systems: libjpeg scales a JPEG down to at least twice
+    `size` while decoding, then Pillow's antialiased bilinear filter resizes. A JPEG damaged inside but
+    properly ended decodes without a complaint from libjpeg: only its checksum tells.
+    """
+    return decode(Path(path), read_bytes(Path(path)), size)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file of at most `MAX_BYTES`; `NotFound` or `UnusableImage` otherwise."""
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise UnusableImage(path, "unreadable", "not a regular file", "give the path of an image")
+            raise NotFound(f"{path}: no such file. Fix: check the path, or fetch the data set again.")
+        if (length := path.stat().st_size) > MAX_BYTES:
+            raise UnusableImage(path, "oversized", f"{length:,} bytes, more than {MAX_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        fix = "make the file readable for this user"
+        raise UnusableImage(path, "unreadable", f"cannot be read ({error.strerror})", fix) from error
+
+
+def decode(path: Path, data: bytes, size: int | None) -> np.ndarray:
+    """Decode the content `data` of the file `path` as `read_gray` does."""
+    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        if data[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
+            fix = "export it as an 8-bit PNG"
+            raise UnusableImage(path, "unreadable", "DICOM files are not read here", fix)
+        raise UnusableImage(path, "unreadable", "neither JPEG nor PNG" if data else "the file is empty")
+    image = _open(path, data, size)
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return np.array(image, dtype=np.uint8)
+
+
+def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        fix = "set PIL.ImageFile.LOAD_TRUNCATED_IMAGES back to False"
+        raise UnusableImage(path, "unreadable", "Pillow was told to guess what truncated files lack", fix)
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            # Not through Image.MAX_IMAGE_PIXELS, which all threads share and which at first only warns.
+            if image.width * image.height > MAX_PIXELS:
+                detail = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}"
+                raise UnusableImage(path, "oversized", detail)
+            if image.format == "PNG" and getattr(image, "is_animated", False):
+                raise UnusableImage(path, "unreadable", "an animation, not one radiograph")
+            if image.format == "PNG" and _PNG_END not in data:
+                raise UnusableImage(path, "truncated", "the end of the PNG is missing")
+            image.draft("L", (2 * size, 2 * size) if size else None)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_gray(path, image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnusableImage(path, "oversized", f"more than {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise UnusableImage(path, "unreadable", "damaged: its header cannot be read") from error
+    except _DAMAGED as error:
+        problem = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise UnusableImage(path, problem, f"damaged ({error})") from error
+
+
+def _to_gray(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.uint32)
+        if 0 < values.max() < 4096:
+            detail = f"its 16-bit values end at {values.max()} of 65535 and would turn black"
+            raise UnusableImage(path, "unreadable", detail, "rescale them to 0..65535 or export as 8-bit PNG")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("L")
+    return image.convert("RGB").convert("L") if image.mode == "CMYK" else image.convert("L")
+
+
+def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str) -> Iterator[list[Any]]:
     """Apply `function` to the rows in parallel (Pillow releases the GIL); yields chunks of results."""
-    with (
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-        tqdm(
-            total=len(manifest),
-            desc=title,
-            unit="image",
-            disable=not progress or "TQDM_DISABLE" in os.environ,
-        ) as bar,
-    ):
-        for start in range(0, len(manifest), _CHUNK):
+    workers, total = os.cpu_count() or 1, len(manifest)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc=title, unit="image") as bar:
+        for start in range(0, total, _CHUNK):
             rows = list(manifest.iloc[start : start + _CHUNK].itertuples(index=False))
             yield list(pool.map(function, rows))
             bar.update(len(rows))
-
-
-def audit(manifest: pd.DataFrame, *, progress: bool = True) -> pd.DataFrame:
-    """Read every file of a manifest and list what is wrong; goes on past bad files.
-
-    Parameters
-    ----------
-    manifest
-        One row an image, with `image_id`, `path`, `label`, `kind` and `sha256`.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    One row a finding, in manifest order, with `path`, `image_id`, `problem`, `detail`, `of` (the `image_id`
-    of the file it is a copy of, else empty) and `quarantine` (bool). `problem` is ``missing``,
-    ``unreadable``, ``truncated``, ``oversized``, ``changed`` (not the bytes that were indexed),
-    ``mislabelled`` (the kind in its name contradicts its label), ``conflict`` (byte-identical files under
-    two labels) or ``duplicate`` (byte-identical to an earlier file), the only one not to be quarantined.
-    """
-    findings, digests = [], []
-    for chunk in _map_rows(_inspect, manifest, "auditing", progress):
-        for digest, found in chunk:
-            digests.append(digest)
-            findings += found
-    findings += _copies(manifest, pd.Series(digests, dtype=object))
-    place = {image_id: number for number, image_id in enumerate(manifest["image_id"])}
-    findings.sort(key=lambda finding: place[finding["image_id"]])
-    return pd.DataFrame(findings, columns=_FINDINGS).astype({"quarantine": bool})
-
-
-def _finding(row: Any, problem: str, detail: str, of: str = "") -> dict[str, Any]:
-    values = (row.path, row.image_id, problem, detail, of, problem != "duplicate")
-    return dict(zip(_FINDINGS, values, strict=True))
-
-
-def _inspect(row: Any) -> tuple[str | None, list[dict[str, Any]]]:
-    """Give one file's SHA-256 (None without content) and its findings, copies apart."""
-    path, digest, found = Path(row.path), None, []
-    try:
-        data = read_bytes(path)
-        digest = hashlib.sha256(data).hexdigest()
-        decode(path, data, _THUMBNAIL)
-        if digest != row.sha256:
-            found.append(_finding(row, "changed", _CHANGED))
-    except NotFound:
-        found.append(_finding(row, "missing", "no such file"))
-    except UnusableImage as error:
-        found.append(_finding(row, error.problem, error.detail))
-    if (row.kind, row.label) in _CONTRADICTIONS:
-        found.append(_finding(row, "mislabelled", f"its name says {row.kind}, its label is {row.label}"))
-    return digest, found
-
-
-def _copies(manifest: pd.DataFrame, digests: pd.Series) -> list[dict[str, Any]]:
-    found = []
-    for places in digests.groupby(digests).indices.values():
-        rows: list[Any] = list(manifest.iloc[places].itertuples(index=False))
-        first = rows[0]
-        if len({row.label for row in rows}) == 1:
-            detail = f"the same bytes as {first.image_id}"
-            found += [_finding(row, "duplicate", detail, first.image_id) for row in rows[1:]]
-            continue
-        for row in rows:
-            other = next(candidate for candidate in rows if candidate.label != row.label)
-            detail = f"label {row.label}, but {other.image_id} has the same bytes and label {other.label}"
-            found.append(_finding(row, "conflict", detail, other.image_id))
-    return found
-
-
-def check_audit(findings: pd.DataFrame, total: int, max_bad_fraction: float = 0.01) -> None:
-    """Raise `DataInvalid` if `findings` put more than `max_bad_fraction` of `total` images in quarantine."""
-    bad = findings[findings["quarantine"]]
-    count = bad["image_id"].nunique()
-    if count <= max_bad_fraction * total:
-        return
-    counts = ", ".join(f"{n} {problem}" for problem, n in bad["problem"].value_counts().items())
-    files = "; ".join(bad["path"].drop_duplicates().head(3))
-    raise DataInvalid(
-        f"{count} of {total} images cannot be used, more than {max_bad_fraction:.1%} ({counts}); "
-        f"the first are {files}. Fix: fetch the data set again, or allow a larger fraction of bad files."
-    )
-
-
-def write_quarantine(findings: pd.DataFrame, path: Path | str) -> None:
-    """Write the findings of `audit` as a CSV file; raises `Failed` when that cannot be done."""
-    with storage.atomic(path) as temporary:
-        findings.to_csv(temporary, index=False)
-
-
-def read_quarantine(path: Path | str) -> set[str]:
-    """Read the `image_id`s to leave out; raises `NotFound` or `DataInvalid` without a proper list."""
-    columns = {"image_id": str, "quarantine": bool}
-    try:
-        table = pd.read_csv(path, usecols=list(columns), dtype=columns, keep_default_na=False)
-    except FileNotFoundError as error:
-        mend = "run `python -m xraylib data audit NAME`"
-        raise NotFound(f"{path}: no quarantine list there. Fix: {mend}.") from error
-    except ValueError as error:
-        mend = "delete it and run `python -m xraylib data audit NAME`"
-        raise DataInvalid(f"{path}: not a quarantine list. Fix: {mend}.") from error
-    return set(table.loc[table["quarantine"], "image_id"])
 
 
 def fingerprint(manifest: pd.DataFrame) -> str:
@@ -169,56 +149,31 @@ def fingerprint(manifest: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load_pixels(
-    manifest: pd.DataFrame, size: int, *, cache: Path = paths.CACHE, progress: bool = True
-) -> np.ndarray:
+def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
     """Decode every image of a manifest once, and read the result from the cache ever after.
 
-    The cache is keyed by `fingerprint`: load the whole manifest of a data set and take subsets by row number,
-    because a subset or another order is decoded anew. Of two processes that ask at once the second waits and
-    reads what the first decoded.
-
-    Parameters
-    ----------
-    manifest
-        One row an image, with `image_id`, `path` and `sha256`.
-    size
-        Side in pixels, as in `read_gray`.
-    cache
-        The folder in which ``pixels/`` holds the decoded arrays.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    Read-only memory map, uint8 of shape (n, size, size, 1), in manifest order.
-
-    Raises
-    ------
-    DataInvalid
-        When the manifest is empty, or a file cannot be used or is not the one that was indexed.
-    NotFound
-        When a file is gone.
-    Failed
-        When the cache cannot be written or the disk is full.
+    Returns a read-only memory map, uint8 (n, size, size, 1), in manifest order. The cache is keyed by
+    `fingerprint`: load the whole manifest of a data set and take subsets by row number, because a subset or
+    another order is decoded anew. Of two processes that ask at once the second waits and reads what the first
+    decoded. `DataInvalid` when a file cannot be used or is not the one that was indexed.
     """
     if manifest.empty:
         raise DataInvalid("the manifest is empty. Fix: check the data set's folder and its quarantine list.")
     name = f"{fingerprint(manifest)}-{size}px-decoder{DECODER_VERSION}-pillow{PIL.__version__}.npy"
-    target, shape = Path(cache) / "pixels" / name, (len(manifest), int(size), int(size), 1)
+    target, shape = paths.CACHE / "pixels" / name, (len(manifest), int(size), int(size), 1)
     with storage.storage_errors(target):
-        pixels = _open_cached(target, shape)
+        pixels = _read_cache(target, shape)
         if pixels is None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{target}.lock"):
-                pixels = _open_cached(target, shape)
+                pixels = _read_cache(target, shape)
                 if pixels is None:
-                    _build(manifest, shape, target, progress)
+                    _write_cache(manifest, shape, target)
                     pixels = np.load(target, mmap_mode="r")
     return pixels
 
 
-def _open_cached(target: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _read_cache(target: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         pixels = np.load(target, mmap_mode="r")
         if pixels.shape == shape and pixels.dtype == np.uint8:
@@ -227,69 +182,32 @@ def _open_cached(target: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         return None
     except (ValueError, EOFError):
         pass
-    logger.warning("%s is damaged: decoding anew", target)
+    _log.warning("%s is damaged: decoding anew", target)
     return None
 
 
-def _build(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path, progress: bool) -> None:
-    for left_by_killed_build in target.parent.glob(f".partial-*-{target.name}"):
-        left_by_killed_build.unlink(missing_ok=True)
+def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -> None:
+    for left_by_killed_process in target.parent.glob(f".partial-*-{target.name}"):
+        left_by_killed_process.unlink(missing_ok=True)
     needed, free = math.prod(shape), shutil.disk_usage(target.parent).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"{needed:,} bytes needed, {free:,} free")
-    logger.info("decoding %d images to %s", len(manifest), target)
+    _log.info("decoding %d images to %s", len(manifest), target)
 
     def pixels_of(row: Any) -> np.ndarray:
-        return _indexed_pixels(row, shape[1])
+        path = Path(row.path)
+        try:
+            data = read_bytes(path)
+            if hashlib.sha256(data).hexdigest() != row.sha256:
+                raise UnusableImage(path, "changed", CHANGED)
+            return decode(path, data, shape[1])
+        except UnusableImage as error:
+            fix = "run `python -m xraylib data audit NAME`, which writes a quarantine list"
+            raise UnusableImage(path, error.problem, error.detail, fix) from error
 
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with storage.atomic(target) as temporary, temporary.open("wb") as file:
         # Plain writes, because the written pages of a memory map would count as this process's memory.
         np.lib.format.write_array_header_1_0(file, header)
-        for chunk in _map_rows(pixels_of, manifest, "decoding", progress):
+        for chunk in map_rows(pixels_of, manifest, "decoding"):
             file.write(np.stack(chunk).data)
-
-
-def _indexed_pixels(row: Any, size: int) -> np.ndarray:
-    path = Path(row.path)
-    mend = "run `python -m xraylib data audit NAME`, which writes a quarantine list"
-    try:
-        data = read_bytes(path)
-        if hashlib.sha256(data).hexdigest() != row.sha256:
-            raise UnusableImage(path, "changed", _CHANGED)
-        return decode(path, data, size)
-    except UnusableImage as error:
-        raise UnusableImage(path, error.problem, error.detail, mend) from error
-
-
-def near_duplicates(pixels: np.ndarray, threshold: float = COPY_CORRELATION) -> pd.DataFrame:
-    """Find pairs of images that look like copies: their 32 x 32 thumbnails correlate at least at `threshold`.
-
-    Parameters
-    ----------
-    pixels
-        uint8 of shape (n, height, width, 1), as `load_pixels` gives them.
-    threshold
-        Pearson correlation of the two thumbnails' pixels, -1..1, blind to brightness and contrast.
-
-    Returns
-    -------
-    One row a pair, with the row numbers `a` < `b` and their `correlation`, highest first. An image of one
-    intensity correlates with none.
-    """
-    thumbnails = np.stack([_standardised(image) for image in pixels])
-    pairs = []
-    for top in range(0, len(pixels), _TILE):
-        for left in range(top, len(pixels), _TILE):
-            tile = thumbnails[top : top + _TILE] @ thumbnails[left : left + _TILE].T
-            a, b = np.nonzero(tile >= threshold)
-            pairs.append(pd.DataFrame({"a": a + top, "b": b + left, "correlation": tile[a, b]}))
-    table = pd.concat(pairs).query("a < b")
-    return table.sort_values(["correlation", "a", "b"], ascending=[False, True, True], ignore_index=True)
-
-
-def _standardised(image: np.ndarray) -> np.ndarray:
-    thumbnail = Image.fromarray(image[..., 0]).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-    values = np.asarray(thumbnail, dtype=np.float32).ravel()
-    values -= values.mean()
-    return values / max(float(np.linalg.norm(values)), 1e-6)

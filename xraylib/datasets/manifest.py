@@ -1,22 +1,29 @@
-"""What file and folder names say: split, class, patient and kind of pneumonia.
+"""The manifest: one row an image, sorted by `image_id`, and how it is read from folders and file names.
 
-The names of the Kermany files are the only place where the patient is written down, so every
-patient-grouped figure of this repository rests on `patient_and_kind`.
+Its columns are `image_id` (str, unique, the file name without suffix), `path`, `label` (0 normal, 1
+pneumonia), `patient`, `kind` (normal, bacteria, virus, unknown), `split` (train, val, test) and `sha256` (of
+the file). The names of Kermany's files are the only place where the patient is written down, so every
+patient-grouped number of this repository rests on `patient_and_kind`.
 """
 
+import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+from tqdm.auto import tqdm
 
-from xraylib.storage import DataInvalid, NotFound
+from xraylib import paths
+from xraylib.datasets import phantom
+from xraylib.datasets.catalog import Dataset, find
+from xraylib.storage import DataInvalid, NotFound, atomic
 
-NameReader = Callable[[str], tuple[str, str]]
+_log = logging.getLogger(__name__)
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
-CLASSES = {"normal": 0, "pneumonia": 1}
+_SUFFIXES = (".jpeg", ".jpg", ".png")
+_CLASSES = {"normal": 0, "pneumonia": 1}
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 _SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
@@ -25,46 +32,181 @@ _PNEUMONIA = re.compile(r"(person[0-9]+_(bacteria|virus))(?:_[0-9]+)+")
 _NORMAL = re.compile(r"((?:NORMAL2-)?IM-[0-9]+)(?:-[0-9]+)+")
 _NIH = re.compile(r"([0-9]+)_[0-9]+")
 
-_log = logging.getLogger(__name__)
+
+def load(name: str | Path | Dataset) -> pd.DataFrame:
+    """Return the manifest of a data set, without the images in its quarantine list.
+
+    `name` is a key of `catalog.DATASETS`, or the path of a folder {train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg
+    (or jpg, png). The phantom is written on first use; nothing is ever downloaded here. `attrs` holds
+    `dataset` (its name) and `patients_known` (False when each image counts as its own patient). `DataInvalid`
+    when a split holds one class only, two images have one name, or a name contradicts its folder.
+    """
+    dataset = find(name)
+    if dataset.phantom:
+        phantom.write(dataset.root, dataset.phantom)
+    manifest = index(dataset)
+    listed = quarantine_path(dataset)
+    if listed.exists():
+        total, bad = len(manifest), manifest["image_id"].isin(read_quarantine(listed))
+        manifest = manifest[~bad].reset_index(drop=True)
+        if bad.any():
+            _log.warning("%s: %d of %d images are left out, see %s", dataset.name, bad.sum(), total, listed)
+    check_classes(dataset, manifest)
+    wrong = manifest[(manifest["label"] == 0) & manifest["kind"].isin(["bacteria", "virus"])]
+    if len(wrong):
+        path, kind = wrong.iloc[0][["path", "kind"]]
+        fix = f"move it, or run `python -m xraylib data audit {dataset.name}` to leave it out"
+        raise DataInvalid(f"{path} lies among the normals but its name says {kind}. Fix: {fix}.")
+    parsed = bool((manifest["patient"] != manifest["image_id"]).any())
+    if dataset.names != "none" and not parsed:
+        _log.warning("%s: the names do not tell the patient; each image counts as its own", dataset.name)
+    manifest.attrs.update(dataset=dataset.name, patients_known=parsed)
+    return manifest
+
+
+def quarantine_path(name: str | Path | Dataset) -> Path:
+    """Where the quarantine list of a data set lies; the file need not exist."""
+    # Not in the cache: what was left out once must stay out when the cache is removed.
+    return paths.DATA / "quarantine" / f"{find(name).name}.csv"
+
+
+def read_quarantine(path: Path) -> set[str]:
+    """Read the `image_id`s to leave out, from what `audit.write_quarantine` wrote."""
+    columns = {"image_id": str, "quarantine": bool}
+    try:
+        table = pd.read_csv(path, usecols=list(columns), dtype=columns, keep_default_na=False)
+    except ValueError as error:
+        fix = "delete it and run `python -m xraylib data audit NAME`"
+        raise DataInvalid(f"{path} is not a quarantine list. Fix: {fix}.") from error
+    return set(table.loc[table["quarantine"], "image_id"])
+
+
+def check_classes(dataset: Dataset, manifest: pd.DataFrame) -> None:
+    """Refuse a data set without images, or with a split of one class only."""
+    if manifest.empty:
+        raise DataInvalid(f"{dataset.root} holds no JPEG or PNG image. Fix: {dataset.fix}.")
+    for split, labels in manifest.groupby("split")["label"]:
+        if labels.nunique() < 2:
+            held = "pneumonias" if labels.iloc[0] else "normals"
+            fix = f"put images of both classes there, or take the {split} folder away"
+            raise DataInvalid(f"{dataset.root}: the {split} split holds {held} only. Fix: {fix}.")
+
+
+def index(dataset: Dataset) -> pd.DataFrame:
+    """Return the manifest of everything in the folder, quarantined or not.
+
+    Hashing reads every file, so the hashes are kept in `paths.CACHE` for as long as names, sizes and times
+    of change stay the same. `kind` may contradict `label` where a file lies in the wrong folder.
+    """
+    root = dataset.root
+    if not root.is_dir():
+        raise NotFound(f"{dataset.name}: no folder {root}. Fix: {dataset.fix}.")
+    try:
+        listing = list_images(root, dataset.split)
+        files = listing["relative"].tolist()
+        hashes = _hashes(root, files, paths.CACHE / dataset.name)
+    except PermissionError as error:
+        raise DataInvalid(f"cannot read {error.filename}. Fix: allow reading it, or move it away.") from error
+    first: dict[str, str] = {}
+    for file in files:
+        if (other := first.setdefault(image_id(file), file)) != file:
+            both = f"{root / other} and {root / file} have the same name {image_id(file)!r}"
+            raise DataInvalid(f"{both}, which must tell one image. Fix: rename one of them.")
+    said = [_READERS[dataset.names](file) for file in files]
+    manifest = pd.DataFrame(
+        {
+            "image_id": list(first),
+            "path": [str(root / file) for file in files],
+            "label": listing["label"].tolist(),
+            "patient": [patient for patient, _ in said],
+            "kind": [kind for _, kind in said],
+            "split": listing["split"].tolist(),
+            "sha256": hashes,
+        }
+    )
+    # A normal image of another family's name is normal, and an image without pneumonia's kind unknown.
+    unread = ~manifest["kind"].isin(["bacteria", "virus"])
+    manifest.loc[unread, "kind"] = manifest.loc[unread, "label"].map({0: "normal", 1: "unknown"})
+    return manifest.sort_values("image_id", ignore_index=True)
+
+
+def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
+    stats = [(root / file).stat() for file in files]
+    listing = "\n".join(f"{file}\t{s.st_size}\t{s.st_mtime_ns}" for file, s in zip(files, stats, strict=True))
+    remembered = cache / f"index-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.csv"
+    if remembered.exists():
+        known = pd.read_csv(remembered, dtype=str, keep_default_na=False)
+        if known["relative"].tolist() == files:
+            return known["sha256"].tolist()
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        work = pool.map(_sha256, [root / file for file in files])
+        # disable=None: a bar on a terminal only, not in a log file or a notebook's output.
+        found = list(tqdm(work, total=len(files), desc=f"hashing {root.name}", unit="image", disable=None))
+    with atomic(remembered) as temporary:
+        pd.DataFrame({"relative": files, "sha256": found}).to_csv(temporary, index=False)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def count(dataset: Dataset) -> int:
+    """How many images are there; 0 without the folder."""
+    root = dataset.root
+    return len(list_images(root, dataset.split)) if root.is_dir() and any(root.iterdir()) else 0
+
+
+def list_images(root: Path, split: str | None = None) -> pd.DataFrame:
+    """List what lies at `root`/split/class/image, or at `root`/class/image when all is one `split`.
+
+    Split folders are train, val (also valid, validation) and test, class folders NORMAL and PNEUMONIA, in any
+    case; hidden files and `__MACOSX` are passed over. The columns are `relative` (path below `root`), `split`
+    and `label`. A class folder of another name, or no split folder at all, is `DataInvalid`.
+    """
+    folders = {folder: _SPLITS.get(folder.name.lower(), "") for folder in _folders(root)}
+    if split:
+        folders = {root: split}
+    elif not any(folders.values()):
+        held = ", ".join(folder.name for folder in folders) or "no folder at all"
+        fix = "arrange the images as <split>/<class>/<image>, with classes NORMAL and PNEUMONIA"
+        raise DataInvalid(f"{root} holds neither train nor val nor test but: {held}. Fix: {fix}.")
+    rows = []
+    for folder, name in folders.items():
+        if not name:
+            if any(below.name.lower() in _CLASSES for below in _folders(folder)):
+                _log.warning("%s is not one of train, val, test and is left out", folder)
+            continue
+        for below in _folders(folder):
+            if (label := _CLASSES.get(below.name.lower())) is None:
+                fix = f"rename it, or move it out of {folder}"
+                raise DataInvalid(f"{below} is neither NORMAL nor PNEUMONIA. Fix: {fix}.")
+            files = sorted(file for file in below.iterdir() if not file.name.startswith("."))
+            images = [file for file in files if file.suffix.lower() in _SUFFIXES and file.is_file()]
+            if other := sorted(set(files) - set(images)):
+                said = "%s: %d entries are not images and are left out, first %s"
+                _log.warning(said, below, len(other), other[0].name)
+            rows += [(file.relative_to(root).as_posix(), name, label) for file in images]
+    return pd.DataFrame(rows, columns=["relative", "split", "label"])
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
 
 
 def image_id(filename: str) -> str:
-    """Return the name without folder, suffix and the hash of a Roboflow export.
-
-    >>> image_id("train/PNEUMONIA/person100_bacteria_475_jpeg.rf.0a1b2c.jpg")
-    'person100_bacteria_475'
-    """
+    """Return the name without folder, suffix and the hash of a Roboflow export (_jpeg.rf.0a1b2c)."""
     name = filename.replace("\\", "/").rsplit("/", 1)[-1]
     return _ROBOFLOW.sub("", _SUFFIX.sub("", name))
 
 
 def patient_and_kind(filename: str) -> tuple[str, str]:
-    """Read patient and kind from a file name of the Kermany family.
+    """Read patient and kind (normal, bacteria, virus) from a file name of Kermany's family.
 
-    Parameters
-    ----------
-    filename
-        With or without folders, suffix and the hash of a Roboflow export.
-
-    Returns
-    -------
-    patient, kind
-        `kind` is ``normal``, ``bacteria``, ``virus`` or, for a name of another family, ``unknown``;
-        then `patient` is the name without suffix, so that the image counts as its own patient.
-
-    Notes
-    -----
-    Whether `person100_bacteria` and `person100_virus` are one child is not documented by Kermany et al.
-    (2018); they are two patients here, and `person_number` gives the other reading.
-
-    Examples
-    --------
-    >>> patient_and_kind("person100_bacteria_475.jpeg")
-    ('person100_bacteria', 'bacteria')
-    >>> patient_and_kind("NORMAL2-IM-1427-0001.jpeg")
-    ('NORMAL2-IM-1427', 'normal')
-    >>> patient_and_kind("scan7.png")
-    ('scan7', 'unknown')
+    A name of another family is of kind unknown and its own patient. Whether `person100_bacteria` and
+    `person100_virus` are one child is not documented by Kermany et al. (2018); they are two patients here,
+    and `person_number` gives the other reading.
     """
     stem = image_id(filename)
     if found := _PNEUMONIA.fullmatch(stem):
@@ -74,146 +216,20 @@ def patient_and_kind(filename: str) -> tuple[str, str]:
     return stem, "unknown"
 
 
-def nih_patient_and_kind(filename: str) -> tuple[str, str]:
-    """Read the patient from an NIH ChestX-ray14 name, ``<patient>_<follow-up>``; the kind is not known.
-
-    >>> nih_patient_and_kind("00001280_004.jpeg")
-    ('nih00001280', 'unknown')
-    """
-    stem = image_id(filename)
-    found = _NIH.fullmatch(stem)
-    return (f"nih{found[1]}" if found else stem), "unknown"
+def _nih_patient_and_kind(filename: str) -> tuple[str, str]:
+    found = _NIH.fullmatch(image_id(filename))  # <patient>_<follow-up>
+    return (f"nih{found[1]}" if found else image_id(filename)), "unknown"
 
 
-def each_its_own(filename: str) -> tuple[str, str]:
-    """Treat each image as its own patient, for data sets that do not publish the patient."""
-    return image_id(filename), "unknown"
+# By `Dataset.names`.
+_READERS = {
+    "kermany": patient_and_kind,
+    "nih": _nih_patient_and_kind,
+    "none": lambda filename: (image_id(filename), "unknown"),
+}
 
 
 def person_number(patient: str) -> str:
-    """Return the bare reading of a Kermany patient; any other patient is returned unchanged.
-
-    >>> person_number("person100_bacteria"), person_number("IM-0115")
-    ('person100', 'IM-0115')
-    """
+    """Return the bare number of a Kermany patient, "person100"; any other patient is returned unchanged."""
     found = re.fullmatch(r"(person[0-9]+)_(?:bacteria|virus)", patient)
     return found[1] if found else patient
-
-
-def list_images(root: Path, split: str | None = None) -> Iterator[tuple[str, str, int]]:
-    """Walk `root`/split/class/image, or `root`/class/image when the whole folder is one `split`.
-
-    Parameters
-    ----------
-    root
-        Folders named train, val (also valid, validation) and test, each with folders NORMAL and
-        PNEUMONIA; upper and lower case are the same. Hidden files and `__MACOSX` are passed over.
-    split
-        The split of all images when there is no folder level for it.
-
-    Yields
-    ------
-    relative, split, label
-        Path below `root` with forward slashes; ``train``, ``val`` or ``test``; 0 normal, 1 pneumonia.
-
-    Raises
-    ------
-    DataInvalid
-        When no split folder is there, or a class folder has another name than the two known.
-    """
-    if split:
-        yield from _list_classes(root, root, split)
-        return
-    folders = _folders(root)
-    splits = [folder for folder in folders if folder.name.lower() in _SPLITS]
-    if not splits:
-        held = ", ".join(folder.name for folder in folders) or "no folder at all"
-        raise DataInvalid(
-            f"{root} holds neither train nor val nor test but: {held}. "
-            "Fix: arrange the images as <split>/<class>/<image>, with classes NORMAL and PNEUMONIA."
-        )
-    for folder in folders:
-        if folder in splits:
-            yield from _list_classes(root, folder, _SPLITS[folder.name.lower()])
-        elif any(below.name.lower() in CLASSES for below in _folders(folder)):
-            _log.warning("%s is not one of train, val, test and is left out", folder)
-
-
-def _list_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, str, int]]:
-    for below in _folders(folder):
-        if below.name.lower() not in CLASSES:
-            raise DataInvalid(
-                f"{below} is neither NORMAL nor PNEUMONIA. Fix: rename it, or move it out of {folder}."
-            )
-        left_out = []
-        for file in sorted(below.iterdir()):
-            if file.name.startswith("."):
-                continue
-            if file.is_file() and file.suffix.lower() in SUFFIXES:
-                yield file.relative_to(root).as_posix(), split, CLASSES[below.name.lower()]
-            else:
-                left_out.append(file.name)
-        if left_out:
-            _log.warning(
-                "%s: %d entries are not images and are left out, first %s", below, len(left_out), left_out[0]
-            )
-
-
-def _folders(root: Path) -> list[Path]:
-    if not root.is_dir():
-        raise NotFound(f"{root} is not a folder.")
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
-
-
-def read_names(listing: pd.DataFrame, root: Path, names: NameReader) -> pd.DataFrame:
-    """Add what the names say to a listing of files.
-
-    Parameters
-    ----------
-    listing
-        Columns `relative`, `split`, `label`, `sha256`.
-    root
-        The folder `relative` starts from.
-    names
-        Gives patient and kind for a file name, such as `patient_and_kind`.
-
-    Returns
-    -------
-    DataFrame
-        The manifest sorted by `image_id`: image_id, path, label, patient, kind, split, sha256. `kind` may
-        contradict `label` where a file lies in the wrong folder.
-
-    Raises
-    ------
-    DataInvalid
-        When two files have one name.
-    """
-    files = listing["relative"].tolist()
-    ids = [image_id(file) for file in files]
-    first: dict[str, str] = {}
-    for name, file in zip(ids, files, strict=True):
-        if first.setdefault(name, file) != file:
-            raise DataInvalid(
-                f"{root / first[name]} and {root / file} have the same name {name!r}, "
-                "which must tell one image. Fix: rename one of them."
-            )
-    labels = listing["label"].tolist()
-    said = [names(file) for file in files]
-    manifest = pd.DataFrame(
-        {
-            "image_id": ids,
-            "path": [str(root / file) for file in files],
-            "label": labels,
-            "patient": [patient for patient, _ in said],
-            "kind": [_kind(label, kind) for label, (_, kind) in zip(labels, said, strict=True)],
-            "split": listing["split"].tolist(),
-            "sha256": listing["sha256"].tolist(),
-        }
-    )
-    return manifest.sort_values("image_id", ignore_index=True)
-
-
-def _kind(label: int, said: str) -> str:
-    if said in ("bacteria", "virus"):
-        return said
-    return "normal" if label == 0 else "unknown"

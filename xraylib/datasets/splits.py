@@ -1,17 +1,16 @@
-"""Who is trained on, who is validated on, who is tested: the protocols, and the audit that proves them.
+"""Who is trained on, who is validated on, who is tested: the protocols.
 
 `strict`
     Validation is cut from the official training and validation folders by patient, stratified by kind;
     the official test folder is the test. Refused when a patient or a copy of an image crosses.
 `published`
-    What a published system did, by the name of its split_strategy in `SPLIT_STRATEGIES`.
-Any split_strategy's own name
-    A recipe as under `strict`, but for the split: what the story figure compares.
+    What a published system did, by the name of its split strategy in `SPLIT_STRATEGIES`.
+Any split strategy's own name
+    A recipe as under `strict`, but for the split: what the protocol comparison compares.
 """
 
 import logging
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -19,146 +18,72 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from xraylib.datasets.images import near_duplicates
 from xraylib.datasets.manifest import person_number
 from xraylib.storage import DataInvalid, NotFound
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-Protocol = Literal["published", "strict"]
-PROTOCOLS: tuple[Protocol, ...] = ("published", "strict")
+PROTOCOLS = ("published", "strict")
 
 # One seventh of the training patients validate: 745 of Kermany's 5,216 images.
 VALIDATION_FOLDS = 7
 # Images of the small experiment, train and validation.
 SMALL = {"train": 136, "val": 40}
-# Schemes under which `strict` holds.
+# Split strategies under which `strict` holds.
 BY_PATIENT = ("patient-grouped", "patient-grouped-176")
 
 
 def assign(
     manifest: pd.DataFrame, protocol: str, seed: int, *, split_strategy: str = "patient-grouped"
 ) -> pd.DataFrame:
-    """Say for every image on which side of the experiment it stands.
+    """Give every image of a manifest its split; `seed` decides which patients or images validate.
 
-    Parameters
-    ----------
-    manifest
-        As `catalog.load` gives it; `split` holds the official folder of each image.
-    protocol
-        `strict`, `published`, or a key of `SPLIT_STRATEGIES`, which then is the split_strategy.
-    seed
-        Draws the validation patients (`strict`) or whatever the split_strategy draws.
-    split_strategy
-        The recipe's own way of splitting, a key of `SPLIT_STRATEGIES`; under `strict` one of `BY_PATIENT`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The rows in use with their new `split`; the index still counts rows of `manifest`,
-        so that it picks rows of the array from `images.load_pixels(manifest, …)`. Where a system
-        validated on images it trained or tested on, these have a row for each side.
-
-    Raises
-    ------
-    NotFound
-        For a protocol or split_strategy that does not exist.
-    DataInvalid
-        When a side would be empty or hold one class only.
-    DataInvalid
-        Under `strict`, when a patient or a byte-identical image stands on two sides, or when the split_strategy
-        lets them.
+    `protocol` is strict, published, or a key of `SPLIT_STRATEGIES`, which then is the split strategy. Returns
+    the rows in use with their new `split`; the index still counts rows of `manifest`, so that it picks rows
+    of the array from `images.load_pixels`. Where a system validated on images it trained or tested on, these
+    have a row for each split. `DataInvalid` when a split would be empty or hold one class only and, under
+    strict, when a patient or a byte-identical image is in two splits.
     """
     if protocol not in PROTOCOLS and protocol not in SPLIT_STRATEGIES:
         known = ", ".join((*PROTOCOLS, *SPLIT_STRATEGIES))
         raise NotFound(f"there is no protocol {protocol!r}. Fix: choose one of {known}.")
     split_strategy = protocol if protocol in SPLIT_STRATEGIES else split_strategy
-    if protocol == "strict" and split_strategy in SPLIT_STRATEGIES and split_strategy not in BY_PATIENT:
-        raise DataInvalid(
-            f"the split_strategy {split_strategy} parts images, not patients. Fix: under strict choose one of "
-            f"{', '.join(BY_PATIENT)}."
-        )
     if split_strategy not in SPLIT_STRATEGIES:
-        raise NotFound(
-            f"there is no split split_strategy {split_strategy!r}. Fix: choose one of {', '.join(SPLIT_STRATEGIES)}."
-        )
+        known = ", ".join(SPLIT_STRATEGIES)
+        raise NotFound(f"there is no split strategy {split_strategy!r}. Fix: choose one of {known}.")
+    if protocol == "strict" and split_strategy not in BY_PATIENT:
+        fix = f"under strict choose one of {', '.join(BY_PATIENT)}"
+        raise DataInvalid(f"the split strategy {split_strategy} splits images, not patients. Fix: {fix}.")
     assigned = SPLIT_STRATEGIES[split_strategy](manifest.reset_index(drop=True), seed)
-    _check_sides(assigned)
+    for split in ("train", "val", "test"):
+        classes = assigned.loc[assigned["split"] == split, "label"].nunique()
+        if classes < 2:
+            found = "no images" if classes == 0 else "one class only"
+            fix = "put NORMAL and PNEUMONIA images into its folder"
+            raise DataInvalid(f"the {split} split has {found}. Fix: {fix}.")
     if protocol == "strict":
         check_disjoint(assigned)
     return assigned
 
 
 def check_disjoint(manifest: pd.DataFrame) -> None:
-    """Refuse a manifest in which a patient, or a byte-identical image, stands in two splits.
-
-    Raises
-    ------
-    DataInvalid
-        Naming the first patients and files that cross.
-    """
+    """Refuse a manifest in which a patient, or a byte-identical image, is in two splits."""
     for column, what in (("patient", "patients"), ("sha256", "byte-identical images")):
         crossing = manifest[manifest.groupby(column)["split"].transform("nunique") > 1]
         if len(crossing):
             first = ", ".join(crossing["image_id"].head(4))
-            raise DataInvalid(
-                f"{crossing[column].nunique()} {what} stand on two sides of the split, first: {first}. "
-                "Fix: move all images of one patient, and all copies of one image, to one side."
-            )
-
-
-def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.DataFrame:
-    """Count what crosses the borders between splits, under both readings of a name: the leakage audit.
-
-    Either `personN` of one kind is one child (the manifest's `patient`), or the bare number is, whatever
-    the kind. Which is true is not documented.
-
-    Parameters
-    ----------
-    manifest
-        Images with their `split`.
-    pixels
-        uint8 `(n, size, size, 1)` of the same rows, for the near duplicates; without it they are not counted.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row a check and pair of splits: `check, between, groups` (patients, or distinct images)
-        `, images` (images of the second split concerned) and `share` of the second split's images.
-    """
-    marked = manifest.assign(person=manifest["patient"].map(person_number))
-    checks = {"same patient": "patient", "same bare number": "person", "byte-identical": "sha256"}
-    if pixels is not None:
-        marked["near"] = _near_groups(len(marked), near_duplicates(pixels))
-        checks["near-identical"] = "near"
-    present = [side for side in ("train", "val", "test") if (marked["split"] == side).any()]
-    rows = []
-    for check, column in checks.items():
-        for i, first in enumerate(present):
-            for second in present[i + 1 :]:
-                known = marked.loc[marked["split"] == first, column].unique()
-                side = marked[marked["split"] == second]
-                hit = side[side[column].isin(known)]
-                rows.append(
-                    {
-                        "check": check,
-                        "between": f"{first} and {second}",
-                        "groups": hit[column].nunique(),
-                        "images": len(hit),
-                        "share": len(hit) / len(side),
-                    }
-                )
-    return pd.DataFrame(rows)
+            fix = "move all images of one patient, and all copies of one image, to one split"
+            raise DataInvalid(f"{crossing[column].nunique()} {what} are in two splits: {first}. Fix: {fix}.")
 
 
 def counts(manifest: pd.DataFrame) -> pd.DataFrame:
     """Images and patients by split and kind, one row a split, with the prevalence of pneumonia."""
-    order = [side for side in ("train", "val", "test") if (manifest["split"] == side).any()]
-    table = pd.crosstab(manifest["split"], manifest["kind"]).reindex(order)
-    sides = manifest.groupby("split")
-    table["images"] = sides.size()
-    table["patients"] = sides["patient"].nunique()
-    table["prevalence"] = sides["label"].mean()
+    present = [split for split in ("train", "val", "test") if (manifest["split"] == split).any()]
+    table = pd.crosstab(manifest["split"], manifest["kind"]).reindex(present)
+    groups = manifest.groupby("split")
+    table["images"] = groups.size()
+    table["patients"] = groups["patient"].nunique()
+    table["prevalence"] = groups["label"].mean()
     table.columns.name = None
     return table
 
@@ -172,18 +97,15 @@ def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
         raise DataInvalid(f"{lacking}. Fix: add patients to the train folder.")
     folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     strata = pool["kind"].astype(str) + pool["label"].astype(str)
-    drawn = [rows for _, rows in folder.split(pool, strata, groups)]
+    cut = [rows for _, rows in folder.split(pool, strata, groups)]
     # Of few patients a fold can hold one class only: the first that holds both validates.
-    both = (rows for rows in drawn if pool["label"].iloc[rows].nunique() == 2)
-    validation = next(both, drawn[0])
-    assigned = manifest.copy()
-    assigned.loc[pool.index, "split"] = "train"
-    assigned.loc[pool.index[validation], "split"] = "val"
-    return assigned
+    both = (rows for rows in cut if pool["label"].iloc[rows].nunique() == 2)
+    validation = next(both, cut[0])
+    return _with_splits(manifest, {"train": pool.index, "val": pool.index[validation]})
 
 
 def _inseparable(manifest: pd.DataFrame) -> pd.Series:
-    """Group images that must stay on one side: of one bare number, whatever the kind, or byte-identical."""
+    """Group images that must stay in one split: of one bare number, whatever the kind, or byte-identical."""
     images = np.arange(len(manifest))
     persons = len(manifest) + pd.factorize(manifest["patient"].map(person_number))[0]
     contents = len(manifest) + persons.max() + 1 + pd.factorize(manifest["sha256"])[0]
@@ -196,39 +118,36 @@ def _inseparable(manifest: pd.DataFrame) -> pd.Series:
 def _patient_grouped_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """As `patient-grouped`, of which 136 images train and 40 validate, in the classes' own shares."""
     assigned = _patient_grouped(manifest, seed)
-    kept = [assigned.index[assigned["split"] == "test"]]
-    for side, images in SMALL.items():
-        rows = assigned[assigned["split"] == side]
-        kept.append(_some(rows, images, seed))
-    return assigned.loc[np.sort(np.concatenate(kept))]
+    used = [assigned.index[assigned["split"] == "test"]]
+    used += [_some(assigned[assigned["split"] == split], images, seed) for split, images in SMALL.items()]
+    return assigned.loc[np.sort(np.concatenate(used))]
 
 
 def _official(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The folders as published; where a copy lacks the 16 validation images, 16 of train in their place."""
     if (manifest["split"] == "val").any():
         return manifest
-    log.warning("the official validation folder is not in this copy: 16 images of train stand in its place")
+    _log.warning("the official validation folder is not in this copy: 16 images of train stand in its place")
     pool = manifest[manifest["split"] != "test"]
     images = min(8, pool["label"].value_counts().min() - 1)
-    drawn = pool.groupby("label").sample(max(images, 0), random_state=seed).index
-    return _with_sides(manifest, {"train": pool.index, "val": drawn})
+    validation = pool.groupby("label").sample(max(images, 0), random_state=seed).index
+    return _with_splits(manifest, {"train": pool.index, "val": validation})
 
 
 def _per_image_validation(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    pool = manifest[manifest["split"] != "test"]
-    train, val = _divide(pool, seed, second=0.2)
-    return _with_sides(manifest, {"train": train, "val": val})
+    train, val = _divide(manifest[manifest["split"] != "test"], seed, second=0.2)
+    return _with_splits(manifest, {"train": train, "val": val})
 
 
 def _take_skip(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Four fifths of one shuffle train, the last fifth of another validates: take and skip of tf.data."""
     pool = manifest.index[manifest["split"] != "test"]
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     # The keras.io example takes 4,200 of 5,232 images.
     taken = round(len(pool) * 4200 / 5232)
-    train, val = np.sort(draw.permutation(pool)[:taken]), np.sort(draw.permutation(pool)[taken:])
-    sides = manifest.loc[train].assign(split="train"), manifest.loc[val].assign(split="val")
-    return pd.concat([*sides, manifest[manifest["split"] == "test"]])
+    train, val = np.sort(rng.permutation(pool)[:taken]), np.sort(rng.permutation(pool)[taken:])
+    chosen = manifest.loc[train].assign(split="train"), manifest.loc[val].assign(split="val")
+    return pd.concat([*chosen, manifest[manifest["split"] == "test"]])
 
 
 def _random_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -238,8 +157,8 @@ def _random_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     val = round(small * SMALL["val"] / sum(SMALL.values()))
     rest, held_out = _divide(pool, seed, second=val)
     train = _some(pool.loc[rest], small - val, seed)
-    sides = {"train": train, "val": held_out, "test": held_out}
-    return pd.concat([manifest.loc[rows].assign(split=side) for side, rows in sides.items()])
+    chosen = {"train": train, "val": held_out, "test": held_out}
+    return pd.concat([manifest.loc[rows].assign(split=split) for split, rows in chosen.items()])
 
 
 def _random_per_image(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -247,7 +166,7 @@ def _random_per_image(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     unique = manifest.drop_duplicates("sha256")
     train, rest = _divide(unique, seed, second=0.3)
     val, test = _divide(unique.loc[rest], seed, second=1 / 3)
-    return _with_sides(unique, {"train": train, "val": val, "test": test})
+    return _with_splits(unique, {"train": train, "val": val, "test": test})
 
 
 SPLIT_STRATEGIES: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
@@ -264,10 +183,9 @@ SPLIT_STRATEGIES: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
 def _divide(rows: pd.DataFrame, seed: int, second: float | int) -> tuple[pd.Index, pd.Index]:
     if rows["label"].value_counts().reindex([0, 1], fill_value=0).min() < 2:
         raise DataInvalid("fewer than two images of a class: they cannot be divided. Fix: add images.")
+    names, labels = rows.index.to_numpy(), rows["label"]
     try:
-        first, other = train_test_split(
-            rows.index.to_numpy(), test_size=second, random_state=seed, stratify=rows["label"]
-        )
+        first, other = train_test_split(names, test_size=second, random_state=seed, stratify=labels)
     except ValueError as few:
         raise DataInvalid(f"{len(rows)} images cannot be divided ({few}). Fix: add images.") from few
     return pd.Index(np.sort(first)), pd.Index(np.sort(other))
@@ -280,23 +198,8 @@ def _some(rows: pd.DataFrame, images: int, seed: int) -> pd.Index:
     return rows.sample(min(images, len(rows)), random_state=seed).index.sort_values()
 
 
-def _with_sides(manifest: pd.DataFrame, sides: dict[str, pd.Index]) -> pd.DataFrame:
+def _with_splits(manifest: pd.DataFrame, splits: dict[str, pd.Index]) -> pd.DataFrame:
     assigned = manifest.copy()
-    for side, rows in sides.items():
-        assigned.loc[rows, "split"] = side
+    for split, rows in splits.items():
+        assigned.loc[rows, "split"] = split
     return assigned
-
-
-def _check_sides(manifest: pd.DataFrame) -> None:
-    for side in ("train", "val", "test"):
-        classes = manifest.loc[manifest["split"] == side, "label"].nunique()
-        if classes < 2:
-            found = "no images" if classes == 0 else "one class only"
-            raise DataInvalid(
-                f"the {side} side has {found}. Fix: put NORMAL and PNEUMONIA images into its folder."
-            )
-
-
-def _near_groups(images: int, pairs: pd.DataFrame) -> np.ndarray:
-    links = coo_array((np.ones(len(pairs)), (pairs["a"], pairs["b"])), shape=(images, images))
-    return connected_components(links, directed=False)[1]

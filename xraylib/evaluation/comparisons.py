@@ -1,176 +1,310 @@
-"""What published figures come to: one network split five ways, thresholds, single draws.
+"""Comparisons: paired tests of recipes, protocols, thresholds, runs, claims, subgroups, shortcuts."""
 
-Everything here is a pure function of scores, like `metrics`.
-"""
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 
-from collections.abc import Iterable
-
+import numpy as np
 import pandas as pd
+from scipy.stats import chi2, norm
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
+from xraylib.datasets import audit
 from xraylib.datasets.splits import PROTOCOLS
 from xraylib.evaluation import metrics
-from xraylib.evaluation.operating import RULES, thresholds
-from xraylib.evaluation.scores import check_scores
+from xraylib.evaluation.resampling import delong, delong_interval, share_interval
 from xraylib.storage import DataInvalid
-from xraylib.training.recipes import RECIPES
+from xraylib.training.recipes import RECIPES, Recipe
+from xraylib.training.thresholds import RULES, thresholds
 
-# Those that the story figure tells, and the ways of splitting that only it needs.
-STORY = ("tiny-cnn-28", "scratch-cnn", "mobilenetv2-frozen")
-OTHER_SPLITS = ("random-per-image", "per-image-validation")
-# Five ways to split and score one network: what it is called, protocol, side, operating point.
-WAYS = (
-    ("random re-split per image", "random-per-image", "test", 0.5),
-    ("validation per image, from train", "per-image-validation", "val", 0.5),
-    ("validation by patient, from train", "strict", "val", 0.5),
-    ("official test, threshold .5", "strict", "test", 0.5),
-    ("official test, threshold of validation", "strict", "test", "validation"),
+PAIRED_COLUMNS = (
+    *("a", "b", "n", "auc_difference", "low", "high", "p_auc", "p_auc_holm"),
+    *("only_a_right", "only_b_right", "p_mcnemar", "p_mcnemar_holm"),
 )
+# The recipes of the protocol comparison, and the split strategies that only it needs.
+COMPARED = ("tiny-cnn-28", "scratch-cnn", "mobilenetv2-frozen")
+OTHER_SPLITS = ("random-per-image", "per-image-validation")
+# Five evaluations of one network: name, protocol, split, threshold.
+COMPARISONS = (
+    ("image-level random split", "random-per-image", "test", 0.5),
+    ("image-level validation", "per-image-validation", "val", 0.5),
+    ("patient-grouped validation", "strict", "val", 0.5),
+    ("official test, threshold 0.5", "strict", "test", 0.5),
+    ("official test, threshold from validation", "strict", "test", "frozen"),
+)
+CLAIMS = (
+    *("recipe", "metric", "claim", "stored_output", "published", "published_low", "published_high"),
+    *("strict", "strict_low", "strict_high", "claim_low", "claim_high", "reproduced"),
+)
+# What the names of Kermany's normals begin with.
+SERIES = {"IM-": "normal, series IM-", "NORMAL2-": "normal, series NORMAL2-"}
 
 
-def operating_point(recipe: str, protocol: str) -> str | float:
-    """Return the rule of a recipe's threshold under a protocol (see `metrics.thresholds`)."""
-    return RECIPES[recipe].under(protocol).threshold if recipe in RECIPES else "validation"
+def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.DataFrame:
+    """Compare every pair of recipes of one protocol on the same test: one row a pair, `PAIRED_COLUMNS`.
+
+    The difference of the mean AUC over seeds, a minus b, with DeLong's 95% interval over patients and p; how
+    many images only a or only b classifies correctly, by the majority of its seeds (pneumonia where they are
+    halved), with McNemar's p over patients; each p also with Holm's correction over all pairs. The tests ask
+    whether other patients would order the two alike, not whether other seeds would.
+    """
+    names = list(dict.fromkeys(scores["recipe"]))
+    own = {name: _for_pairs(scores[scores["recipe"] == name], rule) for name in names}
+    rows = []
+    for a, b in combinations(names, 2):
+        about, one, right = own[a]
+        other_about, other, also_right = own[b]
+        if not about.equals(other_about):
+            raise DataInvalid(
+                f"{b} and {a} were tested on different images. Fix: train both on one data set."
+            )
+        scored = np.concatenate([one, other])
+        aucs, covariance = delong(about["label"].to_numpy(), scored, about["patient"].to_numpy())
+        contrast = np.r_[np.full(len(one), 1 / len(one)), np.full(len(other), -1 / len(other))]
+        difference, variance = float(contrast @ aucs), contrast @ covariance @ contrast
+        if np.isnan(variance):
+            raise DataInvalid(f"{a} and {b}: a class has one patient only. Fix: compare on more patients.")
+        spread = float(np.sqrt(max(0.0, variance)))
+        # What rounding leaves of two equal recipes is no difference.
+        p = 2 * norm.sf(abs(difference) / spread) if spread > 1e-9 else float(abs(difference) < 1e-9)
+        row: dict[str, object] = {"a": a, "b": b, "n": len(about), "auc_difference": difference, "p_auc": p}
+        row |= {"low": difference - 1.959964 * spread, "high": difference + 1.959964 * spread}
+        only = right.astype(int) - also_right.astype(int)
+        row |= {"only_a_right": int((only == 1).sum()), "only_b_right": int((only == -1).sum())}
+        rows.append(row | {"p_mcnemar": _mcnemar(only, about["patient"])})
+    table = pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
+    for p_value in ("p_auc", "p_mcnemar") if rows else ():
+        table[f"{p_value}_holm"] = multipletests(table[p_value], method="holm")[1]
+    return table
 
 
-def threshold_of(scores: pd.DataFrame, recipe: str, protocol: str, seed: int) -> float:
-    """Return the operating point that a run's own validation chose, or its recipe names."""
-    own = scores[(scores["recipe"] == recipe) & (scores["protocol"] == protocol) & (scores["seed"] == seed)]
-    return float(thresholds(own, operating_point(recipe, protocol))[seed])
+def _for_pairs(part: pd.DataFrame, rule: str | float) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
+    """Label and patient of each image, the scores `(seeds, n)`, and which images are classified correctly."""
+    points = thresholds(part, rule)
+    own = part[part["split"] == "test"].sort_values(["image_id", "seed"])
+    about = own.drop_duplicates("image_id").set_index("image_id")[["label", "patient"]]
+    by_seed = own.pivot(index="image_id", columns="seed", values="score")
+    if by_seed.isna().any().any():
+        name = part["recipe"].iloc[0]
+        raise DataInvalid(f"seeds of {name} were tested on different images. Fix: compare `strict` runs.")
+    classified = (own["score"] >= own["seed"].map(points)).groupby(own["image_id"]).mean() >= 0.5
+    return about, by_seed.T.to_numpy(), classified.eq(about["label"] == 1)
+
+
+def _mcnemar(differences: pd.Series, patients: pd.Series) -> float:
+    """McNemar's test with differences summed within patients (Durkalski et al. 2003)."""
+    sums = differences.groupby(patients).sum().to_numpy(dtype=float)
+    spread = float(np.square(sums).sum())
+    return float(chi2.sf(sums.sum() ** 2 / spread, 1)) if spread else 1.0
 
 
 def of_protocols(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores of `published` and `strict`, without those of other ways of splitting."""
+    """The scores of `published` and `strict`, without those of other split strategies."""
     return scores[scores["protocol"].isin(PROTOCOLS)]
 
 
-def story(scores: pd.DataFrame, recipes: Iterable[str]) -> pd.DataFrame:
-    """Score one network five ways (`WAYS`), for each of some recipes.
+def protocol_comparison(scores: pd.DataFrame, recipes: Iterable[str] = COMPARED) -> pd.DataFrame:
+    """The five evaluations `COMPARISONS` of one network, for each of some recipes; only what was run.
 
-    Parameters
-    ----------
-    scores
-        The whole scores table, with the protocols that `WAYS` names.
-    recipes
-        Whose; one that lacks a way has no row for it.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `recipe, way, protocol, split, rule, seeds, n` (images a seed), then accuracy, sensitivity and
-        specificity with their 95 % intervals: `accuracy, accuracy_low, accuracy_high, …`.
-
-    Raises
-    ------
-    DataInvalid
-        What `scores.check_scores` refuses.
+    `recipe, comparison, protocol, split, rule, seeds, n` (images a seed), then accuracy, sensitivity and
+    specificity with intervals: `accuracy, accuracy_low, accuracy_high, …`.
     """
     rows = []
     for recipe in recipes:
-        for way, protocol, split, rule in WAYS:
+        for comparison, protocol, split, rule in COMPARISONS:
             part = scores[(scores["recipe"] == recipe) & (scores["protocol"] == protocol)]
-            if part.empty:
+            own = part[part["split"] == split]
+            if own.empty:
                 continue
-            figures = metrics.evaluate(part, split=split, rule=rule, ranking=False)
-            side = part[part["split"] == split]
-            row: dict[str, object] = {
-                "recipe": recipe,
-                "way": way,
-                "protocol": protocol,
-                "split": split,
-                "rule": str(rule),
-                "seeds": side["seed"].nunique(),
-                "n": round(len(side) / side["seed"].nunique()),
-            }
-            for metric in ("accuracy", "sensitivity", "specificity"):
-                row[metric] = figures.loc[metric, "value"]
-                row[f"{metric}_low"], row[f"{metric}_high"] = figures.loc[metric, ["low", "high"]]
-            rows.append(row)
+            seeds = own["seed"].nunique()
+            row: dict[str, object] = {"recipe": recipe, "comparison": comparison, "protocol": protocol}
+            row |= {"split": split, "rule": str(rule), "seeds": seeds, "n": round(len(own) / seeds)}
+            found = metrics.evaluate(part, split=split, rule=rule, ranking=False)
+            rows.append(row | _columns(found, "accuracy", "sensitivity", "specificity"))
     return pd.DataFrame(rows)
 
 
-def operating_points(scores: pd.DataFrame, rules: Iterable[str | float] = RULES) -> pd.DataFrame:
-    """What each rule for a threshold, applied to validation, gives on validation and on the test.
+def operating_points(scores: pd.DataFrame) -> pd.DataFrame:
+    """What each of `RULES` for a threshold, applied to validation, gives on validation and on the test.
 
-    Parameters
-    ----------
-    scores
-        Scores of one protocol, of any recipes.
-    rules
-        See `operating`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `recipe, rule, threshold` (mean over seeds)`, val_sensitivity, val_specificity`, then on the test
-        sensitivity, specificity and accuracy with their 95 % intervals: `sensitivity, sensitivity_low, …`.
-
-    Raises
-    ------
-    DataInvalid
-        What `scores.check_scores` refuses.
+    Of one protocol: `recipe, rule, threshold` (mean over seeds)`, val_sensitivity, val_specificity`, then on
+    the test sensitivity, specificity and accuracy with intervals.
     """
     rows = []
     for recipe, part in scores.groupby("recipe", sort=False):
-        for rule in rules:
-            row: dict[str, object] = {"recipe": recipe, "rule": str(rule)}
-            row["threshold"] = thresholds(part, rule).mean()
-            found = {
-                side: metrics.evaluate(part, split=side, rule=rule, ranking=False) for side in ("val", "test")
-            }
-            for metric in ("sensitivity", "specificity"):
-                row[f"val_{metric}"] = found["val"].loc[metric, "value"]
-            for metric in ("sensitivity", "specificity", "accuracy"):
-                row[metric] = found["test"].loc[metric, "value"]
-                row[f"{metric}_low"], row[f"{metric}_high"] = found["test"].loc[metric, ["low", "high"]]
-            rows.append(row)
+        for rule in RULES:
+            val, test = (
+                metrics.evaluate(part, split=split, rule=rule, ranking=False) for split in ("val", "test")
+            )
+            threshold = thresholds(part, rule).mean()
+            row: dict[str, object] = {"recipe": recipe, "rule": str(rule), "threshold": threshold}
+            row |= {f"val_{metric}": val.loc[metric, "value"] for metric in ("sensitivity", "specificity")}
+            rows.append(row | _columns(test, "sensitivity", "specificity", "accuracy"))
     return pd.DataFrame(rows)
 
 
-def draws(scores: pd.DataFrame, recipes: Iterable[str], protocol: str = "strict") -> pd.DataFrame:
-    """Figures of every single draw (seed) of some recipes, on its own validation and on the test.
+def _columns(found: pd.DataFrame, *names: str) -> dict[str, object]:
+    """Rows of `metrics.evaluate` as `metric, metric_low, metric_high`."""
+    ends = (("value", ""), ("low", "_low"), ("high", "_high"))
+    return {f"{name}{end}": found.loc[name, column] for name in names for column, end in ends}
 
-    Parameters
-    ----------
-    scores
-        The whole scores table.
-    recipes
-        Whose draws.
-    protocol
-        Of which protocol.
 
-    Returns
-    -------
-    pandas.DataFrame
-        `recipe, seed, n_val, n_test, val_accuracy` (at .5: what a README of such a experiment would state), and
-        on the test at .5 `accuracy, balanced_accuracy, sensitivity, specificity, auc`.
+def by_run(scores: pd.DataFrame, recipes: Iterable[str], protocol: str = "strict") -> pd.DataFrame:
+    """Metrics of every single run (seed) of some recipes, at a threshold of 0.5.
 
-    Raises
-    ------
-    DataInvalid
-        When a recipe has no scores of the protocol, or a draw none of its validation or test; and what
-        `scores.check_scores` refuses.
+    `recipe, seed, n_val, n_test, val_accuracy` (what a README would state)`, balanced_accuracy, accuracy,
+    sensitivity, specificity, auc`, all but the first of these on the test.
     """
     rows = []
     for recipe in recipes:
         part = scores[(scores["recipe"] == recipe) & (scores["protocol"] == protocol)]
-        if part.empty:
-            raise DataInvalid(f"there are no {protocol} scores of {recipe}. Fix: train it first.")
-        check_scores(part)
         for seed, one in part.groupby("seed"):
-            sides = {split: one[one["split"] == split] for split in ("val", "test")}
-            if lacking := [split for split, side in sides.items() if side.empty]:
-                raise DataInvalid(
-                    f"{recipe}, seed {seed}: no scores of the {lacking[0]} side. Fix: train it again."
-                )
-            found = {
-                split: metrics.point_metrics(side["label"].to_numpy(), side["score"].to_numpy(), 0.5)
-                for split, side in sides.items()
-            }
-            test = {name: float(value[0]) for name, value in found["test"].items()}
-            balanced = (test["sensitivity"] + test["specificity"]) / 2
-            rows.append(
-                {"recipe": recipe, "seed": seed, "n_val": len(sides["val"]), "n_test": len(sides["test"])}
-                | {"val_accuracy": float(found["val"]["accuracy"][0]), "balanced_accuracy": balanced}
-                | {name: test[name] for name in ("accuracy", "sensitivity", "specificity", "auc")}
-            )
+            val, test = (one[one["split"] == split] for split in ("val", "test"))
+            given = [(own["label"].to_numpy(), own["score"].to_numpy()) for own in (val, test)]
+            on_val, on_test = (metrics.point_metrics(*each, 0.5) for each in given)
+            row = {"recipe": recipe, "seed": seed, "n_val": len(val), "n_test": len(test)}
+            row |= {"val_accuracy": float(on_val["accuracy"][0])}
+            names = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auc")
+            rows.append(row | {name: float(on_test[name][0]) for name in names})
+    return pd.DataFrame(rows)
+
+
+def claims(scores: pd.DataFrame, *, same_data: bool = True) -> pd.DataFrame:
+    """Set each published value beside what its system gives here: one row a system and metric, `CLAIMS`.
+
+    `claim` is a share or a word, `stored_output` what the system's own notebook shows; the values under
+    `published` and `strict` are NaN where not run. `claim_low, claim_high`: the claim's own 95% interval
+    (Wilson, of the images it was measured on; accuracy and sensitivity only). `reproduced` is `yes` where it
+    holds the value under `published`, or that value's interval the claim; empty where either is no number,
+    and unless `same_data`: scores of the radiographs that the claims are about.
+    """
+    rows = []
+    for name, recipe in RECIPES.items():
+        own = of_protocols(scores[scores["recipe"] == name])
+        named = [metric for metric in metrics.METRICS if metric in {**recipe.claims, **recipe.stored_output}]
+        if own.empty or not named:
+            continue
+        ranking = bool({"auc", "average_precision"}.intersection(named))
+        found = {str(p): metrics.evaluate(part, ranking=ranking) for p, part in own.groupby("protocol")}
+        test = own[own["split"] == "test"]
+        # The prevalence of the images tested as published, or else of those there are.
+        labels = test.loc[test["protocol"] == ("published" if "published" in found else "strict"), "label"]
+        rows += [_claim(recipe, metric, found, float(labels.mean())) for metric in named]
+    table = pd.DataFrame(rows, columns=list(CLAIMS))
+    return table if same_data else table.assign(reproduced="")
+
+
+def _claim(
+    recipe: Recipe, metric: str, found: Mapping[str, pd.DataFrame], prevalence: float
+) -> dict[str, object]:
+    claim = recipe.claims.get(metric, np.nan)
+    share = np.nan if isinstance(claim, str) else claim
+    images = round({"accuracy": 1.0, "sensitivity": prevalence}.get(metric, 0.0) * recipe.claimed_on)
+    own_low, own_high = np.nan, np.nan
+    if images and share == share:
+        own_low, own_high = proportion_confint(round(share * images), images, method="wilson")
+    row: dict[str, object] = {"recipe": recipe.name, "metric": metric, "claim": claim, "reproduced": ""}
+    row["stored_output"] = recipe.stored_output.get(metric, np.nan)
+    row |= {"claim_low": own_low, "claim_high": own_high}
+    for protocol in found:
+        value, low, high = found[protocol].loc[metric, ["value", "low", "high"]].to_numpy(dtype=float)
+        row |= {protocol: value, f"{protocol}_low": low, f"{protocol}_high": high}
+        if protocol == "published" and low <= high and share == share:
+            row["reproduced"] = "yes" if low <= share <= high or own_low <= value <= own_high else "no"
+    return row
+
+
+def subgroups(scores: pd.DataFrame, pixels: pd.Series | None = None) -> pd.DataFrame:
+    """Evaluate the test images of one recipe and protocol by kind, naming series and size.
+
+    `recipe, subgroup, images, patients, right` (sensitivity or specificity)`, right_low, right_high, auc,
+    auc_low, auc_high` (against all of the other class): means over seeds with intervals. `pixels`: width
+    times height by `image_id`; sizes are divided at their median.
+    """
+    points = thresholds(scores, "frozen")
+    test = scores[scores["split"] == "test"]
+    rows = []
+    for subgroup, names in _groups(test, pixels).items():
+        mine = test[test["image_id"].isin(names)]
+        label = int(mine["label"].iloc[0])
+        right = ((mine["score"] >= mine["seed"].map(points)) == (label == 1)).astype(bool)
+        auc = metrics.evaluate(pd.concat([mine, test[test["label"] != label]]), rule=0.5).loc["auc"]
+        row = {"recipe": scores["recipe"].iloc[0], "subgroup": subgroup} | _right(mine.assign(right=right))
+        rows.append(row | {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"]})
+    return pd.DataFrame(rows)
+
+
+def _groups(part: pd.DataFrame, pixels: pd.Series | None) -> dict[str, pd.Series]:
+    """Names of the images of each subgroup that there is."""
+    about = part.drop_duplicates("image_id").set_index("image_id", drop=False)
+    positive = about["label"] == 1
+    kinds = sorted(about["kind"].unique())
+    found = {f"pneumonia, {kind}": positive & (about["kind"] == kind) for kind in kinds}
+    for start, name in SERIES.items():
+        found[name] = ~positive & about["image_id"].str.startswith(start)
+    sizes = pd.Series(dtype=float) if pixels is None else about["image_id"].map(pixels)
+    if sizes.nunique() > 1:
+        for name, inside in (("smaller", sizes <= sizes.median()), ("larger", sizes > sizes.median())):
+            found[f"normal, {name} image"] = inside & ~positive
+            found[f"pneumonia, {name} image"] = inside & positive
+    return {name: about.loc[inside, "image_id"] for name, inside in found.items() if inside.any()}
+
+
+def by_folder(scores: pd.DataFrame) -> pd.DataFrame:
+    """Share correctly classified among images that an image-level random split tested, by official folder.
+
+    Of one recipe under `random-per-image` (at a threshold of 0.5) and `strict`, whose test tells the folder:
+    `recipe, subgroup` (class and folder)`, images, patients, right, right_low, right_high`, each image by all
+    the seeds that tested it.
+    """
+    random, strict = (scores[scores["protocol"] == name] for name in ("random-per-image", "strict"))
+    test = random[random["split"] == "test"]
+    test = test.assign(right=(test["score"] >= 0.5) == (test["label"] == 1))
+    official = test["image_id"].isin(strict.loc[strict["split"] == "test", "image_id"])
+    rows = []
+    for folder, inside in (("train", ~official), ("test", official)):
+        for label, name in enumerate(("normal", "pneumonia")):
+            row = {"recipe": scores["recipe"].iloc[0], "subgroup": f"{name}, from the {folder} folder"}
+            rows.append(row | _right(test[inside & (test["label"] == label)]))
+    return pd.DataFrame(rows)
+
+
+def _right(part: pd.DataFrame) -> dict[str, object]:
+    """Images, patients, and the share of `right` with its interval."""
+    by_image = part.groupby(["patient", "image_id"])["right"].mean().reset_index()
+    share = share_interval(by_image["right"].to_numpy(), by_image["patient"].to_numpy())
+    counts = {"images": part["image_id"].nunique(), "patients": part["patient"].nunique()}
+    return counts | dict(zip(("right", "right_low", "right_high"), share, strict=True))
+
+
+def shortcut_baselines(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
+    """AUC of single-feature baselines, and of a linear model that sees nothing but the border.
+
+    `pixels` are uint8 `(n, size, size, 1)` of the manifest's rows; 64 pixels are plenty. Direction and model
+    come from the training images (all that is not test); the model's own training value is out of fold, by
+    patient. `feature, split` (train or test)`, auc, low, high`: DeLong's interval over patients.
+    """
+    values = audit.single_features(manifest, pixels)
+    test = (manifest["split"] == "test").to_numpy()
+    labels, patients = manifest["label"].to_numpy(), manifest["patient"].to_numpy()
+    border = pixels[:, audit.border_mask(pixels.shape[1])].reshape(len(pixels), -1).astype(np.float32) / 255
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=1000))
+    folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=0)
+    seen = {"X": border[~test], "y": labels[~test]}
+    scores = np.empty(len(pixels))
+    out_of_fold = cross_val_predict(model, **seen, groups=patients[~test], cv=folds, method="predict_proba")
+    scores[~test], scores[test] = out_of_fold[:, 1], model.fit(**seen).predict_proba(border[test])[:, 1]
+    values["border, linear model"] = scores
+    rows = []
+    for feature in values:
+        column = values[feature].to_numpy(dtype=float)[None]
+        if delong_interval(labels[~test], column[:, ~test], patients[~test])[0] < 0.5:
+            column = -column
+        for split, own in (("train", ~test), ("test", test)):
+            auc, low, high = delong_interval(labels[own], column[:, own], patients[own])
+            rows.append({"feature": feature, "split": split, "auc": auc, "low": low, "high": high})
     return pd.DataFrame(rows)

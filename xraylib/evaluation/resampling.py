@@ -1,20 +1,25 @@
-"""Intervals over patients: the bootstrap that draws them with all their images, and what it cannot say."""
+"""Intervals over patients: a bootstrap that takes a patient with all images, and DeLong's covariance.
+
+An interval is the 95% interval over patients: it says what other patients would give, with models and
+thresholds held fixed. Percentiles of a bootstrap unless DeLong is named; the same on every call.
+"""
 
 from functools import lru_cache
 
 import numpy as np
+from scipy.stats import norm, rankdata
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 2000
 
 
 @lru_cache(maxsize=8)
-def patient_draws(patients: int, resamples: int) -> np.ndarray:
-    """How often each patient is drawn in each resample, `(resamples, patients)`; the same on every call."""
+def bootstrap_weights(patients: int, resamples: int) -> np.ndarray:
+    """How often each patient is in each resample, `(resamples, patients)`; one set serves all metrics."""
     chances = np.full(patients, 1 / patients)
-    draws = np.random.default_rng(0).multinomial(patients, chances, resamples).astype(np.float64)
-    draws.flags.writeable = False
-    return draws
+    weights = np.random.default_rng(0).multinomial(patients, chances, resamples).astype(np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 def interval(resampled: np.ndarray) -> tuple[float, float]:
@@ -26,11 +31,8 @@ def interval(resampled: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def unvaried(share: float, low: float, high: float, patients: int) -> tuple[float, float]:
-    """Give the interval of a share; where all or none are counted, Wilson's over so many patients.
-
-    No resample of such images varies, which is not to say that the next patient could not.
-    """
+def wilson_if_degenerate(share: float, low: float, high: float, patients: int) -> tuple[float, float]:
+    """Wilson's interval over patients for a share of 0 or 1, which no resample varies; else as given."""
     if share not in (0.0, 1.0) or not patients:
         return low, high
     low, high = proportion_confint(share * patients, patients, method="wilson")
@@ -38,22 +40,86 @@ def unvaried(share: float, low: float, high: float, patients: int) -> tuple[floa
 
 
 def share_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
-    """Mean of a share an image, in [0, 1], and its 95 % interval over patients.
-
-    Parameters
-    ----------
-    values
-        bool or float `(n,)`.
-    patients
-        Whose image it is `(n,)`.
-
-    Returns
-    -------
-    tuple
-        Mean, lower and upper end.
-    """
+    """Mean of one value an image in [0, 1] `(n,)`, with its interval over `patients` `(n,)`."""
     names, own = np.unique(patients, return_inverse=True)
-    weights, share = patient_draws(len(names), RESAMPLES)[:, own], float(np.mean(values))
+    weights, share = bootstrap_weights(len(names), RESAMPLES)[:, own], float(np.mean(values))
     with np.errstate(invalid="ignore"):
         found = interval(weights @ np.asarray(values, dtype=np.float64) / weights.sum(axis=1))
-    return share, *unvaried(share, *found, len(names))
+    return share, *wilson_if_degenerate(share, *found, len(names))
+
+
+def weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUC `(resamples,)` of scores in any range under weights `(resamples, n)`; NaN without both classes."""
+    return _auc(*_cumulated(positive, scores, weights))
+
+
+def weighted_ranking(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`weighted_auc` and, in the same pass, the average precision as scikit-learn defines it."""
+    true, false = _cumulated(positive, scores, weights)
+    classified = true + false
+    # Where nothing has weight yet, no recall is gained either.
+    precision = np.divide(true, classified, out=np.zeros_like(classified), where=classified > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        average = (precision * np.diff(true, axis=0, prepend=0.0)).sum(axis=0) / true[-1]
+    return _auc(true, false), average
+
+
+def _cumulated(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of positives and negatives from the highest score down, each `(distinct scores, resamples)`."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    ordered = weights.T[order]
+    true = np.cumsum(ordered * positive[order, None], axis=0)[ends]
+    return true, np.cumsum(ordered, axis=0)[ends] - true
+
+
+def _auc(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    # A negative is below all positives that come before it, and beside half of those in its tie.
+    negative = np.diff(false, axis=0, prepend=0.0)
+    below = (negative * (true - np.diff(true, axis=0, prepend=0.0) / 2)).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return below / (true[-1] * false[-1])
+
+
+def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """AUCs `(k,)` of scores `(k, n)` of the same images, and their covariance `(k, k)` over patients.
+
+    Obuchowski 1997, so that several images of a child do not count as so many children; with one image a
+    patient it is DeLong et al. 1988. NaN where a class has one patient only.
+    """
+    positive, negative = scores[:, labels == 1], scores[:, labels == 0]
+    m, n = positive.shape[1], negative.shape[1]
+    ranks = rankdata(np.concatenate([positive, negative], axis=1), axis=1)
+    # Share of the negatives below each positive, and of the positives above each negative.
+    over = (ranks[:, :m] - rankdata(positive, axis=1)) / n
+    under = 1 - (ranks[:, m:] - rankdata(negative, axis=1)) / m
+    aucs = over.mean(axis=1)
+    names, own = np.unique(patients, return_inverse=True)
+    sums, counts = [], []
+    for shares, whose in ((over, own[labels == 1]), (under, own[labels == 0])):
+        by_patient = np.zeros((len(scores), len(names)))
+        np.add.at(by_patient.T, whose, (shares - aucs[:, None]).T)
+        sums.append(by_patient)
+        counts.append(len(np.unique(whose)))
+    if min(counts) < 2:
+        return aucs, np.full((len(scores), len(scores)), np.nan)
+    covariance = sums[0] @ sums[0].T * counts[0] / (counts[0] - 1) / m**2
+    covariance += sums[1] @ sums[1].T * counts[1] / (counts[1] - 1) / n**2
+    both = sums[0] @ sums[1].T * len(names) / (len(names) - 1) / (m * n)
+    return aucs, covariance + both + both.T
+
+
+def delong_interval(
+    labels: np.ndarray, scores: np.ndarray, patients: np.ndarray
+) -> tuple[float, float, float]:
+    """Mean AUC over the rows of `scores` `(k, n)`, with DeLong's interval over patients, cut at 0 and 1."""
+    aucs, covariance = delong(labels, scores, patients)
+    # Rounding can leave a spread of nothing just below 0.
+    half = norm.ppf(0.975) * np.sqrt(np.maximum(covariance.mean(), 0.0))
+    mean = float(aucs.mean())
+    low, high = np.clip([mean - half, mean + half], 0.0, 1.0)
+    return mean, float(low), float(high)

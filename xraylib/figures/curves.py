@@ -1,275 +1,144 @@
-"""Curves: learning curves, the path of a linear head's penalty, ROC, and precision against recall."""
+"""Curves: learning, ROC, precision and recall, calibration, decisions, selective prediction, corruptions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from pandas import DataFrame
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from xraylib.evaluation import metrics
-from xraylib.evaluation.scores import check_scores
-from xraylib.figures.style import (
-    DASHES,
-    INK,
-    QUIET,
-    Figure,
-    bare,
-    beside,
-    blank,
-    head,
-    need,
-    recipe_looks,
-    records,
-    styled,
-)
-from xraylib.storage import DataInvalid
+from xraylib.figures import style
+from xraylib.figures.style import DASHES, FAINT, INK, QUIET, Figure
 
-_SIDES = {"train": "#999999", "validation": "#000000"}
-_MEASURES = {"loss": "cross-entropy loss", "accuracy": "accuracy"}
-_HISTORY = ("loss", "accuracy", "val_loss", "val_accuracy")
 # Runs above which their lines are thin and their median is drawn.
 MANY = 5
 _GRID = np.linspace(0, 1, 501)
 
 
-@styled
-def learning_curves(
-    histories: Mapping[str, pd.DataFrame] | pd.DataFrame,
-    title: str = "Does validation follow training?",
-    last_kept: bool = False,
-) -> Figure:
-    """Loss and accuracy by epoch on train and validation, one line a run; of many runs, the median is bold.
-
-    Parameters
-    ----------
-    histories
-        A table of each run by its name (`training.Run.history`: `epoch, phase, loss, accuracy, val_loss,
-        val_accuracy`), or one long table of all with `seed` as well.
-    title
-        Above the figure.
-    last_kept
-        Whether the last epoch was kept, whatever validation said; for the note below.
-
-    Raises
-    ------
-    DataInvalid
-        When there is no run, or a table is empty, lacks a column or holds no validation loss.
-    """
-    runs = _runs(histories, "epoch", ("epoch", "phase", *_HISTORY))
-    named = list(histories) if isinstance(histories, Mapping) and 1 < len(runs) <= len(DASHES) else []
-    fig, axes = _paths(runs, "epoch", DASHES if named else ())
+@style.styled
+def learning_curves(named: Mapping[str, DataFrame], title: str, last_kept: bool = False) -> Figure:
+    """Loss and accuracy by epoch of each run by name; of more than `MANY`, the median is bold."""
+    runs = [run.sort_values("epoch") for run in named.values()]
+    many, dashed = len(runs) > MANY, 1 < len(runs) <= len(DASHES)
+    fig, (axes,) = style.blank(9.5, 3.8, 1, 2)
     starts = {float(v) - 0.5 for run in runs for v in run.groupby("phase")["epoch"].min().iloc[1:]}
-    for ax in axes:
+    for ax, measure in zip(axes, ("loss", "accuracy"), strict=True):
+        for prefix, colour in (("", "#999999"), ("val_", "#000000")):
+            for run, dash in zip(runs, DASHES if dashed else ["-"] * len(runs), strict=False):
+                look = {"lw": 0.6, "alpha": 0.3} if many else {"lw": 1.2, "marker": "o" * (len(run) < 8)}
+                ax.plot(run["epoch"], run[prefix + measure], linestyle=dash, color=colour, ms=4, **look)
+            if many:
+                middle = pd.concat(runs).groupby("epoch")[prefix + measure].median()
+                ax.plot(middle.index, middle, color=colour, linewidth=2.2)
+        for run in [] if many else runs:
+            best = run.iloc[int(run["val_loss"].argmin())]
+            ring = {"color": INK, "markerfacecolor": "white", "markersize": 6, "zorder": 5}
+            ax.plot(best["epoch"], best[f"val_{measure}"], "o", **ring)
+        values = pd.concat(runs)[[measure, f"val_{measure}"]].to_numpy(dtype=float)
+        # One spike would flatten all the rest.
+        if measure == "loss" and np.nanmax(values) > 10 * np.nanmin(values) > 0:
+            ax.set_yscale("log")
+            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
+            ax.yaxis.set_major_formatter("{x:g}")
+        # Named above the axes, where no line runs, instead of at ends that lie on each other.
+        ax.text(0.8, 1.02, "train ", color=QUIET, transform=ax.transAxes, ha="right", fontweight="bold")
+        ax.text(0.8, 1.02, "validation", transform=ax.transAxes, ha="left", fontweight="bold")
+        label = "cross-entropy loss" if measure == "loss" else measure
+        ax.set(xlabel="epoch", ylabel=label, xlim=(0.5, max(run["epoch"].max() for run in runs) + 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for start in starts:
             ax.axvline(start, color=QUIET, linewidth=1, linestyle=":", zorder=0)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if max(len(run) for run in runs) == 1:
-            ax.set(xlim=(0.5, 1.5), xticks=[1])
-    note = f"{len(runs)} runs, one line each. " if 1 < len(runs) <= MANY else ""
-    if named:
-        looks = ("solid", "dashed", "dash-dotted", "dotted")
-        note = "; ".join(f"{name}: {look}" for name, look in zip(named, looks, strict=False)) + ". "
+    words = zip(named, ("solid", "dashed", "dash-dotted", "dotted"), strict=False)
+    note = "; ".join(f"{name}: {word}" for name, word in words) + ". " if dashed else ""
     kept = "The last epoch was kept." if last_kept else "The epoch with the lowest validation loss was kept."
-    circle = "Circle: lowest validation loss." if last_kept else "Circle: there."
-    note += f"Bold: median of {len(runs)} runs. {kept}" if len(runs) > MANY else f"{kept} {circle}"
-    head(fig, title, note + (" Dotted: a new phase begins." if starts else ""))
-    return fig
+    note += f"Bold: median of {len(runs)} runs. {kept}" if many else f"{kept} Circle: lowest validation loss."
+    return style.head(fig, title, note + (" Dotted: a new phase begins." if starts else ""))
 
 
-@styled
-def penalty_path(
-    history: Mapping[str, pd.DataFrame] | pd.DataFrame, title: str = "Which penalty generalises best?"
-) -> Figure:
-    """Loss and accuracy of a linear head on train and validation by strength of its penalty.
+@style.styled
+def roc(scores: DataFrame, points: DataFrame | None = None) -> Figure:
+    """ROC curve of each recipe, and its upper left corner, with AUC and interval.
 
-    Parameters
-    ----------
-    history
-        One row a penalty (`training.Run.history` of a linear head): `strength` (inverse penalty, above 0),
-        `loss, accuracy, val_loss, val_accuracy`; with `seed` as well, or a table by name, for several heads.
-
-    Raises
-    ------
-    DataInvalid
-        As for `learning_curves`.
+    `scores` are of one split and protocol; a recipe that gives all images one score is left out, its curve is
+    the diagonal. `points` are operating points to mark: `recipe, sensitivity, specificity`.
     """
-    fig, axes = _paths(_runs(history, "strength", ("strength", *_HISTORY)), "strength")
-    for ax in axes:
-        ax.set(xscale="log", xlabel="inverse penalty C (log scale; right: weaker penalty)")
-    head(fig, title, "Circle: the penalty with the lowest validation loss, which is kept.")
-    return fig
-
-
-def _runs(
-    histories: Mapping[str, pd.DataFrame] | pd.DataFrame, x: str, columns: Sequence[str]
-) -> list[pd.DataFrame]:
-    named: dict[Any, pd.DataFrame]
-    if isinstance(histories, pd.DataFrame):
-        need(histories, columns, "training's history")
-        named = dict(list(histories.groupby("seed"))) if "seed" in histories else {"the run": histories}
-    else:
-        named = dict(histories)
-    if not named:
-        raise DataInvalid("there is no training's history to draw. Fix: train a recipe first.")
-    for name, run in named.items():
-        need(run, columns, f"training's history, {name},")
-        if run["val_loss"].isna().all():
-            raise DataInvalid(f"the history of {name} holds no validation loss. Fix: train it again.")
-    return [run.sort_values(x) for run in named.values()]
-
-
-def _paths(runs: list[pd.DataFrame], x: str, dashes: Sequence[str] = ()) -> tuple[Figure, np.ndarray]:
-    """Draw the loss, then the accuracy, of train and validation over `x`, the best of each run circled."""
-    fig, axes = blank(9.5, 3.8, 1, 2)
-    marker = "o" if max(len(run) for run in runs) < 8 else ""
-    for ax, (measure, label) in zip(axes[0], _MEASURES.items(), strict=True):
-        columns = dict(zip(_SIDES, (measure, f"val_{measure}"), strict=True))
-        for number, run in enumerate(runs):
-            for side, column in columns.items():
-                look = {"color": _SIDES[side], "linewidth": 1.2, "marker": marker, "markersize": 4}
-                look |= {"linewidth": 0.6, "alpha": 0.3} if len(runs) > MANY else {}
-                ax.plot(run[x], run[column], dashes[number] if dashes else "-", **look)
-            if len(runs) > MANY:
-                continue
-            best = run.iloc[int(run["val_loss"].argmin())]
-            ring = {"color": INK, "markerfacecolor": "white", "markersize": 8, "zorder": 5}
-            ax.plot(best[x], best[columns["validation"]], "o", **ring)
-        if len(runs) > MANY:
-            middle = pd.concat(runs).groupby(x)[list(columns.values())].median()
-            for side, column in columns.items():
-                ax.plot(middle.index, middle[column], color=_SIDES[side], linewidth=2.2)
-            _name_ends(ax, middle.reset_index().iloc[-1], x, columns)
-            ax.set(xlabel=x, ylabel=label)
-            continue
-        _name_ends(ax, max(runs, key=lambda run: float(run[x].max())).iloc[-1], x, columns)
-        ax.set(xlabel=x, ylabel=label)
-    return fig, axes[0]
-
-
-def _name_ends(ax: Axes, last: pd.Series, x: str, columns: dict[str, str]) -> None:
-    """Write `train` and `validation` beside the ends of their lines, never on each other."""
-    low, high = ax.get_ylim()
-    lower, upper = sorted(columns, key=lambda side: float(last[columns[side]]))
-    gap = float(last[columns[upper]]) - float(last[columns[lower]])
-    push = max(0.0, 0.08 * (high - low) - gap) / 2
-    # Never on the axis below.
-    raised = max(0.0, low + 0.05 * (high - low) - (float(last[columns[lower]]) - push))
-    for side, up in ((lower, raised - push), (upper, raised + push)):
-        ink = QUIET if side == "train" else _SIDES[side]
-        beside(ax, f" {side}", last[x], float(last[columns[side]]) + up, color=ink, fontweight="bold")
-
-
-@styled
-def roc(
-    scores: pd.DataFrame,
-    points: pd.DataFrame | None = None,
-    title: str = "Sensitivity against false alarms, by recipe",
-) -> Figure:
-    """ROC curve of each recipe: bold the mean over its seeds, thin each seed, with AUC and interval.
-
-    Parameters
-    ----------
-    scores
-        Scores table of one split and one protocol.
-    points
-        Operating points to mark: `recipe, sensitivity, specificity`.
-
-    Raises
-    ------
-    DataInvalid
-        What `scores.check_scores` refuses, or more than one split or protocol.
-    """
-    split, looks, entries = _one_side(scores), recipe_looks(scores["recipe"]), []
-    fig, ((ax, key),) = blank(9, 5.4, 1, 2, width_ratios=(1.65, 1))
+    scores, looks, entries = _informative(scores), style.recipe_looks(scores["recipe"]), []
+    fig, ((ax, corner, key),) = style.blank(10, 4.3, 1, 3, width_ratios=(1.3, 1, 0.85))
     for name, part in scores.groupby("recipe"):
         curves = [roc_curve(seed["label"], seed["score"])[:2] for _, seed in part.groupby("seed")]
-        _draw(ax, curves, looks[str(name)])
-        auc, low, high = metrics.evaluate(part, split=split, rule=0.5).loc["auc"].to_numpy(dtype=float)[:3]
-        entries.append((float(auc), str(name), f"AUC {auc:.3f} ({low:.3f}–{high:.3f})"))
-    for point in _operating(points):
-        _mark(ax, 1 - point["specificity"], point["sensitivity"], looks.get(point["recipe"]))
+        mean = np.mean([np.interp(_GRID, *curve) for curve in curves], axis=0)
+        first = np.mean([y[0] for _, y in curves])
+        for axes in (ax, corner):
+            _draw(axes, curves, np.r_[0, _GRID], np.r_[first, mean], looks[str(name)])
+        found = metrics.evaluate(part, split=part["split"].iloc[0], rule=0.5)
+        auc = found.loc["auc", ["value", "low", "high"]].to_numpy(dtype=float)
+        entries.append((auc[0], str(name), f"AUC {style.estimate(*auc)}"))
+    marked = scores.iloc[:0] if points is None else points[points["recipe"].isin(scores["recipe"])]
+    for _, point in marked.iterrows():
+        look: dict[str, Any] = {
+            "color": looks[point["recipe"]][0],
+            "markersize": 8,
+            "markeredgecolor": "white",
+        }
+        for axes in (ax, corner):
+            axes.plot(1 - point["specificity"], point["sensitivity"], "o", **look, zorder=5)
     ax.plot([0, 1], [0, 1], color=QUIET, linestyle=":", linewidth=1)
-    ax.text(0.8, 0.77, "chance", color=QUIET, rotation=45, rotation_mode="anchor", ha="center", va="top")
-    ax.set(xlim=(0, 1.005), ylim=(0, 1.005), aspect="equal")
-    ax.set(xlabel="1 − specificity (normals called pneumonia)", ylabel="sensitivity (pneumonias found)")
+    ax.text(0.55, 0.56, "chance", color=QUIET, rotation=45, rotation_mode="anchor", ha="left", va="bottom")
+    ax.set(xlim=(0, 1.005), ylim=(0, 1.005), aspect="equal", ylabel="sensitivity")
+    corner.set(xlim=(0, 0.6), ylim=(0.7, 1.003), title="upper left corner")
+    for axes in (ax, corner):
+        axes.set_xlabel("1 − specificity")
     _name_curves(key, entries, looks)
-    head(fig, title, f"{_sizes(scores, split, points)} In brackets: 95% interval, patients resampled.")
-    return fig
+    dots = " Dot: operating point." if points is not None else ""
+    note = f"{_sizes(scores)}{dots} In brackets: 95% intervals, patients resampled."
+    return style.head(fig, "Sensitivity against false positives, by recipe", note)
 
 
-@styled
-def precision_recall(
-    scores: pd.DataFrame,
-    points: pd.DataFrame | None = None,
-    title: str = "Precision against sensitivity, by recipe",
-) -> Figure:
-    """Precision-recall curve of each recipe, with its average precision and range over seeds.
-
-    Parameters and errors are those of `roc`.
-    """
-    split, looks, entries = _one_side(scores), recipe_looks(scores["recipe"]), []
+@style.styled
+def precision_recall(scores: DataFrame) -> Figure:
+    """Precision-recall curve of each recipe, with its average precision and range over seeds; see `roc`."""
+    scores, looks, entries = _informative(scores), style.recipe_looks(scores["recipe"]), []
     prevalence = float(scores["label"].mean())
-    fig, ((ax, key),) = blank(9, 5.4, 1, 2, width_ratios=(1.65, 1))
+    fig, ((ax, key),) = style.blank(9, 5.0, 1, 2, width_ratios=(1.65, 1))
     for name, part in scores.groupby("recipe"):
         seeds = [seed for _, seed in part.groupby("seed")]
-        pairs = [precision_recall_curve(seed["label"], seed["score"])[:2] for seed in seeds]
-        _draw(ax, [(recall[::-1], precision[::-1]) for precision, recall in pairs], looks[str(name)])
+        found = [precision_recall_curve(seed["label"], seed["score"])[:2] for seed in seeds]
+        # Without the end at recall 0, which no threshold reaches.
+        curves = [(recall[-2::-1], precision[-2::-1]) for precision, recall in found]
+        # Precision is no line between two thresholds: at each recall, that of the highest one to reach it.
+        steps = [y[np.searchsorted(x, _GRID[5:]).clip(max=len(x) - 1)] for x, y in curves]
+        _draw(ax, curves, _GRID[5:], np.mean(steps, axis=0), looks[str(name)])
         areas = [float(average_precision_score(seed["label"], seed["score"])) for seed in seeds]
-        spread = f" (seeds {min(areas):.3f}–{max(areas):.3f})" if len(areas) > 1 else ""
-        entries.append((float(np.mean(areas)), str(name), f"AP {np.mean(areas):.3f}{spread}"))
-    for point in _operating(points):
-        hits, alarms = point["sensitivity"] * prevalence, (1 - point["specificity"]) * (1 - prevalence)
-        if hits + alarms > 0:
-            _mark(ax, point["sensitivity"], hits / (hits + alarms), looks.get(point["recipe"]))
+        text = f"AP {np.mean(areas):.2f} (seeds {min(areas):.2f}–{max(areas):.2f})"
+        entries.append((float(np.mean(areas)), str(name), text if len(areas) > 1 else text[:7]))
     ax.axhline(prevalence, color=QUIET, linestyle=":", linewidth=1)
-    everything = f"every image called pneumonia: {prevalence:.3f}"
+    everything = f"every image classified as pneumonia: {prevalence:.2f}"
     ax.text(0.03, prevalence + 0.006, everything, color=QUIET, ha="left", va="bottom")
     ax.set(xlim=(0, 1.005), ylim=(max(0.0, prevalence - 0.2), 1.005))
-    ax.set(xlabel="recall = sensitivity (pneumonias found)", ylabel="precision (calls that are right)")
+    ax.set(xlabel="recall = sensitivity", ylabel="precision (positives that are pneumonia)")
     _name_curves(key, entries, looks)
-    head(fig, title, f"{_sizes(scores, split, points)} AP: average precision.")
-    return fig
+    return style.head(fig, "Precision against recall, by recipe", f"{_sizes(scores)} AP: average precision.")
 
 
-def _one_side(scores: pd.DataFrame) -> str:
-    check_scores(scores)
-    for column in ("split", "protocol"):
-        found = sorted(scores[column].unique())
-        if len(found) > 1:
-            raise DataInvalid(f"these are scores of several {column}s ({', '.join(found)}). Fix: pass one.")
-    return str(scores["split"].iloc[0])
+def _informative(scores: DataFrame) -> DataFrame:
+    return scores[scores.groupby(["recipe", "seed"])["score"].transform("nunique") > 1]
 
 
-def _draw(ax: Axes, curves: list[tuple[np.ndarray, np.ndarray]], look: tuple[str, str]) -> None:
-    for x, y in curves if len(curves) > 1 else []:
-        ax.plot(x, y, color=look[0], linewidth=0.6, alpha=0.45)
-    mean = np.mean([np.interp(_GRID, x, y) for x, y in curves], axis=0)
-    first = np.mean([y[0] for _, y in curves])
-    ax.plot(np.r_[0, _GRID], np.r_[first, mean], color=look[0], linestyle=look[1], linewidth=2)
+def _draw(ax: Axes, curves: list[Any], x: np.ndarray, y: np.ndarray, look: tuple[str, str]) -> None:
+    for curve in curves if len(curves) > 1 else []:
+        ax.plot(*curve, color=look[0], linewidth=0.6, alpha=0.45)
+    ax.plot(x, y, color=look[0], linestyle=look[1], linewidth=2)
 
 
-def _operating(points: pd.DataFrame | None) -> list[dict[str, Any]]:
-    if points is None:
-        return []
-    need(points, ("recipe", "sensitivity", "specificity"), "operating points")
-    return records(points)
-
-
-def _mark(ax: Axes, x: float, y: float, look: tuple[str, str] | None) -> None:
-    colour = look[0] if look else INK
-    ax.plot(x, y, "o", color=colour, markersize=9, markeredgecolor="white", zorder=5, clip_on=False)
-
-
-def _sizes(scores: pd.DataFrame, split: str, points: pd.DataFrame | None) -> str:
-    images = scores.drop_duplicates("image_id")["label"]
-    sick = int(images.sum())
-    seeds = scores.groupby("recipe")["seed"].nunique().max()
-    text = f"{split}, n = {len(images):,} images ({len(images) - sick:,} normal, {sick:,} pneumonia)."
-    text += " Bold: mean over seeds; thin: each seed." if seeds > 1 else ""
-    return text + (" Dot: operating point." if points is not None else "")
+def _sizes(scores: DataFrame) -> str:
+    normal, positive = np.bincount(scores.drop_duplicates("image_id")["label"], minlength=2)
+    text = f"{scores['split'].iloc[0]}, n = {normal + positive:,} images ({normal:,} normal, "
+    seeds = " Bold: mean over seeds; thin: each seed." if scores["seed"].nunique() > 1 else ""
+    return f"{text}{positive:,} pneumonia).{seeds}"
 
 
 def _name_curves(ax: Axes, entries: list[tuple[float, str, str]], looks: dict[str, tuple[str, str]]) -> None:
@@ -278,7 +147,82 @@ def _name_curves(ax: Axes, entries: list[tuple[float, str, str]], looks: dict[st
     for place, (_, recipe, text) in enumerate(sorted(entries, key=lambda entry: (-entry[0], entry[1]))):
         y = 0.96 - place * step
         ax.plot([0, 0.1], [y, y], color=looks[recipe][0], linestyle=looks[recipe][1], linewidth=2.5)
-        ax.text(0.14, y + 0.002, recipe, va="bottom", fontweight="bold", color=INK)
-        ax.text(0.14, y - 0.004, text, va="top", fontsize=8.5, color=INK)
+        ax.text(0.14, y + 0.002, recipe, va="bottom", fontsize=8.5, fontweight="bold", color=INK)
+        ax.text(0.14, y - 0.004, text, va="top", fontsize=8, color=INK)
     ax.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[], yticks=[])
-    bare(ax)
+    style.bare(ax)
+
+
+@style.styled
+def reliability(tables: dict[str, DataFrame]) -> Figure:
+    """Observed share of pneumonia by score, of the tables of `calibration.reliability` by recipe."""
+    fig, panels = style.panels(tables, 2.5, ("mean score of the bin", "share with pneumonia"))
+    for ax, table, colour in panels:
+        ax.plot([0, 1], [0, 1], color=FAINT, linewidth=1, zorder=0)
+        ax.vlines(table["score"], table["low"], table["high"], color=colour, linewidth=1.6)
+        sizes = 14 + 160 * table["images"] / table["images"].sum()
+        ax.scatter(table["score"], table["share"], s=sizes, color=colour, zorder=3, alpha=0.8, linewidth=0)
+        ax.set(xlim=(-0.08, 1.08), ylim=(-0.08, 1.08), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    note = (
+        "Dot: a bin, its size by images. Diagonal: perfect calibration. Lines: 95% intervals over patients."
+    )
+    return style.head(fig, "Does a score of 0.8 mean pneumonia in 80%?", note)
+
+
+@style.styled
+def decision_curve(tables: dict[str, DataFrame]) -> Figure:
+    """Net benefit by threshold probability, of the tables of `calibration.decision_curve` by recipe."""
+    fig, panels = _bands(tables, "cut", "benefit", ("threshold probability", "net benefit"))
+    for ax, table, _ in panels:
+        ax.plot(table["cut"], table["all"], color=QUIET, linestyle="--", linewidth=1)
+        ax.axhline(0, color=QUIET, linestyle=":", linewidth=1)
+        ax.set(xlim=(0, 1), ylim=(-0.2, 0.05 + max(one["high"].max() for one in tables.values())))
+    note = "Dashed: treat all. Dotted: treat none. Bands: 95% intervals, patients resampled."
+    return style.head(fig, "At which threshold does a score beat treating all or none?", note)
+
+
+@style.styled
+def risk_coverage(tables: dict[str, DataFrame]) -> Figure:
+    """Share misclassified of the images answered, of the tables of `selective.risk_coverage` by recipe."""
+    fig, panels = _bands(tables, "answered", "error", ("images answered", "of these misclassified"))
+    for ax, _, _ in panels:
+        for other in tables.values():
+            ax.plot(other["answered"], other["error"], color=FAINT, linewidth=0.9, zorder=0)
+        ax.xaxis.set_major_formatter("{x:.0%}")
+        ax.yaxis.set_major_formatter("{x:.0%}")
+        ax.set(xlim=(0, 1.02), ylim=(0, None))
+    note = "The most confident images are answered first. Grey: the other recipes. Bands: 95% intervals, "
+    return style.head(
+        fig, "Are the most confident predictions the correct ones?", note + "patients resampled."
+    )
+
+
+def _bands(tables: dict[str, DataFrame], x: str, y: str, labels: tuple[str, str]) -> tuple[Figure, Any]:
+    fig, panels = style.panels(tables, 2.2, labels, sharex=True, sharey=True)
+    for ax, table, colour in panels:
+        ax.fill_between(table[x], table["low"], table["high"], color=colour, alpha=0.2, linewidth=0)
+        ax.plot(table[x], table[y], color=colour, linewidth=1.8)
+    return fig, panels
+
+
+@style.styled
+def corruption_severity(table: DataFrame) -> Figure:
+    """AUC of each recipe under every corruption by severity, of `shift.corruption_losses`."""
+    clean = table[table["corruption"] == "none"].set_index("recipe")["auc"]
+    worse = table[table["corruption"] != "none"]
+    parts = {str(name): part for name, part in worse.groupby("corruption", sort=False)}
+    fig, panels = style.panels(parts, 1.75, ("severity", "AUC"), 6, sharex=True)
+    colours = style.recipe_colours(table["recipe"])
+    # A corruption of one severity inverts the image: on the scale of the others it would flatten them.
+    usual = pd.concat([clean, *(part["auc"] for part in parts.values() if part["severity"].max() > 1)])
+    for ax, part, _ in panels:
+        for recipe, own in part.groupby("recipe"):
+            values, severity = np.r_[clean[recipe], own["auc"]], np.r_[0, own["severity"]]
+            ax.plot(severity, values, "o-", color=colours[str(recipe)], ms=3, lw=1.3, clip_on=False)
+        ax.axhline(0.5, color=QUIET, linestyle=":", linewidth=1)
+        several = part["severity"].max() > 1
+        ax.set(xticks=range(6), ylim=(usual.min() - 0.02, usual.max() + 0.02) if several else (0, 1))
+        if several and not ax.get_ylabel():
+            ax.set_yticklabels([])
+    note = f"n = {table['n'].iloc[0]:,} test images, one seed. Severity 0: unmodified. Dotted: chance."
+    return style.head(fig, "How does the AUC fall with severity?", note, colours)

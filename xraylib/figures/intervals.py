@@ -1,252 +1,269 @@
-"""Figures of results: trivial features, confusion, distributions of scores, the leaderboard."""
+"""Dots with their intervals: results, comparisons, subgroups, shifts; and counts and scores by class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MultipleLocator
+from matplotlib.ticker import MaxNLocator
 
-from xraylib.evaluation.scores import check_scores
-from xraylib.figures.style import (
-    CLASSES,
-    FAINT,
-    INK,
-    KIND_COLOURS,
-    KINDS,
-    QUIET,
-    SPLITS,
-    Figure,
-    bare,
-    beside,
-    blank,
-    head,
-    need,
-    percents,
-    present,
-    recipe_looks,
-    records,
-    styled,
-)
-from xraylib.storage import DataInvalid
+from xraylib.figures import style
+from xraylib.figures.style import CLASSES, FAINT, INK, QUIET, SPLIT_COLOURS, Figure
 
-_SIDES = {"train": "#AAAAAA", "val": "#777777", "test": "#000000"}
+OVER_PATIENTS = "Lines: 95% intervals, patients resampled."
 
 
-@styled
-def shortcuts(
-    table: pd.DataFrame, title: str = "How well do trivial features tell the classes apart?"
-) -> Figure:
-    """AUC of features that know nothing of lungs, with intervals.
+def forest(
+    axes: Sequence[Axes],
+    panels: Sequence[tuple[pd.DataFrame, str, str]],
+    row: str,
+    labels: Mapping[Any, str],
+    *,
+    within: str = "recipe",
+    start: float | None = None,
+    line: float | None = None,
+    text: bool = False,
+) -> None:
+    """Draw a dot and its interval for each line of some tables, as every figure of intervals does.
 
-    Parameters
-    ----------
-    table
-        One row a feature and split: `feature, split, auc, low, high`, all in [0, 1].
-
-    Raises
-    ------
-    DataInvalid
-        When a column is missing or there is no row.
+    A panel is a table, the column of its dots (intervals: `<column>_low` to `<column>_high`, or `low` to
+    `high`) and its x label. The column `row` names the row of a line, `labels` the rows from top to bottom;
+    the column `within`, recipe or split, gives the colour, and those of one row stand below each other.
+    `start` is the left end of a scale that ends at 1, unless an interval reaches beyond it; `line` is a
+    reference value, dotted; with `text`, `0.85 (0.82–0.88)` stands right of the axes.
     """
-    need(table, ("feature", "split", "auc", "low", "high"), "shortcuts")
-    features, splits = list(dict.fromkeys(table["feature"])), present(table["split"], SPLITS)
-    fig, ((ax,),) = blank(8, 1.4 + 0.25 * len(features) * max(2, len(splits)))
-    for row in records(table):
-        shift = (splits.index(row["split"]) - (len(splits) - 1) / 2) * 0.6 / len(splits)
-        y = features.index(row["feature"]) + shift
-        colour = _SIDES.get(row["split"], INK)
-        ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=1.6)
-        ax.plot(row["auc"], y, "o", color=colour, markersize=6)
-        beside(ax, f"{row['split']} {row['auc']:.2f}", row["high"], y)
-    ax.axvline(0.5, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
-    ax.text(0.5, -0.62, "chance ", ha="right", va="top", color=QUIET, fontsize=8.5)
-    ax.set_yticks(range(len(features)), features)
-    ax.set(ylim=(len(features) - 0.4, -0.65), xlabel="AUC")
-    ax.set_xlim(min(0.44, float(table["low"].min()) - 0.03), 1.0)
-    ax.xaxis.set_major_locator(MultipleLocator(0.1))
-    bare(ax, "bottom")
-    head(fig, title, "Lines: 95% intervals.")
-    return fig
+    rows, colours = list(labels), _colours(panels[0][0], within)
+    names = list(colours)
+    for ax, (table, value, xlabel) in zip(axes, panels, strict=True):
+        low, high = (f"{value}_low", f"{value}_high") if f"{value}_low" in table else ("low", "high")
+        several = table.duplicated(row).any()
+        for _, one in table.iterrows():
+            shift = (names.index(one[within]) - (len(names) - 1) / 2) * 0.7 / len(names) if several else 0.0
+            y, colour = rows.index(one[row]) + shift, colours[one[within]]
+            ax.plot([one[low], one[high]], [y, y], color=colour, linewidth=1.8, clip_on=False)
+            ax.plot(
+                one[value], y, "o", color=colour, ms=4 if several and len(names) > 2 else 6, clip_on=False
+            )
+            if text:
+                place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}
+                said, ink = style.estimate(one[value], one[low], one[high]), colour if several else INK
+                ax.text(1.03, y, said, color=ink, **place)
+        if line is not None:
+            ax.axvline(line, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
+        for edge in range(1, len(rows)):
+            ax.axhline(edge - 0.5, color=FAINT, linewidth=0.5, zorder=0)
+        if start is not None:
+            ax.set_xlim(max(0.0, min(start, float(table[low].min()) - 0.03)), 1.0)
+        ax.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        style.bare(ax, "bottom")
+    axes[0].set_yticks(range(len(rows)), list(labels.values()))
 
 
-@styled
-def confusion(
-    matrices: Mapping[str, np.ndarray], title: str = "Which class is taken for which?", columns: int = 4
-) -> Figure:
-    """Confusion matrices with counts and the share of each true class.
-
-    Parameters
-    ----------
-    matrices
-        By name, each `(2, 2)`: rows truth, columns call, normal before pneumonia. Means over seeds may be
-        fractions.
-    columns
-        Matrices a row.
-
-    Raises
-    ------
-    DataInvalid
-        When there is none, or one has another shape or a negative count.
-    """
-    if not matrices:
-        raise DataInvalid("there is no confusion matrix to draw. Fix: pass at least one.")
-    columns = min(columns, len(matrices))
-    rows = -(-len(matrices) // columns)
-    fig, axes = blank(max(4.5, 1.0 + 2.2 * columns), 0.9 + 2.8 * rows, rows, columns)
-    for ax in axes.flat[len(matrices) :]:
-        ax.remove()
-    for place, (ax, (name, matrix)) in enumerate(zip(axes.flat, matrices.items(), strict=False)):
-        _matrix(ax, name, np.asarray(matrix, dtype=float))
-        first = place % columns == 0
-        ax.set_yticks([0, 1], CLASSES if first else ["", ""], rotation=90, va="center")
-        ax.set_ylabel("true class" if first else "")
-        last = place + columns >= len(matrices)
-        ax.set_xticks([0, 1], CLASSES if last else ["", ""])
-        ax.set_xlabel("predicted class" if last else "")
-    head(
-        fig, title, "Counts: mean over seeds. Percent: of the true class; diagonal: specificity, sensitivity."
-    )
-    return fig
+def _colours(table: pd.DataFrame, within: str) -> dict[str, str]:
+    if within == "recipe":
+        return style.recipe_colours(table["recipe"])
+    return {split: SPLIT_COLOURS[split] for split in style.present(table["split"], SPLIT_COLOURS)}
 
 
-def _matrix(ax: Axes, name: str, matrix: np.ndarray) -> None:
-    if matrix.shape != (2, 2) or not (matrix >= 0).all():
-        raise DataInvalid(
-            f"{name}: a confusion matrix of shape {matrix.shape} cannot be drawn. Fix: pass (2, 2) counts."
-        )
-    totals = matrix.sum(axis=1, keepdims=True)
-    shares = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
-    ax.imshow(shares, cmap="Greys", vmin=0, vmax=1.25)
-    digits = 0 if np.allclose(matrix, matrix.round()) else 1
-    for (truth, call), count in np.ndenumerate(matrix):
-        share = shares[truth, call]
-        ink: dict[str, Any] = {"color": "white" if share > 0.72 else INK, "ha": "center"}
-        weight = "bold" if truth == call else "normal"
-        ax.text(call, truth - 0.08, f"{count:,.{digits}f}", fontsize=13, fontweight=weight, **ink)
-        ax.text(call, truth + 0.2, f"{share:.1%}", fontsize=9, **ink)
-    ax.set_title(name)
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set(visible=True, color=FAINT)
+def _plain(names: pd.Series) -> dict[str, str]:
+    return {name: name for name in names.unique()}
 
 
-@styled
-def score_distribution(
-    scores: pd.DataFrame,
-    threshold: float | pd.Series,
-    title: str = "Do normals score alike in validation and test?",
-) -> Figure:
-    """Distribution of one recipe's scores by kind (rows) and split (columns), with the operating point.
-
-    Parameters
-    ----------
-    scores
-        Scores table of one recipe and protocol; several seeds are pooled.
-    threshold
-        One for all seeds, or by seed as `metrics.thresholds` gives them.
-
-    Raises
-    ------
-    DataInvalid
-        What `scores.check_scores` refuses, more than one recipe or protocol, or a seed without threshold.
-    """
-    check_scores(scores)
-    for column in ("recipe", "protocol"):
-        if scores[column].nunique() > 1:
-            raise DataInvalid(f"these are scores of several {column}s. Fix: pass those of one {column}.")
-    points = scores["seed"].map(threshold) if isinstance(threshold, pd.Series) else threshold
-    if np.isnan(points).any():
-        raise DataInvalid("a seed has no threshold. Fix: pass those of `metrics.thresholds` for all seeds.")
-    scores = scores.assign(called=scores["score"] >= points)
-    kinds, splits = present(scores["kind"], KINDS), present(scores["split"], SPLITS)
-    fig, axes = blank(9, 1.1 + 1.35 * len(kinds), len(kinds), len(splits), sharex=True, sharey=True)
-    for i, kind in enumerate(kinds):
-        for j, split in enumerate(splits):
-            _scores_of(axes[i, j], scores[(scores["kind"] == kind) & (scores["split"] == split)], kind)
-            for line in np.unique(np.atleast_1d(np.asarray(threshold, dtype=float))):
-                axes[i, j].axvline(line, color=INK, linewidth=1, linestyle="--")
-    for ax, split in zip(axes[0], splits, strict=True):
-        ax.set_title({"val": "validation"}.get(split, split))
-    for ax in axes[-1]:
-        ax.set(xlabel="score, P(pneumonia)", xlim=(0, 1))
-    fig.supylabel("share of the kind's images", fontsize=9)
-    first, seeds = scores.iloc[0], scores["seed"].nunique()
-    pooled = f" {seeds} seeds pooled." if seeds > 1 else ""
-    head(fig, title, f"{first['recipe']}, protocol {first['protocol']}. Dashed: threshold.{pooled}")
-    return fig
-
-
-def _scores_of(ax: Axes, part: pd.DataFrame, kind: str) -> None:
-    ax.yaxis.set_major_formatter(FuncFormatter(percents))
-    text = f"{kind}: none"
-    if len(part):
-        colour, share = KIND_COLOURS.get(kind, KIND_COLOURS["unknown"]), np.full(len(part), 1 / len(part))
-        ax.hist(part["score"], bins=np.linspace(0, 1, 26).tolist(), weights=share, color=colour)
-        text = f"{kind}, n = {part['image_id'].nunique():,}: {part['called'].mean():.0%} called pneumonia"
-    ax.set_title(text, loc="right", fontsize=9, fontweight="normal")
-
-
-@styled
-def leaderboard(
-    table: pd.DataFrame, title: str = "How good are the recipes, and what was claimed?"
-) -> Figure:
-    """Accuracy and AUC of every recipe with intervals, beside the claimed accuracy.
-
-    Parameters
-    ----------
-    table
-        One row a recipe, protocol and initialisation: `recipe, protocol, init, seeds, n_test, auc, auc_low,
-        auc_high, accuracy, accuracy_low, accuracy_high, claimed_accuracy` (NaN where nothing was claimed).
-
-    Raises
-    ------
-    DataInvalid
-        When a column is missing or there is no row.
-    """
-    drawn = {name: [name, f"{name}_low", f"{name}_high"] for name in ("accuracy", "auc")}
-    drawn["accuracy"].append("claimed_accuracy")
-    need(
-        table, ["recipe", "protocol", "init", "seeds", "n_test", *drawn["accuracy"], *drawn["auc"]], "results"
-    )
+@style.styled
+def leaderboard(table: pd.DataFrame) -> Figure:
+    """AUC and accuracy of every recipe and protocol with intervals, of the leaderboard, best AUC first."""
     table = table.assign(best=-table.groupby("recipe")["auc"].transform("max"))
-    table = table.sort_values(["best", "recipe", "protocol", "init"], ignore_index=True)
-    fig, axes = blank(10, 1.4 + 0.52 * len(table), 1, 2, sharey=True)
-    for ax, (metric, columns) in zip(axes[0], drawn.items(), strict=True):
-        _forest(ax, table, metric)
-        low = float(np.nanmin(table[columns].to_numpy(dtype=float)))
-        ax.set(xlabel={"auc": "AUC"}.get(metric, metric), xlim=(max(0.0, low - 0.03), 1.0))
-        bare(ax, "bottom")
-    axes[0, 0].set_yticks(range(len(table)), [_row_name(row) for row in records(table)])
-    axes[0, 0].set_ylim(len(table) - 0.5, -0.5)
-    head(
-        fig,
-        title,
-        "Test images, best AUC first. Lines: 95% intervals, patients resampled. Diamond: claimed accuracy.",
-    )
-    return fig
+    table = table.sort_values(["best", "recipe", "protocol", "init"]).reset_index(drop=True)
+    table["row"] = table.index
+    labels = {}
+    for place, one in table.iterrows():
+        init = "no network" if one["init"] == "none" else f"{str(one['init']).split(' (')[0]} init"
+        seeds = f"{one['seeds']} seed{'' if one['seeds'] == 1 else 's'}"
+        labels[place] = f"{one['recipe']}, {one['protocol']}\n{init}, {seeds}, n = {one['n_test']:,}"
+    fig, (axes,) = style.blank(10, 1.2 + 0.44 * len(table), 1, 2, sharey=True)
+    panels = [(table, "auc", "AUC"), (table, "accuracy", "accuracy")]
+    forest(axes, panels, "row", labels, start=0.6, text=True)
+    # Under another protocol other images are tested than those of the claim.
+    claimed = table[table["claimed_accuracy"].notna() & (table["protocol"] == "published")]
+    look: dict[str, Any] = {"color": INK, "markerfacecolor": "none", "markersize": 8, "clip_on": False}
+    axes[1].plot(claimed["claimed_accuracy"], claimed["row"], "D", **look)
+    note = f"Test images, best AUC first. {OVER_PATIENTS} Diamond: claimed accuracy."
+    return style.head(fig, "How good are the recipes, and what was claimed?", note)
 
 
-def _forest(ax: Axes, table: pd.DataFrame, metric: str) -> None:
-    looks, before = recipe_looks(table["recipe"]), table["recipe"].iloc[0]
-    for y, row in enumerate(records(table)):
-        colour, low, high = looks[row["recipe"]][0], row[f"{metric}_low"], row[f"{metric}_high"]
-        ax.plot([low, high], [y, y], color=colour, linewidth=2)
-        ax.plot(row[metric], y, "o", color=colour, markersize=7)
-        text = f"{row[metric]:.3f} ({low:.3f}–{high:.3f})"
-        ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8.5)
-        if metric == "accuracy" and pd.notna(row["claimed_accuracy"]):
-            claim = row["claimed_accuracy"]
-            above: dict[str, Any] = {"xytext": (5, 7), "textcoords": "offset points", "ha": "right"}
-            ax.plot(claim, y, "D", color=INK, markerfacecolor="none", markersize=8)
-            ax.annotate(f"claimed {claim:.3g}", (claim, y), fontsize=7.5, color=QUIET, **above)
-        if row["recipe"] != before:
-            ax.axhline(y - 0.5, color="#DDDDDD", linewidth=0.8)
-        before = row["recipe"]
+@style.styled
+def protocol_comparison(table: pd.DataFrame) -> Figure:
+    """Accuracy of each recipe by how it was split and scored, of `comparisons.protocol_comparison`."""
+    recipes, labels = table["recipe"].unique(), {}
+    for name, part in table.groupby("comparison", sort=False):
+        labels[name] = f"{name}\nn = {part['n'].max():,}{' a seed' if part['seeds'].max() > 1 else ''}"
+    size = (min(10.0, 3.0 + 2.4 * len(recipes)), 1.5 + 0.45 * len(labels))
+    fig, (axes,) = style.blank(*size, 1, len(recipes), sharex=True, sharey=True)
+    start = min(0.7, float(table["accuracy_low"].min()) - 0.02)
+    for ax, recipe in zip(axes, recipes, strict=True):
+        part = table[table["recipe"] == recipe]
+        forest([ax], [(part, "accuracy", "accuracy")], "comparison", labels, start=start, text=True)
+        ax.set_title(recipe)
+    note = f"Mean over seeds. {OVER_PATIENTS}"
+    return style.head(fig, "How accurate is a network, by how it is split and scored?", note)
 
 
-def _row_name(row: Mapping[str, object]) -> str:
-    seeds = f"{row['seeds']} seed{'' if row['seeds'] == 1 else 's'}"
-    init = "no network" if row["init"] == "none" else f"{str(row['init']).split(' (')[0]} init"
-    return f"{row['recipe']}, {row['protocol']}\n{init}, {seeds}, n = {row['n_test']:,}"
+@style.styled
+def by_run(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
+    """Every run of some recipes as a dot, of `comparisons.by_run`; `names` are what to write for a recipe."""
+    n_val, n_test = f"{table['n_val'].iloc[0]:,}", f"{table['n_test'].iloc[0]:,}"
+    panels = {"val_accuracy": f"accuracy, own {n_val} validation images"}
+    panels |= {"accuracy": f"accuracy, {n_test} test images", "auc": f"AUC, {n_test} test images"}
+    groups = [(str(recipe), part) for recipe, part in table.groupby("recipe", sort=False)]
+    fig, (axes,) = style.blank(10, 1.5 + 0.55 * len(groups), 1, len(panels), sharey=True)
+    for ax, (column, label) in zip(axes, panels.items(), strict=True):
+        for y, (_, part) in enumerate(groups):
+            values = np.sort(part[column].dropna())
+            # Equal values stand beside each other, not on each other.
+            shifts = np.resize([0.0, 0.1, -0.1, 0.2, -0.2], len(values))
+            ax.plot(values, y + shifts, "o", color=QUIET, markersize=5, alpha=0.6, markeredgewidth=0)
+            ax.plot([values.mean()] * 2, [y - 0.28, y + 0.28], color=INK, linewidth=2)
+            said = style.estimate(values.mean(), values[0], values[-1])
+            ax.text(values.mean(), y - 0.32, said, ha="center", va="bottom", fontsize=8)
+        ax.set(xlabel=label, ylim=(len(groups) - 0.4, -0.7))
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5]))
+        style.bare(ax, "bottom")
+    axes[0].set_yticks(range(len(groups)), [names.get(recipe, recipe) for recipe, _ in groups])
+    runs = table.groupby("recipe")["seed"].nunique().max()
+    note = f"Dots: {runs} runs each, threshold 0.5. Bar and numbers: mean (lowest–highest)."
+    return style.head(fig, "How much do runs with one class-imbalance method differ?", note)
+
+
+@style.styled
+def shortcuts(table: pd.DataFrame) -> Figure:
+    """AUC of single features, of `comparisons.shortcut_baselines`."""
+    labels = _plain(table["feature"])
+    fig, (axes,) = style.blank(8, 1.4 + 0.25 * len(labels) * max(2, table["split"].nunique()))
+    forest(axes, [(table, "auc", "AUC")], "feature", labels, within="split", start=0.44, line=0.5, text=True)
+    note = "Grey: train; black: test. Dotted: chance. Lines: DeLong's 95% intervals over patients."
+    return style.head(fig, "How well do single features tell the classes apart?", note)
+
+
+@style.styled
+def subgroups(table: pd.DataFrame, title: str, at: str = "the frozen threshold") -> Figure:
+    """Share correctly classified at the threshold `at`, of `comparisons.subgroups` or `by_folder`."""
+    sizes = table.groupby("subgroup", sort=False)["images"].max()
+    labels = {name: f"{name}\nn = {images:,}" for name, images in sizes.items()}
+    fig, (axes,) = style.blank(9, 1.7 + (0.25 + 0.13 * table["recipe"].nunique()) * len(labels))
+    label = "correctly classified (sensitivity or specificity)"
+    forest(axes, [(table, "right", label)], "subgroup", labels, start=1.0)
+    return style.head(fig, title, f"At {at}. {OVER_PATIENTS}", style.recipe_colours(table["recipe"]))
+
+
+@style.styled
+def generalisation_gap(table: pd.DataFrame, other: str) -> Figure:
+    """AUC and balanced accuracy on the test and on the data set `other`, of `shift.generalisation_gap`."""
+    about, ends = table[["recipe", "metric"]], ("", "_low", "_high")
+    parts = [
+        about.assign(split=split, **{f"value{end}": table[f"{split}{end}"] for end in ends})
+        for split in ("test", "external")
+    ]
+    long, labels = pd.concat(parts), _plain(table["recipe"])
+    fig, (axes,) = style.blank(10, 1.4 + 0.42 * len(labels), 1, 2, sharey=True)
+    metrics = ("auc", "AUC"), ("balanced_accuracy", "balanced accuracy")
+    panels = [(long[long["metric"] == metric], "value", label) for metric, label in metrics]
+    forest(axes, panels, "recipe", labels, within="split", start=0.4, line=0.5, text=True)
+    note = f"Black: official test; magenta: {other}, at the same threshold. Dotted: chance. {OVER_PATIENTS}"
+    return style.head(fig, "How large is the generalisation gap?", note)
+
+
+@style.styled
+def corruption_losses(table: pd.DataFrame) -> Figure:
+    """AUC lost and balanced error gained by corruption, averaged, of `shift.corruption_losses`."""
+    worse, colours = table[table["corruption"] != "none"], style.recipe_colours(table["recipe"])
+    # A corruption of one severity inverts the image: it has its own scale, or it would flatten the others.
+    parts = [part for _, part in worse.groupby(worse["severity"] == 1)]
+    counts = [part["corruption"].nunique() for part in parts]
+    height = 1.3 + 0.5 * len(parts) + (0.14 + 0.07 * len(colours)) * sum(counts)
+    fig, axes = style.blank(10, height, len(parts), 2, sharey="row", gridspec_kw={"height_ratios": counts})
+    changes = {"delta_auc": "AUC, unmodified − corrupted", "delta_balanced_error": "balanced error gained"}
+    for line, part in zip(axes, parts, strict=True):
+        panels = [(part, change, label) for change, label in changes.items()]
+        forest(line, panels, "corruption", _plain(part["corruption"]), line=0.0)
+    note = f"Severities averaged. Dotted: no change. {OVER_PATIENTS}"
+    return style.head(fig, "What does a corrupted image cost?", note, colours)
+
+
+@style.styled
+def coverage(table: pd.DataFrame, promised: float, other: str) -> Figure:
+    """Share of prediction sets that hold the true class, of `selective.coverage`, and that promised."""
+    labels = _plain(table["recipe"])
+    fig, (axes,) = style.blank(10, 1.4 + 0.42 * len(labels), 1, 2, sharey=True)
+    panels = [(table[table["kind"] == kind], "covered", f"true class in the set, {kind}") for kind in CLASSES]
+    forest(axes, panels, "recipe", labels, within="split", start=0.0, line=promised, text=True)
+    names = {"test": "black: official test", "external": f"magenta: {other}"}
+    said = "; ".join(names[split] for split in _colours(table, "split"))
+    note = f"Dotted: nominal; {said}. {OVER_PATIENTS}"
+    return style.head(fig, "Do prediction sets reach their nominal coverage?", note)
+
+
+@style.styled
+def ood(table: pd.DataFrame, flagged: pd.DataFrame) -> Figure:
+    """OOD scores by group of images, of `shift.ood_scores`, with the share flagged of `shift.ood_flagged`."""
+    fig, ((ax,),) = style.blank(9, 1.2 + 0.5 * len(flagged))
+    limit, names = flagged["limit"].iloc[0], []
+    for y, (_, row) in enumerate(flagged.iterrows()):
+        values = table.loc[table["group"] == row["group"], "ood_score"]
+        low, first, middle, third, high = values.quantile([0.05, 0.25, 0.5, 0.75, 0.95])
+        ax.plot([low, high], [y, y], color=QUIET, linewidth=1.2)
+        ax.plot([first, third], [y, y], color=INK, linewidth=7, solid_capstyle="butt")
+        ax.plot(middle, y, "o", color="white", markersize=4, zorder=3)
+        said = f"{row['flagged']:.0%} flagged ({row['low']:.0%}–{row['high']:.0%})"
+        style.beside(ax, said, max(high, limit) if middle < limit else high, y)
+        names.append(f"{row['group']}, n = {row['images']:,}")
+    ax.axvline(limit, color=style.ALARM, linestyle="--", linewidth=1.2, zorder=0)
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="OOD score (Mahalanobis distance from the training images)", ylim=(len(names) - 0.5, -0.6))
+    style.bare(ax, "bottom")
+    note = "Bar: quartiles; line: 5th to 95th percentile. Dashed: flags 5% of validation. Brackets: 95% CI."
+    return style.head(fig, "Which images are out of distribution?", note)
+
+
+@style.styled
+def confusion(matrices: Mapping[str, np.ndarray]) -> Figure:
+    """Confusion matrices `(2, 2)` by recipe, rows truth, normal first; means over seeds may be fractions."""
+    fig, panels = style.panels(dict(matrices), 2.4, ("classified as", "true class"))
+    for ax, matrix, _ in panels:
+        shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1e-9)
+        ax.imshow(shares, cmap="Greys", vmin=0, vmax=1.25)
+        for (truth, predicted), share in np.ndenumerate(shares):
+            ink: dict[str, Any] = {"color": "white" if share > 0.72 else INK, "ha": "center"}
+            ax.text(predicted, truth - 0.02, f"{share:.1%}", fontsize=12, **ink)
+            ax.text(predicted, truth + 0.24, f"n = {matrix[truth, predicted]:,.0f}", fontsize=8, **ink)
+        ax.set_yticks([0, 1], CLASSES if ax.get_ylabel() else ["", ""], rotation=90, va="center")
+        ax.set_xticks([0, 1], CLASSES)
+        ax.tick_params(length=0)
+    note = "Percent of the true class; diagonal: specificity, sensitivity. Counts: mean over seeds."
+    return style.head(fig, "Which class is taken for which?", note)
+
+
+@style.styled
+def score_distribution(scores: pd.DataFrame, threshold: float | pd.Series) -> Figure:
+    """Scores of one recipe by kind and split, seeds pooled, with the threshold, or those by seed."""
+    points = scores["seed"].map(threshold) if isinstance(threshold, pd.Series) else threshold
+    scores = scores.assign(positive=scores["score"] >= points)
+    kinds, splits = style.present(scores["kind"], style.KINDS), style.present(scores["split"], style.SPLITS)
+    fig, axes = style.blank(9, 1.1 + 1.35 * len(kinds), len(kinds), len(splits), sharex=True, sharey=True)
+    for (i, j), ax in np.ndenumerate(axes):
+        part = scores[(scores["kind"] == kinds[i]) & (scores["split"] == splits[j])]
+        share, n = np.full(len(part), 1 / max(len(part), 1)), part["image_id"].nunique()
+        colour, bins = style.KIND_COLOURS[kinds[i]], np.linspace(0, 1, 26).tolist()
+        ax.hist(part["score"], bins=bins, weights=share, color=colour)
+        for line in np.unique(np.atleast_1d(np.asarray(threshold, dtype=float))):
+            ax.axvline(line, color=INK, linewidth=1, linestyle="--")
+        positive = f": {part['positive'].mean():.0%} classified as pneumonia" if n else ""
+        ax.set_title(f"{kinds[i]}, n = {n:,}{positive}", loc="right", fontsize=8.5, fontweight="normal")
+        ax.set_title(f"{splits[j]}\n".replace("val\n", "validation\n") if i == 0 else "")
+        ax.yaxis.set_major_formatter("{x:.0%}")
+        ax.set(xlim=(0, 1), xlabel="score, P(pneumonia)" if i == len(kinds) - 1 else "")
+    fig.supylabel("share of the kind's images", fontsize=9)
+    recipe, protocol = scores[["recipe", "protocol"]].iloc[0]
+    note = f"{recipe}, protocol {protocol}, {scores['seed'].nunique()} seeds pooled. Dashed: threshold."
+    return style.head(fig, "Do normals score alike in validation and test?", note)

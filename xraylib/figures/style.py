@@ -1,8 +1,8 @@
-"""What every figure shares: size, fonts, the colours of classes and recipes, and the check of a table."""
+"""What every figure shares: size, fonts, the colours of classes and recipes, and how a number is written."""
 
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -11,48 +11,37 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from xraylib.storage import DataInvalid
 from xraylib.training.recipes import IMBALANCE_RECIPES, RECIPES
 
 DPI = 150
 STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "axes.edgecolor": "#555555",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": False,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "text.usetex": False,
-}
+    "font.family": "DejaVu Sans", "font.size": 9, "text.usetex": False,
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.labelsize": 9, "axes.edgecolor": "#555555", "axes.grid": False,
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "legend.frameon": False, "legend.fontsize": 8.5,
+}  # fmt: skip
 styled = mpl.rc_context(STYLE)
 
 INK, QUIET, FAINT = "#222222", "#666666", "#CCCCCC"
-# Of neither class nor kind: wrong calls and leaks.
+# Of neither class nor kind: misclassified images, leaks, external data.
 ALARM = "#A3195B"
 
 # Okabe and Ito's palette, told apart by colour-blind readers; bacteria and virus are shades of pneumonia.
 KIND_COLOURS = {"normal": "#0072B2", "bacteria": "#B34700", "virus": "#E69F00", "unknown": "#888888"}
 CLASS_COLOURS = {"normal": "#0072B2", "pneumonia": "#D55E00"}
-CLASSES = ("normal", "pneumonia")
-KINDS = tuple(KIND_COLOURS)
-SPLITS = ("train", "val", "test")
+CLASSES, KINDS = tuple(CLASS_COLOURS), tuple(KIND_COLOURS)
+SPLIT_COLOURS = {"train": "#888888", "val": "#6699CC", "test": INK, "external": ALARM}
+SPLITS = tuple(SPLIT_COLOURS)
 
 # Paul Tol's "muted" palette and a gold, neighbours far apart: recipes share no colour with classes.
 RECIPE_PALETTE = (
     "#332288", "#44AA99", "#882255", "#999933", "#6699CC", "#117733", "#DDAA33", "#AA4499", "#CC6677",
 )  # fmt: skip
-SIDE_COLOURS = {"test": INK, "external": ALARM}
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -62,10 +51,8 @@ class Figure(matplotlib.figure.Figure):
     caption = ""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
-        """Give the picture and, for pages, what stands for it where it cannot be seen."""
-        titles = [ax.get_title(loc="left") for ax in self.axes]
-        said = self.caption or self.get_suptitle() or next(filter(None, titles), "figure")
-        return png(self, said), {"alt": said}
+        text = self.caption or self.get_suptitle() or "figure"
+        return png(self, text), {"alt": text}
 
 
 def png(figure: matplotlib.figure.Figure, caption: str) -> bytes:
@@ -83,7 +70,7 @@ def png(figure: matplotlib.figure.Figure, caption: str) -> bytes:
 def blank(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """Give an empty figure of some inches and its axes as an array `(rows, columns)`."""
+    """Return an empty figure of some inches and its axes `(rows, columns)`; `options` go to `subplots`."""
     fig = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
     axes = fig.subplots(rows, columns, squeeze=False, **options)
     # Ticks are made while drawing, when the style of `styled` is no longer in force.
@@ -92,121 +79,79 @@ def blank(
     return fig, axes
 
 
-def head(fig: Figure, title: str, note: str = "") -> None:
-    """Write the figure's message above it and what a reader must know, such as n, below it."""
-    inches = fig.get_figwidth()
-    fig.suptitle(
-        textwrap.fill(title, int(inches * 9.2)), x=0.008, ha="left", fontsize=12, fontweight="bold", color=INK
-    )
+def panels(
+    tables: dict[str, Any], height: float, labels: tuple[str, str], columns: int = 4, **options: Any
+) -> tuple[Figure, list[tuple[Axes, Any, str]]]:
+    """Return a figure with a titled panel a recipe, `height` inches high: axes, table, colour of each."""
+    columns = min(columns, len(tables))
+    rows = -(-len(tables) // columns)
+    fig, axes = blank(max(4.5, min(10, 2.5 * columns)), 0.9 + height * rows, rows, columns, **options)
+    for ax in axes.flat[len(tables) :]:
+        ax.remove()
+    for place, (ax, name) in enumerate(zip(axes.flat, tables, strict=False)):
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel(labels[0] if place + columns >= len(tables) else "")
+        ax.set_ylabel(labels[1] if place % columns == 0 else "")
+        ax.tick_params(labelbottom=True)
+    return fig, list(zip(axes.flat, tables.values(), recipe_colours(tables).values(), strict=False))
+
+
+def head(fig: Figure, title: str, note: str = "", colours: Mapping[str, str] | None = None) -> Figure:
+    """Return the figure with its message above, what a reader must know below, and its colours named."""
+    width, height = fig.get_size_inches()
+    text, at = textwrap.fill(title, int(width * 9.2)), {"x": 0.008, "ha": "left"}
+    if colours:
+        lines = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
+        place = (0, 1 - (0.06 + 0.2 * (text.count("\n") + 1)) / height)
+        fig.legend(lines, list(colours), loc="upper left", bbox_to_anchor=place, ncols=min(5, len(colours)))
+        # Empty lines keep the place of the legend, which the layout does not know.
+        text += "\n" * -(-len(colours) // 5)
+    fig.suptitle(text, fontsize=12, fontweight="bold", color=INK, **at)
     if note:
-        text = textwrap.fill(note, int(inches * 15))
-        fig.supxlabel(text, x=0.008, ha="left", fontsize=8.5, color=QUIET)
+        fig.supxlabel(textwrap.fill(note, int(width * 15)), fontsize=8.5, color=QUIET, **at)
+    return fig
 
 
 def bare(ax: Axes, keep: str = "") -> None:
-    """Take away the spines but those named, and the ticks of the sides without one."""
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in keep.split())
+    """Take away the spines but those named, and the ticks of those taken."""
+    for place, spine in ax.spines.items():
+        spine.set_visible(place in keep.split())
     if "bottom" not in keep:
         ax.set_xticks([])
     if "left" not in keep:
         ax.tick_params(axis="y", length=0)
 
 
-def need(table: pd.DataFrame, columns: Iterable[str], what: str) -> None:
-    """Refuse a table that is empty or lacks a column.
-
-    Raises
-    ------
-    DataInvalid
-        Naming the table and what is missing.
-    """
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise DataInvalid(
-            f"the table of {what} lacks the columns {', '.join(missing)}. Fix: pass one that has them."
-        )
-    if table.empty:
-        raise DataInvalid(f"the table of {what} is empty, nothing to draw. Fix: pass at least one row.")
-
-
-def radiographs(pixels: np.ndarray) -> np.ndarray:
-    """Give uint8 radiographs `(n, h, w)` or `(n, h, w, 1)` as `(n, h, w)`; raise `DataInvalid` for others."""
-    pixels = np.asarray(pixels)
-    grays = pixels[..., 0] if pixels.ndim == 4 and pixels.shape[-1] == 1 else pixels
-    if grays.ndim != 3 or grays.dtype != np.uint8 or 0 in grays.shape:
-        raise DataInvalid(
-            f"radiographs of shape {pixels.shape}, {pixels.dtype}, cannot be drawn. Fix: pass uint8 "
-            "of shape (n, height, width) or (n, height, width, 1) with at least one image."
-        )
-    return grays
-
-
-def equally_many(**sizes: int) -> None:
-    """Raise `DataInvalid` unless all the named things are equally many."""
-    if len(set(sizes.values())) > 1:
-        counts = ", ".join(f"{count} {name}" for name, count in sizes.items())
-        raise DataInvalid(f"{counts} do not belong together. Fix: pass one of each for every image.")
-
-
 def recipe_looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and dash of each recipe.
-
-    A known recipe has its own in every figure; trivial baselines are gray, and a remedy has the colour of the
-    recipe without it. Unknown ones take, in alphabetical order, those that follow.
-    """
-    trivial = [name for name, recipe in RECIPES.items() if recipe.fit == "single-feature"]
-    own = [name for name in RECIPES if name not in (*trivial, *IMBALANCE_RECIPES[1:])]
+    """Return colour and dash of each recipe, in every figure the same; unknown ones take what is left."""
+    # Baselines are gray; a recipe with an imbalance method has the colour of the one without.
+    baselines = [name for name, recipe in RECIPES.items() if recipe.fit == "single-feature"]
+    own = [name for name in RECIPES if name not in (*baselines, *IMBALANCE_RECIPES[1:])]
     free = [(colour, dash) for dash in DASHES for colour in RECIPE_PALETTE]
     looks = dict(zip(own, free, strict=False))
     base = looks[IMBALANCE_RECIPES[0]][0]
     looks |= dict(zip(IMBALANCE_RECIPES[1:], [(base, dash) for dash in DASHES[1:]], strict=True))
-    looks |= dict(zip(trivial, [("#888888", dash) for dash in DASHES], strict=False))
+    looks |= dict(zip(baselines, [("#888888", dash) for dash in DASHES], strict=False))
     free = [look for look in free if look not in looks.values()]
     unknown = enumerate(sorted(set(names) - set(RECIPES)))
     return looks | {name: free[place % len(free)] for place, name in unknown}
 
 
-def panels_of(
-    tables: dict[str, pd.DataFrame], columns: int, height: float, labels: tuple[str, str]
-) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, str]]]:
-    """Give a figure with a panel a recipe, so many a row and inches high: axes, table and colour of each."""
-    columns = min(columns, len(tables))
-    rows = -(-len(tables) // columns)
-    fig, axes = blank(max(4.5, 2.6 * columns), 0.9 + height * rows, rows, columns, sharex=True, sharey=True)
-    for ax in axes.flat[len(tables) :]:
-        ax.remove()
-    looks, panels = recipe_looks(tables), []
-    for place, (ax, (name, table)) in enumerate(zip(axes.flat, tables.items(), strict=False)):
-        ax.set_title(name, fontsize=9)
-        if place % columns == 0:
-            ax.set_ylabel(labels[1])
-        if place + columns >= len(tables):
-            ax.set_xlabel(labels[0])
-            ax.tick_params(labelbottom=True)
-        panels.append((ax, table, looks[name][0]))
-    return fig, panels
+def recipe_colours(names: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each of these recipes, in this order, each once."""
+    looks, once = recipe_looks(names), dict.fromkeys(names)
+    return {name: looks[name][0] for name in once}
 
 
 def present(values: pd.Series, order: Iterable[str]) -> list[str]:
-    """Those of `order` that occur, then any others in alphabetical order."""
+    """Return those of `order` that occur, then any others in alphabetical order."""
     found, known = set(values.astype(str)), list(order)
     return [name for name in known if name in found] + sorted(found - set(known))
 
 
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table, each by column."""
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def percents(share: float, _: float) -> str:
-    """Write a share as percent."""
-    return f"{share:.0%}"
-
-
-def thousands(count: float, _: float) -> str:
-    """Write a count with separators."""
-    return f"{count:,.0f}"
+def estimate(value: float, low: float, high: float) -> str:
+    """Write a value with its interval, as everywhere in the repository."""
+    return f"{value:.2f} ({low:.2f}–{high:.2f})"
 
 
 def beside(ax: Axes, text: str, x: float, y: float, **options: Any) -> None:

@@ -1,13 +1,10 @@
-"""Running a notebook headlessly with Papermill, and showing it as a page without code.
-
-A failed notebook leaves the pages and outputs of the last good run alone.
-"""
+"""Running a notebook headlessly with Papermill, and showing it as an HTML page without code."""
 
 import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
-from xraylib.storage import DataInvalid, NotFound, XraylibError, atomic
-
-log = logging.getLogger(__name__)
+from xraylib.storage import DataInvalid, Failed, NotFound, atomic
 
 # What a page would fetch from the network: the Colab badge, and what scripts for formulas and widgets load.
 _BADGE = re.compile(r"\[!\[[^\]]*\]\(https?://[^)]*\)\]\([^)]*\)\s*")
@@ -29,48 +24,22 @@ _UNDESCRIBED = 'alt="No description has been provided for this image"'
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-class NotebookFailed(XraylibError):
-    """A cell of a notebook raised; the message says which, and where the failed copy lies."""
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, html: Path | None = None) -> None:
+    """Run a notebook with parameters, write the executed copy and, if wanted, its page.
 
-
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, page: Path | None = None) -> None:
-    """Run a notebook with parameters, write the executed copy and its page.
-
-    Parameters
-    ----------
-    notebook
-        The source; its cell tagged `parameters` says which there are.
-    output
-        Where the executed copy goes; a failed one goes beside it as `<name>.failed.ipynb`.
-    parameters
-        Values by name.
-    page
-        Where an HTML page without code goes, if wanted.
-
-    Raises
-    ------
-    NotFound
-        When there is no such notebook.
-    DataInvalid
-        When the file is not a notebook, or names no kernel.
-    NotFound
-        For a parameter that the notebook does not have: Papermill would only warn.
-    NotebookFailed
-        When a cell raises, or the kernel dies.
+    `Failed` names the cell that raised; the copy that failed is written beside `output` as
+    `<name>.failed.ipynb`, and the output and page of the last good run are left alone.
     """
     if not notebook.is_file():
         raise NotFound(f"no notebook {notebook}. Fix: give one of {notebook.parent}/*.ipynb.")
     try:
         known = papermill.inspect_notebook(str(notebook))
     except ValueError as error:
-        raise DataInvalid(
-            f"{notebook} is not a notebook that runs ({error}). Fix: take it from the repository again."
-        ) from error
-    unknown = [name for name in parameters if name not in known]
-    if unknown:
-        raise NotFound(
-            f"{notebook.name} has no parameter {', '.join(unknown)}. Fix: choose from {', '.join(known)}."
-        )
+        fix = "take it from the repository again"
+        raise DataInvalid(f"{notebook} is not a notebook that runs ({error}). Fix: {fix}.") from error
+    # Papermill itself would only warn.
+    if unknown := ", ".join(name for name in parameters if name not in known):
+        raise NotFound(f"{notebook.name} has no parameter {unknown}. Fix: choose from {', '.join(known)}.")
     failed = output.with_suffix(".failed.ipynb")
     with atomic(output) as temporary:
         try:
@@ -86,37 +55,42 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, page
             )
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(temporary, failed)
-            raise NotebookFailed(
-                f"{notebook.name}, cell {error.exec_count}: {error.ename}: {_plain(error.evalue)}\n"
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue)
+            raise Failed(
+                f"{notebook.name}, cell {error.exec_count}: {error.ename}: {plain}\n"
                 f"The copy with the traceback is {failed}."
             ) from error
         except DeadKernelError as error:
-            raise NotebookFailed(
-                f"{notebook.name}: its kernel died, as it does when memory runs out. Fix: free some memory, "
-                "then run the same command again."
+            fix = "free some memory, then run the same command again"
+            raise Failed(
+                f"{notebook.name}: its kernel died, perhaps for want of memory. Fix: {fix}."
             ) from error
-        if page is not None:
-            write_page(temporary, page, title=notebook.stem)
+        if html is not None:
+            write_page(temporary, html, notebook.stem)
     failed.unlink(missing_ok=True)
 
 
-def write_page(executed: Path, page: Path, *, title: str) -> None:
+def write_page(executed: Path, page: Path, title: str) -> None:
     """Write an executed notebook as one HTML file: no code, images inside, no script, nothing fetched."""
     notebook = nbformat.read(executed, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
+    shown = (cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", []))
+    notebook.cells, descriptions = list(shown), []
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = _BADGE.sub("", cell.source)
-        else:
-            cell.outputs = [output for output in cell.outputs if _WIDGET not in output.get("data", {})]
+            continue
+        cell.outputs = [output for output in cell.get("outputs", []) if _WIDGET not in output.get("data", {})]
+        pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        # `style.Figure` describes itself beside the picture.
+        descriptions += [one.metadata.get("image/png", {}).get("alt", "figure") for one in pictures]
     exporter = HTMLExporter(exclude_input=True, embed_images=True, exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
     # It complains of pictures without a description, because its template passes over the one they have.
     exporter.log.setLevel(logging.ERROR)
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
-    for said in _descriptions(notebook):
-        html = html.replace(_UNDESCRIBED, f'alt="{escape(said)}"', 1)
+    for description in descriptions:
+        html = html.replace(_UNDESCRIBED, f'alt="{escape(description)}"', 1)
     with atomic(page) as temporary:
         temporary.write_text(_SCRIPT.sub("", html), encoding="utf-8")
 
@@ -127,19 +101,3 @@ def parse_parameter(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
-
-
-def _descriptions(notebook: nbformat.NotebookNode) -> Iterator[str]:
-    """What each picture shows, in their order; `canvas.Figure` says it with the picture."""
-    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
-    for output in outputs:
-        if "image/png" in output.get("data", {}):
-            yield output["metadata"].get("image/png", {}).get("alt", "figure")
-
-
-def _tags(cell: nbformat.NotebookNode) -> list[str]:
-    return cell.get("metadata", {}).get("tags", [])
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)

@@ -1,36 +1,144 @@
-"""The published systems, and our own, as data (see `systems.Recipe`).
+"""The published systems, and our own, as data: everything that decides a run, and what is claimed of it.
 
 Run one:  python -m xraylib train tiny-cnn-28 --dataset kermany --protocol strict
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from xraylib.storage import NotFound
-from xraylib.training.systems import Phase, Recipe
 
-# The operating point stated beforehand: the highest threshold that finds this share on validation.
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs at one learning rate; a later phase starts from the best epoch before it.
+
+    `learning_rate` decays along a cosine to a hundredth with `decay`; `freeze_backbone` trains the layers
+    above the backbone only.
+    """
+
+    epochs: int
+    learning_rate: float
+    decay: bool = False
+    freeze_backbone: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A system that can be trained and compared with its claim. The fields are what it does under `strict`.
+
+    `network`, `head` and `augmentation` are keys of `networks.NETWORKS`, `HEADS` and `AUGMENTATIONS`,
+    `imbalance` is one of `train.IMBALANCE_METHODS`, `split_strategy` a key of `splits.SPLIT_STRATEGIES`;
+    `size` is the input's height and width in pixels, `seeds` how many an experiment trains.
+
+    `fit`: `network` trains the whole with Keras; `linear-probe` fits a calibrated logistic regression on
+    features of the frozen network, `single-feature` on the one number that `audit.single_feature` knows by
+    `network`. `patience`: epochs without a better validation before a phase ends; None runs all epochs, keeps
+    the last. `threshold_rule`: see `thresholds`. `validation`: which epoch is kept. `plain`: the lowest
+    validation loss. `framing`: the highest AUC on validation films framed as the other class, on which the
+    threshold is chosen as well. `worst`: likewise, but the highest AUC in the worst of the three views of
+    `corruptions.swaps`.
+
+    `claims`: published values on the system's own test data by metric, or a word where no number was given;
+    `claimed_on`: how many images that was, 0 where it is not known. `stored_output`: what the stored output
+    of the system's own notebook shows. `remark`: what is known of the distance between claim and measurement.
+    `published`: fields that differ under the protocol `published`, empty when nothing was published;
+    `retained` says in words what of the published system that is, `corrected` what `strict` corrects.
+    """
+
+    name: str
+    title: str
+    source: str
+    network: str
+    head: str
+    size: int
+    phases: tuple[Phase, ...]
+    fit: str = "network"
+    init: str = "random"
+    batch_size: int = 32
+    patience: int | None = 5
+    augmentation: str | None = None
+    imbalance: str | None = None
+    split_strategy: str = "patient-grouped"
+    threshold_rule: str | float = "youden"
+    validation: str = "plain"
+    seeds: int = 3
+    claims: Mapping[str, float | str] = field(default_factory=dict)
+    claimed_on: int = 0
+    stored_output: Mapping[str, float] = field(default_factory=dict)
+    published: Mapping[str, Any] = field(default_factory=dict)
+    remark: str = ""
+    retained: tuple[str, ...] = ()
+    corrected: tuple[str, ...] = ()
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def under(self, protocol: str, budget: str = "full") -> "Recipe":
+        """Return the recipe as it runs under a protocol and a budget.
+
+        Another protocol is a split strategy, the rest as under `strict`. `NotFound` for `published` where
+        nothing was published.
+        """
+        if protocol == "published" and not self.published:
+            raise NotFound(f"{self.name} has no protocol `published`: nothing was. Fix: use `strict`.")
+        changed = replace(self, **self.published) if protocol == "published" else self
+        if protocol not in ("published", "strict"):
+            changed = replace(self, split_strategy=protocol)
+        cap = get_budget(budget).epochs_a_phase
+        phases = tuple(replace(p, epochs=min(p.epochs, cap or p.epochs)) for p in changed.phases)
+        return replace(changed, phases=phases)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the outcome of training; prose, claims and the threshold rule are left out."""
+        words = {"title", "source", "seeds", "claims", "claimed_on", "stored_output", "published", "remark"}
+        words |= {"retained", "corrected", "threshold_rule"}
+        if self.validation == "plain":
+            words |= {"validation"}
+        return {key: value for key, value in asdict(self).items() if key not in words}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much training a run of the notebooks may take: at most so many seeds, and epochs a phase."""
+
+    seeds: int | None
+    epochs_a_phase: int | None
+
+
+# `quick` is minutes on two cores with the phantom; `full` is what the committed tables of real data use.
+BUDGETS = {"quick": Budget(2, 20), "full": Budget(None, None)}
+
+
+def get_budget(name: str) -> Budget:
+    """Return the budget of that name, or raise `NotFound` with the names there are."""
+    if name not in BUDGETS:
+        raise NotFound(f"there is no budget {name!r}. Fix: choose one of {', '.join(BUDGETS)}.")
+    return BUDGETS[name]
+
+
+# The operating point stated beforehand: the highest threshold with this sensitivity on validation.
 SENSITIVITY = "sensitivity 0.95"
 
 TINY_CNN = Recipe(
     name="tiny-cnn-28",
     title="Chest X-Ray Pneumonia Classification using Convolutional Neural Networks",
-    source="README of the system: test accuracy .95, test loss .14 on 582 images of its own re-split",
+    source="README of the system: test accuracy 0.95, test loss 0.14 on 582 images of its own re-split",
     network="tiny_cnn",
     head="two-logits",
     size=28,
     phases=(Phase(epochs=20, learning_rate=1e-3),),
     claims={"accuracy": 0.95},
     claimed_on=582,
-    curves={
-        **{"train loss": 0.0728, "train accuracy": 0.9738, "test loss": 0.14},
-        **{"validation loss": 0.1189, "validation accuracy": 0.9614},
-    },
-    remark=("The claim is of its own random deal; on the official test the same network is far below it."),
-    published={"split_strategy": "random-per-image", "patience": None, "threshold": 0.5},
+    remark="The claim is of its own image-level random split; on the official test it is far lower.",
+    published={"split_strategy": "random-per-image", "patience": None, "threshold_rule": 0.5},
     retained=(
-        "exact duplicates removed, then 70/20/10 at random per image, patients on both sides",
+        "exact duplicates removed, then an image-level random split 70/20/10: patients in several splits",
         "the last of 20 epochs",
-        # As written the least possible loss is log(1 + 1/e) = .313; the README reports .0728.
+        # As written the least possible loss is log(1 + 1/e) = 0.313; the README reports 0.0728.
         "sigmoid outputs given to a loss that expects logits: Keras under TensorFlow looks through "
         "the sigmoid to the logits, so the outputs here are logits on every backend, under both protocols",
     ),
@@ -43,7 +151,7 @@ TINY_CNN = Recipe(
 SCRATCH_CNN = Recipe(
     name="scratch-cnn",
     title="Xray-Classification",
-    source="README of the system: accuracy .83, recall above precision, test below validation",
+    source="README of the system: accuracy 0.83, recall above precision, test below validation",
     network="scratch_cnn",
     head="sigmoid",
     size=128,
@@ -56,7 +164,7 @@ SCRATCH_CNN = Recipe(
         "Its README gives neither layers, input size nor epochs: the network here is ours within its words. "
         "What else it says holds here: recall above precision, and the test below validation."
     ),
-    published={"split_strategy": "per-image-validation", "patience": None, "threshold": 0.5},
+    published={"split_strategy": "per-image-validation", "patience": None, "threshold_rule": 0.5},
     retained=(
         "no augmentation",
         "regularisation, then a fine-tuning phase at a lower rate; the last epoch",
@@ -68,7 +176,7 @@ SCRATCH_CNN = Recipe(
 KERASIO = Recipe(
     name="kerasio-tpu",
     title="Pneumonia Classification on TPU (keras.io)",
-    source="page of the example: test accuracy .814, precision .781, recall .977, loss 2.72",
+    source="page of the example: test accuracy 0.814, precision 0.781, recall 0.977, loss 2.72",
     network="separable_cnn",
     head="sigmoid",
     size=180,
@@ -78,16 +186,15 @@ KERASIO = Recipe(
     imbalance="class_weight",
     claims={"accuracy": 0.814, "precision": 0.781, "sensitivity": 0.977},
     claimed_on=624,
-    curves={"test loss": 2.72},
     remark=(
-        "The claim is of one training. The three here have a recall of .995, .985 and .995 at a precision of "
-        ".784, .768 and .704; the second lies within the recall's own interval."
+        "The claim is of one run. The three here have a recall of 0.995, 0.985 and 0.995 at a precision of "
+        "0.784, 0.768 and 0.704; the second lies within the recall's own interval."
     ),
-    published={"split_strategy": "take-skip", "threshold": 0.5},
+    published={"split_strategy": "take-skip", "threshold_rule": 0.5},
     retained=(
-        "validation drawn by take and skip of two different shuffles: four fifths of it are trained on too",
+        "validation by take and skip of two different shuffles: four fifths of it are trained on too",
         "a batch of 200 (25 on each of 8 TPU cores), class weights, early stopping after 10 epochs",
-        "a rate of .015 throughout: its decay sets in after 100,000 steps, and an epoch has 21 "
+        "a rate of 0.015 throughout: its decay sets in after 100,000 steps, and an epoch has 21 "
         "(not corrected either: nothing says what it should have been)",
     ),
     corrected=("validation by patient, cut from train", "the threshold is chosen on validation"),
@@ -107,17 +214,16 @@ RESNET = Recipe(
     seeds=1,
     claims={"sensitivity": "excellent"},
     remark=(
-        "The claim gives no figure. The stored output of its notebook finds every pneumonia and calls "
-        "229 of the 234 normals sick: accuracy .633, precision .630."
+        "The claim gives no number. The stored output of its notebook finds every pneumonia and classifies "
+        "229 of the 234 normals as pneumonia: accuracy 0.633, precision 0.630."
     ),
-    shown={"accuracy": 0.633, "precision": 0.630, "sensitivity": 1.0},
-    curves={"test loss": 3.63},
+    stored_output={"accuracy": 0.633, "precision": 0.630, "sensitivity": 1.0},
     published={
         "network": "resnet50v2_raw",
         "augmentation": None,
         "split_strategy": "official",
         "patience": None,
-        "threshold": 0.5,
+        "threshold_rule": 0.5,
     },
     retained=(
         "raw pixels of 0…255 into a network that expects −1…1",
@@ -127,7 +233,7 @@ RESNET = Recipe(
     corrected=(
         "pixels scaled to −1…1; test images as they are",
         "validation by patient, on which the best epoch and the threshold are chosen",
-        "images reduced with antialiasing, under both protocols: its nearest-neighbour resize is not kept "
+        "images reduced with antialiasing, under both protocols: nearest-neighbour resize is not retained "
         "(on films of 224 × 224, as measured here, neither changes anything)",
     ),
 )
@@ -149,12 +255,12 @@ INCEPTION = Recipe(
     claims={"accuracy": 0.95, "precision": 0.93, "sensitivity": 0.96, "f1": 0.94},
     claimed_on=624,
     remark=(
-        "The four figures cannot be of the official test: of its 390 pneumonias and 234 normals, precision "
-        ".93 at recall .96 leaves 28 false alarms and 16 misses, which is an accuracy of .930. The stored "
+        "The four values cannot be of the official test: of its 390 pneumonias and 234 normals, precision "
+        "0.93 at recall 0.96 leaves 28 false alarms and 16 misses, which is an accuracy of 0.930. The stored "
         "output of the notebook it names is that of the keras.io example."
     ),
-    shown={"accuracy": 0.768, "precision": 0.732, "sensitivity": 0.992},
-    published={"split_strategy": "per-image-validation", "threshold": 0.5},
+    stored_output={"accuracy": 0.768, "precision": 0.732, "sensitivity": 0.992},
+    published={"split_strategy": "per-image-validation", "threshold_rule": 0.5},
     retained=(
         "augmentation, a frozen phase for the layers on top, then the whole at a lower, decaying rate "
         "(its README gives no epochs or rates: 3 at 1e-3 and 10 from 1e-4 are ours)",
@@ -166,7 +272,7 @@ INCEPTION = Recipe(
 MOBILENET_SMALL = Recipe(
     name="mobilenetv2-small",
     title="Pneumonia Lung X-Ray Detection",
-    source="README of the system: validation accuracy 65 % to 95 % over 20 epochs, 136 and 40 images",
+    source="README of the system: validation accuracy 65% to 95% over 20 epochs, 136 and 40 images",
     network="mobilenetv2_small",
     head="sigmoid",
     size=160,
@@ -179,17 +285,13 @@ MOBILENET_SMALL = Recipe(
     seeds=10,
     claims={"accuracy": 0.95},
     claimed_on=40,
-    curves={
-        **{"train accuracy, first epoch": 0.419, "train accuracy": 0.993},
-        **{"validation accuracy, first epoch": 0.65, "validation accuracy": 0.95},
-    },
     remark=(
-        "One draw of 40 images moves in steps of 2.5 points. The code published beside the README validates "
+        "Accuracy on 40 images moves in steps of 2.5 points. The code published beside the README validates "
         "on the folder it trains on."
     ),
-    published={"split_strategy": "random-176", "patience": None, "threshold": 0.5},
+    published={"split_strategy": "random-176", "patience": None, "threshold_rule": 0.5},
     retained=(
-        "176 images drawn per image, 136 to train and 40 on which its accuracy is stated",
+        "176 images chosen at random, 136 to train and 40 on which its accuracy is stated",
         "the last of 20 epochs",
         "rescaling and augmentation in the model (which, and the input size of 160, are ours)",
     ),
@@ -201,24 +303,33 @@ MOBILENET_SMALL = Recipe(
 )
 
 
-def _remedied(imbalance: str, short: str) -> Recipe:
-    title, source = f"{MOBILENET_SMALL.title}, {imbalance.replace('_', ' ')}", "the remedies its README names"
-    named = replace(MOBILENET_SMALL, name=f"{MOBILENET_SMALL.name}-{short}", title=title, source=source)
-    return replace(named, imbalance=imbalance, claims={}, published={}, retained=(), remark="")
+# What a variant of a published recipe does not inherit.
+_OURS: dict[str, Any] = {"claims": {}, "claimed_on": 0, "stored_output": {}, "published": {}, "remark": ""}
+_OURS |= {"retained": ()}
 
 
-def _trivial(number: str) -> Recipe:
-    return Recipe(
-        name=number.replace(" ", "-"),
-        title=f"Trivial baseline: {number}, logistic regression (ours)",
-        source="this repository",
-        network=number,
-        head="sigmoid",
-        size=64,
-        phases=(),
-        fit="single-feature",
-        init="none",
-    )
+def _balanced(imbalance: str, short: str) -> Recipe:
+    name, title = f"{MOBILENET_SMALL.name}-{short}", f"{MOBILENET_SMALL.title}, {imbalance.replace('_', ' ')}"
+    about: dict[str, Any] = {
+        "name": name,
+        "title": title,
+        "source": "the class-imbalance methods its README names",
+    }
+    return replace(MOBILENET_SMALL, imbalance=imbalance, **about, **_OURS)
+
+
+def _reframed(recipe: Recipe) -> Recipe:
+    """Return a recipe with random framing in training, its epoch and threshold chosen on swapped films."""
+    name, title = f"{recipe.name}-reframed", f"{recipe.title}, framing made random in training (ours)"
+    about: dict[str, Any] = {"name": name, "title": title, "source": "this repository", "corrected": ()}
+    about |= {"augmentation": "reframe", "validation": "framing", "threshold_rule": SENSITIVITY}
+    return replace(recipe, **about, **_OURS)
+
+
+def _single_feature(feature: str) -> Recipe:
+    name, title = feature.replace(" ", "-"), f"Single-feature baseline: {feature}, logistic regression (ours)"
+    about = (name, title, "this repository", feature, "sigmoid", 64, ())
+    return Recipe(*about, fit="single-feature", init="none")
 
 
 MOBILENET_FROZEN = Recipe(
@@ -232,25 +343,6 @@ MOBILENET_FROZEN = Recipe(
     fit="linear-probe",
     init="imagenet",
 )
-
-
-def _reframed(recipe: Recipe) -> Recipe:
-    """Return a recipe with random framing in training, its epoch and threshold chosen on re-framed films."""
-    name, title = f"{recipe.name}-reframed", f"{recipe.title}, framing made random in training (ours)"
-    named = replace(recipe, name=name, title=title, source="this repository", augmentation="reframe")
-    return replace(
-        named,
-        validation="framing",
-        threshold=SENSITIVITY,
-        claims={},
-        shown={},
-        curves={},
-        published={},
-        retained=(),
-        corrected=(),
-        remark="",
-        claimed_on=0,
-    )
 
 
 FLAGSHIP = Recipe(
@@ -268,35 +360,25 @@ FLAGSHIP = Recipe(
     patience=20,
     augmentation="reframe-render",
     validation="worst",
-    threshold=SENSITIVITY,
+    threshold_rule=SENSITIVITY,
     seeds=5,
 )
 
-# The small experiment without and with each remedy for imbalance.
+# The small experiment without and with each class-imbalance method.
 IMBALANCE_RECIPES = tuple(
     f"{MOBILENET_SMALL.name}{end}" for end in ("", "-weighted", "-oversampled", "-undersampled")
 )
 
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        INCEPTION,
-        SCRATCH_CNN,
-        TINY_CNN,
-        RESNET,
-        MOBILENET_SMALL,
-        _remedied("class_weight", "weighted"),
-        _remedied("oversample", "oversampled"),
-        _remedied("undersample", "undersampled"),
-        KERASIO,
-        MOBILENET_FROZEN,
-        FLAGSHIP,
-        *(_reframed(recipe) for recipe in (TINY_CNN, SCRATCH_CNN, KERASIO)),
-        _trivial("majority class"),
-        _trivial("file size"),
-        _trivial("mean intensity"),
-    )
-}
+_ALL = (
+    *(INCEPTION, SCRATCH_CNN, TINY_CNN, RESNET, MOBILENET_SMALL),
+    _balanced("class_weight", "weighted"),
+    _balanced("oversample", "oversampled"),
+    _balanced("undersample", "undersampled"),
+    *(KERASIO, MOBILENET_FROZEN, FLAGSHIP),
+    *map(_reframed, (TINY_CNN, SCRATCH_CNN, KERASIO)),
+    *map(_single_feature, ("majority class", "file size", "mean intensity")),
+)
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
 
 def get_recipe(name: str) -> Recipe:

@@ -1,71 +1,213 @@
-"""A finished training on disk: what it was made from, its learning curves, its scores.
+"""Finished runs: the one store that training writes and everything after it reads.
 
-A run lives in `paths.RUNS/<recipe>-<key>`, where the key is a hash of everything that decides its
-outcome: recipe, images and their split, seed, initial weights and `TRAINING_VERSION`.
+A run lies in `reports/<dataset>/runs/<recipe>/<protocol>-<seed>/`: `run.json` (what it was made from and on,
+and its frozen `threshold`), `history.csv` (a row an epoch, or a penalty of the linear probe), `scores.csv`
+(its scores table) and, ignored by git, its model.
 """
 
 import hashlib
 import importlib
 import importlib.metadata
 import json
+import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from xraylib.evaluation.scores import read as read_scores
-from xraylib.evaluation.scores import write as write_scores
-from xraylib.storage import atomic
+from xraylib import paths
+from xraylib.storage import DataInvalid, NotFound, atomic, atomic_folder
+from xraylib.training.recipes import RECIPES
+from xraylib.training.thresholds import thresholds
 
-# Raised by hand when a change of the code changes what a training gives; runs of another version are stale.
+# Raised by hand when a change of the code changes what training gives; runs of another version are stale.
 TRAINING_VERSION = 1
 
 # What a run leaves to predict with, by the recipe's `fit`; `run.json` holds its SHA-256.
 MODEL_FILES = {"network": "model.weights.h5", "linear-probe": "head.json", "single-feature": "head.json"}
 
+# Data sets whose runs are in git: none is replaced unless that was asked for.
+COMMITTED = ("kermany",)
+
+SCORE_COLUMNS = ("recipe", "protocol", "seed", "split", "image_id", "patient", "kind", "label", "score")
+
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training.
-
-    Attributes
-    ----------
-    recipe : name
-    protocol : `published`, `strict`, or the name of a way of splitting (`splits.SPLIT_STRATEGIES`)
-    seed : int
-    folder : where its files are
-    settings : what it was made from and on: init, hardware, train_seconds, epochs, versions, …
-    history : one row an epoch: `epoch, phase, loss, accuracy, val_loss, val_accuracy`
-    scores : the scores table of its validation and test images
-    """
+    """A finished run; `protocol` is `published`, `strict` or a split strategy, `settings` its `run.json`."""
 
     recipe: str
     protocol: str
     seed: int
     folder: Path
     settings: dict[str, Any]
-    history: pd.DataFrame
-    scores: pd.DataFrame
+
+    @property
+    def threshold(self) -> float:
+        """The frozen threshold: at or above it an image is classified as pneumonia."""
+        return float(self.settings["threshold"])
+
+    @property
+    def model_file(self) -> Path:
+        """Where its model is, or was on the machine that trained it."""
+        return self.folder / MODEL_FILES[self.settings["choices"]["fit"]]
+
+    @property
+    def has_model(self) -> bool:
+        """Whether its model is on this machine, as it was written."""
+        file = self.model_file
+        return file.exists() and file_sha256(file) == self.settings["model_sha256"]
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch: `epoch, phase, loss, accuracy, val_loss, val_accuracy, val_auc_…, seconds`."""
+        return pd.read_csv(self.folder / "history.csv")
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """The scores table of its validation and test images."""
+        return read_scores(self.folder / "scores.csv")
+
+
+def folder(dataset: str, recipe: str, protocol: str, seed: int) -> Path:
+    """Where a run lies."""
+    return paths.REPORTS / dataset / "runs" / recipe / f"{protocol}-{seed}"
+
+
+def get(dataset: str, recipe: str, protocol: str = "strict", seed: int = 0) -> Run | None:
+    """Return one finished run, or None."""
+    place = folder(dataset, recipe, protocol, seed)
+    return read(place) if (place / "run.json").exists() else None
+
+
+def find(dataset: str, recipe: str | None = None, protocol: str | None = None) -> list[Run]:
+    """Return the finished runs of a data set in the order of `RECIPES`, protocol and seed."""
+    files = (paths.REPORTS / dataset / "runs").glob(f"{recipe or '*'}/*/run.json")
+    found = [run for run in map(read, (file.parent for file in files)) if protocol in (None, run.protocol)]
+    return sorted(found, key=lambda run: (rank(run.recipe), run.protocol, run.seed))
+
+
+def rank(recipe: str) -> tuple[int, str]:
+    """Key to sort by: the order of `RECIPES`, then what is not among them by name."""
+    return (list(RECIPES).index(recipe) if recipe in RECIPES else len(RECIPES)), recipe
 
 
 def read(folder: Path) -> Run:
     """Read a finished run from its folder."""
-    settings = json.loads((folder / "run.json").read_text())
-    history = pd.read_csv(folder / "history.csv")
-    scores = read_scores(folder / "scores.csv")
-    return Run(settings["recipe"], settings["protocol"], settings["seed"], folder, settings, history, scores)
+    try:
+        about = json.loads((folder / "run.json").read_text())
+        return Run(about["recipe"], about["protocol"], about["seed"], folder, about)
+    except (ValueError, KeyError) as error:
+        raise DataInvalid(
+            f"{folder / 'run.json'} is no run ({error}). Fix: delete it, train again."
+        ) from error
 
 
-def write(folder: Path, settings: dict[str, Any], history: pd.DataFrame, scores: pd.DataFrame) -> None:
-    """Write tables first and `run.json` last: its presence says that the run is whole."""
-    with atomic(folder / "history.csv") as file:
-        history.to_csv(file, index=False, float_format="%.7g")
-    write_scores(scores, folder / "scores.csv")
-    settings = settings | {"train_seconds": round(settings["train_seconds"], 1)}
-    with atomic(folder / "run.json") as file:
-        file.write_text(json.dumps(settings, indent=1))
-    (folder / "checkpoint.npz").unlink(missing_ok=True)
+def write(
+    settings: dict[str, Any], history: pd.DataFrame, scores: pd.DataFrame, rule: str | float, model: Path
+) -> Run:
+    """Write a run, its threshold chosen by `rule`; it replaces another as a whole or not at all."""
+    place = folder(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed")))
+    with atomic_folder(place) as new:
+        history.to_csv(new / "history.csv", index=False, float_format="%.7g")
+        write_scores(scores, new / "scores.csv")
+        # From the scores as they are read back, so that whoever recomputes the threshold finds this one.
+        chosen = thresholds(read_scores(new / "scores.csv"), rule).loc[settings["seed"]]
+        shutil.copyfile(model, new / model.name)
+        about = settings | {
+            "train_seconds": round(settings["train_seconds"], 1),
+            "model_sha256": file_sha256(model),
+            "threshold": float(chosen),
+        }
+        (new / "run.json").write_text(json.dumps(about, indent=1) + "\n")
+    return read(place)
+
+
+def write_scores(scores: pd.DataFrame, file: Path) -> None:
+    """Write a scores table; nine digits bring every float32 back exactly."""
+    with atomic(file) as temporary:
+        scores.to_csv(temporary, index=False, float_format="%.9g")
+
+
+def read_scores(file: Path) -> pd.DataFrame:
+    """Read a scores table; names made of digits, or of the letters NA, stay names."""
+    try:
+        table = pd.read_csv(file, dtype="str", keep_default_na=False)[list(SCORE_COLUMNS)]
+    except (ValueError, KeyError) as error:
+        why = str(error).strip()
+        raise DataInvalid(f"{file} is not a scores table ({why}). Fix: delete it and train again.") from error
+    for column, kind in (("seed", "int64"), ("label", "int64"), ("score", "float64")):
+        table[column] = numbers(table, column, kind, file)
+    return table
+
+
+def numbers(table: pd.DataFrame, column: str, kind: str, file: Path) -> pd.Series:
+    """A column of text as int64 or float64; `DataInvalid` names the first image whose entry is no number."""
+    found = pd.to_numeric(table[column], errors="coerce")
+    bad = found.isna() | ~np.isfinite(found) | ((found % 1 != 0) & (kind == "int64"))
+    if bad.any():
+        row = table[bad].iloc[0]
+        raise DataInvalid(
+            f"{file}: {row['image_id']} has {row[column]!r} as {column}, which is no number "
+            f"({int(bad.sum())} rows, the first in line {bad.idxmax() + 2}). Fix: delete it, and run the "
+            "command that wrote it again."
+        )
+    return found.astype("int64" if kind == "int64" else "float64")
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A run's model: a Keras network, or a frozen one with the arrays of its linear `head` on top."""
+
+    run: Run
+    model: Any
+    head: dict[str, np.ndarray] | None
+
+    @property
+    def threshold(self) -> float:
+        """The run's frozen threshold."""
+        return self.run.threshold
+
+    def score(self, pixels: np.ndarray) -> np.ndarray:
+        """P(pneumonia) float64 `(n,)` of uint8 pixels `(n, size, size, 1)`."""
+        from xraylib.training import networks, probe  # which load Keras
+
+        if self.head is not None:
+            return probe.predict(self.head, probe.describe(self.model, pixels))
+        head = self.run.settings["choices"]["head"]
+        return networks.predict(self.model, head, pixels, np.arange(len(pixels)), 32)
+
+
+def load(run: Run) -> Predictor:
+    """Rebuild a run's model in code and load its verified weights; no stored code is ever executed."""
+    from xraylib.training import networks, probe  # which load Keras
+
+    choices, settings = run.settings["choices"], run.settings
+    if choices["fit"] == "single-feature":
+        raise NotFound(f"{run.recipe} sees no image. Fix: predict with another recipe.")
+    if not run.has_model:
+        raise DataInvalid(
+            f"{run.model_file} is missing or is not what the run wrote. Fix: train it again on this machine: "
+            f"python -m xraylib train {run.recipe} --dataset {settings['dataset']} --overwrite"
+        )
+    if choices["fit"] == "network":
+        model = networks.build(
+            choices["network"], choices["size"], choices["head"], augmentation=choices["augmentation"]
+        )
+        model.load_weights(run.model_file)
+        return Predictor(run, model, None)
+    init = "random" if settings["init"] == "random" else "imagenet"
+    weights = networks.get_weights(choices["network"], init)
+    if weights.label != settings["init"]:
+        raise DataInvalid(
+            f"the run was fitted on {settings['init']}, found are {weights.label}. Fix: set "
+            "XRAYLIB_WEIGHTS to the weights it was fitted on, or train again."
+        )
+    frozen = probe.extractor(choices["network"], choices["size"], weights, run.seed)
+    return Predictor(run, frozen, probe.load(run.model_file))
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:
@@ -78,22 +220,19 @@ def digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def model_sha256(file: Path) -> str:
-    """SHA-256 of a model's file, hexadecimal."""
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def split_fingerprint(assigned: pd.DataFrame) -> str:
-    """Name images, patients, labels and sides by 16 hex digits."""
-    rows = (
-        assigned[["image_id", "sha256", "patient", "kind", "label", "split"]]
-        .astype(str)
-        .agg("|".join, axis=1)
-    )
+    """Name images, patients, labels and splits by 16 hex digits."""
+    columns = ["image_id", "sha256", "patient", "kind", "label", "split"]
+    rows = assigned[columns].astype(str).agg("|".join, axis=1)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
 def versions(backend: str) -> dict[str, str]:
-    """Versions of the libraries that decide figures; `backend` is Keras's."""
+    """Versions of the libraries that decide the scores; `backend` is Keras's."""
     found = {name: importlib.metadata.version(name) for name in ("keras", "scikit-learn", "numpy")}
     return found | {backend: importlib.import_module(backend).__version__}

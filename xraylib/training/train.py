@@ -1,6 +1,8 @@
 """One function that trains any recipe: seeded, resumable, and never the same thing twice."""
 
+import json
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,30 +13,18 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from sklearn.metrics import log_loss, roc_auc_score
+from tqdm.auto import tqdm
 
 from xraylib import paths
-from xraylib.datasets import audit, framing, images, splits
+from xraylib.datasets import audit, corruptions, images, splits
 from xraylib.devices import Accelerator
-from xraylib.evaluation.scores import COLUMNS
-from xraylib.storage import DataInvalid, Failed, storage_errors
-from xraylib.training import features, heads, models
-from xraylib.training.batches import Batches, balance, predict
-from xraylib.training.checkpoints import Progress
-from xraylib.training.runs import (
-    MODEL_FILES,
-    TRAINING_VERSION,
-    Run,
-    digest,
-    model_sha256,
-    plain,
-    read,
-    split_fingerprint,
-    versions,
-    write,
-)
-from xraylib.training.systems import Phase, Recipe, get_budget
+from xraylib.storage import DataInvalid, Failed, atomic, storage_errors
+from xraylib.training import networks, probe, runs
+from xraylib.training.recipes import Phase, Recipe
 
 log = logging.getLogger(__name__)
+
+IMBALANCE_METHODS = ("class_weight", "oversample", "undersample")
 
 
 def train(
@@ -46,134 +36,140 @@ def train(
     seed: int = 0,
     budget: str = "full",
     init: str | None = None,
-    runs: Path = paths.RUNS,
-) -> Run:
-    """Train a recipe, go on with a training that was cut, or read back one that is finished.
+    overwrite: bool = False,
+) -> runs.Run:
+    """Train a recipe, go on with a run that was cut, or read back one that is finished.
 
-    Parameters
-    ----------
-    recipe
-        From `recipes.RECIPES`.
-    manifest
-        From `catalog.load`, whole: the protocol splits it.
-    accelerator
-        From `accelerators.use`.
-    protocol
-        `published`, `strict`, or the name of a way of splitting (see `splits.assign`).
-    seed
-        Draws the split, the initial weights, the order of images and dropout.
-    budget
-        A key of `recipes.BUDGETS`.
-    init
-        Initial weights instead of the recipe's (see `models.get_weights`).
-    runs
-        Folder of the runs.
-
-    Returns
-    -------
-    Run
-        Whose scores were made by the best epoch on validation, or by the last where the recipe has no
-        patience. Killed at any moment and called again, it ends with the same scores on the same machine.
-
-    Raises
-    ------
-    XraylibError
-        What `splits.assign`, `images.load_pixels` and `models.get_weights` raise.
+    `manifest` is whole (from `manifest.load`) and split by `protocol`, see `splits.assign`, and `seed`, which
+    also draws initial weights, order of images and dropout. `init` replaces the recipe's initial weights. The
+    scores are of the best epoch on validation, or of the last where the recipe has no patience. Killed at any
+    moment and called again, it ends with the same scores on the same machine. A committed run is replaced
+    only with `overwrite`.
     """
     chosen = recipe.under(protocol, budget)
-    get_budget(budget)
-    weights = models.get_weights(chosen.network, init or chosen.init)
+    weights = networks.get_weights(chosen.network, init or chosen.init)
     assigned = splits.assign(manifest, protocol, seed, split_strategy=chosen.split_strategy)
-    _check_batches(chosen, assigned, accelerator)
+    batch = min(chosen.batch_size, int((assigned["split"] == "train").sum()))
+    if batch % accelerator.count:
+        raise DataInvalid(
+            f"a batch of {batch} images cannot be divided among {accelerator.count} devices. Fix: use one "
+            "device, or a number of devices that divides the batch."
+        )
     settings = {
         "dataset": manifest.attrs.get("dataset", "unnamed"),
         "recipe": recipe.name,
         "protocol": protocol,
         "seed": seed,
-        "choices": plain(chosen.settings()),
+        "choices": runs.plain(chosen.settings()),
         "init": weights.label,
-        "split": split_fingerprint(assigned),
+        "split": runs.split_fingerprint(assigned),
+        "training_version": runs.TRAINING_VERSION,
     }
-    settings["training_version"] = TRAINING_VERSION
-    settings["key"] = digest(settings)
+    # Without hardware and versions, so that a run that was cut can go on elsewhere.
+    settings["key"] = runs.digest(settings)
     settings["hardware"] = str(accelerator)
-    settings["versions"] = versions(keras.backend.backend())
-    folder = runs / f"{recipe.name}-{settings['key']}"
+    settings["versions"] = runs.versions(keras.backend.backend())
+    if run := _finished(settings, overwrite):
+        return run
+    folder = paths.RUNS / "{dataset}-{recipe}-{protocol}-{seed}-{key}".format(**settings)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if not (folder / "run.json").exists():
+    # Beside the folder, which is removed while others may wait.
+    with FileLock(f"{folder}.lock"):
+        # Of two processes at once the second finds the run of the first.
+        if (run := _finished(settings, overwrite)) is None:
             log.info("training %s, %s, seed %d on %s", recipe.name, protocol, seed, accelerator)
-            fit = _fit_network if chosen.fit == "network" else _fit_linear_head
-            history, scored, extra = fit(chosen, manifest, assigned, weights, seed, folder)
-            extra["model_sha256"] = model_sha256(folder / MODEL_FILES[chosen.fit])
-            write(folder, settings | extra, history, _table(settings, scored))
-    return read(folder)
+            fit = _fit_network if chosen.fit == "network" else _fit_probe
+            history, scored, extra = fit(chosen, manifest, assigned, weights, settings, folder)
+            model, table = folder / runs.MODEL_FILES[chosen.fit], _scores(settings, scored)
+            run = runs.write(settings | extra, history, table, chosen.threshold_rule, model)
+        shutil.rmtree(folder, ignore_errors=True)
+    return run
+
+
+def _finished(settings: dict[str, Any], overwrite: bool) -> runs.Run | None:
+    """The finished run of these settings; None where one is to be trained."""
+    run = runs.get(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed")))
+    if run is None:
+        return None
+    same = run.settings["key"] == settings["key"]
+    if same and run.has_model:
+        return run
+    if settings["dataset"] in runs.COMMITTED and not overwrite:
+        why = "its model is not on this machine" if same else "it has other settings, images or code"
+        raise DataInvalid(
+            f"{run.folder} stands in the report and would be replaced ({why}). Fix: pass --overwrite "
+            "(overwrite=True) to train it again."
+        )
+    if not same:
+        log.warning("%s has other settings, images or code: it is trained again and replaced", run.folder)
+    return None
 
 
 def _fit_network(
     recipe: Recipe,
     manifest: pd.DataFrame,
     assigned: pd.DataFrame,
-    weights: models.Weights,
-    seed: int,
+    weights: networks.Weights,
+    settings: dict[str, Any],
     folder: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    seed = settings["seed"]
     pixels = images.load_pixels(manifest, recipe.size)
     labels = manifest["label"].to_numpy()
-    sides = {side: rows.index.to_numpy() for side, rows in assigned.groupby("split")}
+    train, val = (assigned.index[assigned["split"] == split].to_numpy() for split in ("train", "val"))
     keras.utils.set_random_seed(seed)
-    model = models.build(
+    model = networks.build(
         recipe.network, recipe.size, recipe.head, weights=weights, augmentation=recipe.augmentation
     )
-    val = sides["val"]
-    swapped = {}
+
+    def score(films: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return _finite(networks.predict(model, recipe.head, films, rows, recipe.batch_size), recipe)
+
+    swapped: dict[str, np.ndarray] = {}
     if recipe.validation != "plain":
-        swapped = framing.swaps(np.asarray(pixels[val]), labels[val], seed)
+        swapped = corruptions.swaps(np.asarray(pixels[val]), labels[val], seed)
         if recipe.validation == "framing":
             swapped = {"framing": swapped["framing"]}
-    progress = Progress.resume(folder, model)
+    all_val = np.arange(len(val))
+    progress = Progress.resume(folder, model, settings["hardware"])
+    bar = tqdm(total=recipe.epochs, initial=progress.epoch, desc=f"{recipe.name}, seed {seed}", unit="epoch")
     for number, phase in enumerate(recipe.phases):
         if progress.phase > number:
             continue
-        weighted = balance(sides["train"], labels, recipe.imbalance, np.random.default_rng(seed))[0]
-        _prepare(model, recipe, phase, steps=len(weighted) // recipe.batch_size)
+        first = balance(train, labels, recipe.imbalance, np.random.default_rng(seed))[0]
+        _prepare(model, recipe, phase, steps=len(first) // recipe.batch_size)
         progress.begin_phase(number)
         while not progress.phase_over(phase.epochs, recipe.patience):
-            started = time.perf_counter()
-            rows, row_weights = balance(
-                sides["train"], labels, recipe.imbalance, np.random.default_rng([seed, progress.epoch])
-            )
-            order = np.random.default_rng([seed, progress.epoch, 1]).permutation(rows)
+            started, epoch = time.perf_counter(), progress.epoch
+            rows, row_weights = balance(train, labels, recipe.imbalance, np.random.default_rng([seed, epoch]))
+            order = np.random.default_rng([seed, epoch, 1]).permutation(rows)
             batches = Batches(pixels, labels, order, row_weights, recipe.batch_size)
             seen = model.fit(batches, epochs=1, verbose=0, shuffle=False).history
-            validated = _finite(predict(model, recipe.head, pixels, sides["val"], recipe.batch_size), recipe)
-            rows_seen = np.arange(len(val))
-            worst = {
-                f"val_auc_{view}": roc_auc_score(
-                    labels[val], predict(model, recipe.head, films, rows_seen, recipe.batch_size)
-                )
+            validated = score(pixels, val)
+            views = {
+                f"val_auc_{view}": roc_auc_score(labels[val], score(films, all_val))
                 for view, films in swapped.items()
             }
+            val_loss = log_loss(labels[val], validated, labels=[0, 1])
             progress.end_epoch(
-                **worst,
+                **views,
                 loss=seen["loss"][0],
                 accuracy=seen["accuracy"][0],
-                val_loss=log_loss(labels[sides["val"]], validated, labels=[0, 1]),
-                val_accuracy=np.mean((validated > 0.5) == labels[sides["val"]]),
+                val_loss=val_loss,
+                val_accuracy=np.mean((validated > 0.5) == labels[val]),
                 seconds=time.perf_counter() - started,
             )
+            bar.set_postfix(loss=f"{seen['loss'][0]:.3f}", val_loss=f"{val_loss:.3f}", refresh=False)
+            bar.update()
         progress.end_phase(keep_best=recipe.patience is not None)
-    rows = assigned.index.to_numpy()
-    scored = np.full(len(rows), np.nan)
-    wanted = assigned["split"].isin(["val", "test"]).to_numpy()
-    scored[wanted] = _finite(predict(model, recipe.head, pixels, rows[wanted], recipe.batch_size), recipe)
-    table = assigned.assign(score=scored)
+    bar.close()
+    wanted = assigned[assigned["split"].isin(["val", "test"])]
+    table = wanted.assign(score=score(pixels, wanted.index.to_numpy()))
     if swapped:
-        again = predict(model, recipe.head, swapped["framing"], np.arange(len(val)), recipe.batch_size)
-        films = assigned[assigned["split"] == "val"].assign(split="swapped", score=again)
-        table = pd.concat([table, films])
-    models.save_weights(model, folder / MODEL_FILES["network"])
+        films = assigned[assigned["split"] == "val"].assign(split="swapped")
+        table = pd.concat([table, films.assign(score=score(swapped["framing"], all_val))])
+    networks.save_weights(model, folder / runs.MODEL_FILES["network"])
     history = pd.DataFrame(progress.history)
     kept = len(history) if recipe.patience is None else progress.best_epoch + 1
     return history, table, {"train_seconds": progress.seconds, "epochs": len(history), "kept_epoch": kept}
@@ -186,7 +182,7 @@ def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> No
     for layer in model.layers:
         if layer.name == "backbone":
             layer.trainable = not phase.freeze_backbone
-    head = models.HEADS[recipe.head]
+    head = networks.HEADS[recipe.head]
     accuracy: Callable[..., keras.metrics.Metric] = (
         keras.metrics.BinaryAccuracy if head.units == 1 else keras.metrics.SparseCategoricalAccuracy
     )
@@ -196,49 +192,182 @@ def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> No
     model.optimizer.build(model.trainable_variables)
 
 
-def _fit_linear_head(
+def _fit_probe(
     recipe: Recipe,
     manifest: pd.DataFrame,
     assigned: pd.DataFrame,
-    weights: models.Weights,
-    seed: int,
+    weights: networks.Weights,
+    settings: dict[str, Any],
     folder: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     started = time.perf_counter()
     if recipe.fit == "single-feature":
-        table = audit.number(manifest, recipe.network, recipe.size)
+        features = audit.single_feature(manifest, recipe.network, recipe.size)
     else:
-        table = features.pooled(manifest, recipe.network, recipe.size, weights, seed)
-    head, history = heads.fit(
-        table[assigned.index],
-        assigned["label"].to_numpy(),
-        assigned["split"].to_numpy(),
-    )
-    scored = assigned.assign(score=heads.predict(head, table[assigned.index]))
-    heads.save(head, folder / MODEL_FILES["linear-probe"])
-    seconds = time.perf_counter() - started
-    return history, scored, {"train_seconds": seconds, "epochs": 0}
-
-
-def _check_batches(recipe: Recipe, assigned: pd.DataFrame, accelerator: Accelerator) -> None:
-    batch = min(recipe.batch_size, int((assigned["split"] == "train").sum()))
-    if batch % accelerator.count:
-        raise DataInvalid(
-            f"a batch of {batch} images cannot be divided among {accelerator.count} devices. Fix: use one "
-            "device, or a number of devices that divides the batch."
-        )
+        features = probe.pooled(manifest, recipe.network, recipe.size, weights, settings["seed"])
+    features = features[assigned.index]
+    head, history = probe.fit(features, assigned["label"].to_numpy(), assigned["split"].to_numpy())
+    probe.save(head, folder / runs.MODEL_FILES[recipe.fit])
+    scored = assigned.assign(score=probe.predict(head, features))
+    return history, scored, {"train_seconds": time.perf_counter() - started, "epochs": 0}
 
 
 def _finite(scored: np.ndarray, recipe: Recipe) -> np.ndarray:
     if not np.isfinite(scored).all():
         raise Failed(
             f"{recipe.name}: the network's scores are not numbers, its training diverged. Fix: a lower "
-            "learning rate in xraylib/recipes.py, or another seed."
+            "learning rate in xraylib/training/recipes.py, or another seed."
         )
     return scored
 
 
-def _table(settings: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
-    for name in ("recipe", "protocol", "seed"):
-        table[name] = settings[name]
-    return table.loc[table["split"] != "train", list(COLUMNS)].sort_values(["split", "image_id"])
+def _scores(settings: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
+    table = table.assign(**{name: settings[name] for name in ("recipe", "protocol", "seed")})
+    columns = list(runs.SCORE_COLUMNS)
+    return table.loc[table["split"] != "train", columns].sort_values(["split", "image_id"])
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of one length from the memory-mapped pixels; what fills no batch waits for another epoch."""
+
+    def __init__(
+        self, pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray, weights: np.ndarray, size: int
+    ):
+        super().__init__()
+        self.pixels, self.labels, self.weights = pixels, labels, weights
+        self.size = min(size, len(rows))
+        self.rows = rows[: len(rows) // self.size * self.size].reshape(-1, self.size)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = self.rows[index]
+        return self.pixels[rows], self.labels[rows], self.weights[rows]
+
+
+def balance(
+    rows: np.ndarray, labels: np.ndarray, method: str | None, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Apply a class-imbalance method, one of `IMBALANCE_METHODS` or None, to the training rows of one epoch.
+
+    `labels` are 0/1 of every row of the data set. Returns the rows of the epoch, which over- and
+    undersampling choose anew each time, and a float32 weight for every row of the data set (mean 1 over
+    `rows`).
+    """
+    weights = np.ones(len(labels), np.float32)
+    classes = [rows[labels[rows] == value] for value in (0, 1)]
+    if method == "class_weight":
+        for members in classes:
+            weights[members] = len(rows) / (2 * len(members))
+    elif method is not None:
+        length = (max if method == "oversample" else min)(len(members) for members in classes)
+        chosen = [rng.choice(members, length, replace=len(members) < length) for members in classes]
+        rows = np.concatenate(chosen)
+    return rows, weights
+
+
+class Progress:
+    """Where a run stands: phase, epochs done, learning curves, and the best epoch on validation.
+
+    All of it is in one checkpoint, written atomically after each epoch. Keras's `BackupAndRestore` keeps
+    weights and epoch only; early stopping, phases and the learning curves decide the outcome as well.
+    """
+
+    def __init__(self, folder: Path, model: keras.Model, hardware: str = ""):
+        self.file = folder / "checkpoint.npz"
+        self.model, self.hardware = model, hardware
+        self.phase = 0
+        self.history: list[dict[str, float]] = []
+        self.best: list[np.ndarray] = []
+        self.best_loss = np.inf
+        self.best_epoch = -1
+        self._optimizer: list[np.ndarray] | None = None
+
+    @classmethod
+    def resume(cls, folder: Path, model: keras.Model, hardware: str = "") -> "Progress":
+        """Take up the checkpoint in `folder`, or begin where there is none."""
+        progress = cls(folder, model, hardware)
+        if progress.file.exists():
+            progress._load()
+        return progress
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done, in all phases."""
+        return len(self.history)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and validation, those before a break included."""
+        return float(sum(row["seconds"] for row in self.history))
+
+    def begin_phase(self, number: int) -> None:
+        """Enter a phase whose optimiser was just made; a resumed one gets its state back."""
+        if number == self.phase and self._optimizer is not None:
+            _assign(self.model.optimizer.variables, self._optimizer)
+        self.phase = number
+        self._optimizer = None
+
+    def phase_over(self, epochs: int, patience: int | None) -> bool:
+        """Whether the phase has run its epochs or validation has not improved for `patience` of them."""
+        done = [row for row in self.history if row["phase"] == self.phase]
+        if len(done) >= epochs:
+            return True
+        since = self.epoch - 1 - max(self.best_epoch, self.epoch - len(done) - 1)
+        return patience is not None and since >= patience
+
+    def end_epoch(self, **measured: float) -> None:
+        """Add a row to the learning curves, keep the best weights, write the checkpoint."""
+        row = {"epoch": self.epoch + 1, "phase": self.phase}
+        self.history.append(row | {name: float(value) for name, value in measured.items()})
+        swapped = [value for name, value in measured.items() if name.startswith("val_auc_")]
+        # The lowest is kept: the validation loss, or what the worst swapped view lacks to an AUC of 1.
+        criterion = 1 - min(swapped) if swapped else measured["val_loss"]
+        if criterion < self.best_loss:
+            self.best_loss, self.best_epoch = float(criterion), self.epoch - 1
+            self.best = _values(self.model.variables)
+        self._save()
+
+    def end_phase(self, keep_best: bool) -> None:
+        """Leave a phase with the best weights so far, or with the last."""
+        if keep_best and self.best:
+            _assign(self.model.variables, self.best)
+        self.phase += 1
+        self._save(with_optimizer=False)
+
+    def _save(self, with_optimizer: bool = True) -> None:
+        state = {name: getattr(self, name) for name in _STATE}
+        groups = {"model": _values(self.model.variables), "best": self.best}
+        if with_optimizer:
+            groups["optimizer"] = _values(self.model.optimizer.variables)
+        arrays = {f"{group}-{i}": value for group, values in groups.items() for i, value in enumerate(values)}
+        with atomic(self.file) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, state=np.array(json.dumps(state)), **arrays)  # type: ignore[arg-type]
+
+    def _load(self) -> None:
+        with np.load(self.file, allow_pickle=False) as saved:
+            groups: dict[str, list[np.ndarray]] = {"model": [], "best": [], "optimizer": []}
+            for group, values in groups.items():
+                names = [name for name in saved.files if name.startswith(f"{group}-")]
+                values.extend(saved[f"{group}-{i}"] for i in range(len(names)))
+            state = json.loads(str(saved["state"]))
+        if (before := state.pop("hardware")) != self.hardware:
+            log.warning("%s: begun on %s, goes on on %s", self.file.parent.name, before, self.hardware)
+        for name, value in state.items():
+            setattr(self, name, value)
+        self.best, self._optimizer = groups["best"], groups["optimizer"] or None
+        log.info("going on after epoch %d", self.epoch)
+        _assign(self.model.variables, groups["model"])
+
+
+_STATE = ("phase", "history", "best_loss", "best_epoch", "hardware")
+
+
+def _values(variables: list[Any]) -> list[np.ndarray]:
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def _assign(variables: list[Any], values: list[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

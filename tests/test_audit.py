@@ -1,0 +1,171 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from test_images import announcing, encoded, folder, manifest_row, texture
+from test_splits import manifest
+
+from xraylib.datasets import audit, images
+from xraylib.datasets.manifest import read_quarantine
+from xraylib.datasets.splits import assign
+from xraylib.storage import DataInvalid
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    """Twelve good files and one of each problem."""
+    where = tmp_path / "films"
+    good_ones = folder(where, 12)
+    good = Path(good_ones["path"][0]).read_bytes()
+    extra = {
+        "broken": (b"no image", 0, "normal"),
+        "cut": (good[:-200], 0, "normal"),
+        "large": (announcing(8000, 7000), 0, "normal"),
+        "person1_bacteria_1": (encoded(texture(90)), 0, "bacteria"),
+        "twin_a": (encoded(texture(91)), 0, "normal"),
+        "twin_b": (encoded(texture(91)), 1, "virus"),
+        "copy": (good, 0, "normal"),
+        "gone": (encoded(texture(92)), 0, "normal"),
+        "changed": (encoded(texture(93)), 0, "normal"),
+    }
+    rows = []
+    for name, (content, label, kind) in extra.items():
+        path = where / f"{name}.png"
+        path.write_bytes(content)
+        rows.append(manifest_row(path, label, kind))
+    (where / "gone.png").unlink()
+    (where / "changed.png").write_bytes(encoded(texture(94)))
+    return pd.concat([good_ones, pd.DataFrame(rows)], ignore_index=True)
+
+
+def test_an_audit_finds_every_problem_and_the_quarantine_leaves_plain_duplicates_in(bad_files, tmp_path):
+    findings = audit.audit_files(bad_files)
+    assert dict(zip(findings["image_id"], findings["problem"], strict=True)) == {
+        "broken": "unreadable",
+        "cut": "truncated",
+        "large": "oversized",
+        "person1_bacteria_1": "mislabelled",
+        "twin_a": "conflict",
+        "twin_b": "conflict",
+        "copy": "duplicate",
+        "gone": "missing",
+        "changed": "changed",
+    }
+    of = findings.set_index("image_id")["of"]
+    assert (of["copy"], of["twin_a"], of["twin_b"], of["cut"]) == ("0000", "twin_b", "twin_a", "")
+    audit.write_quarantine(findings, tmp_path / "quarantine.csv")
+    assert read_quarantine(tmp_path / "quarantine.csv") == set(findings["image_id"]) - {"copy"}
+    audit.check_audit(findings, len(bad_files), max_bad_fraction=8 / 21)
+    with pytest.raises(DataInvalid, match=r"8 of 21 images.*2 conflict.*broken\.png.*Fix: "):
+        audit.check_audit(findings, len(bad_files), max_bad_fraction=0.3)
+
+
+def test_a_clean_folder_gives_an_empty_list_that_passes(tmp_path):
+    findings = audit.audit_files(folder(tmp_path / "films", 3))
+    audit.check_audit(findings, 3)
+    audit.write_quarantine(findings, tmp_path / "quarantine.csv")
+    assert read_quarantine(tmp_path / "quarantine.csv") == set()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    pixels=hnp.arrays(np.uint8, st.tuples(st.integers(2, 9), st.just(32), st.just(32), st.just(1))),
+    threshold=st.floats(-0.9, 0.9),
+)
+def test_near_duplicates_are_the_pairs_that_correlate(pixels, threshold):
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = np.nan_to_num(np.corrcoef(pixels.reshape(len(pixels), -1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "COPY_CORRELATION", threshold)
+        found = audit.near_duplicates(pixels)
+    pairs = set(zip(found["a"], found["b"], strict=True))
+    for a, b in zip(*np.triu_indices(len(pixels), 1), strict=True):
+        if abs(expected[a, b] - threshold) > 1e-4:
+            assert ((a, b) in pairs) == (expected[a, b] >= threshold)
+
+
+def test_altered_copies_are_found_among_many_and_others_are_not():
+    films = np.stack([texture(seed, 64) for seed in range(1200)])
+    films[1150] = np.asarray(Image.open(io.BytesIO(encoded(films[7], "JPEG", quality=40))))
+    films[1190] = (films[1100] * 0.6 + 30).astype(np.uint8)
+    films[[3, 4]] = 128
+    found = audit.near_duplicates(films[..., None])
+    assert set(zip(found["a"], found["b"], strict=True)) == {(7, 1150), (1100, 1190)}
+    assert (found["correlation"] > 0.98).all()
+
+
+def test_leakage_counts_a_known_answer():
+    films = manifest(
+        [
+            ("person1_bacteria", "train", 3),
+            ("person2_virus", "train", 1),
+            ("IM-1", "train", 2),
+            ("person1_bacteria", "test", 2),
+            ("person2_bacteria", "test", 1),
+            ("IM-2", "test", 1),
+            ("IM-1", "val", 1),
+        ]
+    )
+    films["image_id"] = films["image_id"] + "_" + films["split"]
+    films.loc[9, "sha256"] = films["sha256"][4]
+    pixels = np.random.default_rng(0).integers(60, 200, (len(films), 32, 32, 1), dtype=np.uint8)
+    # A darker copy of a training image in test, and one of a test image in val.
+    pixels[8] = pixels[3] * 0.7
+    pixels[10] = pixels[6] + 20
+    table = audit.leakage(films, pixels).set_index(["check", "splits"])
+    assert table.columns.tolist() == ["patients_or_images", "images", "share"]
+    known = {
+        ("same patient", "train and val"): (1, 1, 1 / 1),
+        ("same patient", "train and test"): (1, 2, 2 / 4),
+        ("same patient", "val and test"): (0, 0, 0),
+        ("same bare number", "train and val"): (1, 1, 1 / 1),
+        ("same bare number", "train and test"): (2, 3, 3 / 4),
+        ("same bare number", "val and test"): (0, 0, 0),
+        ("byte-identical", "train and val"): (0, 0, 0),
+        ("byte-identical", "train and test"): (1, 1, 1 / 4),
+        ("byte-identical", "val and test"): (0, 0, 0),
+        ("near-identical", "train and val"): (0, 0, 0),
+        ("near-identical", "train and test"): (1, 1, 1 / 4),
+        ("near-identical", "val and test"): (1, 1, 1 / 4),
+    }
+    assert {key: tuple(row) for key, row in zip(table.index, table.to_numpy(), strict=True)} == known
+
+
+def test_a_patient_grouped_split_audits_clean(phantom):
+    table = audit.leakage(assign(phantom, "strict", 0))
+    assert set(table["check"]) == {"same patient", "same bare number", "byte-identical"}
+    assert table.query("splits == 'train and val'")["images"].sum() == 0
+
+
+def test_single_features_are_what_their_names_say(tmp_path):
+    rows, pixels = [], []
+    for number, (width, height, value) in enumerate([(40, 30, 0), (16, 16, 255), (20, 10, 100), (8, 8, 250)]):
+        path = tmp_path / f"{number}.png"
+        Image.new("L", (width, height), value).save(path)
+        rows.append({"path": str(path), "label": number % 2, "split": "train", "patient": f"p{number}"})
+        film = np.full((16, 16, 1), value, np.uint8)
+        film[4:12, 4:12] = 7
+        pixels.append(film)
+    films = pd.DataFrame(rows, index=[3, 5, 7, 9])
+    table = audit.file_properties(films)
+    assert table[["width", "height"]].to_numpy().tolist() == [[40, 30], [16, 16], [20, 10], [8, 8]]
+    assert table.index.tolist() == [3, 5, 7, 9]
+    assert (table["bytes"] > 0).all() and table["label"].tolist() == [0, 1, 0, 1]
+    table = audit.single_features(films, np.stack(pixels))
+    assert table["image size"].tolist() == [1200, 256, 200, 64]
+    assert table["border intensity"].tolist() == [0, 255, 100, 250]
+    np.testing.assert_allclose(table["mean intensity"], [1.75, 193, 76.75, 189.25])
+    np.testing.assert_allclose(table["saturated pixels"], [0, 0.75, 0, 0.75])
+
+
+def test_a_single_feature_baseline_sees_that_feature_alone(phantom):
+    table = audit.single_features(phantom, images.load_pixels(phantom, 32))
+    assert not audit.single_feature(phantom, "majority class", 32).any()
+    for name in ("file size", "mean intensity"):
+        np.testing.assert_allclose(audit.single_feature(phantom, name, 32)[:, 0], table[name])

@@ -1,0 +1,141 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from conftest import SMALL_PHANTOM
+from matplotlib.figure import Figure
+
+from xraylib import experiment as module
+from xraylib.datasets import catalog
+from xraylib.datasets.phantom import PhantomSettings, write
+from xraylib.experiment import Experiment
+from xraylib.report import tables
+from xraylib.storage import NotFound
+from xraylib.training import runs
+from xraylib.training.recipes import BUDGETS, Budget, Phase, get_recipe
+
+pytestmark = pytest.mark.usefixtures("small_phantom", "reports_here")
+TINY = get_recipe("tiny-cnn-28")
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    monkeypatch.setitem(BUDGETS, "brief", Budget(1, 1))
+
+
+@pytest.fixture(scope="module")
+def trained_once(accelerator, tmp_path_factory):
+    """The report of an experiment that has trained one recipe for one epoch."""
+    place = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("REPORTS", "RUNS"):
+            patch.setenv(f"XRAYLIB_{name}", str(place / name))
+        patch.setitem(catalog.DATASETS, "phantom", SMALL_PHANTOM)
+        patch.setitem(BUDGETS, "brief", Budget(1, 1))
+        (run,) = Experiment("phantom", accelerator, "brief").runs("tiny-cnn-28")
+        assert run.folder == runs.folder("phantom", "tiny-cnn-28", "strict", 0)
+    return place / "REPORTS"
+
+
+@pytest.fixture
+def standing(trained_once, reports_here):
+    shutil.copytree(trained_once, reports_here)
+    return runs.get("phantom", "tiny-cnn-28")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What was asked of `train`, which trains nothing."""
+    asked = []
+
+    def train(recipe, manifest, accelerator, *, protocol, seed, budget, init, overwrite):
+        asked.append((recipe.name, protocol, seed, init, overwrite))
+        return asked[-1]
+
+    monkeypatch.setattr(module, "train", train)
+    return asked
+
+
+def reading(accelerator, budget="brief"):
+    return Experiment("phantom", accelerator, budget, reuse=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"dataset": "kermanny"}, "Did you mean 'kermany'"),
+        ({"recipes": ("tiny-cnn-28", "tiny-cnn")}, "tiny-cnn'"),
+        ({"budget": "slow"}, "slow'"),
+    ],
+)
+def test_unknown_names_fail_at_once(accelerator, wrong, named):
+    with pytest.raises(NotFound, match=rf"{named}.*Fix: "):
+        Experiment(**{"dataset": "phantom", "accelerator": accelerator} | wrong)
+
+
+def test_seeds_are_those_of_the_recipe_and_the_budget(accelerator, asked):
+    quick, full = (Experiment("phantom", accelerator, name, seed=7) for name in ("quick", "full"))
+    assert quick.runs("tiny-cnn-28", "published") == asked
+    assert asked == [("tiny-cnn-28", "published", seed, "random", True) for seed in (7, 8)]
+    assert [len(full.runs(name)) for name in ("tiny-cnn-28", "mobilenetv2-small", "resnet50v2")] == [3, 10, 1]
+
+
+def test_the_phantom_never_asks_for_imagenet_and_a_users_films_do(accelerator, asked, tmp_path):
+    write(tmp_path / "films", PhantomSettings(images=24, size=32))
+    for dataset in ("phantom", str(tmp_path / "films")):
+        Experiment(dataset, accelerator, "brief").runs("mobilenetv2-frozen")
+    Experiment("phantom", accelerator, "brief", init="mine.weights.h5").runs("mobilenetv2-frozen")
+    assert [init for *_, init, _ in asked] == ["random", "imagenet", "mine.weights.h5"]
+
+
+def test_a_standing_run_is_read_back_and_nothing_is_trained_or_written(accelerator, standing, asked, caplog):
+    before = {file: file.read_bytes() for file in tables.folder("phantom").rglob("*.*")}
+    experiment = reading(accelerator)
+    (read,) = experiment.runs(TINY)
+    assert asked == [] and not [record for record in caplog.records if record.name == "xraylib.experiment"]
+    assert read == standing and read.scores["score"].between(0, 1).all() and len(read.history) == 1
+    assert sorted(experiment.scores()["split"].unique()) == ["test", "val"]
+    assert experiment.leaderboard(["tiny-cnn-28"])["seeds"].tolist() == [1]
+    assert experiment.leaderboard(["scratch-cnn"]).empty
+    assert before == {file: file.read_bytes() for file in tables.folder("phantom").rglob("*.*")}
+
+
+@pytest.mark.parametrize(
+    ("budget", "recipe", "protocol"),
+    [
+        ("quick", TINY, "strict"),
+        ("brief", replace(TINY, phases=(Phase(1, 2e-3),)), "strict"),
+        ("brief", TINY, "published"),
+    ],
+    ids=["budget", "rate", "protocol"],
+)
+def test_what_does_not_stand_is_left_out_aloud(
+    accelerator, standing, asked, caplog, budget, recipe, protocol
+):
+    assert reading(accelerator, budget).runs(recipe, protocol) == asked == []
+    assert f"Fix: python -m xraylib train tiny-cnn-28 --dataset phantom --protocol {protocol}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "warning"),
+    [({"training_version": 0}, "training code has changed"), ({"split": "0" * 16}, "other files or labels")],
+)
+def test_runs_of_other_code_or_images_are_read_with_a_warning(accelerator, standing, caplog, said, warning):
+    (standing.folder / "run.json").write_text(json.dumps(standing.settings | said))
+    assert len(reading(accelerator).runs(TINY)) == 1 and warning in caplog.text
+
+
+def test_a_model_is_found_where_it_lies_and_missed_aloud_where_not(accelerator, standing, caplog):
+    assert reading(accelerator).trained(TINY) == standing
+    standing.model_file.unlink()
+    assert reading(accelerator).trained(TINY) is None
+    assert "no model on this machine" in caplog.text and "Fix: " in caplog.text
+
+
+def test_figures_and_tables_go_to_the_report_and_come_back(accelerator):
+    experiment, figure = Experiment("phantom", accelerator), Figure()
+    assert experiment.figure(figure, "01_empty", "Nothing.") is figure
+    assert (experiment.folder / "figures" / "01_empty.png").exists()
+    table = experiment.manifest.head(2)[["image_id"]]
+    assert experiment.table(table, "some") is table and tables.has_table("phantom", "some")

@@ -1,0 +1,185 @@
+import hashlib
+import http.server
+import shutil
+import sys
+import threading
+import types
+import zipfile
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from test_manifest import FILES, kermany, places, plant  # noqa: F401
+
+from xraylib import paths
+from xraylib.datasets import catalog, fetch, images, manifest
+from xraylib.storage import Failed, NotFound
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A folder, and the address under which this machine serves it."""
+    folder = tmp_path / "host"
+    folder.mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def kermany_on(host, members=None):
+    """The data set, served as a zip archive with the publisher's wrapping and what macOS adds."""
+    folder, url = host
+    members = members or {f"chest_xray/{file}": bytes([i]) * 500 for i, file in enumerate(FILES)}
+    members |= {"__MACOSX/chest_xray/train/NORMAL/._x.jpeg": b"x", "chest_xray/.DS_Store": b"x"}
+    with zipfile.ZipFile(folder / "films.zip", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return replace(catalog.find("kermany"), url=f"{url}/films.zip")
+
+
+def left():
+    return sorted(p.name for p in paths.DATA.rglob("*"))
+
+
+def test_what_is_fetched_is_what_load_reads_and_is_not_fetched_again(host):
+    dataset = kermany_on(host)
+    root = fetch.fetch(dataset)
+    assert root == paths.DATA / "chest_xray"
+    assert sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) == sorted(FILES)
+    assert len(manifest.load("kermany")) == len(FILES)
+    assert [p.name for p in (paths.DATA / "downloads").iterdir()] == ["ChestXRay2017.zip.sha256"]
+    (host[0] / "films.zip").unlink()
+    assert fetch.fetch(dataset) == root
+
+
+def test_the_checksum_of_the_first_download_holds_for_every_later_one(host):
+    shutil.rmtree(fetch.fetch(kermany_on(host)))
+    other = kermany_on(host, {f"chest_xray/{file}": b"other" for file in FILES})
+    with pytest.raises(Failed, match=r"first download.*ChestXRay2017\.zip\.sha256.*Fix: "):
+        fetch.fetch(other)
+    assert left() == ["ChestXRay2017.zip.sha256", "downloads"]
+    fetch.fetch(kermany_on(host))
+
+
+def test_a_file_saved_by_hand_is_only_checked_and_unpacked(host):
+    dataset = kermany_on(host)
+    (paths.DATA / "downloads").mkdir(parents=True)
+    shutil.move(host[0] / "films.zip", paths.DATA / "downloads" / "ChestXRay2017.zip")
+    assert len(list(fetch.fetch(dataset).rglob("*.jpeg"))) == len(FILES)
+
+
+def test_a_file_that_is_not_there_and_a_host_out_of_reach_are_named(host):
+    for url in (f"{host[1]}/gone.zip", "http://127.0.0.1:9/films.zip"):
+        with pytest.raises(Failed, match=rf"cannot download {url}.*Fix: .*ChestXRay2017\.zip"):
+            fetch.fetch(replace(catalog.find("kermany"), url=url))
+    assert "chest_xray" not in left() and "ChestXRay2017.zip" not in left()
+
+
+def special(name, mode):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"../../evil": b"1"}, "outside its folder"),
+        ({"/evil": b"1"}, "outside its folder"),
+        ({"C:\\evil": b"1"}, "outside its folder"),
+        ({"a\\..\\..\\evil": b"1"}, "outside its folder"),
+        ({special("chest_xray/link", 0o120777): b"/etc"}, "link"),
+        ({f"chest_xray/{FILES[0]}": b"1"}, "no folders train and test"),
+        ({f"chest_xray/{FILES[0]}": bytes(9000)}, "more than 8,000 bytes"),
+    ],
+)
+def test_an_archive_that_cannot_be_trusted_leaves_nothing_in_the_way(host, members, said, monkeypatch):
+    monkeypatch.setattr(fetch, "MAX_UNPACKED", 8000)
+    with pytest.raises(Failed, match=f"{said}.*Fix: "):
+        fetch.fetch(kermany_on(host, members))
+    assert left() == ["downloads"]
+    fetch.fetch(kermany_on(host))
+    assert len(manifest.load("kermany")) == len(FILES)
+
+
+def test_a_damaged_archive_is_named_and_removed(host):
+    dataset = kermany_on(host)
+    (host[0] / "films.zip").write_bytes(b"<html>busy</html>")
+    with pytest.raises(Failed, match=r"ChestXRay2017\.zip cannot be unpacked"):
+        fetch.fetch(dataset)
+    assert left() == ["downloads"]
+
+
+def test_a_disk_that_fills_while_unpacking_keeps_the_download_and_no_half_folder(host, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
+    with pytest.raises(Failed, match="XRAYLIB_"):
+        fetch.fetch(kermany_on(host))
+    assert left() == ["ChestXRay2017.zip", "ChestXRay2017.zip.sha256", "downloads"]
+
+
+def test_arrays_become_images_pixel_for_pixel_and_no_patient_is_claimed(host):
+    folder, url = host
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in (("train", 6), ("val", 3), ("test", 4)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.array([[0], [1]] * n, dtype=np.uint8)[:n]
+    np.savez(folder / "made.npz", **arrays)
+    dataset = replace(catalog.find("pneumoniamnist"), url=f"{url}/made.npz", expected=())
+    with pytest.raises(Failed, match="28209eda62fecd6e6a2d98b1501bb15f"):
+        fetch.fetch(dataset)
+    assert left() == ["downloads"]
+    digest = hashlib.md5((folder / "made.npz").read_bytes()).hexdigest()
+    dataset = replace(dataset, checksum=f"md5:{digest}")
+    fetch.fetch(dataset)
+    table = manifest.load(dataset)
+    assert table.attrs == {"dataset": "pneumoniamnist", "patients_known": False}
+    assert table["patient"].is_unique
+    assert table.groupby("label")["kind"].unique().str[0].tolist() == ["normal", "unknown"]
+    row = table.set_index("image_id").loc["val-00001"]
+    assert (row["split"], row["label"]) == ("val", 1)
+    np.testing.assert_array_equal(images.read_gray(row["path"]), arrays["val_images"][1])
+
+
+def test_what_cannot_be_fetched_says_from_where(monkeypatch):
+    with pytest.raises(Failed, match=r"nihcc\.app\.box\.com.*nih_external"):
+        fetch.fetch("nih")
+    with pytest.raises(NotFound, match="default, kaggle"):
+        fetch.fetch("kermany", source="gopher")
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(Failed, match="pip install"):
+        fetch.fetch("kermany", source="kaggle")
+
+
+def test_kaggle_keeps_two_copies_and_one_is_taken(tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    for inner in ("chest_xray", "chest_xray/chest_xray"):
+        plant(hub / inner)
+    (hub / "chest_xray/train/NORMAL/.DS_Store").write_bytes(b"x")
+    asked = []
+    fake = types.SimpleNamespace(dataset_download=lambda slug: asked.append(slug) or str(hub))
+    monkeypatch.setitem(sys.modules, "kagglehub", fake)
+    root = fetch.fetch("kermany", source="kaggle")
+    assert asked == ["paultimothymooney/chest-xray-pneumonia"]
+    assert sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) == sorted(FILES)
+
+
+def test_kaggle_out_of_reach_is_a_failed_fetch(monkeypatch):
+    def refuse(slug):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=refuse))
+    with pytest.raises(Failed, match="kagglehub could not download"):
+        fetch.fetch("kermany", source="kaggle")
+    assert not (paths.DATA / "chest_xray").exists()

@@ -1,0 +1,230 @@
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import REAL_DATA
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from xraylib import paths
+from xraylib.datasets import audit, catalog, manifest
+from xraylib.datasets.phantom import PhantomSettings
+from xraylib.storage import DataInvalid, NotFound
+
+COLUMNS = ["image_id", "path", "label", "patient", "kind", "split", "sha256"]
+FILES = (
+    "train/NORMAL/IM-0115-0001.jpeg",
+    "train/NORMAL/NORMAL2-IM-0383-0001.jpeg",
+    "train/PNEUMONIA/person1_virus_6.jpeg",
+    "train/PNEUMONIA/person1_bacteria_1.jpeg",
+    "test/NORMAL/IM-0001-0001.jpeg",
+    "test/PNEUMONIA/person100_bacteria_475.jpeg",
+)
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    monkeypatch.setenv("XRAYLIB_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XRAYLIB_CACHE", str(tmp_path / "cache"))
+
+
+def plant(root, files=FILES):
+    for number, file in enumerate(files):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(root / file)
+    return root
+
+
+@pytest.fixture
+def kermany():
+    return plant(paths.DATA / "chest_xray")
+
+
+@pytest.mark.parametrize(
+    ("name", "patient", "kind", "number"),
+    [
+        ("person100_bacteria_475.jpeg", "person100_bacteria", "bacteria", "person100"),
+        ("train/PNEUMONIA/person1_virus_6.jpeg", "person1_virus", "virus", "person1"),
+        ("person1_virus_6_1.jpeg", "person1_virus", "virus", "person1"),
+        ("IM-0115-0001-0002.jpeg", "IM-0115", "normal", "IM-0115"),
+        ("NORMAL2-IM-1427-0001.jpeg", "NORMAL2-IM-1427", "normal", "NORMAL2-IM-1427"),
+        ("person100_bacteria_475_jpeg.rf.0a1B2c.jpg", "person100_bacteria", "bacteria", "person100"),
+        ("NORMAL2-IM-1427-0001_jpeg.rf.ff00.jpg", "NORMAL2-IM-1427", "normal", "NORMAL2-IM-1427"),
+        ("person7_fungus_3.jpeg", "person7_fungus_3", "unknown", "person7_fungus_3"),
+        ("scan.v2.PNG", "scan.v2", "unknown", "scan.v2"),
+    ],
+)
+def test_names_tell_patient_and_kind(name, patient, kind, number):
+    assert manifest.patient_and_kind(name) == (patient, kind)
+    assert manifest.person_number(patient) == number
+
+
+@given(st.text())
+def test_any_name_is_read(name):
+    patient, kind = manifest.patient_and_kind(name)
+    assert kind in ("normal", "bacteria", "virus", "unknown")
+    assert patient in name
+
+
+@given(
+    st.integers(0, 99_999),
+    st.sampled_from(["bacteria", "virus"]),
+    st.lists(st.integers(0, 9999), min_size=1, max_size=3),
+    st.sampled_from([".jpeg", ".jpg", ".PNG", "_jpeg.rf.0123abcd.jpg", ""]),
+)
+def test_what_a_name_was_made_of_is_read_from_it(number, kind, films, suffix):
+    name = "_".join([f"person{number}", kind, *map(str, films)]) + suffix
+    assert manifest.patient_and_kind(name) == (f"person{number}_{kind}", kind)
+    assert manifest.person_number(f"person{number}_{kind}") == f"person{number}"
+
+
+def test_a_manifest_has_the_agreed_columns_types_and_order(kermany):
+    table = manifest.load("kermany")
+    assert list(table.columns) == COLUMNS
+    assert table["image_id"].tolist() == sorted(Path(f).stem for f in FILES)
+    assert table["label"].dtype.kind == "i"
+    file = kermany / "train/PNEUMONIA/person1_virus_6.jpeg"
+    assert table.set_index("image_id").loc["person1_virus_6"].to_dict() == {
+        "path": str(file),
+        "label": 1,
+        "patient": "person1_virus",
+        "kind": "virus",
+        "split": "train",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    assert table.attrs == {"dataset": "kermany", "patients_known": True}
+
+
+def test_ids_do_not_depend_on_where_the_data_lies(kermany, tmp_path):
+    here = manifest.load("kermany")
+    kermany.rename(tmp_path / "elsewhere")
+    there = manifest.load(tmp_path / "elsewhere")
+    pd.testing.assert_frame_equal(here.drop(columns="path"), there.drop(columns="path"))
+    assert there.attrs["dataset"].startswith("folder-elsewhere-")
+
+
+def test_junk_is_passed_over_and_other_files_are_left_out_loudly(kermany, caplog):
+    before = manifest.load("kermany")
+    junk = (".DS_Store", "__MACOSX/train/NORMAL/._IM-0115-0001.jpeg", "train/NORMAL/._IM-0115-0001.jpeg")
+    for name in (*junk, "train/NORMAL/notes.txt", "more/NORMAL/a.jpeg"):
+        (kermany / name).parent.mkdir(parents=True, exist_ok=True)
+        (kermany / name).write_bytes(b"junk")
+    pd.testing.assert_frame_equal(manifest.load("kermany"), before)
+    assert len(caplog.records) == 2 and "notes.txt" in caplog.text and "more is not one of" in caplog.text
+
+
+def test_split_and_class_folders_may_be_written_otherwise(tmp_path):
+    files = [f"{s}/{c}/{s}{c}.png" for s in ("Train", "valid", "TEST") for c in ("normal", "Pneumonia")]
+    labels = manifest.load(str(plant(tmp_path / "mine", files))).groupby("split")["label"].agg(sorted)
+    assert labels.to_dict() == {s: [0, 1] for s in ("train", "val", "test")}
+
+
+def test_nih_is_for_testing_only_and_groups_follow_ups():
+    files = ("NORMAL/00000001_000.jpeg", "NORMAL/00000001_001.jpeg", "PNEUMONIA/00000002_000.jpeg")
+    plant(paths.DATA / "nih_external", files)
+    table = manifest.load("nih")
+    assert set(table["split"]) == {"test"}
+    assert table["patient"].tolist() == ["nih00000001", "nih00000001", "nih00000002"]
+    assert table["kind"].tolist() == ["normal", "normal", "unknown"]
+    assert manifest.person_number("nih00000001") == "nih00000001"
+
+
+def test_names_without_a_patient_are_said(tmp_path, caplog):
+    files = [f"train/{c}/{c}{i}.png" for c in ("NORMAL", "PNEUMONIA") for i in range(2)]
+    table = manifest.load(plant(tmp_path / "mine", files))
+    assert table["patient"].tolist() == table["image_id"].tolist()
+    assert table.attrs["patients_known"] is False
+    assert "each image counts as its own" in caplog.text
+
+
+def test_the_phantom_is_written_on_first_use():
+    small = replace(catalog.DATASETS["phantom"], phantom=PhantomSettings(images=24, size=32))
+    table = manifest.load(small)
+    assert len(table) == 24 and table.attrs["dataset"] == "phantom"
+    assert set(table[table["label"] == 1]["kind"]) <= {"bacteria", "virus"}
+    assert table["path"].str.startswith(str(paths.CACHE / f"phantom-{small.phantom.key}")).all()
+
+
+def test_missing_data_names_the_place_and_how_to_get_it():
+    with pytest.raises(
+        NotFound, match=r"chest_xray\. Fix: run `python -m xraylib data fetch kermany`.*XRAYLIB_DATA"
+    ):
+        manifest.load("kermany")
+    for name, publisher in (("nih", "nihcc"), ("kermany-roboflow", "huggingface")):
+        with pytest.raises(NotFound, match=publisher) as failure:
+            manifest.load(name)
+        assert "data fetch" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ((), "no folder at all"),
+        (("train/NORMAL/a.txt.d/x.png",), "no JPEG or PNG"),
+        (("train/NORMAL/a.png", "train/NORMAL/b.png"), "train split holds normals only"),
+        (
+            ("train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/PNEUMONIA/c.png"),
+            "test split holds pneumonias",
+        ),
+        (("train/NORMAL/a.png", "train/COVID/b.png"), "COVID is neither NORMAL nor PNEUMONIA"),
+        (("NORMAL/a.png", "PNEUMONIA/b.png"), "neither train nor val nor test but: NORMAL, PNEUMONIA"),
+        (("train/NORMAL/a.png", "train/PNEUMONIA/a.jpg"), "same name 'a'"),
+        (("train/NORMAL/person1_virus_2.png", "train/PNEUMONIA/a.jpg"), "among the normals"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_says_why(tmp_path, files, said):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataInvalid, match=f"mine.*{said}.*Fix: |{said}.*mine.*Fix: |mine.*Fix: ") as failure:
+        manifest.load(plant(tmp_path / "mine", files))
+    assert said in str(failure.value)
+
+
+def test_an_unreadable_file_is_named(kermany, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(manifest, "_sha256", refuse)
+    with pytest.raises(DataInvalid, match=r"cannot read .*\.jpeg"):
+        manifest.load("kermany")
+
+
+def test_files_are_hashed_once_until_one_changes(kermany, monkeypatch):
+    hashed, sha256 = [], manifest._sha256
+    monkeypatch.setattr(manifest, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    first = manifest.load("kermany")
+    pd.testing.assert_frame_equal(manifest.load("kermany"), first)
+    assert len(hashed) == len(FILES)
+    (kermany / FILES[0]).write_bytes(b"another content")
+    changed = manifest.load("kermany").set_index("image_id")
+    assert changed.loc["IM-0115-0001", "sha256"] == hashlib.sha256(b"another content").hexdigest()
+
+
+def test_quarantined_images_are_left_out_loudly_with_or_without_the_cache(kermany, caplog):
+    (kermany / FILES[1]).write_bytes(b"no image")
+    listed = manifest.quarantine_path("kermany")
+    audit.write_quarantine(audit.audit_files(manifest.load("kermany")), listed)
+    assert paths.CACHE not in listed.parents
+    table = manifest.load("kermany")
+    assert set(manifest.index(catalog.find("kermany"))["image_id"]) - set(table["image_id"]) == {
+        "NORMAL2-IM-0383-0001"
+    }
+    assert "1 of 6 images are left out" in caplog.text
+    assert table.index.tolist() == list(range(5))
+    listed.write_text("image_id,quarantine\na,perhaps\n")
+    with pytest.raises(DataInvalid, match=r"kermany\.csv is not a quarantine list.*Fix: "):
+        manifest.load("kermany")
+
+
+@pytest.mark.skipif(not (REAL_DATA / "chest_xray").is_dir(), reason="needs the radiographs in XRAYLIB_DATA")
+def test_the_real_data_reads_as_published(monkeypatch):
+    monkeypatch.setenv("XRAYLIB_DATA", str(REAL_DATA.resolve()))
+    assert catalog.verify("kermany")["images"].sum() in (5840, 5856)
+    table = manifest.load("kermany").query("label == 1")
+    assert set(table["kind"]) == {"bacteria", "virus"}
+    groups = table.groupby("split")["patient"].agg(set)
+    assert len(groups["test"]) == 203 and groups["test"].isdisjoint(groups["train"])
+    numbers = [{manifest.person_number(p) for p in groups[split]} for split in ("test", "train")]
+    assert (len(numbers[0]), len(numbers[0] & numbers[1])) == (202, 170)

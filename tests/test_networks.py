@@ -1,0 +1,212 @@
+import hashlib
+import shutil
+import warnings
+from itertools import chain
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import SMALL
+
+from xraylib.storage import Failed, NotFound
+from xraylib.training import networks as module
+from xraylib.training.networks import AUGMENTATIONS, HEADS, NETWORKS, Weights, build, get_weights
+
+pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
+LARGE = [("mobilenetv2_small", 64), ("mobilenetv2_160", 64), ("resnet50v2", 32), ("resnet50v2_raw", 32)]
+LARGE.append(("inceptionv3", 75))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_network_takes_bytes_and_gives_probabilities(networks, name):
+    model = networks[name]
+    assert model.input.shape == (None, 32, 32, 1) and model.input.dtype == "uint8"
+    outputs = model.predict_on_batch(PIXELS)
+    assert outputs.shape == (4, 1) and outputs.dtype == np.float32
+    assert ((outputs >= 0) & (outputs <= 1)).all() and len(np.unique(outputs)) > 1
+    np.testing.assert_allclose(model.predict_on_batch(PIXELS[::-1])[::-1], outputs, atol=1e-6)
+
+
+def described(model):
+    """Convolutions, dense layers and dropouts in their order, with their sizes."""
+    sizes = {keras.layers.Conv2D: "filters", keras.layers.SeparableConv2D: "filters"}
+    sizes |= {keras.layers.Dense: "units", keras.layers.Dropout: "rate"}
+    found = [(type(layer), layer) for layer in model.layers if type(layer) in sizes]
+    return [f"{kind.__name__} {getattr(layer, sizes[kind])}" for kind, layer in found]
+
+
+def test_the_published_networks_are_as_published(accelerator):
+    dense = [f"Dense {units}" for units in (256, 128, 64, 32, 16, 2)]
+    assert described(build("tiny_cnn", 28, "two-logits")) == ["Conv2D 64", "Conv2D 64", *dense]
+    blocks = [(32, 0.0), (64, 0.0), (128, 0.2), (256, 0.2)]
+    blocks = [[*[f"SeparableConv2D {f}"] * 2, f"Dropout {rate}"] for f, rate in blocks]
+    dense = [[f"Dense {units}", f"Dropout {rate}"] for units, rate in ((512, 0.7), (128, 0.5), (64, 0.3))]
+    expected = ["Conv2D 16", "Conv2D 16", *chain.from_iterable(blocks + dense), "Dense 1"]
+    assert described(build("separable_cnn", 64, "sigmoid")) == expected
+    expected = [*(f"Conv2D {n}" for n in (16, 32, 64, 128)), "Dense 64", "Dropout 0.3", "Dense 1"]
+    scratch = build("scratch_cnn", 32, "sigmoid")
+    assert described(scratch) == expected
+    weighed = [x for x in scratch.layers if isinstance(x, (keras.layers.Conv2D, keras.layers.Dense))][:-1]
+    assert all(layer.kernel_regularizer.l2 == pytest.approx(1e-4) for layer in weighed)
+
+
+def test_a_loss_that_expects_logits_looks_through_a_sigmoid(accelerator):
+    """Why the outputs of the two-logits head are logits, although the published code ends in a sigmoid."""
+    inputs, dense = keras.Input((6,)), keras.layers.Dense(2)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 6)).astype("float32") * 4, rng.integers(0, 2, 40)
+    losses = []
+    for outputs in (dense(inputs), keras.layers.Activation("sigmoid")(dense(inputs))):
+        model = keras.Model(inputs, outputs)
+        model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            losses.append(model.evaluate(x, y, verbose=0))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), LARGE)
+def test_a_large_network_has_a_backbone_and_only_the_raw_one_flips_what_it_scores(accelerator, name, size):
+    keras.utils.set_random_seed(0)
+    # Two linear outputs: a sigmoid of raw pixels would be 0 or 1 whatever the image.
+    model = build(name, size, "two-logits")
+    films = np.random.default_rng(0).integers(0, 256, (8, size, size, 1), dtype=np.uint8)
+    assert isinstance(model.get_layer("backbone"), keras.Model)
+    outputs = [model.predict_on_batch(films) for _ in range(3)]
+    assert outputs[0].shape == (8, 2) and np.isfinite(outputs[0]).all()
+    assert all((other == outputs[0]).all() for other in outputs[1:]) == (name != "resnet50v2_raw")
+
+
+def test_every_network_is_tried():
+    assert {*SMALL, *(name for name, _ in LARGE)} == set(NETWORKS)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_augmentation_acts_in_training_only_and_alike_on_any_image(accelerator, augmentation):
+    layer, films = AUGMENTATIONS[augmentation](), PIXELS.astype(np.float32)
+    np.testing.assert_array_equal(layer(films, training=False), films)
+    changed = np.array(layer(films, training=True))
+    assert changed.shape == films.shape and (changed != films).any()
+    assert changed.min() >= -1e-3 and changed.max() <= 255.001
+    model = build("tiny_cnn", 32, "sigmoid", augmentation=augmentation)
+    np.testing.assert_array_equal(model.predict_on_batch(PIXELS), model.predict_on_batch(PIXELS))
+
+
+def test_random_framing_shows_a_box_of_the_film(accelerator):
+    ramp = np.tile(np.linspace(0, 250, 64, dtype=np.float32)[None, :, None, None], (40, 1, 64, 1))
+    framed = np.array(module.RandomFraming()(ramp, training=True))
+    seen = (framed[:, -1, 0, 0] - framed[:, 0, 0, 0]) / 250
+    assert seen.min() > 0.58 and seen.max() <= 1 and seen.std() > 0.05
+    assert (np.diff(framed[:, :, 0, 0], axis=1) > -1e-3).all(), "the order of the lines stays"
+
+
+def test_the_head_gives_the_probability_that_the_loss_sees(accelerator):
+    logits = np.random.default_rng(0).normal(scale=5, size=(200, 2)).astype(np.float32)
+    probability = HEADS["two-logits"].probability(logits)
+    labels = np.arange(200) % 2
+    loss = float(HEADS["two-logits"].loss()(labels, logits))
+    assert loss == pytest.approx(
+        -np.log(np.where(labels == 1, probability, 1 - probability)).mean(), rel=1e-5
+    )
+    sure = np.array([[2000.0, -2000.0], [-2000.0, 2000.0]])
+    assert HEADS["two-logits"].probability(sure).tolist() == [0, 1]
+    given = np.array([[0.0], [0.3]], np.float32)
+    np.testing.assert_array_equal(HEADS["sigmoid"].probability(given), given[:, 0].astype(float))
+
+
+def test_unknown_names_are_told_the_known_ones():
+    with pytest.raises(NotFound, match=r"'resnet'.*tiny_cnn"):
+        build("resnet", 32, "sigmoid")
+    with pytest.raises(NotFound, match=r"'softmax'.*sigmoid"):
+        build("tiny_cnn", 32, "softmax")
+    with pytest.raises(NotFound, match=r"'mixup'.*flip"):
+        build("tiny_cnn", 32, "sigmoid", augmentation="mixup")
+    with pytest.raises(NotFound, match=r"'noisy-student'.*random, imagenet, or the path"):
+        get_weights("mobilenetv2", "noisy-student")
+
+
+def test_a_weights_file_is_named_by_its_content(tmp_path, monkeypatch):
+    file = tmp_path / "mine.weights.h5"
+    file.write_bytes(b"weights")
+    label = f"file {hashlib.sha256(b'weights').hexdigest()[:12]}"
+    assert get_weights("mobilenetv2", str(file)) == Weights(label, file)
+    with pytest.raises(NotFound, match=r"none\.weights\.h5.*Fix: "):
+        get_weights("mobilenetv2", str(tmp_path / "none.weights.h5"))
+    monkeypatch.setenv("XRAYLIB_WEIGHTS", str(tmp_path))
+    with pytest.raises(NotFound, match=r"mobilenetv2_imagenet_notop\.weights\.h5.*unset XRAYLIB_WEIGHTS"):
+        get_weights("mobilenetv2", "imagenet")
+    file.rename(tmp_path / "mobilenetv2_imagenet_notop.weights.h5")
+    assert get_weights("mobilenetv2", "imagenet").label == label
+
+
+def test_imagenet_weights_that_cannot_be_downloaded(monkeypatch):
+    def unreachable(**_):
+        raise OSError("URL fetch failure")
+
+    monkeypatch.delenv("XRAYLIB_WEIGHTS", raising=False)
+    monkeypatch.setitem(module.BACKBONES, "mobilenetv2", unreachable)
+    unreachable.__name__ = "MobileNetV2"
+    with pytest.raises(NotFound, match=r"not be downloaded.*URL fetch failure.*XRAYLIB_WEIGHTS.*random"):
+        get_weights("mobilenetv2", "imagenet")
+    with pytest.raises(NotFound, match="no ImageNet weights for tiny_cnn"):
+        get_weights("tiny_cnn", "imagenet")
+
+
+def test_initial_weights_arrive_in_the_backbone(networks, tmp_path):
+    backbone, file = networks["mobilenetv2"].get_layer("backbone"), tmp_path / "backbone.weights.h5"
+    module.save_weights(backbone, file)
+    built = build("mobilenetv2", 32, "sigmoid", weights=get_weights("mobilenetv2", str(file)))
+    for ours, theirs in zip(built.get_layer("backbone").weights, backbone.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+@pytest.mark.parametrize(("name", "other"), [("tiny_cnn", "scratch_cnn"), ("scratch_cnn", "tiny_cnn")])
+def test_without_a_backbone_initial_weights_are_the_whole_networks(networks, saved, name, other):
+    built = build(name, 32, "sigmoid", weights=get_weights(name, str(saved / f"{name}.weights.h5")))
+    np.testing.assert_array_equal(built.predict_on_batch(PIXELS), networks[name].predict_on_batch(PIXELS))
+    with pytest.raises(NotFound, match=other):
+        build(name, 32, "sigmoid", weights=get_weights(name, str(saved / f"{other}.weights.h5")))
+
+
+def test_weights_that_cannot_be_saved_leave_the_old_file_alone(networks, saved, tmp_path, monkeypatch):
+    file = tmp_path / "model.weights.h5"
+    shutil.copy(saved / "tiny_cnn.weights.h5", file)
+    before = file.read_bytes()
+
+    def half(path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(networks["tiny_cnn"], "save_weights", half)
+    with pytest.raises(Failed, match=r"model\.weights\.h5"):
+        module.save_weights(networks["tiny_cnn"], file)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_score_does_not_depend_on_the_batch_it_is_made_in(networks):
+    pixels, rows = np.repeat(PIXELS, 2, axis=0), np.array([5, 3, 7, 0, 2])
+    whole = module.predict(networks["tiny_cnn"], "sigmoid", pixels, rows, 5)
+    assert whole.dtype == np.float64
+    for size in (2, 3, 16):
+        again = module.predict(networks["tiny_cnn"], "sigmoid", pixels, rows, size)
+        np.testing.assert_allclose(again, whole, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_what_tensorflow_saved_says_the_same_under_jax(under_jax):
+    assert set(under_jax["apart"]) == set(SMALL)
+    assert max(under_jax["apart"].values()) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_training_step_is_ready_for_a_tpu(under_jax):
+    assert len(under_jax["tpu"]) == 4
+    assert sum("loss" in found for found in under_jax["tpu"].values()) == 2
+    for step, found in under_jax["tpu"].items():
+        assert 0 < found.get("loss", 1) < 20 and found.get("moved", True), step
+        assert found["platforms"] == ["tpu"] and not found["callback"] and not found["open"], step
+        assert "bfloat16" in found["inside"] and found["weights"] == ["float32"], step
+        assert (found["input"], found["output"]) == ("uint8", "float32"), step

@@ -1,0 +1,134 @@
+"""Running a notebook headlessly and its page; and what the seven notebooks of the repository promise."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from outside import outside_references
+
+from xraylib.cli import main
+from xraylib.paths import ROOT
+from xraylib.report import notebooks
+from xraylib.storage import DataInvalid, Failed, NotFound
+
+PICTURE = """from IPython.display import Image, display
+from PIL import Image as Film
+import io
+buffer = io.BytesIO()
+Film.new("L", (4, 4), 9).save(buffer, "PNG")
+display(Image(buffer.getvalue(), alt="a gray square"))"""
+BADGE = "[![Open in Colab](https://colab.example/badge.svg)](https://colab.example/github/x.ipynb)"
+
+
+def notebook(path, *cells):
+    title = new_markdown_cell(f"# What is shown?\n\n{BADGE}\n\nSee [the paper](https://a.example).")
+    parameters = new_code_cell("depth = 1\nnames = []", metadata={"tags": ["parameters"]})
+    about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    made = new_notebook(cells=[title, parameters, *map(new_code_cell, cells)], metadata=about)
+    nbformat.write(made, path)
+    return path
+
+
+def test_an_executed_notebook_and_its_page(tmp_path):
+    source = notebook(tmp_path / "01_shown.ipynb", "secret = depth + 1\nprint(secret, names)", PICTURE)
+    before, output, html = source.read_bytes(), tmp_path / "out" / "01.ipynb", tmp_path / "pages" / "01.html"
+    notebooks.execute(source, output, {"depth": 41, "names": ["a b", 'c"d']}, html=html)
+    executed, page = nbformat.read(output, as_version=4), html.read_text()
+    printed = "".join(o.get("text", "") for cell in executed.cells for o in cell.get("outputs", []))
+    assert printed == "42 ['a b', 'c\"d']\n"
+    # Results and no code; nothing is fetched.
+    assert "42 [" in page and "What is shown?" in page and "data:image/png;base64," in page
+    assert not [code for code in ("secret", "depth = 41", "injected-parameters", "Film.new") if code in page]
+    assert outside_references(page) == [] and "badge.svg" not in page and "https://a.example" in page
+    assert source.read_bytes() == before
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert files == ["01_shown.ipynb", "out/01.ipynb", "pages/01.html"]
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """Output and page of an earlier, good run, which no failure may touch."""
+    for name in ("out.ipynb", "page.html"):
+        (tmp_path / name).write_text("of the last good run")
+    yield tmp_path
+    assert {(tmp_path / name).read_text() for name in ("out.ipynb", "page.html")} == {"of the last good run"}
+    assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_a_failed_notebook_leaves_the_last_good_run_alone(earlier, capfd):
+    source = notebook(earlier / "broken.ipynb", "first = 1", "raise ValueError('no film on the table')")
+    command = ["run-notebook", str(source), str(earlier / "out.ipynb"), "--html", str(earlier / "page.html")]
+    assert main(command) == 1
+    said = capfd.readouterr().err
+    message = said[said.index("xraylib: ") :]
+    assert "broken.ipynb, cell 3: ValueError: no film on the table" in message
+    assert "out.failed.ipynb" in message and "Traceback" not in message
+    assert "no film on the table" in (earlier / "out.failed.ipynb").read_text()
+
+
+def test_a_kernel_that_dies_is_a_failed_notebook(earlier):
+    source = notebook(earlier / "killed.ipynb", "import os\nos._exit(1)")
+    with pytest.raises(Failed, match=r"killed\.ipynb.*Fix: "):
+        notebooks.execute(source, earlier / "out.ipynb", {}, html=earlier / "page.html")
+
+
+def test_what_cannot_run_is_named_before_it_runs(earlier):
+    source, output = notebook(earlier / "asked.ipynb", "raise SystemExit"), earlier / "out.ipynb"
+    with pytest.raises(NotFound, match=r"asked\.ipynb has no parameter dept\. Fix: .*depth, names"):
+        notebooks.execute(source, output, {"dept": 3}, html=earlier / "page.html")
+    with pytest.raises(NotFound, match=r"no notebook .*nowhere\.ipynb. Fix: "):
+        notebooks.execute(earlier / "nowhere.ipynb", output, {})
+    (earlier / "torn.ipynb").write_text('{"cells": [')
+    with pytest.raises(DataInvalid, match=r"torn\.ipynb is not a notebook.*Fix: "):
+        notebooks.execute(earlier / "torn.ipynb", output, {})
+
+
+def test_values_of_the_command_line():
+    given = ("3", "true", '["a"]', "kermany", "/data/films", "")
+    assert [notebooks.parse_parameter(text) for text in given] == [3, True, ["a"], *given[3:]]
+
+
+STORED = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EACH = pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+
+
+def code_of(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@EACH
+def test_a_notebook_ran_from_top_to_bottom_and_names_no_machine(path):
+    code = code_of(path)
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert not re.search(r"/(?:home|root|Users|tmp|work)/\w", str([cell.outputs for cell in code]))
+
+
+@EACH
+def test_bootstrap_does_nothing_outside_colab_and_parameters_follow(path):
+    code = code_of(path)
+    plain = re.sub(r"^(\s+)%pip .*$", r"\1raise AssertionError", code[0].source, flags=re.M)
+    assert plain != code[0].source
+    exec(compile(plain, path.name, "exec"), {})
+    assert [cell for cell in code if "parameters" in cell.metadata.get("tags", [])] == [code[1]]
+
+
+def test_the_notebooks_need_few_names():
+    names = set()
+    for path in STORED:
+        source = "\n".join(
+            re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.M) for cell in code_of(path)
+        )
+        nodes, modules = list(ast.walk(ast.parse(source))), set()
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("xraylib"):
+                for name in (alias.name for alias in node.names):
+                    is_module = (ROOT / node.module.replace(".", "/") / f"{name}.py").exists()
+                    (modules if is_module else names).add(name)
+        used = (
+            node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        )
+        names |= {f"{node.value.id}.{node.attr}" for node in used if node.value.id in modules}
+    assert len(names) <= 45, sorted(names)

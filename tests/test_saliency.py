@@ -1,0 +1,244 @@
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from conftest import run_python
+from keras import layers
+from scipy.stats import spearmanr
+
+from xraylib.evaluation.saliency import (
+    center_prior,
+    checks,
+    heat_maps,
+    localisation,
+    parameter_randomisation,
+    rank_correlation,
+)
+from xraylib.storage import DataInvalid
+from xraylib.training import networks as bodies
+from xraylib.training.runs import Predictor
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+
+
+def by_hand(weights, end="sigmoid", pool=layers.GlobalAveragePooling2D):
+    """A network that sees bright (p) and dark (1 - p), and weighs them; with its last weights set."""
+    inputs = keras.Input((8, 8, 1), dtype="uint8")
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(2, 1, activation="relu", name="seen")(x)
+    x = pool()(x)
+    units = np.asarray(weights, np.float32).reshape(x.shape[-1], -1)
+    model = keras.Model(inputs, layers.Dense(units.shape[1], end, name="output")(x), name="by_hand")
+    kernel = np.array([1.0, -1.0], np.float32).reshape(1, 1, 1, 2)
+    model.get_layer("seen").set_weights([kernel, np.array([0, 1], np.float32)])
+    model.get_layer("output").set_weights([units, np.zeros(units.shape[1], np.float32)])
+    return model
+
+
+def expected(bright, dark):
+    """Grad-CAM of `by_hand`: bright and dark by their weights, what is below zero left out."""
+    p = PIXELS[..., 0] / 255
+    cam = np.maximum(bright * p + dark * (1 - p), 0)
+    most = cam.max(axis=(1, 2), keepdims=True)
+    return np.divide(cam, most, out=np.zeros_like(cam), where=most > 0)
+
+
+def maps_of(model, pixels=PIXELS, head=None):
+    return heat_maps(Predictor(None, model, head), pixels)
+
+
+@pytest.mark.parametrize(("bright", "dark"), [(2, -1), (-1, 2), (500, -400), (-1, -2)])
+def test_the_map_is_that_of_pen_and_paper(accelerator, bright, dark):
+    found = maps_of(by_hand([bright, dark]))
+    assert found.shape == (5, 8, 8) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected(bright, dark), atol=1e-5)
+
+
+def test_two_logits_and_a_linear_probe_are_explained_by_their_log_odds(accelerator):
+    np.testing.assert_allclose(
+        maps_of(by_hand([[1, 3], [0.5, -0.5]], end="linear")), expected(2, -1), atol=1e-5
+    )
+    whole = by_hand([7, 7])
+    frozen = keras.Model(whole.input, whole.layers[-1].input)
+    head = {"coefficients": np.array([2.0, -1.0]), "intercept": np.array(0.3)}
+    np.testing.assert_allclose(maps_of(frozen, head=head), expected(2, -1), atol=1e-5)
+
+
+def test_the_slope_of_a_feature_is_its_mean_over_the_image(accelerator):
+    weights = np.random.default_rng(1).normal(np.array([2, -1]), size=(8, 8, 2))
+    found = maps_of(by_hand(weights.ravel(), pool=layers.Flatten))
+    np.testing.assert_allclose(found, expected(*weights.mean(axis=(0, 1))), atol=1e-4)
+
+
+def test_images_do_not_depend_on_the_others_of_their_batch(accelerator):
+    many = np.random.default_rng(2).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    model = by_hand([2, -1])
+    together = maps_of(model, many)
+    for row in (0, 31, 32, 39):
+        np.testing.assert_allclose(maps_of(model, many[row : row + 1])[0], together[row], atol=1e-6)
+
+
+def test_small_feature_maps_are_enlarged(accelerator):
+    inputs = keras.Input((8, 8, 1), dtype="uint8")
+    x = layers.Conv2D(1, 4, strides=4, kernel_initializer="ones")(layers.Rescaling(1 / 255)(inputs))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(1, "sigmoid", kernel_initializer="ones")(x))
+    film = np.zeros((1, 8, 8, 1), np.uint8)
+    film[0, :4, 4:] = 200
+    (found,) = maps_of(model, film)
+    assert found[:3, 5:].min() > 0.5 and found[4:, :4].max() < 0.3 and found.max() == 1
+
+
+def test_a_network_without_convolution_is_refused(accelerator):
+    inputs = keras.Input((3, 3, 1), dtype="uint8")
+    x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+    model = keras.Model(inputs, layers.Dense(1, "sigmoid")(x), name="flat")
+    with pytest.raises(DataInvalid, match=r"flat has no feature maps to look at\. Fix: "):
+        maps_of(model, np.zeros((1, 3, 3, 1), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["tiny_cnn", "scratch_cnn"])
+def test_networks_are_explained_and_random_weights_say_something_else(networks, name):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    predictor = Predictor(SimpleNamespace(recipe=name), networks[name], None)
+    found = heat_maps(predictor, pixels)
+    assert found.shape == (3, 32, 32) and np.isfinite(found).all()
+    assert set(found.max(axis=(1, 2))) <= {0, 1} and found.min() >= 0
+    random, again, other = (parameter_randomisation(predictor, seed).model for seed in (0, 0, 1))
+    for a, b, theirs in zip(random.weights, again.weights, predictor.model.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+        # What a layer is made of stays.
+        np.testing.assert_array_equal(np.sort(np.asarray(a), None), np.sort(np.asarray(theirs), None))
+    differs = [
+        np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(random.weights, other.weights, strict=True)
+    ]
+    assert any(differs)
+    assert not np.allclose(heat_maps(Predictor(None, random, None), pixels), found, atol=0.05)
+    np.testing.assert_array_equal(heat_maps(predictor, pixels), found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", bodies.NETWORKS)
+def test_every_network_can_be_explained(accelerator, name):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 75, 75, 1), np.uint8)
+    found = maps_of(bodies.build(name, 75, "sigmoid"), pixels)
+    assert found.shape == (2, 75, 75) and np.isfinite(found).all()
+
+
+def test_a_random_head_is_random_as_well(accelerator):
+    head = {"coefficients": np.arange(9.0), "intercept": np.array(0.3)}
+    random = parameter_randomisation(Predictor(None, by_hand([7, 7]), head)).head
+    assert (random["coefficients"] != np.arange(9)).any()
+    assert sorted(random["coefficients"]) == list(range(9)) and random["intercept"] == 0.3
+
+
+def test_the_correlation_is_of_ranks_and_a_flat_map_has_none():
+    rng = np.random.default_rng(0)
+    maps = rng.random((4, 6, 6))
+    others = np.stack([maps[0] ** 3, 1 - maps[1], rng.random((6, 6)), np.zeros((6, 6))])
+    found = rank_correlation(maps, others)
+    assert found[:2] == pytest.approx([1, -1])
+    assert found[2] == pytest.approx(spearmanr(maps[2].ravel(), others[2].ravel()).statistic)
+    assert np.isnan(found[3])
+
+
+def test_the_center_prior_fades_from_the_middle():
+    blob = center_prior(28)
+    assert blob.shape == (28, 28) and blob.max() == 1 == blob[14, 14] and blob.min() >= 0
+    assert (np.diff(blob[14, 14:]) < 0).all()
+
+
+def lesions(n=6, size=10):
+    """Masks as the phantom writes them, none of which holds a corner."""
+    rng, masks = np.random.default_rng(0), np.zeros((n, size, size), np.uint8)
+    for mask in masks:
+        top, left = rng.integers(1, size - 5, 2)
+        mask[top : top + 4, left : left + 3] = 255
+    return masks, np.arange(n)
+
+
+def test_perfect_opposite_and_uniform_maps_are_localised_as_they_should():
+    masks, patients = lesions()
+    found = localisation((masks > 0).astype(float), masks, patients)
+    assert found["value"].tolist() == [1, 1] and found["area"].tolist() == pytest.approx([0.12, 0.12])
+    # Wilson's interval where all hit: from n / (n + z²) to 1.
+    assert found["low"].tolist() == pytest.approx([6 / (6 + 1.959964**2)] * 2, abs=1e-6)
+    assert localisation((masks == 0).astype(float), masks, patients)["value"].tolist() == [0, 0]
+    uniform = localisation(np.full(masks.shape, 0.3), masks, patients)
+    assert uniform.loc["energy", "value"] == pytest.approx(0.12) and uniform.loc["pointing", "value"] == 0
+    masks[:, 0, 0] = 255
+    assert not localisation(np.zeros(masks.shape), masks, patients)["value"].any()
+    assert localisation(np.ones(masks.shape), masks, patients).loc["pointing", "value"] == 0
+    masks[2] = 0
+    with pytest.raises(DataInvalid, match=r"a mask has no lesion\. Fix: "):
+        localisation(np.ones(masks.shape), masks, patients)
+
+
+def test_pointing_and_energy_are_counted_by_hand():
+    masks = np.zeros((2, 3, 3))
+    masks[:, 1, 1] = 1
+    maps = np.zeros((2, 3, 3))
+    maps[0, 1, 1], maps[0, 0, 0] = 3, 1
+    maps[1, 1, 1], maps[1, 2, 2], maps[1, 0, 1] = 1, 2, 1
+    found = localisation(maps, masks, np.array(["a", "b"]))
+    assert found["value"].to_dict() == {"pointing": 0.5, "energy": 0.5}
+    assert found.loc["energy", ["low", "high"]].tolist() == pytest.approx([0.25, 0.75])
+
+
+def test_images_of_one_patient_widen_the_interval_of_pointing():
+    masks, _ = lesions(n=80)
+    hit = np.repeat(np.arange(10) % 2, 8)[:, None, None]
+    maps = np.where(hit, masks > 0, masks == 0).astype(float)
+    rows = [localisation(maps, masks, whose).loc["pointing"] for whose in (np.arange(80) // 8, np.arange(80))]
+    assert rows[0]["high"] - rows[0]["low"] > 2 * (rows[1]["high"] - rows[1]["low"])
+
+
+def test_checks_put_the_maps_beside_the_center_prior_and_random_weights(networks):
+    predictor = Predictor(SimpleNamespace(recipe="scratch-cnn"), networks["scratch_cnn"], None)
+    masks, patients = lesions(n=6, size=32)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 1), np.uint8)
+    row = checks(predictor, pixels, masks, patients)
+    found = localisation(heat_maps(predictor, pixels), masks, patients)
+    assert (row["recipe"], row["n"], row["area"]) == ("scratch-cnn", 6, found["area"].iloc[0])
+    for name in ("pointing", "energy"):
+        assert [row[name], row[f"{name}_low"], row[f"{name}_high"]] == found.loc[name].tolist()[:3]
+        assert 0 <= row[f"{name}_center"] <= 1
+    assert -1 <= row["rank_correlation"] < 0.99
+
+
+UNDER_JAX = """
+import sys
+from xraylib import devices
+devices.use("cpu", "jax", devices=1)
+import numpy as np
+from xraylib.evaluation import saliency
+from xraylib.training import networks
+from xraylib.training.runs import Predictor
+given = np.load(sys.argv[1] + "/given.npz")
+found = {}
+for name, head in (("tiny_cnn", "two-logits"), ("scratch_cnn", "sigmoid")):
+    model = networks.build(name, 32, head)
+    model.load_weights(f"{sys.argv[1]}/{name}.weights.h5")
+    found[name] = saliency.heat_maps(Predictor(None, model, None), given["pixels"])
+np.savez(sys.argv[1] + "/found.npz", **found)
+"""
+
+
+@pytest.mark.slow
+def test_jax_finds_the_maps_of_tensorflow(accelerator, tmp_path):
+    keras.utils.set_random_seed(0)
+    rng, here = np.random.default_rng(0), {}
+    pixels = rng.integers(0, 256, (4, 32, 32, 1), np.uint8)
+    np.savez(tmp_path / "given.npz", pixels=pixels)
+    for name, head in (("tiny_cnn", "two-logits"), ("scratch_cnn", "sigmoid")):
+        model = bodies.build(name, 32, head)
+        for weight in model.trainable_variables:
+            weight.assign(weight.numpy() + rng.normal(0, 0.05, weight.shape))
+        bodies.save_weights(model, tmp_path / f"{name}.weights.h5")
+        here[name] = maps_of(model, pixels)
+    run_python(UNDER_JAX, tmp_path)
+    there = np.load(tmp_path / "found.npz")
+    for name, maps in here.items():
+        assert np.ptp(maps) > 0, name
+        np.testing.assert_allclose(there[name], maps, atol=1e-3, err_msg=name)

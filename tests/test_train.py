@@ -1,0 +1,390 @@
+import json
+import logging
+import threading
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import run_python
+from sklearn.metrics import log_loss, roc_auc_score
+
+from xraylib import paths
+from xraylib.datasets import images, splits
+from xraylib.evaluation.metrics import evaluate
+from xraylib.evaluation.scores import check
+from xraylib.storage import DataInvalid, NotFound, XraylibError
+from xraylib.training import probe, runs
+from xraylib.training import train as module
+from xraylib.training.recipes import Phase, get_recipe
+from xraylib.training.train import IMBALANCE_METHODS, Batches, Progress, balance, train
+
+TINY = get_recipe("tiny-cnn-28")
+# Two phases, one with a decaying rate; batch norm and two kinds of dropout; stops early when it may.
+PHASED = replace(
+    get_recipe("scratch-cnn"),
+    name="phased",
+    size=32,
+    batch_size=16,
+    patience=2,
+    phases=(Phase(3, 3e-3), Phase(2, 1e-3, decay=True)),
+)
+FROZEN = replace(get_recipe("mobilenetv2-frozen"), network="tiny_cnn", size=32, init="random")
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Reports and unfinished runs of this test alone."""
+    monkeypatch.setenv("XRAYLIB_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.setenv("XRAYLIB_RUNS", str(tmp_path / "unfinished"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def unbroken(phantom, accelerator):
+    """The tiny network under the quick budget, trained without a break."""
+    return train(replace(TINY, name="unbroken"), phantom, accelerator, budget="quick")
+
+
+@pytest.fixture(scope="module")
+def phased(phantom, accelerator):
+    return train(PHASED, phantom, accelerator)
+
+
+def same(one, other):
+    pd.testing.assert_frame_equal(one.scores, other.scores, check_exact=True)
+    curves = [run.history.drop(columns="seconds", errors="ignore") for run in (one, other)]
+    pd.testing.assert_frame_equal(*curves, check_exact=True)
+    assert one.threshold == other.threshold and one.settings["key"] == other.settings["key"]
+
+
+def test_a_run_scores_validation_and_test_and_nothing_else(unbroken, phantom):
+    assigned = splits.assign(phantom, "strict", 0)
+    check(unbroken.scores)
+    about = ["image_id", "patient", "kind", "label", "split"]
+    expected = assigned.loc[assigned["split"] != "train", about].sort_values(["split", "image_id"])
+    pd.testing.assert_frame_equal(unbroken.scores[about], expected.reset_index(drop=True), check_dtype=False)
+
+
+def test_a_run_says_what_it_was_made_from(unbroken, accelerator):
+    said = unbroken.settings
+    assert said["hardware"] == str(accelerator) and said["training_version"] == runs.TRAINING_VERSION
+    assert said["init"] == "random" and said["choices"]["phases"][0]["epochs"] == 20
+    assert {"keras", "tensorflow", "numpy", "scikit-learn"} == set(said["versions"])
+    assert unbroken.has_model and said["train_seconds"] > 0
+    assert not list(paths.RUNS.glob("*-unbroken-*/")), "the unfinished folder is gone"
+
+
+def validation_loss(run):
+    val = run.scores.query("split == 'val'")
+    return log_loss(val["label"], val["score"], labels=[0, 1])
+
+
+@pytest.mark.parametrize("name", ["unbroken", "phased"])
+def test_the_scores_are_those_of_the_best_epoch(name, request):
+    run = request.getfixturevalue(name)
+    assert run.history["epoch"].tolist() == list(range(1, run.settings["epochs"] + 1))
+    best = run.history["val_loss"].idxmin()
+    assert run.settings["kept_epoch"] == best + 1
+    assert validation_loss(run) == pytest.approx(run.history["val_loss"][best], rel=1e-5)
+
+
+def test_without_patience_the_scores_are_those_of_the_last_epoch(phantom, accelerator, places):
+    short = replace(TINY, published=TINY.published | {"phases": (Phase(4, 1e-2),)})
+    run = train(short, phantom, accelerator, protocol="published")
+    assert run.settings["epochs"] == run.settings["kept_epoch"] == 4 and run.threshold == 0.5
+    assert validation_loss(run) == pytest.approx(run.history["val_loss"].iloc[-1], rel=1e-5)
+
+
+def test_swapped_films_choose_the_epoch_and_the_threshold(phantom, accelerator, places):
+    name = "tiny-cnn-28-reframed"
+    recipe = replace(get_recipe(name), validation="worst", phases=(Phase(4, 1e-3),))
+    run = train(recipe, phantom, accelerator)
+    views = run.history[["val_auc_framing", "val_auc_rendering", "val_auc_both"]]
+    assert run.settings["kept_epoch"] == views.min(axis=1).idxmax() + 1
+    val, swapped = (run.scores[run.scores["split"] == split] for split in ("val", "swapped"))
+    assert set(swapped["image_id"]) == set(val["image_id"])
+    found = roc_auc_score(swapped["label"], swapped["score"])
+    assert found == pytest.approx(views["val_auc_framing"][run.settings["kept_epoch"] - 1])
+    positive = swapped.loc[swapped["label"] == 1, "score"]
+    assert (positive >= run.threshold).mean() >= 0.95
+
+
+class Losses(Progress):
+    """Progress along given validation losses, without a network."""
+
+    def __init__(self, folder):
+        super().__init__(folder, keras.Sequential())
+
+    def _save(self, with_optimizer=True):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "ran"),
+    [
+        ([5, 4, 3, 2, 1], 2, 5),
+        ([5, 1, 3, 2, 4], 2, 4),
+        ([1, 1, 1, 1, 1], 2, 3),
+        ([1, 2, 3, 4, 5], None, 5),
+        ([np.nan] * 5, 2, 2),
+    ],
+)
+def test_patience_counts_epochs_without_a_better_one(tmp_path, losses, patience, ran):
+    progress = Losses(tmp_path)
+    while not progress.phase_over(len(losses), patience):
+        progress.end_epoch(val_loss=losses[progress.epoch])
+    assert progress.epoch == ran
+    progress.end_phase(keep_best=True)
+    assert not progress.phase_over(9, 2), "each phase has its own patience"
+
+
+def test_the_weights_it_leaves_give_its_scores(phased, phantom):
+    pixels = images.load_pixels(phantom, 32)
+    rows = [phantom.index[phantom["image_id"] == name].item() for name in phased.scores["image_id"]]
+    found = runs.load(phased).score(pixels[rows])
+    np.testing.assert_allclose(found, phased.scores["score"], rtol=1e-5)
+
+
+@pytest.fixture
+def untrained(monkeypatch, places):
+    """Runs that cost nothing; the list gets the unfinished folder of each."""
+    began = []
+
+    def pretend(recipe, manifest, assigned, weights, settings, folder):
+        began.append(folder.name)
+        (folder / "model.weights.h5").write_bytes(b"weights")
+        table = assigned.assign(score=np.linspace(0, 1, len(assigned)))
+        return pd.DataFrame({"epoch": [1]}), table, {"train_seconds": 1.0}
+
+    monkeypatch.setattr(module, "_fit_network", pretend)
+    return began
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_what_decides_the_outcome_decides_the_key_and_nothing_else(
+    phantom, accelerator, untrained, monkeypatch
+):
+    flipped = phantom.assign(label=phantom["label"].where(phantom.index != 3, 1 - phantom["label"]))
+    calls = [
+        {},
+        {"seed": 1},
+        {"protocol": "published"},
+        {"recipe": replace(TINY, phases=(Phase(2, 1e-3),))},
+        {"recipe": replace(TINY, imbalance="oversample")},
+        {"manifest": phantom.drop(index=0)},
+        {"manifest": flipped},
+        {"manifest": phantom.assign(sha256=phantom["sha256"].str.replace("a", "b"))},
+    ]
+    usual = {"recipe": TINY, "manifest": phantom, "accelerator": accelerator, "budget": "quick"}
+    for call in calls:
+        train(**usual | call)
+    monkeypatch.setattr(runs, "TRAINING_VERSION", 2)
+    train(**usual)
+    assert len(untrained) == len(set(untrained)) == len(calls) + 1
+    train(**usual | {"recipe": replace(TINY, title="other words", threshold_rule="cost 5")})
+    train(**usual | {"manifest": phantom.assign(path="elsewhere")})
+    train(**usual | {"accelerator": replace(accelerator, name="another machine, 64 cores")})
+    assert len(untrained) == len(calls) + 1
+
+
+def test_another_run_is_replaced_with_a_warning_and_a_committed_one_only_when_asked(
+    phantom, accelerator, untrained, caplog
+):
+    committed = phantom.copy()
+    committed.attrs["dataset"] = "kermany"
+    for films in (phantom, committed):
+        train(TINY, films, accelerator)
+    train(TINY, phantom, accelerator, budget="quick", overwrite=True)
+    assert train(TINY, committed, accelerator).has_model, "it is read back"
+    shorter = replace(TINY, phases=(Phase(2, 1e-3),))
+    train(shorter, phantom, accelerator)
+    assert "trained again and replaced" in caplog.text
+    with pytest.raises(
+        DataInvalid, match=r"strict-0 stands in the report.*other settings.*Fix: .*--overwrite"
+    ):
+        train(shorter, committed, accelerator)
+    train(shorter, committed, accelerator, overwrite=True).model_file.unlink()
+    with pytest.raises(DataInvalid, match=r"its model is not on this machine.*Fix: "):
+        train(shorter, committed, accelerator)
+
+
+def test_of_two_at_once_one_trains_and_both_have_the_run(phantom, accelerator, untrained):
+    found = []
+    both = [
+        threading.Thread(target=lambda: found.append(train(TINY, phantom, accelerator))) for _ in range(2)
+    ]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(untrained) == 1 and found[0] == found[1]
+
+
+def test_nothing_is_trained_for_a_wrong_call(phantom, accelerator, untrained, places):
+    for wrong in (
+        {"protocol": "honest"},
+        {"budget": "endless"},
+        {"init": "lucky"},
+        {"init": "no.weights.h5"},
+    ):
+        with pytest.raises(NotFound):
+            train(TINY, phantom, accelerator, **wrong)
+    with pytest.raises(DataInvalid, match=r"divided among 7 devices\. Fix: "):
+        train(TINY, phantom, replace(accelerator, count=7))
+    assert untrained == [] and not list(places.iterdir())
+
+
+@pytest.mark.slow
+def test_broken_after_every_epoch_it_ends_with_the_same_scores_on_other_cores(
+    phased, phantom, accelerator, places, monkeypatch, caplog
+):
+    end_epoch, write, breaks = Progress.end_epoch, runs.write, []
+
+    def end_and_break(self, **measured):
+        end_epoch(self, **measured)
+        breaks.append(self.epoch)
+        raise KeyboardInterrupt
+
+    def break_first(*arguments):
+        monkeypatch.setattr(runs, "write", write)
+        breaks.append("write")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "end_epoch", end_and_break)
+    monkeypatch.setattr(runs, "write", break_first)
+    run = None
+    with caplog.at_level(logging.INFO):
+        while run is None:
+            cores = replace(accelerator, name=f"another machine, {len(breaks)} cores")
+            try:
+                run = train(PHASED, phantom, cores)
+            except KeyboardInterrupt:
+                assert len(breaks) < 10
+    assert breaks == [*phased.history["epoch"], "write"]
+    assert "begun on CPU another machine, 0 cores" in caplog.text
+    same(run, phased)
+
+
+KILLED = """
+import json, os, signal, sys, time
+import numpy as np
+import pandas as pd
+from dataclasses import replace
+from pathlib import Path
+from xraylib import devices, paths
+
+manifest, rng = pd.read_pickle(sys.argv[1]), np.random.default_rng()
+manifest.attrs = {"dataset": "phantom"}
+
+def epochs():
+    try:
+        (file,) = paths.RUNS.glob("*/checkpoint.npz")
+        return len(json.loads(str(np.load(file)["state"]))["history"])
+    except (ValueError, OSError):
+        return 0
+
+killed, status = [], signal.SIGKILL
+while status == signal.SIGKILL:
+    before, ended = epochs(), 0
+    # Forked before Keras has begun anything: each child is a fresh process.
+    child = os.fork()
+    if child == 0:
+        accelerator = devices.use("cpu", "tensorflow")
+        from xraylib.training.recipes import get_recipe
+        from xraylib.training.train import train
+        train(replace(get_recipe("tiny-cnn-28"), name="unbroken"), manifest, accelerator, budget="quick")
+        os._exit(0)
+    while len(killed) < 3 and not ended and (seen := epochs()) < before + 2:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.002)
+    if not ended and len(killed) < 3:
+        killed.append(seen)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+    if not ended:
+        status = os.waitpid(child, 0)[1]
+print(json.dumps({"killed": killed, "status": status}))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_scores(unbroken, phantom, places):
+    phantom.to_pickle(places / "manifest.pkl")
+    said = json.loads(run_python(KILLED, places / "manifest.pkl"))
+    assert said["status"] == 0 and said["killed"] and min(said["killed"]) >= 2
+    (run,) = runs.find("phantom")
+    same(run, unbroken)
+    assert not list(paths.RUNS.glob("*/"))
+
+
+def test_a_network_that_diverges_is_no_run(phantom, accelerator, places):
+    wild = replace(TINY, phases=(Phase(2, 1e30),))
+    with pytest.raises((XraylibError, FloatingPointError, ValueError), match=r"(?i)nan|not numbers"):
+        train(wild, phantom, accelerator)
+    assert runs.find("phantom") == []
+
+
+@pytest.mark.slow
+def test_the_same_recipe_trains_under_jax_on_one_device_and_on_four(under_jax, unbroken):
+    one, four = under_jax["one"], under_jax["four"]
+    assert "one device" in one["hardware"] and "shared by 4 devices" in four["hardware"]
+    assert one["image_id"] == four["image_id"] == unbroken.scores["image_id"].tolist()
+    for column in ("loss", "val_loss", "score"):
+        np.testing.assert_allclose(four[column], one[column], atol=1e-4)
+    assert one["loss"] != [one["loss"][0]] * 4, "it learns"
+
+
+@pytest.mark.parametrize("fit", ["linear-probe", "single-feature"])
+def test_a_probe_trains_as_any_recipe(phantom, accelerator, places, monkeypatch, fit):
+    recipe = FROZEN if fit == "linear-probe" else get_recipe("mean-intensity")
+    run = train(recipe, phantom, accelerator)
+    check(run.scores)
+    assert run.history["strength"].tolist() == list(probe.STRENGTHS)
+    assert json.loads((run.folder / "head.json").read_text()).keys() == {"coefficients", "intercept"}
+    monkeypatch.setattr(probe, "fit", None)
+    same(train(recipe, phantom, accelerator), run)
+
+
+@pytest.mark.slow
+def test_random_labels_teach_nothing(phantom, accelerator, places):
+    people = phantom["patient"].unique()
+    coin = dict(zip(people, np.random.default_rng(0).integers(0, 2, len(people)), strict=True))
+    tossed = phantom.assign(label=phantom["patient"].map(coin), kind="unknown")
+    run = train(TINY, tossed, accelerator, budget="quick")
+    auc = evaluate(run.scores, rule=0.5).loc["auc"]
+    assert auc["low"] <= 0.5 <= auc["high"]
+
+
+# The last rows are of another split.
+LABELS = np.array([0] * 10 + [1] * 30 + [0] * 5)
+ROWS = np.arange(40)
+
+
+@pytest.mark.parametrize("method", [None, *IMBALANCE_METHODS])
+def test_an_imbalance_method_balances_the_rows_it_is_given(method):
+    rows, weights = balance(ROWS, LABELS, method, np.random.default_rng(0))
+    sums = [weights[rows][LABELS[rows] == value].sum() for value in (0, 1)]
+    counts = [(LABELS[rows] == value).sum() for value in (0, 1)]
+    assert set(rows) <= set(ROWS) and len(weights) == len(LABELS) and weights.dtype == np.float32
+    assert weights[rows].mean() == pytest.approx(1)
+    assert sums[0] == pytest.approx(sums[1]) or method is None
+    assert counts == {"oversample": [30, 30], "undersample": [10, 10]}.get(method, [10, 30])
+    if method == "oversample":
+        assert set(rows[LABELS[rows] == 1]) == set(range(10, 40)), "the larger class is whole"
+
+
+@pytest.mark.parametrize(("count", "size", "shape"), [(40, 16, (2, 16)), (9, 16, (1, 9)), (32, 16, (2, 16))])
+def test_batches_have_one_length_and_no_image_twice(count, size, shape):
+    pixels = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
+    rows = np.random.default_rng(0).permutation(40)[:count]
+    batches = Batches(pixels, LABELS, rows, np.arange(45, dtype=np.float32), size)
+    assert (len(batches), batches.size) == shape
+    seen = []
+    for x, y, weights in (batches[number] for number in range(len(batches))):
+        assert x.shape == (batches.size, 1, 1, 1) and x.dtype == np.uint8
+        np.testing.assert_array_equal(y, LABELS[x.ravel()])
+        np.testing.assert_array_equal(weights, x.ravel())
+        seen += x.ravel().tolist()
+    assert seen == rows[: len(seen)].tolist()
