@@ -184,3 +184,12 @@ def test_net_benefit_is_counted_image_by_image():
     assert found["all"].tolist() == pytest.approx(everybody["benefit"].tolist())
     perfect = decision_curve(test.assign(score=test["label"].astype(float)))
     np.testing.assert_allclose(perfect["benefit"], test["label"].mean())
+
+
+def test_no_temperature_is_claimed_where_validation_is_perfectly_separated():
+    table = builders.scores(n=60)
+    val = table["split"] == "val"
+    table.loc[val, "score"] = np.where(table.loc[val, "label"] == 1, 0.9, 0.1)
+    fitted = recalibrate(table, "temperature")
+    assert fitted["score"].isna().all() and summary(fitted, resamples=20)["value"].isna().all()
+    assert recalibrate(table, "platt")["score"].notna().all()

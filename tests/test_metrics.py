@@ -96,7 +96,7 @@ def test_seeds_do_not_count_as_more_patients():
 
 
 @pytest.mark.parametrize(
-    ("by_patient", "simulations", "least", "most"), [(True, 400, 0.925, 0.98), (False, 100, 0, 0.92)]
+    ("by_patient", "simulations", "least", "most"), [(True, 800, 0.93, 0.97), (False, 100, 0, 0.92)]
 )
 def test_the_interval_covers_the_truth_only_when_patients_are_resampled(by_patient, simulations, least, most):
     # Scores N(label, 1) by patient and N(0, 0.25) by image.

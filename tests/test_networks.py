@@ -155,6 +155,7 @@ def test_imagenet_weights_that_cannot_be_downloaded(monkeypatch):
         get_weights("tiny_cnn", "imagenet")
 
 
+@pytest.mark.slow
 def test_initial_weights_arrive_in_the_backbone(networks, tmp_path):
     backbone, file = networks["mobilenetv2"].get_layer("backbone"), tmp_path / "backbone.weights.h5"
     module.save_weights(backbone, file)

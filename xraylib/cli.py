@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     notebook = command(commands, "run-notebook", _run_notebook, "run a notebook headlessly (Papermill)")
     notebook("notebook", type=Path)
     notebook("output", type=Path)
-    notebook("--html", type=Path, help="write an HTML page without code here")
+    notebook(
+        "--html", nargs="?", type=Path, const=Path(), help="HTML page without code, here or in the report"
+    )
     notebook("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     return parser
 
@@ -227,14 +229,20 @@ def _report(options: argparse.Namespace) -> None:
         print(pages.build(name))
     # Reports that were moved, by a test say, leave the repository's README alone.
     if paths.REPORTS == paths.ROOT / "reports" and (readme := paths.ROOT / "README.md").exists():
-        pages.write_readme_tables(readme)
+        pages.write_readme_table(readme)
 
 
 def _run_notebook(options: argparse.Namespace) -> None:
     from xraylib.report import notebooks
 
     parameters = {name: notebooks.parse_parameter(value) for name, value in options.given}
-    notebooks.execute(options.notebook, options.output, parameters, html=options.html)
+    html = options.html
+    if html == Path():
+        from xraylib.datasets import catalog
+
+        report = paths.REPORTS / catalog.find(parameters.get("dataset", "phantom")).name
+        html = report / "notebooks" / f"{options.notebook.stem}.html"
+    notebooks.execute(options.notebook, options.output, parameters, html=html)
 
 
 def _show(table: Any) -> None:

@@ -11,7 +11,7 @@ to the image's right (the child's left), y down, from the midline at the level o
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -467,14 +467,3 @@ def _write_films(folder: Path, settings: PhantomSettings) -> None:
         parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_WORKERS) as pool:
         list(pool.map(render, films))
-
-
-def read_masks(paths: Iterable[Path | str], size: int) -> np.ndarray:
-    """Read the lesion masks of phantom images, uint8 (n, size, size), zeros for those without a lesion."""
-    masks = np.zeros((len(found := list(map(Path, paths))), size, size), np.uint8)
-    for row, path in enumerate(found):
-        mask = path.parents[2] / "masks" / path.parents[1].name / f"{path.stem}.png"
-        if mask.exists():
-            with Image.open(mask, formats=("PNG",)) as image:
-                masks[row] = np.asarray(image.resize((size, size), Image.Resampling.NEAREST))
-    return masks

@@ -68,12 +68,19 @@ def expected_error(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
 
 
 def summary(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
-    """Calibration of a part: index `brier, slope, intercept, ece`, columns `value, low, high`."""
+    """Calibration of a part: index `brier, slope, intercept, ece`, columns `value, low, high`.
+
+    NaN where a seed's scores could not be recalibrated.
+    """
     names, weights = _weights(part, resamples)
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("brier", "slope", "intercept", "ece")}
     for _, one in part.groupby("seed"):
         labels, scores = one["label"].to_numpy(), one["score"].to_numpy()
         own = weights[:, np.searchsorted(names, one["patient"])]
+        if np.isnan(scores).any():
+            for values in found.values():
+                values.append(np.full(len(own), np.nan))
+            continue
         found["brier"].append(own @ (scores - labels) ** 2 / own.sum(axis=1))
         for name, values in slope_intercept(labels, scores, own).items():
             found[name].append(values)
@@ -87,11 +94,18 @@ def summary(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
 
 
 def recalibrate(scores: pd.DataFrame, method: str) -> pd.DataFrame:
-    """The scores table with every score recalibrated on its own run's validation, by a key of `METHODS`."""
+    """The scores table with every score recalibrated on its own run's validation, by a key of `METHODS`.
+
+    Where validation is perfectly separated no temperature is the best: these scores become NaN.
+    """
     parts = []
     table = scores.reset_index(drop=True)
     for _, one in table.groupby(["recipe", "protocol", "seed"], sort=False):
         val = one[one["split"] == "val"]
+        classes = val.groupby("label")["score"]
+        if method == "temperature" and classes.min()[1] > classes.max()[0]:
+            parts.append(one.assign(score=np.nan))
+            continue
         fitted = CalibratedClassifierCV(FrozenEstimator(_LogOdds()), method=METHODS[method])
         fitted.fit(logit(val["score"].to_numpy())[:, None], val["label"].to_numpy())
         calibrated = fitted.predict_proba(logit(one["score"].to_numpy())[:, None])[:, 1]

@@ -111,42 +111,6 @@ def protocol_comparison(table: pd.DataFrame) -> Figure:
 
 
 @style.styled
-def by_run(table: pd.DataFrame, names: Mapping[str, str]) -> Figure:
-    """Every run of some recipes as a dot, of `comparisons.by_run`; `names` are what to write for a recipe."""
-    n_val, n_test = f"{table['n_val'].iloc[0]:,}", f"{table['n_test'].iloc[0]:,}"
-    panels = {"val_accuracy": f"accuracy, own {n_val} validation images"}
-    panels |= {"accuracy": f"accuracy, {n_test} test images", "auc": f"AUC, {n_test} test images"}
-    groups = [(str(recipe), part) for recipe, part in table.groupby("recipe", sort=False)]
-    fig, (axes,) = style.blank(10, 1.5 + 0.55 * len(groups), 1, len(panels), sharey=True)
-    for ax, (column, label) in zip(axes, panels.items(), strict=True):
-        for y, (_, part) in enumerate(groups):
-            values = np.sort(part[column].dropna())
-            # Equal values stand beside each other, not on each other.
-            shifts = np.resize([0.0, 0.1, -0.1, 0.2, -0.2], len(values))
-            ax.plot(values, y + shifts, "o", color=QUIET, markersize=5, alpha=0.6, markeredgewidth=0)
-            ax.plot([values.mean()] * 2, [y - 0.28, y + 0.28], color=INK, linewidth=2)
-            said = style.estimate(values.mean(), values[0], values[-1])
-            ax.text(values.mean(), y - 0.32, said, ha="center", va="bottom", fontsize=8)
-        ax.set(xlabel=label, ylim=(len(groups) - 0.4, -0.7))
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5]))
-        style.bare(ax, "bottom")
-    axes[0].set_yticks(range(len(groups)), [names.get(recipe, recipe) for recipe, _ in groups])
-    runs = table.groupby("recipe")["seed"].nunique().max()
-    note = f"Dots: {runs} runs each, threshold 0.5. Bar and numbers: mean (lowest–highest)."
-    return style.head(fig, "How much do runs with one class-imbalance method differ?", note)
-
-
-@style.styled
-def shortcuts(table: pd.DataFrame) -> Figure:
-    """AUC of single features, of `comparisons.shortcut_baselines`."""
-    labels = _plain(table["feature"])
-    fig, (axes,) = style.blank(8, 1.4 + 0.25 * len(labels) * max(2, table["split"].nunique()))
-    forest(axes, [(table, "auc", "AUC")], "feature", labels, within="split", start=0.44, line=0.5, text=True)
-    note = "Grey: train; black: test. Dotted: chance. Lines: DeLong's 95% intervals over patients."
-    return style.head(fig, "How well do single features tell the classes apart?", note)
-
-
-@style.styled
 def subgroups(table: pd.DataFrame, title: str, at: str = "the frozen threshold") -> Figure:
     """Share correctly classified at the threshold `at`, of `comparisons.subgroups` or `by_folder`."""
     sizes = table.groupby("subgroup", sort=False)["images"].max()
@@ -224,24 +188,6 @@ def ood(table: pd.DataFrame, flagged: pd.DataFrame) -> Figure:
     style.bare(ax, "bottom")
     note = "Bar: quartiles; line: 5th to 95th percentile. Dashed: flags 5% of validation. Brackets: 95% CI."
     return style.head(fig, "Which images are out of distribution?", note)
-
-
-@style.styled
-def confusion(matrices: Mapping[str, np.ndarray]) -> Figure:
-    """Confusion matrices `(2, 2)` by recipe, rows truth, normal first; means over seeds may be fractions."""
-    fig, panels = style.panels(dict(matrices), 2.4, ("classified as", "true class"))
-    for ax, matrix, _ in panels:
-        shares = matrix / matrix.sum(axis=1, keepdims=True).clip(min=1e-9)
-        ax.imshow(shares, cmap="Greys", vmin=0, vmax=1.25)
-        for (truth, predicted), share in np.ndenumerate(shares):
-            ink: dict[str, Any] = {"color": "white" if share > 0.72 else INK, "ha": "center"}
-            ax.text(predicted, truth - 0.02, f"{share:.1%}", fontsize=12, **ink)
-            ax.text(predicted, truth + 0.24, f"n = {matrix[truth, predicted]:,.0f}", fontsize=8, **ink)
-        ax.set_yticks([0, 1], CLASSES if ax.get_ylabel() else ["", ""], rotation=90, va="center")
-        ax.set_xticks([0, 1], CLASSES)
-        ax.tick_params(length=0)
-    note = "Percent of the true class; diagonal: specificity, sensitivity. Counts: mean over seeds."
-    return style.head(fig, "Which class is taken for which?", note)
 
 
 @style.styled

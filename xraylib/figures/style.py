@@ -158,10 +158,3 @@ def beside(ax: Axes, text: str, x: float, y: float, **options: Any) -> None:
     """Write a text just right of a point; the layout makes room for what reaches over the axes."""
     merged: dict[str, Any] = {"va": "center", "fontsize": 8.5, "color": INK} | options
     ax.annotate(text, (x, y), (5, 0), textcoords="offset points", annotation_clip=False, **merged)
-
-
-def wrapped(text: str, inches: float, points: float) -> str:
-    """Break a text so that it stays within some inches; a name breaks after its underscores."""
-    letters = max(6, int(inches * 72 / (points * 0.64)))
-    lines = [textwrap.wrap(line.replace("_", "_ "), letters) for line in text.split("\n")]
-    return "\n".join(part.replace("_ ", "_") for line in lines for part in line)

@@ -18,10 +18,7 @@ from xraylib.training.runs import COMMITTED
 
 PREVALENCES = (0.05, 0.2, 0.625)  # that of Kermany's test, and two where pneumonia is rarer
 FIRST = ("06_protocol_comparison", "06_leaderboard")  # which explain the other figures
-README_TABLE = re.compile(
-    r"(?P<start><!-- (?P<what>leaderboard|claims):(?P<dataset>\S+) [^>]*-->)\n.*?(?P<end><!-- end -->)",
-    re.DOTALL,
-)
+README_TABLE = re.compile(r"(<!-- accuracy:(\S+) [^>]*-->)\n.*?(<!-- end -->)", re.DOTALL)
 
 
 def build(dataset: str) -> Path:
@@ -62,18 +59,19 @@ def build(dataset: str) -> Path:
     return place / "index.html"
 
 
-def write_readme_tables(readme: Path) -> None:
-    """Rewrite each `<!-- leaderboard:<dataset> … -->` or `claims:…` table, from what `build` wrote."""
+def write_readme_table(readme: Path) -> None:
+    """Rewrite the table after `<!-- accuracy:<dataset> … -->` from what `build` wrote."""
     text = readme.read_text(encoding="utf-8")
 
     def table(match: re.Match[str]) -> str:
-        place = tables.folder(match["dataset"])
-        file = place / ("leaderboard.csv" if match["what"] == "leaderboard" else "tables/claims.csv")
+        file = tables.folder(match[2]) / "leaderboard.csv"
         if not file.exists():
             return match[0]
         rows = pd.read_csv(file).to_dict(orient="records")
-        lines = _environment().get_template("readme.md.j2").render(what=match["what"], rows=rows)
-        return f"{match['start']}\n{lines.strip()}\n{match['end']}"
+        by_name = {(row["recipe"], row["protocol"]): row for row in rows}
+        recipes = [recipe for recipe in RECIPES.values() if recipe.published]
+        lines = _environment().get_template("readme.md.j2").render(recipes=recipes, rows=by_name)
+        return f"{match[1]}\n{lines.strip()}\n{match[3]}"
 
     if (written := README_TABLE.sub(table, text)) != text:
         with atomic(readme) as temporary:

@@ -110,7 +110,7 @@ class Budget:
 
 
 # `quick` is minutes on two cores with the phantom; `full` is what the committed tables of real data use.
-BUDGETS = {"quick": Budget(2, 20), "full": Budget(None, None)}
+BUDGETS = {"quick": Budget(2, 12), "full": Budget(None, None)}
 
 
 def get_budget(name: str) -> Budget:
@@ -142,10 +142,7 @@ TINY_CNN = Recipe(
         "sigmoid outputs given to a loss that expects logits: Keras under TensorFlow looks through "
         "the sigmoid to the logits, so the outputs here are logits on every backend, under both protocols",
     ),
-    corrected=(
-        "the epoch with the best validation loss is kept",
-        "the threshold is chosen on validation",
-    ),
+    corrected=("the epoch with the best validation loss is kept", "the threshold is chosen on validation"),
 )
 
 SCRATCH_CNN = Recipe(
@@ -304,26 +301,22 @@ MOBILENET_SMALL = Recipe(
 
 
 # What a variant of a published recipe does not inherit.
-_OURS: dict[str, Any] = {"claims": {}, "claimed_on": 0, "stored_output": {}, "published": {}, "remark": ""}
-_OURS |= {"retained": ()}
+_OURS: dict[str, Any] = {"claims": {}, "claimed_on": 0, "stored_output": {}, "published": {}}
+_OURS |= {"retained": (), "remark": ""}
 
 
 def _balanced(imbalance: str, short: str) -> Recipe:
     name, title = f"{MOBILENET_SMALL.name}-{short}", f"{MOBILENET_SMALL.title}, {imbalance.replace('_', ' ')}"
-    about: dict[str, Any] = {
-        "name": name,
-        "title": title,
-        "source": "the class-imbalance methods its README names",
-    }
-    return replace(MOBILENET_SMALL, imbalance=imbalance, **about, **_OURS)
+    source = "the class-imbalance methods its README names"
+    return replace(MOBILENET_SMALL, name=name, title=title, source=source, imbalance=imbalance, **_OURS)
 
 
 def _reframed(recipe: Recipe) -> Recipe:
     """Return a recipe with random framing in training, its epoch and threshold chosen on swapped films."""
     name, title = f"{recipe.name}-reframed", f"{recipe.title}, framing made random in training (ours)"
-    about: dict[str, Any] = {"name": name, "title": title, "source": "this repository", "corrected": ()}
-    about |= {"augmentation": "reframe", "validation": "framing", "threshold_rule": SENSITIVITY}
-    return replace(recipe, **about, **_OURS)
+    changed: dict[str, Any] = {"augmentation": "reframe", "validation": "framing", "corrected": ()}
+    changed |= {"source": "this repository", "threshold_rule": SENSITIVITY} | _OURS
+    return replace(recipe, name=name, title=title, **changed)
 
 
 def _single_feature(feature: str) -> Recipe:
