@@ -109,11 +109,11 @@ def test_links_and_anchors_of_a_page_resolve(page):
 def test_commands_in_the_documentation_are_understood():
     texts = [path.read_text(encoding="utf-8") for path in (*PAGES, *(ROOT / "notebooks").glob("*.ipynb"))]
     found = [
-        c for text in texts for c in re.findall(r"python -m xraylib (?!COMMAND|--)([a-z][^\n`#|;]*)", text)
+        c for text in texts for c in re.findall(r"python -m xraylib (?!COMMAND|--)([a-z][^\n`#|;)]*)", text)
     ]
     assert len(found) >= 4
     for command in found:
-        words = [word for word in shlex.split(command.split("\\n")[0]) if word != "…"]
+        words = [word for word in shlex.split(re.split(r"[\\\"]", command)[0]) if word != "…"]
         cli._parser().parse_args(words)
 
 

@@ -17,7 +17,7 @@ from xraylib.evaluation.scores import check
 from xraylib.storage import DataInvalid, NotFound, XraylibError
 from xraylib.training import probe, runs
 from xraylib.training import train as module
-from xraylib.training.recipes import Phase, get_recipe
+from xraylib.training.recipes import BUDGETS, Phase, get_recipe
 from xraylib.training.train import IMBALANCE_METHODS, Batches, Progress, balance, train
 
 TINY = get_recipe("tiny-cnn-28")
@@ -70,7 +70,9 @@ def test_a_run_scores_validation_and_test_and_nothing_else(unbroken, phantom):
 def test_a_run_says_what_it_was_made_from(unbroken, accelerator):
     said = unbroken.settings
     assert said["hardware"] == str(accelerator) and said["training_version"] == runs.TRAINING_VERSION
-    assert said["init"] == "random" and said["choices"]["phases"][0]["epochs"] == 20
+    assert (
+        said["init"] == "random" and said["choices"]["phases"][0]["epochs"] == BUDGETS["quick"].epochs_a_phase
+    )
     assert {"keras", "tensorflow", "numpy", "scikit-learn"} == set(said["versions"])
     assert unbroken.has_model and said["train_seconds"] > 0
     assert not list(paths.RUNS.glob("*-unbroken-*/")), "the unfinished folder is gone"

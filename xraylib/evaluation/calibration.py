@@ -78,8 +78,8 @@ def summary(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
         labels, scores = one["label"].to_numpy(), one["score"].to_numpy()
         own = weights[:, np.searchsorted(names, one["patient"])]
         if np.isnan(scores).any():
-            for values in found.values():
-                values.append(np.full(len(own), np.nan))
+            for each in found.values():
+                each.append(np.full(len(own), np.nan))
             continue
         found["brier"].append(own @ (scores - labels) ** 2 / own.sum(axis=1))
         for name, values in slope_intercept(labels, scores, own).items():

@@ -155,4 +155,4 @@ def checks(
         row[f"{name}_low"], row[f"{name}_high"] = float(found["low"][name]), float(found["high"][name])
     others = heat_maps(parameter_randomisation(predictor), pixels)
     row["area"] = float(found["area"].iloc[0])
-    return row | {"rank_correlation": float(np.nanmean(rank_correlation(maps, others)))}
+    return row | {"rank_correlation": float(pd.Series(rank_correlation(maps, others)).mean())}
