@@ -147,6 +147,12 @@ def test_intervals_are_drawn_and_written_in_the_row_they_belong_to():
         assert ends[0.85, 0.95] < 0 < ends[0.42, 0.58]
 
 
+def test_a_leaderboard_without_claims_keeps_its_axes():
+    fig = intervals.leaderboard(BOARD.assign(claimed_accuracy=np.nan))
+    fig.draw_without_rendering()
+    assert min(ax.get_position().width for ax in fig.axes) > 0.15
+
+
 def test_inversion_does_not_flatten_the_other_corruptions():
     auc, _, own, _ = intervals.corruption_losses(AVERAGED).axes
     assert auc.get_xlim()[1] < 0.5 < 0.9 < own.get_xlim()[1]

@@ -11,11 +11,8 @@ from xraylib.paths import ROOT
 from xraylib.training import runs
 from xraylib.training.recipes import get_recipe
 
-TINY, YOUDEN, SIZE = (
-    "recipe == 'tiny-cnn-28'",
-    "rule == 'youden' and not recipe.str.contains('reframed|flagship')",
-    "feature == 'file size'",
-)
+TINY, SIZE = "recipe == 'tiny-cnn-28'", "feature == 'file size'"
+YOUDEN = "rule == 'youden' and not recipe.str.contains('reframed|flagship')"
 OLD, NEW = (f"subgroup == 'normal, from the {name} folder'" for name in ("train", "test"))
 
 

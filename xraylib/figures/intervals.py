@@ -88,7 +88,9 @@ def leaderboard(table: pd.DataFrame) -> Figure:
     # Under another protocol other images are tested than those of the claim.
     claimed = table[table["claimed_accuracy"].notna() & (table["protocol"] == "published")]
     look: dict[str, Any] = {"color": INK, "markerfacecolor": "none", "markersize": 8, "clip_on": False}
-    axes[1].plot(claimed["claimed_accuracy"], claimed["row"], "D", **look)
+    # An empty line without clipping has no extent, and the layout would collapse.
+    if len(claimed):
+        axes[1].plot(claimed["claimed_accuracy"], claimed["row"], "D", **look)
     note = f"Test images, best AUC first. {OVER_PATIENTS} Diamond: claimed accuracy."
     return style.head(fig, "How good are the recipes, and what was claimed?", note)
 
