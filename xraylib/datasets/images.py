@@ -136,7 +136,10 @@ def _to_gray(path: Path, image: Image.Image) -> Image.Image:
 def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str) -> Iterator[list[Any]]:
     """Apply `function` to the rows in parallel (Pillow releases the GIL); yields chunks of results."""
     workers, total = os.cpu_count() or 1, len(manifest)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=total, desc=title, unit="image") as bar:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=total, desc=title, unit="image", disable="TQDM_DISABLE" in os.environ) as bar,
+    ):
         for start in range(0, total, _CHUNK):
             rows = list(manifest.iloc[start : start + _CHUNK].itertuples(index=False))
             yield list(pool.map(function, rows))

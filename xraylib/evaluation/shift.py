@@ -3,6 +3,7 @@
 No training, tuning or threshold here: each run is scored as it stands, with its frozen threshold.
 """
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def score_corruptions(recipe: str, dataset: str) -> pd.DataFrame:
     films = images.load_pixels(whole, SIZE)[test.index]
     todo = [(each, i + 1) for each, (_, steps) in CORRUPTIONS.items() for i in range(len(steps))]
     todo = [(each, severity) for each, severity in todo if f"{each} {severity}" not in done]
-    for each, severity in tqdm(todo, desc=recipe, unit="corruption"):
+    for each, severity in tqdm(todo, desc=recipe, unit="corruption", disable="TQDM_DISABLE" in os.environ):
         changed = _resized(corrupt(films, each, severity), run.settings["choices"]["size"])
         done[f"{each} {severity}"] = predictor.score(changed)
         with atomic(file) as temporary:

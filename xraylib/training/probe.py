@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import keras
@@ -65,7 +66,13 @@ def extractor(network: str, size: int, weights: networks.Weights, seed: int) -> 
 def describe(frozen: keras.Model, pixels: np.ndarray) -> np.ndarray:
     """Features, float32 `(n, features)`, of uint8 pixels `(n, size, size, 1)`."""
     found = []
-    for start in tqdm(range(0, len(pixels), BATCH), desc="features", unit="batch", leave=False):
+    for start in tqdm(
+        range(0, len(pixels), BATCH),
+        desc="features",
+        unit="batch",
+        leave=False,
+        disable="TQDM_DISABLE" in os.environ,
+    ):
         # A last batch of another length would be compiled anew: it is filled up and cut again.
         batch = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)
         part = pixels[start : start + BATCH]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -133,7 +134,8 @@ def _fit_network(
             swapped = {"framing": swapped["framing"]}
     all_val = np.arange(len(val))
     progress = Progress.resume(folder, model, settings["hardware"])
-    bar = tqdm(total=recipe.epochs, initial=progress.epoch, desc=f"{recipe.name}, seed {seed}", unit="epoch")
+    about = {"desc": f"{recipe.name}, seed {seed}", "unit": "epoch", "disable": "TQDM_DISABLE" in os.environ}
+    bar = tqdm(total=recipe.epochs, initial=progress.epoch, **about)
     for number, phase in enumerate(recipe.phases):
         if progress.phase > number:
             continue
