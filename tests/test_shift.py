@@ -158,6 +158,9 @@ def test_scoring_that_was_interrupted_goes_on(two_runs, reports_here, monkeypatc
     pd.testing.assert_frame_equal(again, whole, rtol=1e-7)
     other = whole.assign(model="0123456789ab")
     other.to_csv(file, index=False)
+    pd.testing.assert_frame_equal(shift.score_corruptions("tiny-cnn-28", "phantom"), whole, rtol=1e-7)
+    other.to_csv(file, index=False)
+    monkeypatch.setattr(runs, "COMMITTED", ("phantom",))
     with pytest.raises(DataInvalid, match=r"of another run or of other images\. Fix: delete it"):
         shift.score_corruptions("tiny-cnn-28", "phantom")
 

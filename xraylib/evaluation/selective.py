@@ -20,7 +20,7 @@ def prediction_sets(scores: pd.DataFrame, *, coverage: float = 0.9) -> pd.DataFr
     """
     parts = []
     for seed, one in scores.groupby("seed"):
-        val, rest = one[one["split"] == "val"], one[one["split"] != "val"]
+        val, rest = one[one["split"] == "val"], one[~one["split"].isin(["val", "swapped"])]
         if val.empty:
             raise DataInvalid(f"seed {seed} has no val scores to calibrate on. Fix: train it again.")
         sets = {}

@@ -3,6 +3,7 @@
 No training, tuning or threshold here: each run is scored as it stands, with its frozen threshold.
 """
 
+import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -114,8 +115,12 @@ def score_corruptions(recipe: str, dataset: str) -> pd.DataFrame:
     done[CLEAN] = done["image_id"].map(own)
     if file.exists():
         known = _read(file)
-        if any(known[each].tolist() != done[each].tolist() for each in ("model", "image_id", "label")):
+        other = any(known[each].tolist() != done[each].tolist() for each in ("model", "image_id", "label"))
+        if other and name in runs.COMMITTED:
             raise DataInvalid(f"{file} is of another run or of other images. Fix: delete it.")
+        if other:
+            logging.getLogger(__name__).warning("%s is of another run or of other images: scored anew", file)
+            known = known[[]]
         done = pd.concat([done, known.drop(columns=[*ABOUT, CLEAN], errors="ignore")], axis=1)
     films = images.load_pixels(whole, SIZE)[test.index]
     todo = [(each, i + 1) for each, (_, steps) in CORRUPTIONS.items() for i in range(len(steps))]
