@@ -99,14 +99,14 @@ report: $(SETUP)  ## rebuild leaderboards and pages from the runs that stand in 
 	$(PY) -m xraylib report
 
 test: check  ## everything: check, then what trains, then every notebook against its committed outputs
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow -n 2 --dist worksteal
 	rm -rf build/nbval
 	# The last ones first: alone in an empty report, each has to make what it needs.
 	XRAYLIB_REPORTS=$(abspath build/nbval) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 900 \
 	  -p no:cacheprovider notebooks/07* notebooks/06* notebooks/0[1-5]*
 
 check: lint  ## lint, types and unit tests
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" -n 2 --dist worksteal
 
 lint: $(SETUP)
 	$(PY) -m ruff check .

@@ -26,6 +26,7 @@ def pages(tmp_path_factory):
     return {"report": ROOT / "reports" / "kermany" / "index.html", "notebook": html}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("which", ["report", "notebook"])
 def test_a_page_opens_offline_and_is_readable(tab, pages, which, width):

@@ -73,6 +73,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.slow
 def test_missing_data_is_named_and_nothing_takes_its_place(tmp_path):
     (tmp_path / "empty").mkdir()
     status, out, err = shell("data", "verify", "kermany", XRAYLIB_DATA=tmp_path / "empty")
@@ -82,9 +83,7 @@ def test_missing_data_is_named_and_nothing_takes_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["nosuch"], ["data"], ["train"], ["predict"], ["report", "--all"]],
-    ids=" ".join,
+    "arguments", [[], ["nosuch"], ["data"], ["train"], ["predict"], ["report", "--all"]], ids=" ".join
 )
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -136,6 +135,7 @@ def test_an_empty_folder_is_named(run, accelerator, tmp_path):
         assert status == 1 and str(tmp_path / "none") in said[0] and "Fix: " in said[0]
 
 
+@pytest.mark.slow
 def test_the_phantom_is_verified_and_audited_without_a_fetch(run, small_phantom):
     status, out, said = run("data", "verify", "phantom")
     assert (status, said) == (0, []) and "fingerprint " in out
@@ -144,6 +144,7 @@ def test_the_phantom_is_verified_and_audited_without_a_fetch(run, small_phantom)
     assert (status, said) == (0, []) and "no file is unreadable" in out and "same patient" in out
 
 
+@pytest.mark.slow
 def test_from_an_audit_to_a_prediction_on_films_of_ones_own(run, accelerator, films, own, tmp_path):
     spoilt = sorted((own / "train" / "NORMAL").iterdir())[0]
     spoilt.write_bytes(spoilt.read_bytes()[: spoilt.stat().st_size // 2])

@@ -23,6 +23,7 @@ def toy(monkeypatch):
     return known["TOY"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_phantom", "reports_here")
 def test_one_entry_gives_rows_in_every_table(toy, accelerator, monkeypatch, tmp_path):
     monkeypatch.setenv("XRAYLIB_RUNS", str(tmp_path / "unfinished"))

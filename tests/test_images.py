@@ -293,6 +293,7 @@ def test_a_folder_ten_times_as_large_takes_no_more_memory(tmp_path):
     assert peak[3000] < 1.2 * peak[300]
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_decodes_and_both_read_it(tmp_path):
     manifest = repeated(tmp_path, 1000)
     pair = [start_python(LOAD, manifest) for _ in range(2)]
@@ -301,6 +302,7 @@ def test_of_two_processes_one_decodes_and_both_read_it(tmp_path):
     assert len({text.split("sum")[1] for text in answers}) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_never_read_and_its_rest_is_swept(tmp_path, cache):
     manifest = repeated(tmp_path, 3000)
     process = start_python(LOAD, manifest)

@@ -12,7 +12,6 @@ from statsmodels.stats.proportion import proportion_confint
 from xraylib.evaluation.metrics import (
     METRICS,
     auc_interval,
-    confusion,
     evaluate,
     point_metrics,
     predictive,
@@ -149,14 +148,6 @@ def test_predictive_values_follow_bayes_rule():
     assert found.loc[(0.1, "npv"), "value"] == pytest.approx(720 / 730)
     assert found.loc[(0.5, "ppv"), "value"] == pytest.approx(9 / 11)
     assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
-
-
-def test_confusion_counts_images_and_averages_seeds():
-    scores = builders.scores(seeds=(0, 1))
-    test = scores.query("split == 'test'")
-    expected = sk.confusion_matrix(test["label"], test["score"] >= 0.5) / 2
-    np.testing.assert_allclose(confusion(scores), expected)
-    np.testing.assert_allclose(confusion(scores, rule=1.0), [[40, 0], [80, 0]])
 
 
 def test_the_table_has_one_row_a_recipe_and_protocol_and_delong_beside_the_bootstrap():

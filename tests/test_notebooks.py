@@ -31,6 +31,7 @@ def notebook(path, *cells):
     return path
 
 
+@pytest.mark.slow
 def test_an_executed_notebook_and_its_page(tmp_path):
     source = notebook(tmp_path / "01_shown.ipynb", "secret = depth + 1\nprint(secret, names)", PICTURE)
     before, output, html = source.read_bytes(), tmp_path / "out" / "01.ipynb", tmp_path / "pages" / "01.html"
@@ -57,6 +58,7 @@ def earlier(tmp_path):
     assert not list(tmp_path.glob(".partial-*"))
 
 
+@pytest.mark.slow
 def test_a_failed_notebook_leaves_the_last_good_run_alone(earlier, capfd):
     source = notebook(earlier / "broken.ipynb", "first = 1", "raise ValueError('no film on the table')")
     command = ["run-notebook", str(source), str(earlier / "out.ipynb"), "--html", str(earlier / "page.html")]
@@ -68,6 +70,7 @@ def test_a_failed_notebook_leaves_the_last_good_run_alone(earlier, capfd):
     assert "no film on the table" in (earlier / "out.failed.ipynb").read_text()
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_is_a_failed_notebook(earlier):
     source = notebook(earlier / "killed.ipynb", "import os\nos._exit(1)")
     with pytest.raises(Failed, match=r"killed\.ipynb.*Fix: "):

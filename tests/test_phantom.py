@@ -106,6 +106,7 @@ def test_a_marker_can_be_made_to_follow_the_label(tmp_path):
     assert roc_auc_score([pneumonia(path) for path in found], score) > 0.85
 
 
+@pytest.mark.slow
 def test_same_settings_give_the_same_bytes_in_another_process_with_one_worker(tmp_path):
     code = (
         "import sys; from xraylib.datasets import phantom; phantom._WORKERS = 1;"
@@ -126,6 +127,7 @@ def test_films_are_those_of_version_2():
     assert (mask > 0).sum() == pytest.approx(129, abs=2)
 
 
+@pytest.mark.slow
 def test_two_processes_may_write_the_same_folder_at_once(tmp_path):
     code = "import sys; from xraylib.datasets.phantom import *; write(sys.argv[1], PhantomSettings(20, 32))"
     both = [start_python(code, tmp_path / "p") for _ in range(2)]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from xraylib import predict
 from xraylib.storage import DataInvalid
-from xraylib.training import networks, runs
+from xraylib.training import networks
 from xraylib.training.recipes import Phase, get_recipe
 from xraylib.training.train import train
 
@@ -26,7 +26,7 @@ def trained(phantom, accelerator):
 
 @pytest.fixture(scope="module")
 def predictor(trained):
-    return runs.load(trained["network"])
+    return trained["network"].predictor()
 
 
 def official_test(phantom):
@@ -36,7 +36,7 @@ def official_test(phantom):
 @BOTH
 def test_test_images_get_the_scores_and_the_threshold_of_the_run(kind, phantom, trained):
     run, films = trained[kind], official_test(phantom)
-    table = predict.predict(films["path"].tolist(), runs.load(run))
+    table = predict.predict(films["path"].tolist(), run.predictor())
     expected = run.scores.set_index(["split", "image_id"])["score"].loc["test"].loc[films["image_id"]]
     np.testing.assert_allclose(table["score"], expected, atol=1e-5)
     assert table["score"].nunique() > 1 and (table["problem"] == "").all()
@@ -73,9 +73,10 @@ def test_any_size_of_radiograph_is_taken(predictor, tmp_path):
 def test_a_probe_on_other_weights_is_refused(trained, monkeypatch):
     monkeypatch.setattr(networks, "get_weights", lambda *_: networks.Weights("imagenet (another file)"))
     with pytest.raises(DataInvalid, match=r"fitted on random, found are imagenet .*Fix: "):
-        runs.load(trained["probe"])
+        trained["probe"].predictor()
 
 
+@pytest.mark.slow
 def test_importing_it_does_not_load_keras():
     said = run_python(
         "import sys, xraylib.predict; print([m in sys.modules for m in ('keras', 'tensorflow')])"

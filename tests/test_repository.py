@@ -73,6 +73,7 @@ def test_training_is_plain_keras():
         assert not other.search(path.read_text(encoding="utf-8")), path
 
 
+@pytest.mark.slow
 def test_the_installed_package_runs_with_its_folders_and_templates(tmp_path):
     for name in ("xraylib", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy

@@ -85,14 +85,14 @@ def test_a_model_is_there_only_as_it_was_written(write):
     run.model_file.write_text("tampered")
     assert not run.has_model
     with pytest.raises(DataInvalid, match=r"weights\.h5 is missing or is not what the run wrote\. Fix: "):
-        runs.load(run)
+        run.predictor()
     run.model_file.unlink()
     assert not run.has_model
 
 
 def test_a_single_feature_baseline_predicts_nothing(write):
     with pytest.raises(NotFound, match=r"mean-intensity sees no image\. Fix: "):
-        runs.load(write("mean-intensity"))
+        write("mean-intensity").predictor()
 
 
 def test_a_damaged_run_is_named(write):

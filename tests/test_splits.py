@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from xraylib.datasets import splits
 from xraylib.datasets.audit import leakage
 from xraylib.datasets.manifest import person_number
-from xraylib.datasets.splits import BY_PATIENT, PROTOCOLS, SPLIT_STRATEGIES, assign, check_disjoint, counts
+from xraylib.datasets.splits import BY_PATIENT, PROTOCOLS, SPLIT_STRATEGIES, assign, check_disjoint
 from xraylib.storage import DataInvalid, NotFound
 
 # Few patients of one kind, as made up below: scikit-learn remarks on it, and the split is still by patient.
@@ -318,12 +318,3 @@ def test_unknown_names_are_told_the_known_ones():
     for protocol in PROTOCOLS:
         with pytest.raises(NotFound, match=f"'by-luck'.*Fix: .*{', '.join(SPLIT_STRATEGIES)}"):
             assign(hospital(), protocol, 0, split_strategy="by-luck")
-
-
-def test_counts_add_up():
-    table = counts(manifest([("person1_virus", "train", 3), ("IM-1", "train", 1), ("IM-2", "test", 2)]))
-    assert table.index.tolist() == ["train", "test"]
-    assert table.loc["train"].to_dict() == {
-        "normal": 1, "virus": 3, "images": 4, "patients": 2, "prevalence": 0.75,
-    }  # fmt: skip
-    assert table.loc["test", ["normal", "virus", "images", "patients"]].tolist() == [2, 0, 2, 1]

@@ -92,6 +92,7 @@ def test_the_scores_are_those_of_the_best_epoch(name, request):
     assert validation_loss(run) == pytest.approx(run.history["val_loss"][best], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_without_patience_the_scores_are_those_of_the_last_epoch(phantom, accelerator, places):
     short = replace(TINY, published=TINY.published | {"phases": (Phase(4, 1e-2),)})
     run = train(short, phantom, accelerator, protocol="published")
@@ -99,6 +100,7 @@ def test_without_patience_the_scores_are_those_of_the_last_epoch(phantom, accele
     assert validation_loss(run) == pytest.approx(run.history["val_loss"].iloc[-1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_swapped_films_choose_the_epoch_and_the_threshold(phantom, accelerator, places):
     name = "tiny-cnn-28-reframed"
     recipe = replace(get_recipe(name), validation="worst", phases=(Phase(4, 1e-3),))
@@ -145,7 +147,7 @@ def test_patience_counts_epochs_without_a_better_one(tmp_path, losses, patience,
 def test_the_weights_it_leaves_give_its_scores(unbroken, phantom):
     pixels = images.load_pixels(phantom, 28)
     rows = [phantom.index[phantom["image_id"] == name].item() for name in unbroken.scores["image_id"]]
-    found = runs.load(unbroken).score(pixels[rows])
+    found = unbroken.predictor().score(pixels[rows])
     np.testing.assert_allclose(found, unbroken.scores["score"], rtol=1e-5)
 
 
@@ -321,6 +323,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_scores(unbroken, phantom
     assert not list(paths.RUNS.glob("*/"))
 
 
+@pytest.mark.slow
 def test_a_network_that_diverges_is_no_run(phantom, accelerator, places):
     wild = replace(TINY, phases=(Phase(2, 1e30),))
     with pytest.raises((XraylibError, FloatingPointError, ValueError), match=r"(?i)nan|not numbers"):

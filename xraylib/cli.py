@@ -170,7 +170,7 @@ def _predict(options: argparse.Namespace) -> int:
         fix = f"python -m xraylib train {options.recipe} --dataset {options.dataset}"
         fix += " --overwrite" if name in runs.COMMITTED else ""
         raise NotFound(f"no model of {options.recipe}, trained on {name}, is on this machine. Fix: {fix}")
-    table = predict.predict(options.files, runs.load(found[0]))
+    table = predict.predict(options.files, found[0].predictor())
     _show(table.drop(columns="problem"))
     if options.csv:
         with atomic(options.csv) as temporary:

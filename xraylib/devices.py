@@ -43,10 +43,7 @@ class Accelerator:
 
 
 def use(
-    device: str = "auto",
-    backend: str | None = None,
-    devices: int | None = None,
-    precision: str | None = None,
+    device: str = "auto", backend: str | None = None, devices: int | None = None, precision: str | None = None
 ) -> Accelerator:
     """Set Keras up for the device that is there, or for the one asked for, and seed its generators with 0.
 
@@ -57,11 +54,7 @@ def use(
     default mixed_bfloat16 on a TPU, float32 elsewhere; heads end in float32 all the same.
     """
     backend = backend or os.environ.get("KERAS_BACKEND") or _default_backend(device)
-    asked = (
-        ("device", device, DEVICES),
-        ("backend", backend, BACKENDS),
-        ("precision", precision, PRECISIONS),
-    )
+    asked = ("device", device, DEVICES), ("backend", backend, BACKENDS), ("precision", precision, PRECISIONS)
     for what, value, known in asked:
         if value is not None and value not in known:
             raise NotFound(f"there is no {what} {value!r}. Fix: choose one of {', '.join(known)}.")

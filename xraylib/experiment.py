@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from xraylib.datasets import catalog, manifest, splits
+from xraylib.datasets import audit, catalog, images, manifest, splits
 from xraylib.devices import Accelerator
 from xraylib.evaluation import scores
 from xraylib.figures.style import Figure
@@ -64,6 +65,23 @@ class Experiment:
     def manifest(self) -> pd.DataFrame:
         """The manifest of the data set, with its official split."""
         return manifest.load(self.dataset)
+
+    def pixels(self, size: int) -> np.ndarray:
+        """Pixels of every row of the manifest, uint8 `(n, size, size, 1)`, memory-mapped from the cache."""
+        return images.load_pixels(self.manifest, size)
+
+    def split(self, protocol: str = "strict") -> pd.DataFrame:
+        """The manifest as a protocol splits it with the first seed; its index counts rows of `pixels`."""
+        return splits.assign(self.manifest, protocol, self.seed)
+
+    def leakage(self, assigned: pd.DataFrame) -> pd.DataFrame:
+        """What crosses the borders between the splits of `split` (see `audit.leakage`)."""
+        return audit.leakage(assigned, self.pixels(64)[assigned.index])
+
+    def external(self) -> dict[str, pd.DataFrame]:
+        """The scores of every other data set on which these runs were validated, by its name."""
+        places = sorted(place.name for place in (self.folder / "external").glob("*") if place.is_dir())
+        return {name: scores.load_external(self.name, name) for name in places}
 
     def runs(self, recipe: str | Recipe, protocol: str = "strict") -> list[Run]:
         """Train a recipe with every seed; with `reuse` read the runs that stand, the log names the others."""

@@ -28,13 +28,8 @@ REPORTS: Path
 # A folder of initial weights for machines that cannot reach Keras's own download; None when unset.
 WEIGHTS: Path | None
 
-_DEFAULTS = {
-    "DATA": "data",
-    "CACHE": "data/cache",
-    "RUNS": "data/unfinished",
-    "REPORTS": "reports",
-    "WEIGHTS": "",
-}
+_DEFAULTS = {"DATA": "data", "CACHE": "data/cache", "RUNS": "data/unfinished"}
+_DEFAULTS |= {"REPORTS": "reports", "WEIGHTS": ""}
 
 
 def __getattr__(name: str) -> Path | None:

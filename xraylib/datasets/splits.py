@@ -76,18 +76,6 @@ def check_disjoint(manifest: pd.DataFrame) -> None:
             raise DataInvalid(f"{crossing[column].nunique()} {what} are in two splits: {first}. Fix: {fix}.")
 
 
-def counts(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Images and patients by split and kind, one row a split, with the prevalence of pneumonia."""
-    present = [split for split in ("train", "val", "test") if (manifest["split"] == split).any()]
-    table = pd.crosstab(manifest["split"], manifest["kind"]).reindex(present)
-    groups = manifest.groupby("split")
-    table["images"] = groups.size()
-    table["patients"] = groups["patient"].nunique()
-    table["prevalence"] = groups["label"].mean()
-    table.columns.name = None
-    return table
-
-
 def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     pool = manifest[manifest["split"] != "test"]
     groups = _inseparable(pool) if len(pool) else pool["label"]

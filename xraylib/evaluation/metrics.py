@@ -147,15 +147,6 @@ def _summary(by_seed: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
     return {"value": float(by_seed.mean()), "low": low, "high": high, "seed_sd": spread}
 
 
-def confusion(scores: pd.DataFrame, *, split: str = "test", rule: str | float = "frozen") -> np.ndarray:
-    """Mean confusion matrix over seeds, float `(2, 2)`: rows truth, columns prediction, normal first."""
-    points = thresholds(scores, rule)
-    part = scores[scores["split"] == split]
-    classified = part["score"].to_numpy() >= part["seed"].map(points).to_numpy()
-    counts = pd.crosstab(part["label"].to_numpy(), classified.astype(int))
-    return counts.reindex(index=[0, 1], columns=[0, 1], fill_value=0).to_numpy() / part["seed"].nunique()
-
-
 def auc_interval(
     labels: np.ndarray, values: np.ndarray, patients: np.ndarray, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:

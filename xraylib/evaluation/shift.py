@@ -53,7 +53,7 @@ def external(recipe: str, dataset: str, other: str) -> pd.DataFrame:
     """
     name, films, parts = catalog.find(dataset).name, manifest.load(other), []
     for run in _strict_runs(recipe, name):
-        score = runs.load(run).score(images.load_pixels(films, run.settings["choices"]["size"]))
+        score = run.predictor().score(images.load_pixels(films, run.settings["choices"]["size"]))
         scored = films.assign(recipe=recipe, protocol="strict", seed=run.seed, split="external", score=score)
         parts.append(scored[list(runs.SCORE_COLUMNS)])
     table = pd.concat(parts, ignore_index=True).sort_values(["seed", "image_id"], ignore_index=True)
@@ -61,11 +61,6 @@ def external(recipe: str, dataset: str, other: str) -> pd.DataFrame:
     file = paths.REPORTS / name / "external" / catalog.find(other).name / f"{recipe}.csv"
     runs.write_scores(table, file)
     return table
-
-
-def externals(dataset: str) -> list[str]:
-    """Names of the other data sets whose scores are in a report."""
-    return sorted(path.name for path in (paths.REPORTS / dataset / "external").glob("*") if path.is_dir())
 
 
 def generalisation_gap(scores: pd.DataFrame, external: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +99,7 @@ def score_corruptions(recipe: str, dataset: str) -> pd.DataFrame:
     """
     name, whole = catalog.find(dataset).name, manifest.load(dataset)
     run = _strict_runs(recipe, name)[0]
-    predictor, test = runs.load(run), whole[whole["split"] == "test"]
+    predictor, test = run.predictor(), whole[whole["split"] == "test"]
     own = run.scores[run.scores["split"] == "test"].set_index("image_id")["score"]
     if set(own.index) != set(test["image_id"]):
         raise DataInvalid(f"{run.folder} was tested on other images than {name} holds. Fix: train it again.")
@@ -140,11 +135,6 @@ def _resized(films: np.ndarray, size: int) -> np.ndarray:
     pictures = (Image.fromarray(film[..., 0]) for film in films)
     small = [p.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0) for p in pictures]
     return np.stack([np.asarray(film) for film in small])[..., None]
-
-
-def has_corruptions(dataset: str) -> bool:
-    """Whether a report holds scores of corrupted images."""
-    return any((paths.REPORTS / dataset / "corruptions").glob("*.csv"))
 
 
 def load_corruptions(dataset: str) -> pd.DataFrame:
@@ -230,7 +220,7 @@ def ood_scores(dataset: str, others: Collection[str] = ()) -> pd.DataFrame:
 
     name, whole = catalog.find(dataset).name, manifest.load(dataset)
     run = _strict_runs(OOD_RECIPE, name)[0]
-    frozen, choices = runs.load(run).model, run.settings["choices"]
+    frozen, choices = run.predictor().model, run.settings["choices"]
     network, size = choices["network"], choices["size"]
     weights = networks.get_weights(network, "random" if run.settings["init"] == "random" else "imagenet")
     features = probe.pooled(whole, network, size, weights, run.seed)

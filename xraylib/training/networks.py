@@ -286,7 +286,7 @@ def build(
 
 # SHA-256 of weight files whose origin is known; a row names other files by their own hash.
 KNOWN_WEIGHTS = {
-    "c9e9872133be71e5612b6745b9c045c04992d6a665951d016d9843024f588b31": "imagenet (recovered MobileNetV2)",
+    "c9e9872133be71e5612b6745b9c045c04992d6a665951d016d9843024f588b31": "imagenet (recovered MobileNetV2)"
 }
 
 

@@ -71,6 +71,34 @@ class Run:
         """The scores table of its validation and test images."""
         return read_scores(self.folder / "scores.csv")
 
+    def predictor(self) -> "Predictor":
+        """Rebuild the model in code and load its verified weights; no stored code is ever executed."""
+        from xraylib.training import networks, probe  # which load Keras
+
+        choices, settings = self.settings["choices"], self.settings
+        if choices["fit"] == "single-feature":
+            raise NotFound(f"{self.recipe} sees no image. Fix: predict with another recipe.")
+        if not self.has_model:
+            raise DataInvalid(
+                f"{self.model_file} is missing or is not what the run wrote. Fix: train it again on this "
+                f"machine: python -m xraylib train {self.recipe} --dataset {settings['dataset']} --overwrite"
+            )
+        if choices["fit"] == "network":
+            model = networks.build(
+                choices["network"], choices["size"], choices["head"], augmentation=choices["augmentation"]
+            )
+            model.load_weights(self.model_file)
+            return Predictor(self, model, None)
+        init = "random" if settings["init"] == "random" else "imagenet"
+        weights = networks.get_weights(choices["network"], init)
+        if weights.label != settings["init"]:
+            raise DataInvalid(
+                f"the run was fitted on {settings['init']}, found are {weights.label}. Fix: set "
+                "XRAYLIB_WEIGHTS to the weights it was fitted on, or train again."
+            )
+        frozen = probe.extractor(choices["network"], choices["size"], weights, self.seed)
+        return Predictor(self, frozen, probe.load(self.model_file))
+
 
 def folder(dataset: str, recipe: str, protocol: str, seed: int) -> Path:
     """Where a run lies."""
@@ -179,35 +207,6 @@ class Predictor:
             return probe.predict(self.head, probe.describe(self.model, pixels))
         head = self.run.settings["choices"]["head"]
         return networks.predict(self.model, head, pixels, np.arange(len(pixels)), 32)
-
-
-def load(run: Run) -> Predictor:
-    """Rebuild a run's model in code and load its verified weights; no stored code is ever executed."""
-    from xraylib.training import networks, probe  # which load Keras
-
-    choices, settings = run.settings["choices"], run.settings
-    if choices["fit"] == "single-feature":
-        raise NotFound(f"{run.recipe} sees no image. Fix: predict with another recipe.")
-    if not run.has_model:
-        raise DataInvalid(
-            f"{run.model_file} is missing or is not what the run wrote. Fix: train it again on this machine: "
-            f"python -m xraylib train {run.recipe} --dataset {settings['dataset']} --overwrite"
-        )
-    if choices["fit"] == "network":
-        model = networks.build(
-            choices["network"], choices["size"], choices["head"], augmentation=choices["augmentation"]
-        )
-        model.load_weights(run.model_file)
-        return Predictor(run, model, None)
-    init = "random" if settings["init"] == "random" else "imagenet"
-    weights = networks.get_weights(choices["network"], init)
-    if weights.label != settings["init"]:
-        raise DataInvalid(
-            f"the run was fitted on {settings['init']}, found are {weights.label}. Fix: set "
-            "XRAYLIB_WEIGHTS to the weights it was fitted on, or train again."
-        )
-    frozen = probe.extractor(choices["network"], choices["size"], weights, run.seed)
-    return Predictor(run, frozen, probe.load(run.model_file))
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,139 @@
-"""Dots with their intervals: results, comparisons, subgroups, shifts; and counts and scores by class."""
+"""The figures: blank ones for notebooks, learning curves, and dots with their intervals."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from xraylib.figures import style
-from xraylib.figures.style import CLASSES, FAINT, INK, QUIET, SPLIT_COLOURS, Figure
+from xraylib.figures.style import (
+    CLASSES,
+    DASHES,
+    DPI,
+    FAINT,
+    INK,
+    QUIET,
+    SPLIT_COLOURS,
+    STYLE,
+    Figure,
+    recipe_colours,
+)
 
 OVER_PATIENTS = "Lines: 95% intervals, patients resampled."
+# Runs above which their lines are thin and their median is drawn.
+MANY = 5
+
+
+def blank(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return an empty figure of some inches and its axes `(rows, columns)`; `options` go to `subplots`."""
+    fig = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+    axes = fig.subplots(rows, columns, squeeze=False, **options)
+    # Ticks are made while drawing, when the style of `styled` is no longer in force.
+    for ax in axes.flat:
+        ax.tick_params(labelsize=STYLE["xtick.labelsize"], color=STYLE["axes.edgecolor"])
+    return fig, axes
+
+
+def panels(
+    tables: dict[str, Any], height: float, labels: tuple[str, str], columns: int = 4, **options: Any
+) -> tuple[Figure, list[tuple[Axes, Any, str]]]:
+    """Return a figure with a titled panel a recipe, `height` inches high: axes, table, colour of each."""
+    columns = min(columns, len(tables))
+    rows = -(-len(tables) // columns)
+    fig, axes = blank(max(4.5, min(10, 2.5 * columns)), 0.9 + height * rows, rows, columns, **options)
+    for ax in axes.flat[len(tables) :]:
+        ax.remove()
+    for place, (ax, name) in enumerate(zip(axes.flat, tables, strict=False)):
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel(labels[0] if place + columns >= len(tables) else "")
+        ax.set_ylabel(labels[1] if place % columns == 0 else "")
+        ax.tick_params(labelbottom=True)
+    return fig, list(zip(axes.flat, tables.values(), recipe_colours(tables).values(), strict=False))
+
+
+def head(fig: Figure, title: str, note: str = "", colours: Mapping[str, str] | None = None) -> Figure:
+    """Return the figure with its message above, what a reader must know below, and its colours named."""
+    width, height = fig.get_size_inches()
+    text, at = textwrap.fill(title, int(width * 9.2)), {"x": 0.008, "ha": "left"}
+    if colours:
+        lines = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
+        place = (0, 1 - (0.06 + 0.2 * (text.count("\n") + 1)) / height)
+        fig.legend(lines, list(colours), loc="upper left", bbox_to_anchor=place, ncols=min(5, len(colours)))
+        # Empty lines keep the place of the legend, which the layout does not know.
+        text += "\n" * -(-len(colours) // 5)
+    fig.suptitle(text, fontsize=12, fontweight="bold", color=INK, **at)
+    if note:
+        fig.supxlabel(textwrap.fill(note, int(width * 15)), fontsize=8.5, color=QUIET, **at)
+    return fig
+
+
+def bare(ax: Axes, keep: str = "") -> None:
+    """Take away the spines but those named, and the ticks of those taken."""
+    for place, spine in ax.spines.items():
+        spine.set_visible(place in keep.split())
+    if "bottom" not in keep:
+        ax.set_xticks([])
+    if "left" not in keep:
+        ax.tick_params(axis="y", length=0)
+
+
+def present(values: pd.Series, order: Iterable[str]) -> list[str]:
+    """Return those of `order` that occur, then any others in alphabetical order."""
+    found, known = set(values.astype(str)), list(order)
+    return [name for name in known if name in found] + sorted(found - set(known))
+
+
+def estimate(value: float, low: float, high: float) -> str:
+    """Write a value with its interval, as everywhere in the repository."""
+    return f"{value:.2f} ({low:.2f}–{high:.2f})"
+
+
+@style.styled
+def learning_curves(named: Mapping[str, pd.DataFrame], title: str, last_kept: bool = False) -> Figure:
+    """Loss and accuracy by epoch of each run by name; of more than `MANY`, the median is bold."""
+    runs = [run.sort_values("epoch") for run in named.values()]
+    many, dashed = len(runs) > MANY, 1 < len(runs) <= len(DASHES)
+    fig, (axes,) = blank(9.5, 3.8, 1, 2)
+    starts = {float(v) - 0.5 for run in runs for v in run.groupby("phase")["epoch"].min().iloc[1:]}
+    for ax, measure in zip(axes, ("loss", "accuracy"), strict=True):
+        for prefix, colour in (("", "#999999"), ("val_", "#000000")):
+            for run, dash in zip(runs, DASHES if dashed else ["-"] * len(runs), strict=False):
+                look = {"lw": 0.6, "alpha": 0.3} if many else {"lw": 1.2, "marker": "o" * (len(run) < 8)}
+                ax.plot(run["epoch"], run[prefix + measure], linestyle=dash, color=colour, ms=4, **look)
+            if many:
+                middle = pd.concat(runs).groupby("epoch")[prefix + measure].median()
+                ax.plot(middle.index, middle, color=colour, linewidth=2.2)
+        for run in [] if many else runs:
+            best = run.iloc[int(run["val_loss"].argmin())]
+            ring = {"color": INK, "markerfacecolor": "white", "markersize": 6, "zorder": 5}
+            ax.plot(best["epoch"], best[f"val_{measure}"], "o", **ring)
+        values = pd.concat(runs)[[measure, f"val_{measure}"]].to_numpy(dtype=float)
+        # One spike would flatten all the rest.
+        if measure == "loss" and np.nanmax(values) > 10 * np.nanmin(values) > 0:
+            ax.set_yscale("log")
+            ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
+            ax.yaxis.set_major_formatter("{x:g}")
+        # Named above the axes, where no line runs, instead of at ends that lie on each other.
+        ax.text(0.8, 1.02, "train ", color=QUIET, transform=ax.transAxes, ha="right", fontweight="bold")
+        ax.text(0.8, 1.02, "validation", transform=ax.transAxes, ha="left", fontweight="bold")
+        label = "cross-entropy loss" if measure == "loss" else measure
+        ax.set(xlabel="epoch", ylabel=label, xlim=(0.5, max(run["epoch"].max() for run in runs) + 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        for start in starts:
+            ax.axvline(start, color=QUIET, linewidth=1, linestyle=":", zorder=0)
+    words = zip(named, ("solid", "dashed", "dash-dotted", "dotted"), strict=False)
+    note = "; ".join(f"{name}: {word}" for name, word in words) + ". " if dashed else ""
+    kept = "The last epoch was kept." if last_kept else "The epoch with the lowest validation loss was kept."
+    note += f"Bold: median of {len(runs)} runs. {kept}" if many else f"{kept} Circle: lowest validation loss."
+    return head(fig, title, note + (" Dotted: a new phase begins." if starts else ""))
 
 
 def forest(
@@ -47,7 +169,7 @@ def forest(
             )
             if text:
                 place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}
-                said, ink = style.estimate(one[value], one[low], one[high]), colour if several else INK
+                said, ink = estimate(one[value], one[low], one[high]), colour if several else INK
                 ax.text(1.03, y, said, color=ink, **place)
         if line is not None:
             ax.axvline(line, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
@@ -57,14 +179,14 @@ def forest(
             ax.set_xlim(max(0.0, min(start, float(table[low].min()) - 0.03)), 1.0)
         ax.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        style.bare(ax, "bottom")
+        bare(ax, "bottom")
     axes[0].set_yticks(range(len(rows)), list(labels.values()))
 
 
 def _colours(table: pd.DataFrame, within: str) -> dict[str, str]:
     if within == "recipe":
         return style.recipe_colours(table["recipe"])
-    return {split: SPLIT_COLOURS[split] for split in style.present(table["split"], SPLIT_COLOURS)}
+    return {split: SPLIT_COLOURS[split] for split in present(table["split"], SPLIT_COLOURS)}
 
 
 def _plain(names: pd.Series) -> dict[str, str]:
@@ -82,7 +204,7 @@ def leaderboard(table: pd.DataFrame) -> Figure:
         init = "no network" if one["init"] == "none" else f"{str(one['init']).split(' (')[0]} init"
         seeds = f"{one['seeds']} seed{'' if one['seeds'] == 1 else 's'}"
         labels[place] = f"{one['recipe']}, {one['protocol']}\n{init}, {seeds}, n = {one['n_test']:,}"
-    fig, (axes,) = style.blank(10, 1.2 + 0.44 * len(table), 1, 2, sharey=True)
+    fig, (axes,) = blank(10, 1.2 + 0.44 * len(table), 1, 2, sharey=True)
     panels = [(table, "auc", "AUC"), (table, "accuracy", "accuracy")]
     forest(axes, panels, "row", labels, start=0.6, text=True)
     # Under another protocol other images are tested than those of the claim.
@@ -92,7 +214,7 @@ def leaderboard(table: pd.DataFrame) -> Figure:
     if len(claimed):
         axes[1].plot(claimed["claimed_accuracy"], claimed["row"], "D", **look)
     note = f"Test images, best AUC first. {OVER_PATIENTS} Diamond: claimed accuracy."
-    return style.head(fig, "How good are the recipes, and what was claimed?", note)
+    return head(fig, "How good are the recipes, and what was claimed?", note)
 
 
 @style.styled
@@ -102,14 +224,14 @@ def protocol_comparison(table: pd.DataFrame) -> Figure:
     for name, part in table.groupby("comparison", sort=False):
         labels[name] = f"{name}\nn = {part['n'].max():,}{' a seed' if part['seeds'].max() > 1 else ''}"
     size = (min(10.0, 3.0 + 2.4 * len(recipes)), 1.5 + 0.45 * len(labels))
-    fig, (axes,) = style.blank(*size, 1, len(recipes), sharex=True, sharey=True)
+    fig, (axes,) = blank(*size, 1, len(recipes), sharex=True, sharey=True)
     start = min(0.7, float(table["accuracy_low"].min()) - 0.02)
     for ax, recipe in zip(axes, recipes, strict=True):
         part = table[table["recipe"] == recipe]
         forest([ax], [(part, "accuracy", "accuracy")], "comparison", labels, start=start, text=True)
         ax.set_title(recipe)
     note = f"Mean over seeds. {OVER_PATIENTS}"
-    return style.head(fig, "How accurate is a network, by how it is split and scored?", note)
+    return head(fig, "How accurate is a network, by how it is split and scored?", note)
 
 
 @style.styled
@@ -117,10 +239,10 @@ def subgroups(table: pd.DataFrame, title: str, at: str = "the frozen threshold")
     """Share correctly classified at the threshold `at`, of `comparisons.subgroups` or `by_folder`."""
     sizes = table.groupby("subgroup", sort=False)["images"].max()
     labels = {name: f"{name}\nn = {images:,}" for name, images in sizes.items()}
-    fig, (axes,) = style.blank(9, 1.7 + (0.25 + 0.13 * table["recipe"].nunique()) * len(labels))
+    fig, (axes,) = blank(9, 1.7 + (0.25 + 0.13 * table["recipe"].nunique()) * len(labels))
     label = "correctly classified (sensitivity or specificity)"
     forest(axes, [(table, "right", label)], "subgroup", labels, start=1.0)
-    return style.head(fig, title, f"At {at}. {OVER_PATIENTS}", style.recipe_colours(table["recipe"]))
+    return head(fig, title, f"At {at}. {OVER_PATIENTS}", style.recipe_colours(table["recipe"]))
 
 
 @style.styled
@@ -132,12 +254,12 @@ def generalisation_gap(table: pd.DataFrame, other: str) -> Figure:
         for split in ("test", "external")
     ]
     long, labels = pd.concat(parts), _plain(table["recipe"])
-    fig, (axes,) = style.blank(10, 1.4 + 0.42 * len(labels), 1, 2, sharey=True)
+    fig, (axes,) = blank(10, 1.4 + 0.42 * len(labels), 1, 2, sharey=True)
     metrics = ("auc", "AUC"), ("balanced_accuracy", "balanced accuracy")
     panels = [(long[long["metric"] == metric], "value", label) for metric, label in metrics]
     forest(axes, panels, "recipe", labels, within="split", start=0.4, line=0.5, text=True)
     note = f"Black: official test; magenta: {other}, at the same threshold. Dotted: chance. {OVER_PATIENTS}"
-    return style.head(fig, "How large is the generalisation gap?", note)
+    return head(fig, "How large is the generalisation gap?", note)
 
 
 @style.styled
@@ -148,48 +270,26 @@ def corruption_losses(table: pd.DataFrame) -> Figure:
     parts = [part for _, part in worse.groupby(worse["severity"] == 1)]
     counts = [part["corruption"].nunique() for part in parts]
     height = 1.3 + 0.5 * len(parts) + (0.14 + 0.07 * len(colours)) * sum(counts)
-    fig, axes = style.blank(10, height, len(parts), 2, sharey="row", gridspec_kw={"height_ratios": counts})
+    fig, axes = blank(10, height, len(parts), 2, sharey="row", gridspec_kw={"height_ratios": counts})
     changes = {"delta_auc": "AUC, unmodified − corrupted", "delta_balanced_error": "balanced error gained"}
     for line, part in zip(axes, parts, strict=True):
         panels = [(part, change, label) for change, label in changes.items()]
         forest(line, panels, "corruption", _plain(part["corruption"]), line=0.0)
     note = f"Severities averaged. Dotted: no change. {OVER_PATIENTS}"
-    return style.head(fig, "What does a corrupted image cost?", note, colours)
+    return head(fig, "What does a corrupted image cost?", note, colours)
 
 
 @style.styled
 def coverage(table: pd.DataFrame, promised: float, other: str) -> Figure:
     """Share of prediction sets that hold the true class, of `selective.coverage`, and that promised."""
     labels = _plain(table["recipe"])
-    fig, (axes,) = style.blank(10, 1.4 + 0.42 * len(labels), 1, 2, sharey=True)
+    fig, (axes,) = blank(10, 1.4 + 0.42 * len(labels), 1, 2, sharey=True)
     panels = [(table[table["kind"] == kind], "covered", f"true class in the set, {kind}") for kind in CLASSES]
     forest(axes, panels, "recipe", labels, within="split", start=0.0, line=promised, text=True)
     names = {"test": "black: official test", "external": f"magenta: {other}"}
     said = "; ".join(names[split] for split in _colours(table, "split"))
     note = f"Dotted: nominal; {said}. {OVER_PATIENTS}"
-    return style.head(fig, "Do prediction sets reach their nominal coverage?", note)
-
-
-@style.styled
-def ood(table: pd.DataFrame, flagged: pd.DataFrame) -> Figure:
-    """OOD scores by group of images, of `shift.ood_scores`, with the share flagged of `shift.ood_flagged`."""
-    fig, ((ax,),) = style.blank(9, 1.2 + 0.5 * len(flagged))
-    limit, names = flagged["limit"].iloc[0], []
-    for y, (_, row) in enumerate(flagged.iterrows()):
-        values = table.loc[table["group"] == row["group"], "ood_score"]
-        low, first, middle, third, high = values.quantile([0.05, 0.25, 0.5, 0.75, 0.95])
-        ax.plot([low, high], [y, y], color=QUIET, linewidth=1.2)
-        ax.plot([first, third], [y, y], color=INK, linewidth=7, solid_capstyle="butt")
-        ax.plot(middle, y, "o", color="white", markersize=4, zorder=3)
-        said = f"{row['flagged']:.0%} flagged ({row['low']:.0%}–{row['high']:.0%})"
-        style.beside(ax, said, max(high, limit) if middle < limit else high, y)
-        names.append(f"{row['group']}, n = {row['images']:,}")
-    ax.axvline(limit, color=style.ALARM, linestyle="--", linewidth=1.2, zorder=0)
-    ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="OOD score (Mahalanobis distance from the training images)", ylim=(len(names) - 0.5, -0.6))
-    style.bare(ax, "bottom")
-    note = "Bar: quartiles; line: 5th to 95th percentile. Dashed: flags 5% of validation. Brackets: 95% CI."
-    return style.head(fig, "Which images are out of distribution?", note)
+    return head(fig, "Do prediction sets reach their nominal coverage?", note)
 
 
 @style.styled
@@ -197,8 +297,8 @@ def score_distribution(scores: pd.DataFrame, threshold: float | pd.Series) -> Fi
     """Scores of one recipe by kind and split, seeds pooled, with the threshold, or those by seed."""
     points = scores["seed"].map(threshold) if isinstance(threshold, pd.Series) else threshold
     scores = scores.assign(positive=scores["score"] >= points)
-    kinds, splits = style.present(scores["kind"], style.KINDS), style.present(scores["split"], style.SPLITS)
-    fig, axes = style.blank(9, 1.1 + 1.35 * len(kinds), len(kinds), len(splits), sharex=True, sharey=True)
+    kinds, splits = present(scores["kind"], style.KINDS), present(scores["split"], style.SPLITS)
+    fig, axes = blank(9, 1.1 + 1.35 * len(kinds), len(kinds), len(splits), sharex=True, sharey=True)
     for (i, j), ax in np.ndenumerate(axes):
         part = scores[(scores["kind"] == kinds[i]) & (scores["split"] == splits[j])]
         share, n = np.full(len(part), 1 / max(len(part), 1)), part["image_id"].nunique()
@@ -214,4 +314,4 @@ def score_distribution(scores: pd.DataFrame, threshold: float | pd.Series) -> Fi
     fig.supylabel("share of the kind's images", fontsize=9)
     recipe, protocol = scores[["recipe", "protocol"]].iloc[0]
     note = f"{recipe}, protocol {protocol}, {scores['seed'].nunique()} seeds pooled. Dashed: threshold."
-    return style.head(fig, "Do normals score alike in validation and test?", note)
+    return head(fig, "Do normals score alike in validation and test?", note)

@@ -5,8 +5,7 @@ import pytest
 from scipy.special import expit
 from sklearn import metrics as sk
 
-from xraylib.evaluation.calibration import logit
-from xraylib.evaluation.selective import KINDS, coverage, prediction_sets, risk_coverage
+from xraylib.evaluation.calibration import KINDS, coverage, logit, prediction_sets, risk_coverage
 from xraylib.storage import DataInvalid
 
 
