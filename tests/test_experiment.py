@@ -126,11 +126,10 @@ def test_runs_of_other_code_or_images_are_read_with_a_warning(accelerator, stand
     assert len(reading(accelerator).runs(TINY)) == 1 and warning in caplog.text
 
 
-def test_a_model_is_found_where_it_lies_and_missed_aloud_where_not(accelerator, standing, caplog):
+def test_a_model_is_found_where_it_lies(accelerator, standing):
     assert reading(accelerator).trained(TINY) == standing
     standing.model_file.unlink()
     assert reading(accelerator).trained(TINY) is None
-    assert "no model on this machine" in caplog.text and "Fix: " in caplog.text
 
 
 def test_figures_and_tables_go_to_the_report_and_come_back(accelerator):

@@ -91,12 +91,12 @@ class Experiment:
         return [run for run in found if run]
 
     def trained(self, recipe: str | Recipe, protocol: str = "strict") -> Run | None:
-        """Train a recipe with the first seed; with `reuse` find any run whose model is on this machine."""
+        """Train a recipe with the first seed; with `reuse` find one whose model is on this machine."""
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
         if not self.reuse:
             return self._run(chosen, protocol, self.seed)
         there = (run for run in runs.find(self.name, chosen.name, protocol) if run.has_model)
-        return next(there, None) or self._left_out(chosen, protocol, "model on this machine")
+        return next(there, None)
 
     def scores(self) -> pd.DataFrame:
         """The scores of every run in the report."""
@@ -129,20 +129,18 @@ class Experiment:
     def _standing(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
         run, asked = runs.get(self.name, recipe.name, protocol, seed), recipe.under(protocol, self.budget)
         if run is None or run.settings["choices"] != runs.plain(asked.settings()):
-            return self._left_out(recipe, protocol, f"run of seed {seed} with this recipe and budget")
+            fix = f"python -m xraylib train {recipe.name} --dataset {self.dataset} --protocol {protocol}"
+            fix += " --overwrite" if self.name in runs.COMMITTED else ""
+            what = f"no run of seed {seed} with this recipe and budget, left out (reuse=True)"
+            log.warning("%s, %s: %s. Fix: %s", recipe.name, protocol, what, fix)
+            return None
         if run.settings["training_version"] != runs.TRAINING_VERSION:
             log.warning("%s: the training code has changed since. Fix: make reproduce RETRAIN=1", run.folder)
         # Recipes share a split, and dividing thousands of images takes a second.
         key = asked.split_strategy, protocol, seed
-        if key not in self._splits:
+        if key not in self._splits and catalog.find(self.dataset).root.is_dir():
             assigned = splits.assign(self.manifest, protocol, seed, split_strategy=key[0])
             self._splits[key] = runs.split_fingerprint(assigned)
-        if run.settings["split"] != self._splits[key]:
+        if run.settings["split"] != self._splits.get(key, run.settings["split"]):
             log.warning("%s: its scores are of other files or labels than those on this machine", run.folder)
         return run
-
-    def _left_out(self, recipe: Recipe, protocol: str, what: str) -> Run | None:
-        fix = f"python -m xraylib train {recipe.name} --dataset {self.dataset} --protocol {protocol}"
-        fix += " --overwrite" if self.name in runs.COMMITTED else ""
-        log.warning("%s, %s: no %s, left out (reuse=True). Fix: %s", recipe.name, protocol, what, fix)
-        return None
