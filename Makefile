@@ -72,14 +72,15 @@ reproduce: $(BUILD)/report  ## run every notebook that changed and write reports
 $(BUILD)/report: $(PAGES) $(RUNS)
 	@$(PY) -m xraylib report "$(DATASET)" > $@.new && mv $@.new $@
 
-ifeq ($(REUSE),true)
-# All notebooks read the same committed runs, so two may run side by side, each on one thread.
+# Notebooks that do not wait for each other run two at a time.
 MAKEFLAGS += -j2
+ifeq ($(REUSE),true)
+# All of them read the same committed runs, each on one thread.
 export OMP_NUM_THREADS ?= 1
 else
 # A later notebook reads the runs that an earlier one left.
 $(BUILD)/04_transfer_learning.ipynb: | $(BUILD)/03_baseline_cnn.ipynb
-$(BUILD)/06_evaluation.ipynb $(BUILD)/07_predict.ipynb: | $(BUILD)/03_baseline_cnn.ipynb $(BUILD)/04_transfer_learning.ipynb
+$(BUILD)/06_evaluation.ipynb $(BUILD)/07_predict.ipynb: | $(BUILD)/01_eda.ipynb $(BUILD)/04_transfer_learning.ipynb
 endif
 
 $(BUILD)/03% $(BUILD)/04% $(BUILD)/06% $(BUILD)/07%: PARAMETERS += $(TRAINING)

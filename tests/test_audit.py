@@ -148,17 +148,21 @@ def test_single_features_are_what_their_names_say(tmp_path):
     for number, (width, height, value) in enumerate([(40, 30, 0), (16, 16, 255), (20, 10, 100), (8, 8, 250)]):
         path = tmp_path / f"{number}.png"
         Image.new("L", (width, height), value).save(path)
-        rows.append({"path": str(path), "label": number % 2, "split": "train", "patient": f"p{number}"})
+        rows.append({"path": str(path), "image_id": path.stem, "label": number % 2})
         film = np.full((16, 16, 1), value, np.uint8)
         film[4:12, 4:12] = 7
         pixels.append(film)
-    films = pd.DataFrame(rows, index=[3, 5, 7, 9])
+    films = pd.DataFrame(rows, index=[3, 5, 7, 9]).assign(split="train", patient="p")
     table = audit.file_properties(films)
     assert table[["width", "height"]].to_numpy().tolist() == [[40, 30], [16, 16], [20, 10], [8, 8]]
     assert table.index.tolist() == [3, 5, 7, 9]
     assert (table["bytes"] > 0).all() and table["label"].tolist() == [0, 1, 0, 1]
     table = audit.single_features(films, np.stack(pixels))
-    assert table["image size"].tolist() == [1200, 256, 200, 64]
+    assert table["aspect ratio"].tolist() == [40 / 30, 1, 2, 1] and table["width"].tolist() == [40, 16, 20, 8]
+    np.testing.assert_allclose(table["bits a pixel"], 8 * table["file size"] / [1200, 256, 200, 64])
+    assert "width" not in audit.file_features(audit.file_properties(films.iloc[[1, 1]])), (
+        "the same in all files"
+    )
     assert table["border intensity"].tolist() == [0, 255, 100, 250]
     np.testing.assert_allclose(table["mean intensity"], [1.75, 193, 76.75, 189.25])
     np.testing.assert_allclose(table["saturated pixels"], [0, 0.75, 0, 0.75])

@@ -5,6 +5,7 @@ import pytest
 from builders import labels_and_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 from scipy.stats import norm
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
@@ -90,8 +91,40 @@ def test_copies_of_a_patients_images_widen_no_evidence():
 def test_seeds_do_not_count_as_more_patients():
     one = builders.scores(n=60)
     three = pd.concat([one.assign(seed=seed) for seed in range(3)], ignore_index=True)
-    columns = ["value", "low", "high"]
+    columns = ["value", "patients_low", "patients_high"]
     pd.testing.assert_frame_equal(evaluate(three)[columns], evaluate(one)[columns])
+
+
+def simulated_runs(rng, runs, patients, spread):
+    """Scores of some runs, each shifted and stretched by its training, of the same patients' images."""
+    label = np.arange(patients) % 8 < 5
+    own = np.repeat(np.arange(patients), rng.choice([1, 1, 2, 3], patients))
+    truth = 1.6 * (2 * label[own] - 1.0) + rng.normal(0, 0.8, patients)[own] + rng.normal(0, 0.6, len(own))
+    parts = []
+    for seed in range(runs):
+        odds = np.exp(rng.normal(0, spread / 3)) * (truth + rng.normal(0, 0.6, len(own))) + rng.normal(
+            0, spread
+        )
+        part = pd.DataFrame(
+            {"patient": own.astype(str), "label": label[own].astype(int), "score": expit(odds)}
+        )
+        parts.append(part.assign(seed=seed, image_id=part.index.astype(str)))
+    return pd.concat(parts, ignore_index=True).assign(recipe="r", protocol="strict", split="test", kind="")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [0.2, 0.5])
+def test_the_interval_covers_other_runs_on_other_patients_and_that_over_patients_does_not(spread):
+    many = simulated_runs(np.random.default_rng(0), 400, 3000, spread)
+    truth, covered = (many.loc[many["label"] == 0, "score"] < 0.5).mean(), []
+    for sample in range(500):
+        scores = simulated_runs(np.random.default_rng([1, sample]), 5, 300, spread)
+        row = evaluate(scores, rule=0.5, resamples=200, ranking=False).loc["specificity"]
+        covered.append(
+            (row["low"] <= truth <= row["high"], row["patients_low"] <= truth <= row["patients_high"])
+        )
+    both, patients = np.mean(covered, axis=0)
+    assert 0.93 <= both <= 0.97 and patients < 0.92
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,9 @@ def test_every_pneumonia_and_no_normal_has_a_mask(folder):
     found = images(folder)
     masks = sorted((folder / "masks").rglob("*.png"))
     assert {mask.stem for mask in masks} == {path.stem for path in found if pneumonia(path)}
-    pixels = np.stack([np.asarray(Image.open(mask)) for mask in masks])
-    assert pixels.shape[1:] == (SMALL.size, SMALL.size) and set(np.unique(pixels)) == {0, 255}
-    assert pixels.any(axis=(1, 2)).all()
+    for mask, path in zip(masks, sorted(path for path in found if pneumonia(path)), strict=True):
+        lesion = np.asarray(Image.open(mask))
+        assert lesion.shape == pixels(path).shape and set(np.unique(lesion)) == {0, 255}
 
 
 def marker_signal(image):
@@ -88,8 +88,20 @@ def marker_signal(image):
     return np.sort((corner - median_filter(corner, 9)).ravel())[-5:].mean()
 
 
-def test_single_features_do_not_tell_the_classes_apart(folder):
-    found = images(folder)
+def test_framing_is_shifted_as_in_kermanys_folders_unless_told_otherwise(folder, tmp_path):
+    aspects = {}
+    for path in images(folder):
+        height, width = pixels(path).shape
+        aspects.setdefault((path.parts[-3], pneumonia(path)), []).append(width / height)
+    mean = {where: np.mean(values) for where, values in aspects.items()}
+    assert mean["train", False] < mean["test", False] - 0.05 < mean["test", True] - 0.1
+    assert mean["test", True] == pytest.approx(mean["train", True], abs=0.05)
+    whole = images(write(tmp_path / "p", replace(TINY, framing_shift=False)))
+    assert {pixels(path).shape for path in whole} == {(TINY.size, TINY.size)}
+
+
+def test_but_for_the_framing_single_features_do_not_tell_the_classes_apart(tmp_path):
+    found = images(write(tmp_path / "p", replace(SMALL, framing_shift=False)))
     labels = [pneumonia(path) for path in found]
     for score in (
         [pixels(path).mean() for path in found],
@@ -145,7 +157,7 @@ def test_a_complete_folder_is_left_alone_and_any_other_is_written_anew(tmp_path)
     write(folder, TINY)
     assert first.exists()
     write(folder, replace(TINY, size=40))
-    assert {pixels(path).shape for path in images(folder)} == {(40, 40)}
+    assert {pixels(path).shape[1] for path in images(folder)} == {40}
 
 
 def test_what_cannot_be_written_is_refused_and_nothing_is_lost(tmp_path):

@@ -8,6 +8,8 @@ from builders import scores
 from matplotlib.figure import Figure
 from outside import Page, outside_references
 from PIL import Image
+from scipy.special import expit, logit
+from scipy.stats import t as student
 from sklearn import metrics as sk
 
 from xraylib import paths
@@ -36,7 +38,7 @@ def made_run(recipe="tiny-cnn-28", protocol="strict", seed=0, dataset="made-up",
 @pytest.fixture
 def three_recipes(reports_here):
     strict = [(name, "strict", 0.45) for name in ("mobilenetv2-frozen", "tiny-cnn-28", "scratch-cnn")]
-    for seed in (0, 1):
+    for seed in (0, 1, 2):
         for recipe, protocol, threshold in (*strict, ("tiny-cnn-28", "published", 0.5)):
             made_run(recipe, protocol, seed, threshold=threshold)
     pages.build("made-up")
@@ -92,8 +94,22 @@ def recomputed(folders):
             aucs.append(bootstrap_aucs(labels, values, weights))
     row = pd.DataFrame(points).mean().to_dict() | {"threshold": np.mean(thresholds), "seeds": len(folders)}
     for name, values in (("accuracy", accuracies), ("auc", aucs)):
-        row[f"{name}_low"], row[f"{name}_high"] = np.nanpercentile(np.mean(values, axis=0), [2.5, 97.5])
         row[f"{name}_seed_sd"] = pd.DataFrame(points)[name].std()
+        low, high = np.nanpercentile(np.mean(values, axis=0), [2.5, 97.5])
+        row[f"{name}_patients_low"], row[f"{name}_patients_high"] = low, high
+        if (k := len(folders)) >= 3:
+            spread = row[f"{name}_seed_sd"] / k**0.5 * student.ppf(0.975, k - 1)
+            shared = (
+                pd.DataFrame(np.transpose(values)).dropna().cov().to_numpy()[~np.eye(k, dtype=bool)].mean()
+            )
+            mean, half = row[name], (spread**2 + 1.96**2 * max(0.0, shared)) ** 0.5
+            ends = (
+                expit(logit(mean) + np.array([-1, 1]) * half / (mean * (1 - mean)))
+                if 0 < mean < 1
+                else [mean] * 2
+            )
+            low, high = min(low, ends[0]), max(high, ends[1])
+        row[f"{name}_low"], row[f"{name}_high"] = low, high
     return row
 
 

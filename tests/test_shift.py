@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 
 from xraylib.datasets import catalog, images, manifest, splits
 from xraylib.datasets import phantom as phantoms
-from xraylib.datasets.corruptions import CORRUPTIONS, corrupt
+from xraylib.datasets.corruptions import CORRUPTIONS, SHARES, corrupt
 from xraylib.evaluation import metrics, shift
 from xraylib.evaluation.resampling import bootstrap_weights, weighted_auc
 from xraylib.evaluation.scores import load_external
@@ -81,7 +81,7 @@ def test_without_a_run_the_fix_is_the_command(two_runs, monkeypatch):
     monkeypatch.setattr(runs, "find", lambda *about: [])
     for ask in (
         lambda: shift.external("tiny-cnn-28", "phantom", "phantom"),
-        lambda: shift.score_corruptions("tiny-cnn-28", "phantom"),
+        lambda: shift.score_views("tiny-cnn-28", "phantom", "corruptions"),
     ):
         with pytest.raises(NotFound, match=r"Fix: .*`python -m xraylib train tiny-cnn-28 --dataset phantom`"):
             ask()
@@ -111,7 +111,7 @@ def test_the_generalisation_gap_is_at_the_frozen_threshold_of_each_run():
 
 
 def test_every_test_image_is_scored_after_every_severity(two_runs, small_phantom):
-    table = shift.score_corruptions("tiny-cnn-28", "phantom")
+    table = shift.score_views("tiny-cnn-28", "phantom", "corruptions")
     test = small_phantom[small_phantom["split"] == "test"]
     assert list(table) == [*shift.ABOUT, *FEW]
     assert table["image_id"].tolist() == test["image_id"].tolist()
@@ -122,7 +122,7 @@ def test_every_test_image_is_scored_after_every_severity(two_runs, small_phantom
     films = images.load_pixels(small_phantom, 224)[test.index]
     expected = answer(shift._resized(corrupt(films, "marker", 5), 28), 0)
     np.testing.assert_allclose(table["marker 5"], expected)
-    pd.testing.assert_frame_equal(shift.load_corruptions("phantom"), table, rtol=1e-7)
+    pd.testing.assert_frame_equal(shift.load_views("phantom", "corruptions"), table, rtol=1e-5)
 
 
 def test_pixels_are_resized_as_a_file_of_that_size_is_read(small_phantom):
@@ -131,7 +131,7 @@ def test_pixels_are_resized_as_a_file_of_that_size_is_read(small_phantom):
 
 
 def test_scoring_that_was_interrupted_goes_on(two_runs, reports_here, monkeypatch):
-    whole = shift.score_corruptions("tiny-cnn-28", "phantom")
+    whole = shift.score_views("tiny-cnn-28", "phantom", "corruptions")
     file = reports_here / "phantom" / "corruptions" / "tiny-cnn-28.csv"
     file.unlink()
     done = []
@@ -144,20 +144,27 @@ def test_scoring_that_was_interrupted_goes_on(two_runs, reports_here, monkeypatc
 
     monkeypatch.setattr(shift, "corrupt", instead)
     with pytest.raises(KeyboardInterrupt):
-        shift.score_corruptions("tiny-cnn-28", "phantom")
+        shift.score_views("tiny-cnn-28", "phantom", "corruptions")
     assert list(pd.read_csv(file))[len(shift.ABOUT) :] == FEW[:3]
-    monkeypatch.setattr(shift, "corrupt", lambda *about: done.append(about[1:]) or corrupt(*about))
-    again = shift.score_corruptions("tiny-cnn-28", "phantom")
+
+    def noted(films, name, severity):
+        done.append((name, severity))
+        return corrupt(films, name, severity)
+
+    monkeypatch.setattr(shift, "corrupt", noted)
+    again = shift.score_views("tiny-cnn-28", "phantom", "corruptions")
     steps = [("marker", step) for step in range(1, 6)]
     assert done == [*steps, ("inversion", 1)]
-    pd.testing.assert_frame_equal(again, whole, rtol=1e-7)
+    pd.testing.assert_frame_equal(again, whole, rtol=1e-5)
     other = whole.assign(model="0123456789ab")
     other.to_csv(file, index=False)
-    pd.testing.assert_frame_equal(shift.score_corruptions("tiny-cnn-28", "phantom"), whole, rtol=1e-7)
+    pd.testing.assert_frame_equal(
+        shift.score_views("tiny-cnn-28", "phantom", "corruptions"), whole, rtol=1e-5
+    )
     other.to_csv(file, index=False)
     monkeypatch.setattr(runs, "COMMITTED", ("phantom",))
     with pytest.raises(DataInvalid, match=r"of another run or of other images\. Fix: delete it"):
-        shift.score_corruptions("tiny-cnn-28", "phantom")
+        shift.score_views("tiny-cnn-28", "phantom", "corruptions")
 
 
 @pytest.mark.parametrize(
@@ -176,17 +183,17 @@ def test_bad_scores_of_corrupted_images_are_refused_by_name(reports_here, column
     file = reports_here / "phantom" / "corruptions" / "r.csv"
     file.parent.mkdir(parents=True)
     with pytest.raises(NotFound, match="Fix: `python -m xraylib corruptions RECIPE --dataset phantom`"):
-        shift.load_corruptions("phantom")
+        shift.load_views("phantom", "corruptions")
     table.to_csv(file, index=False)
-    assert set(shift.load_corruptions("phantom")["model"]) == {"12e4"}
+    assert set(shift.load_views("phantom", "corruptions")["model"]) == {"12e4"}
     table = table.astype(str)
     table.loc[3, column] = value
     table.to_csv(file, index=False)
     with pytest.raises(DataInvalid, match=said):
-        shift.load_corruptions("phantom")
+        shift.load_views("phantom", "corruptions")
     table.drop(columns="model").to_csv(file, index=False)
     with pytest.raises(DataInvalid, match=r"lacks the columns model\. Fix: delete it"):
-        shift.load_corruptions("phantom")
+        shift.load_views("phantom", "corruptions")
 
 
 def corrupted(sample=0, patients=60, each=3):
@@ -303,3 +310,47 @@ def test_the_limit_flags_one_in_twenty_of_validation():
     assert found.loc["test", "low"] <= 0.05 <= found.loc["test", "high"]
     assert found.loc["test", "auc"] == pytest.approx(0.5, abs=0.1)
     assert found.loc["far", "flagged"] > 0.9 and found.loc["far", "auc_low"] > 0.97
+
+
+@pytest.fixture
+def framed(reports_here, small_phantom):
+    """Views of two runs whose score is the share of a film's rows that are left, and a test between."""
+    parts = []
+    for seed in (0, 1, 2):
+        val = splits.assign(small_phantom, "strict", seed).query("split == 'val'")
+        part = val[["image_id", "patient", "label"]].assign(recipe="r", model="ab", seed=seed, threshold=0.5)
+        part["none 0"] = np.where(part["label"] == 1, 0.9, 0.1)
+        for share in SHARES:
+            part[f"rows {share}"] = np.where(part["label"] == 1, 0.9, 0.1 + 3 * (1 - share))
+            part[f"columns {share}"] = np.where(part["label"] == 1, 0.9 - 3 * (1 - share), 0.1)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_response_to_a_dose_is_that_of_its_own_class(framed):
+    table = shift.framing_response(framed).set_index("view")
+    assert table.loc["as it is", ["specificity", "sensitivity", "auc"]].tolist() == [1, 1, 1]
+    rows = table.loc[[f"rows {share}" for share in SHARES]]
+    assert rows["specificity"].tolist() == [1, 0, 0, 0] and (rows["sensitivity"] == 1).all()
+    assert table.loc["swapped 0.76", "auc"] == 0 and table.loc["swapped 0.93", "auc"] == 1
+    assert table["runs"].unique().tolist() == [3]
+
+
+def test_what_framing_explains_is_the_fall_at_the_tests_own_framing(framed, small_phantom):
+    test = small_phantom[small_phantom["split"] == "test"]
+    test = test.assign(recipe="r", protocol="strict", threshold=0.5)
+    # All normals of the test lose 14% of their rows, and half of them are called pneumonia.
+    test["score"] = np.where(test["label"] == 1, 0.9, np.arange(len(test)) % 2 * 0.8)
+    scores = pd.concat([test.assign(seed=seed) for seed in (0, 1, 2)])
+    aspects = small_phantom[["image_id", "split", "label"]].assign(aspect=1.0)
+    aspects.loc[aspects["split"] == "test", "aspect"] = 1 / 0.86
+    row = shift.framing_explained(framed, scores, aspects).iloc[0]
+    fallen = (test.loc[test["label"] == 0, "score"] < 0.5).mean()
+    assert row[["validation", "at_test_framing"]].tolist() == [1, 0] and row["test"] == pytest.approx(fallen)
+    assert row["explained"] == pytest.approx(1 / (1 - fallen))
+
+
+def test_aspect_ratios_are_read_off_files_that_differ_in_it(small_phantom):
+    table = shift.aspect_ratios("phantom")
+    mean = table.groupby(["split", "label"])["aspect"].mean()
+    assert mean["train", 0] < mean["test", 0] < mean["test", 1] and (table["error"] == 0).all()

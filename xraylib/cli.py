@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(group: Any, name: str, run: Callable[..., int | None], about: str) -> Callable[..., Any]:
         added = group.add_parser(name, help=about, description=about)
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, command=name)
         return added.add_argument
 
     known, trained = "such as tiny-cnn-28; an unknown name lists all", "what it was trained on (kermany)"
@@ -77,11 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     external("recipe", help=known)
     external("--dataset", default="kermany", help=trained)
     external("--on", default="nih", help="name or path of the images to score (nih)")
-    worse = command(
-        commands, "corruptions", _corruptions, "score the test after corruptions of each severity"
-    )
-    worse("recipes", nargs="+", metavar="RECIPE", help=known)
-    worse("--dataset", default="kermany", help=trained)
+    for name, about in (
+        ("framing", "score validation films framed anew: the framing experiment"),
+        ("corruptions", "score the test after corruptions of each severity"),
+    ):
+        views = command(commands, name, _views, about)
+        views("recipes", nargs="+", metavar="RECIPE", help=known)
+        views("--dataset", default="kermany", help=trained)
     ood = command(commands, "ood", _ood, "out-of-distribution scores: how unlike the training images")
     ood("--dataset", default="kermany", help=trained)
     ood("--on", nargs="*", default=[], help="names or paths of further images to score")
@@ -131,8 +133,25 @@ def _data_audit(options: argparse.Namespace) -> None:
         print(f"every finding: {quarantine}")
     audit.check_audit(findings, len(files), options.max_bad)
     good = files[~files["image_id"].isin(manifest.read_quarantine(quarantine))].reset_index(drop=True)
+    _tell_file_features(good)
     print("\nPatients and images shared by the published splits:")
     _show(audit.leakage(good, images.load_pixels(good, 64)))
+
+
+def _tell_file_features(films: Any) -> None:
+    """Warn where a property of the files tells the classes of the training folder apart."""
+    from sklearn.metrics import roc_auc_score
+
+    from xraylib.datasets import audit
+
+    train = films[films["split"] != "test"]
+    features = audit.file_features(audit.file_properties(train))
+    if "width" not in features and "height" not in features:
+        print("\nAll images have one size: what width, height and aspect ratio tell cannot be seen here.")
+    for name in features:
+        auc = roc_auc_score(train["label"], features[name])
+        if max(auc, 1 - auc) > 0.7:
+            print(f"warning: {name} of the file predicts the class (AUC {auc:.3f}); a network can infer it")
 
 
 def _dataset(name: str) -> Any:
@@ -189,12 +208,14 @@ def _external(options: argparse.Namespace) -> None:
     _show(shift.generalisation_gap(scores.load(name), external))
 
 
-def _corruptions(options: argparse.Namespace) -> None:
+def _views(options: argparse.Namespace) -> None:
     _trained(options, *options.recipes)
     from xraylib.evaluation import shift
 
     for recipe in options.recipes:
-        _show(shift.corruption_losses(shift.score_corruptions(recipe, options.dataset), averaged=True))
+        table = shift.score_views(recipe, options.dataset, options.command)
+        framing = options.command == "framing"
+        _show(shift.framing_response(table) if framing else shift.corruption_losses(table, averaged=True))
 
 
 def _ood(options: argparse.Namespace) -> None:

@@ -106,6 +106,10 @@ class Experiment:
         """Rows of the leaderboard for all recipes in the report, or for some (see `tables.leaderboard`)."""
         return tables.leaderboard(self.name, recipes)
 
+    def claims(self) -> pd.DataFrame:
+        """What was claimed beside what is measured here (see `comparisons.claims`)."""
+        return tables.claims(self.name)
+
     def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Write a table into the report and return it to be shown."""
         tables.save_table(table, self.name, name)

@@ -10,9 +10,10 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from xraylib import storage
+from xraylib import paths, storage
+from xraylib.datasets.catalog import Dataset, find
 from xraylib.datasets.images import CHANGED, UnusableImage, decode, load_pixels, map_rows, read_bytes
-from xraylib.datasets.manifest import person_number
+from xraylib.datasets.manifest import image_id, patient_and_kind, person_number
 from xraylib.storage import DataInvalid, NotFound
 
 # Of the 5,840 Kermany radiographs at 224 px no two that differ in their bytes correlate above 0.975; copies
@@ -20,8 +21,9 @@ from xraylib.storage import DataInvalid, NotFound
 # of copies cropped by 1% or turned by 1 degree above 0.98. Crops by 2% mostly go unseen (41% are above 0.98).
 COPY_CORRELATION = 0.98
 
-# Share of the height and width that counts as border on each side.
-BORDER = 1 / 8
+# Shares of the height and width that count as border on each side; an eighth would be 44% of a film, with
+# lung.
+BORDERS = (1 / 16, 1 / 32, 1 / 64)
 
 _THUMBNAIL = 32
 _TILE = 1024
@@ -166,25 +168,48 @@ def file_properties(manifest: pd.DataFrame) -> pd.DataFrame:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             rows.append((image.width, image.height, Path(path).stat().st_size))
     table = pd.DataFrame(rows, columns=["width", "height", "bytes"], index=manifest.index)
-    return table.join(manifest[["label", "split", "patient"]])
+    return table.join(manifest[["image_id", "label", "split", "patient"]])
+
+
+def originals(name: str | Path | Dataset) -> pd.DataFrame | None:
+    """What `file_properties` says of the original files, where the data set's list of them is here.
+
+    For copies that were all brought to one size. The list has the columns `path, width, height, bytes`.
+    """
+    dataset = find(name)
+    if not dataset.originals or not (file := paths.DATA / dataset.originals).exists():
+        return None
+    table = pd.read_csv(file)
+    table["image_id"] = table["path"].map(image_id)
+    table["patient"] = [patient_and_kind(path)[0] for path in table["path"]]
+    return table.assign(split=table["path"].str.split("/").str[0])
+
+
+def file_features(described: pd.DataFrame) -> pd.DataFrame:
+    """The features of `file_properties` that differ between files; nothing of them needs a lung."""
+    area = described["width"] * described["height"]
+    features = described[["width", "height"]].assign(
+        **{"aspect ratio": described["width"] / described["height"]}
+    )
+    features = features.assign(
+        **{"file size": described["bytes"], "bits a pixel": 8 * described["bytes"] / area}
+    )
+    return features[[name for name in features if features[name].nunique() > 1]]
 
 
 def single_features(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
     """Describe every radiograph by single features that know nothing of lungs, in the manifest's row order.
 
-    `pixels` is uint8 (n, size, size, 1) of the same rows. The columns are file size (bytes), image size
-    (pixels), mean intensity and border intensity (0…255), and saturated pixels (their share).
+    `pixels` is uint8 (n, size, size, 1) of the same rows. `file_features`, mean intensity and border
+    intensity (0…255), and saturated pixels (their share).
     """
-    described, border = file_properties(manifest), border_mask(pixels.shape[1])
-    return pd.DataFrame(
-        {
-            "file size": described["bytes"],
-            "image size": described["width"] * described["height"],
+    border = border_mask(pixels.shape[1], BORDERS[0])
+    return file_features(file_properties(manifest)).assign(
+        **{
             "mean intensity": [film.mean() for film in pixels],
             "border intensity": [film[border].mean() for film in pixels],
             "saturated pixels": [(film >= 250).mean() for film in pixels],
-        },
-        index=manifest.index,
+        }
     )
 
 
@@ -200,9 +225,9 @@ def single_feature(manifest: pd.DataFrame, name: str, size: int) -> np.ndarray:
     return load_pixels(manifest, size).mean(axis=(1, 2), dtype=np.float64)
 
 
-def border_mask(size: int) -> np.ndarray:
-    """Where the border of a (size, size) image is, bool."""
-    inner = round(size * BORDER)
+def border_mask(size: int, share: float) -> np.ndarray:
+    """Where the border of a (size, size) image is, bool; `share` of the size wide, a pixel at least."""
+    inner = max(1, round(size * share))
     border = np.ones((size, size), bool)
     border[inner : size - inner, inner : size - inner] = False
     return border

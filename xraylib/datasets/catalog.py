@@ -29,7 +29,9 @@ class Dataset:
     when none is published) is what `fetch` downloads, `kaggle` the same data there; `by_hand` says how to get
     what cannot be fetched. `split` is the split of all images when there is no folder level for it. `names`
     tells how a file name is read: as Kermany's, as NIH's, or as saying nothing, so that each image has to
-    count as its own patient. `expected` holds the editions that are known, a remark for an incomplete one.
+    count as its own patient. `originals` is a list of original files below `paths.DATA`, for copies that were
+    brought to one size (see `audit.originals`). `expected` holds the editions that are known, a remark for an
+    incomplete one.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Dataset:
     by_hand: str = ""
     split: str | None = None
     names: str = "kermany"
+    originals: str = ""
     expected: tuple[tuple[Counts, str], ...] = ()
     phantom: PhantomSettings | None = None
 
@@ -92,6 +95,7 @@ _ALL = (
         licence="CC BY 4.0",
         citation=_KERMANY,
         folder="chest_xray",
+        originals="kermany_originals.csv",
         url="https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
         "f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded",
         file="ChestXRay2017.zip",

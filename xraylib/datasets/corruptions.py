@@ -5,6 +5,7 @@ written anew with Pillow and SciPy; each takes and gives uint8 `(height, width)`
 224 pixels. Five more are what handling does; and framing and rendering are swapped between the classes.
 """
 
+import functools
 import io
 from collections.abc import Callable
 from typing import Any
@@ -200,3 +201,31 @@ def swaps(pixels: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.nda
         "rendering": swap_rendering(pixels, labels, seed),
         "both": swap_rendering(framed, labels, seed),
     }
+
+
+def _bars(pixels: np.ndarray, rows: float) -> np.ndarray:
+    """Black out what `cut` would take away, without stretching the rest."""
+    edge, changed = round(pixels.shape[1] * (1 - rows) / 2), pixels.copy()
+    changed[:, :edge] = changed[:, pixels.shape[1] - edge :] = 0
+    return changed
+
+
+# The framing experiment: shares of the rows (or columns) kept. Of the rows of a film of aspect ratio 1.21
+# they leave 1.30, 1.40, 1.49 and 1.60. Then the controls: the same area without the change of aspect, black
+# bars in the place of what is cut, compression, blur and brightness.
+SHARES = (0.93, 0.86, 0.81, 0.76)
+FRAMINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    **{f"rows {share}": functools.partial(cut, rows=share) for share in SHARES},
+    **{f"columns {share}": functools.partial(cut, columns=share) for share in SHARES},
+    "area 0.81": functools.partial(cut, rows=0.9, columns=0.9),
+    "bars 0.81": functools.partial(_bars, rows=0.81),
+    **{
+        f"{name} {severity}": functools.partial(corrupt, name=name, severity=severity)
+        for name, severity in (
+            ("jpeg", 2),
+            ("gaussian blur", 2),
+            ("brightness up", 2),
+            ("brightness down", 2),
+        )
+    },
+}

@@ -1,28 +1,29 @@
 """Comparisons: paired tests of recipes, protocols, thresholds, runs, claims, subgroups, shortcuts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import chi2, norm
+from scipy.stats import chi2, norm, ttest_1samp
+from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 from xraylib.datasets import audit
 from xraylib.datasets.splits import PROTOCOLS
 from xraylib.evaluation import metrics
-from xraylib.evaluation.resampling import delong, delong_interval, share_interval
+from xraylib.evaluation.resampling import delong, delong_interval
 from xraylib.storage import DataInvalid
 from xraylib.training.recipes import RECIPES, Recipe
-from xraylib.training.thresholds import RULES, thresholds
+from xraylib.training.thresholds import RULES, threshold, thresholds, validation_split
 
 PAIRED_COLUMNS = (
-    *("a", "b", "n", "auc_difference", "low", "high", "p_auc", "p_auc_holm"),
+    *("a", "b", "n", "auc_difference", "low", "high", "p_auc", "p_auc_holm", "over"),
+    *("patients_low", "patients_high", "p_patients"),
     *("only_a_right", "only_b_right", "p_mcnemar", "p_mcnemar_holm"),
 )
 # The recipes of the protocol comparison, and the split strategies that only it needs.
@@ -37,8 +38,8 @@ COMPARISONS = (
     ("official test, threshold from validation", "strict", "test", "frozen"),
 )
 CLAIMS = (
-    *("recipe", "metric", "claim", "stored_output", "published", "published_low", "published_high"),
-    *("strict", "strict_low", "strict_high", "claim_low", "claim_high", "reproduced"),
+    *("recipe", "metric", "claim", "stored_output", "runs", "published", "published_low", "published_high"),
+    *("next_low", "next_high", "strict", "strict_low", "strict_high", "verdict"),
 )
 # What the names of Kermany's normals begin with.
 SERIES = {"IM-": "normal, series IM-", "NORMAL2-": "normal, series NORMAL2-"}
@@ -47,10 +48,11 @@ SERIES = {"IM-": "normal, series IM-", "NORMAL2-": "normal, series NORMAL2-"}
 def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.DataFrame:
     """Compare every pair of recipes of one protocol on the same test: one row a pair, `PAIRED_COLUMNS`.
 
-    The difference of the mean AUC over seeds, a minus b, with DeLong's 95% interval over patients and p; how
-    many images only a or only b classifies correctly, by the majority of its seeds (pneumonia where they are
-    halved), with McNemar's p over patients; each p also with Holm's correction over all pairs. The tests ask
-    whether other patients would order the two alike, not whether other seeds would.
+    The difference of the mean AUC over runs, a minus b, with the interval over runs and patients and its p;
+    `over` is "patients" where a side has fewer than `metrics.MIN_RUNS`. Beside them
+    DeLong's interval and p over patients alone. Then how many images only a or only b classifies correctly,
+    by the majority of its runs (pneumonia where they are halved), with McNemar's p over patients. `_holm`:
+    with Holm's correction over all pairs.
     """
     names = list(dict.fromkeys(scores["recipe"]))
     own = {name: _for_pairs(scores[scores["recipe"] == name], rule) for name in names}
@@ -69,10 +71,14 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
         if np.isnan(variance):
             raise DataInvalid(f"{a} and {b}: a class has one patient only. Fix: compare on more patients.")
         spread = float(np.sqrt(max(0.0, variance)))
-        # What rounding leaves of two equal recipes is no difference.
-        p = 2 * norm.sf(abs(difference) / spread) if spread > 1e-9 else float(abs(difference) < 1e-9)
-        row: dict[str, object] = {"a": a, "b": b, "n": len(about), "auc_difference": difference, "p_auc": p}
-        row |= {"low": difference - 1.959964 * spread, "high": difference + 1.959964 * spread}
+        half = 1.96 * spread
+        if over := min(len(one), len(other)) >= metrics.MIN_RUNS:
+            sides = np.r_[np.zeros(len(one), int), np.ones(len(other), int)]
+            half = max(half, _two_level_difference(aucs, covariance, sides))
+        row: dict[str, object] = {"a": a, "b": b, "n": len(about), "auc_difference": difference}
+        row |= {"low": difference - half, "high": difference + half, "p_auc": _p(difference, half / 1.96)}
+        row |= {"over": "runs and patients" if over else "patients", "p_patients": _p(difference, spread)}
+        row |= {"patients_low": difference - 1.96 * spread, "patients_high": difference + 1.96 * spread}
         only = right.astype(int) - also_right.astype(int)
         row |= {"only_a_right": int((only == 1).sum()), "only_b_right": int((only == -1).sum())}
         rows.append(row | {"p_mcnemar": _mcnemar(only, about["patient"])})
@@ -80,6 +86,45 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
     for p_value in ("p_auc", "p_mcnemar") if rows else ():
         table[f"{p_value}_holm"] = multipletests(table[p_value], method="holm")[1]
     return table
+
+
+def _two_level_difference(values: np.ndarray, covariance: np.ndarray, sides: np.ndarray) -> float:
+    """Half width of the interval over runs and patients of a difference of two means over runs.
+
+    As `resampling.two_level`: what the runs of a side share through the patients, and each side's own spread.
+    """
+    shared, runs = 0.0, 0.0
+    for side in (0, 1):
+        own = sides == side
+        block, k = covariance[np.ix_(own, own)], own.sum()
+        shared += (block.sum() - np.trace(block)) / (k * (k - 1)) - covariance[np.ix_(own, ~own)].mean()
+        runs += student.ppf(0.975, k - 1) ** 2 * values[own].var(ddof=1) / k
+    return float(np.sqrt(1.96**2 * max(0.0, shared) + runs))
+
+
+def _p(difference: float, spread: float) -> float:
+    # What rounding leaves of two equal recipes is no difference.
+    return float(2 * norm.sf(abs(difference) / spread)) if spread > 1e-9 else float(abs(difference) < 1e-9)
+
+
+def differences_by_run(scores: pd.DataFrame, base: str, metric: str = "auc") -> pd.DataFrame:
+    """Test recipes against `base` with the run as the unit: seeds of one number drew the same images.
+
+    `recipe, metric, difference` (recipe minus base, mean over runs)`, low, high, p` (paired t)`, p_holm,
+    runs`.
+    """
+    values = {
+        name: by_run(scores, [name]).set_index("seed")[metric] for name in dict.fromkeys(scores["recipe"])
+    }
+    rows = []
+    for name in [name for name in values if name != base]:
+        paired = (values[name] - values[base]).dropna()
+        found = ttest_1samp(paired, 0.0)
+        low, high = found.confidence_interval(0.95)
+        row = {"recipe": name, "metric": metric, "difference": paired.mean(), "low": low, "high": high}
+        rows.append(row | {"p": found.pvalue, "runs": len(paired)})
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=multipletests(table["p"], method="holm")[1]) if rows else table
 
 
 def _for_pairs(part: pd.DataFrame, rule: str | float) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
@@ -131,20 +176,44 @@ def protocol_comparison(scores: pd.DataFrame, recipes: Iterable[str] = COMPARED)
 def operating_points(scores: pd.DataFrame) -> pd.DataFrame:
     """What each of `RULES` for a threshold, applied to validation, gives on validation and on the test.
 
-    Of one protocol: `recipe, rule, threshold` (mean over seeds)`, val_sensitivity, val_specificity`, then on
-    the test sensitivity, specificity and accuracy with intervals.
+    Of one protocol: `recipe, rule, threshold, threshold_low, threshold_high` (means over runs; 95% of
+    resamples of the validation's patients)`, val_sensitivity, val_specificity` (split-half: the threshold is
+    chosen on one half of the patients and judged on the other)`, then on the test sensitivity, specificity
+    and accuracy with intervals.
     """
     rows = []
     for recipe, part in scores.groupby("recipe", sort=False):
         for rule in RULES:
-            val, test = (
-                metrics.evaluate(part, split=split, rule=rule, ranking=False) for split in ("val", "test")
-            )
-            threshold = thresholds(part, rule).mean()
-            row: dict[str, object] = {"recipe": recipe, "rule": str(rule), "threshold": threshold}
-            row |= {f"val_{metric}": val.loc[metric, "value"] for metric in ("sensitivity", "specificity")}
+            test = metrics.evaluate(part, rule=rule, ranking=False)
+            row: dict[str, object] = {"recipe": recipe, "rule": str(rule)}
+            row |= {"threshold": thresholds(part, rule).mean()} | _on_validation(part, rule)
             rows.append(row | _columns(test, "sensitivity", "specificity", "accuracy"))
     return pd.DataFrame(rows)
+
+
+def _on_validation(scores: pd.DataFrame, rule: str | float, times: int = 50) -> dict[str, float]:
+    """Uncertainty of a rule's threshold, and what it finds on patients that did not choose it."""
+    split, rng, found = validation_split(scores), np.random.default_rng(0), []
+    for _, val in scores[scores["split"] == split].groupby("seed"):
+        names, own = np.unique(val["patient"], return_inverse=True)
+        labels, score, halves = val["label"].to_numpy(), val["score"].to_numpy(), []
+        cuts = np.full(times, rule) if not isinstance(rule, str) else np.empty(times)
+        for i in range(times):
+            if isinstance(rule, str):
+                drawn = np.repeat(
+                    np.arange(len(val)), rng.multinomial(len(names), [1 / len(names)] * len(names))[own]
+                )
+                cuts[i] = (
+                    threshold(labels[drawn], score[drawn], rule) if len(set(labels[drawn])) > 1 else np.nan
+                )
+            first = (rng.permutation(len(names)) < len(names) / 2)[own]
+            if min(len(set(labels[first])), len(set(labels[~first]))) == 2:
+                positive = score[~first] >= threshold(labels[first], score[first], rule)
+                truth = labels[~first] == 1
+                halves.append((positive[truth].mean(), 1 - positive[~truth].mean()))
+        found.append((*np.nanpercentile(cuts, [2.5, 97.5]), *np.mean(halves or [(np.nan, np.nan)], axis=0)))
+    columns = ("threshold_low", "threshold_high", "val_sensitivity", "val_specificity")
+    return dict(zip(columns, np.mean(found, axis=0).tolist(), strict=True))
 
 
 def _columns(found: pd.DataFrame, *names: str) -> dict[str, object]:
@@ -173,14 +242,15 @@ def by_run(scores: pd.DataFrame, recipes: Iterable[str], protocol: str = "strict
     return pd.DataFrame(rows)
 
 
-def claims(scores: pd.DataFrame, *, same_data: bool = True) -> pd.DataFrame:
+def claims(scores: pd.DataFrame, *, same_data: bool = True, other_init: Collection[str] = ()) -> pd.DataFrame:
     """Set each published value beside what its system gives here: one row a system and metric, `CLAIMS`.
 
     `claim` is a share or a word, `stored_output` what the system's own notebook shows; the values under
-    `published` and `strict` are NaN where not run. `claim_low, claim_high`: the claim's own 95% interval
-    (Wilson, of the images it was measured on; accuracy and sensitivity only). `reproduced` is `yes` where it
-    holds the value under `published`, or that value's interval the claim; empty where either is no number,
-    and unless `same_data`: scores of the radiographs that the claims are about.
+    `published` and `strict` are NaN where not run. A claim is of one run, so `next_low` to `next_high` is the
+    95% prediction interval of one more run under `published` (Student's t). `verdict`: `reproduced` where it
+    holds the claim, `not reproduced`, or `not testable here` with the reason: `other_init` names the recipes
+    whose initial weights were others than the system's. Empty unless `same_data`: scores of the radiographs
+    that the claims are about.
     """
     rows = []
     for name, recipe in RECIPES.items():
@@ -190,31 +260,31 @@ def claims(scores: pd.DataFrame, *, same_data: bool = True) -> pd.DataFrame:
             continue
         ranking = bool({"auc", "average_precision"}.intersection(named))
         found = {str(p): metrics.evaluate(part, ranking=ranking) for p, part in own.groupby("protocol")}
-        test = own[own["split"] == "test"]
-        # The prevalence of the images tested as published, or else of those there are.
-        labels = test.loc[test["protocol"] == ("published" if "published" in found else "strict"), "label"]
-        rows += [_claim(recipe, metric, found, float(labels.mean())) for metric in named]
+        runs = own.loc[own["protocol"] == "published", "seed"].nunique()
+        why = "other initial weights" if name in other_init else recipe.ours
+        why = why or ("fewer than three runs" if runs < 3 else "")
+        rows += [_claim(recipe, metric, found, runs, why) for metric in named]
     table = pd.DataFrame(rows, columns=list(CLAIMS))
-    return table if same_data else table.assign(reproduced="")
+    return table if same_data else table.assign(verdict="")
 
 
 def _claim(
-    recipe: Recipe, metric: str, found: Mapping[str, pd.DataFrame], prevalence: float
+    recipe: Recipe, metric: str, found: Mapping[str, pd.DataFrame], runs: int, why: str
 ) -> dict[str, object]:
     claim = recipe.claims.get(metric, np.nan)
-    share = np.nan if isinstance(claim, str) else claim
-    images = round({"accuracy": 1.0, "sensitivity": prevalence}.get(metric, 0.0) * recipe.claimed_on)
-    own_low, own_high = np.nan, np.nan
-    if images and share == share:
-        own_low, own_high = proportion_confint(round(share * images), images, method="wilson")
-    row: dict[str, object] = {"recipe": recipe.name, "metric": metric, "claim": claim, "reproduced": ""}
-    row["stored_output"] = recipe.stored_output.get(metric, np.nan)
-    row |= {"claim_low": own_low, "claim_high": own_high}
+    row: dict[str, object] = {"recipe": recipe.name, "metric": metric, "claim": claim, "runs": runs}
+    row |= {"stored_output": recipe.stored_output.get(metric, np.nan), "verdict": ""}
     for protocol in found:
-        value, low, high = found[protocol].loc[metric, ["value", "low", "high"]].to_numpy(dtype=float)
+        value, low, high, spread = (
+            found[protocol].loc[metric, ["value", "low", "high", "seed_sd"]].to_numpy(float)
+        )
         row |= {protocol: value, f"{protocol}_low": low, f"{protocol}_high": high}
-        if protocol == "published" and low <= high and share == share:
-            row["reproduced"] = "yes" if low <= share <= high or own_low <= value <= own_high else "no"
+        if protocol == "published" and runs > 1:
+            half = student.ppf(0.975, runs - 1) * spread * np.sqrt(1 + 1 / runs)
+            row |= {"next_low": max(0.0, value - half), "next_high": min(1.0, value + half)}
+    if isinstance(claim, float) and claim == claim:
+        inside = row.get("next_low", np.nan) <= claim <= row.get("next_high", np.nan)  # type: ignore[operator]
+        row["verdict"] = f"not testable here: {why}" if why else "reproduced" if inside else "not reproduced"
     return row
 
 
@@ -225,15 +295,12 @@ def subgroups(scores: pd.DataFrame, pixels: pd.Series | None = None) -> pd.DataF
     auc_low, auc_high` (against all of the other class): means over seeds with intervals. `pixels`: width
     times height by `image_id`; sizes are divided at their median.
     """
-    points = thresholds(scores, "frozen")
-    test = scores[scores["split"] == "test"]
-    rows = []
+    test, rows = scores[scores["split"] == "test"], []
     for subgroup, names in _groups(test, pixels).items():
         mine = test[test["image_id"].isin(names)]
         label = int(mine["label"].iloc[0])
-        right = ((mine["score"] >= mine["seed"].map(points)) == (label == 1)).astype(bool)
         auc = metrics.evaluate(pd.concat([mine, test[test["label"] != label]]), rule=0.5).loc["auc"]
-        row = {"recipe": scores["recipe"].iloc[0], "subgroup": subgroup} | _right(mine.assign(right=right))
+        row = {"recipe": scores["recipe"].iloc[0], "subgroup": subgroup} | _right(mine, "frozen")
         rows.append(row | {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"]})
     return pd.DataFrame(rows)
 
@@ -263,48 +330,65 @@ def by_folder(scores: pd.DataFrame) -> pd.DataFrame:
     """
     random, strict = (scores[scores["protocol"] == name] for name in ("random-per-image", "strict"))
     test = random[random["split"] == "test"]
-    test = test.assign(right=(test["score"] >= 0.5) == (test["label"] == 1))
     official = test["image_id"].isin(strict.loc[strict["split"] == "test", "image_id"])
     rows = []
     for folder, inside in (("train", ~official), ("test", official)):
         for label, name in enumerate(("normal", "pneumonia")):
             row = {"recipe": scores["recipe"].iloc[0], "subgroup": f"{name}, from the {folder} folder"}
-            rows.append(row | _right(test[inside & (test["label"] == label)]))
+            rows.append(row | _right(test[inside & (test["label"] == label)], 0.5))
     return pd.DataFrame(rows)
 
 
-def _right(part: pd.DataFrame) -> dict[str, object]:
-    """Images, patients, and the share of `right` with its interval."""
-    by_image = part.groupby(["patient", "image_id"])["right"].mean().reset_index()
-    share = share_interval(by_image["right"].to_numpy(), by_image["patient"].to_numpy())
+def _right(part: pd.DataFrame, rule: str | float) -> dict[str, object]:
+    """Images and patients of one class, and the share classified correctly with its interval."""
     counts = {"images": part["image_id"].nunique(), "patients": part["patient"].nunique()}
-    return counts | dict(zip(("right", "right_low", "right_high"), share, strict=True))
+    metric = "sensitivity" if part["label"].iloc[0] else "specificity"
+    found = metrics.evaluate(part, rule=rule, ranking=False).loc[metric, ["value", "low", "high"]]
+    return counts | dict(zip(("right", "right_low", "right_high"), found, strict=True))
 
 
 def shortcut_baselines(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
-    """AUC of single-feature baselines, and of a linear model that sees nothing but the border.
+    """AUC of single-feature baselines, and of linear models that see the border only (`audit.BORDERS`).
 
     `pixels` are uint8 `(n, size, size, 1)` of the manifest's rows; 64 pixels are plenty. Direction and model
-    come from the training images (all that is not test); the model's own training value is out of fold, by
-    patient. `feature, split` (train or test)`, auc, low, high`: DeLong's interval over patients.
+    come from the training images (all that is not test); a model's own training value is out of fold, by
+    patient. `feature, split` (train or test)`, n, auc, low, high`: DeLong's interval over patients. Where the
+    data set has a list of original files, their features follow, of the training files that it holds.
     """
     values = audit.single_features(manifest, pixels)
     test = (manifest["split"] == "test").to_numpy()
     labels, patients = manifest["label"].to_numpy(), manifest["patient"].to_numpy()
-    border = pixels[:, audit.border_mask(pixels.shape[1])].reshape(len(pixels), -1).astype(np.float32) / 255
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=1000))
     folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=0)
-    seen = {"X": border[~test], "y": labels[~test]}
-    scores = np.empty(len(pixels))
-    out_of_fold = cross_val_predict(model, **seen, groups=patients[~test], cv=folds, method="predict_proba")
-    scores[~test], scores[test] = out_of_fold[:, 1], model.fit(**seen).predict_proba(border[test])[:, 1]
-    values["border, linear model"] = scores
-    rows = []
+    for share in audit.BORDERS:
+        border = pixels[:, audit.border_mask(pixels.shape[1], share)].reshape(len(pixels), -1) / np.float32(
+            255
+        )
+        seen = {"X": border[~test], "y": labels[~test]}
+        scores = np.empty(len(pixels))
+        held_out = cross_val_predict(model, **seen, groups=patients[~test], cv=folds, method="predict_proba")
+        scores[~test], scores[test] = held_out[:, 1], model.fit(**seen).predict_proba(border[test])[:, 1]
+        values[f"border of 1/{round(1 / share)}, linear model"] = scores
+    rows = _ranked(values, labels, patients, {"train": ~test, "test": test})
+    if (files := audit.originals(manifest.attrs["dataset"])) is not None:
+        found = audit.file_features(files).add_suffix(", original file")
+        own = {"train": np.ones(len(files), bool)}
+        rows += _ranked(found, files["label"].to_numpy(), files["patient"].to_numpy(), own)
+    return pd.DataFrame(rows)
+
+
+def _ranked(
+    values: pd.DataFrame, labels: np.ndarray, patients: np.ndarray, splits: Mapping[str, np.ndarray]
+) -> list[dict[str, object]]:
+    """Each feature's AUC by split, its direction from the first."""
+    rows: list[dict[str, object]] = []
+    first = next(iter(splits.values()))
     for feature in values:
         column = values[feature].to_numpy(dtype=float)[None]
-        if delong_interval(labels[~test], column[:, ~test], patients[~test])[0] < 0.5:
+        if delong_interval(labels[first], column[:, first], patients[first])[0] < 0.5:
             column = -column
-        for split, own in (("train", ~test), ("test", test)):
+        for split, own in splits.items():
             auc, low, high = delong_interval(labels[own], column[:, own], patients[own])
-            rows.append({"feature": feature, "split": split, "auc": auc, "low": low, "high": high})
-    return pd.DataFrame(rows)
+            row: dict[str, object] = {"feature": feature, "split": split, "n": int(own.sum())}
+            rows.append(row | {"auc": auc, "low": low, "high": high})
+    return rows

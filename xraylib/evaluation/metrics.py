@@ -1,4 +1,4 @@
-"""Metrics from the scores table, averaged over seeds, with intervals over patients.
+"""Metrics from the scores table, averaged over runs, with intervals over runs and patients.
 
 `rule` says which threshold: `frozen` (that of each run), a rule applied to validation, or a number; see
 `training.thresholds`.
@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 
 from xraylib.evaluation.resampling import (
     RESAMPLES,
     bootstrap_weights,
     delong_interval,
     interval,
+    two_level,
     weighted_auc,
     weighted_ranking,
     wilson_if_degenerate,
@@ -21,6 +23,8 @@ from xraylib.evaluation.resampling import (
 from xraylib.storage import DataInvalid
 from xraylib.training.thresholds import thresholds
 
+# Fewer runs tell too little of their spread: their intervals are over patients only.
+MIN_RUNS = 3
 METRICS = (
     *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision"),
     *("npv", "f1", "mcc", "brier"),
@@ -80,18 +84,22 @@ def evaluate(
     resamples: int = RESAMPLES,
     ranking: bool = True,
 ) -> pd.DataFrame:
-    """`METRICS` (index) of one recipe and protocol: `value, low, high, seed_sd`.
+    """`METRICS` (index) of one recipe and protocol: `value, low, high, patients_low, patients_high, seed_sd`.
 
-    The interval is that of the mean over seeds and holds the thresholds fixed; `seed_sd` is the spread over
-    seeds. Accuracy, sensitivity and specificity of exactly 0 or 1 have Wilson's interval.
+    Means over runs (seeds). `low` to `high` is the interval over runs and patients (`resampling.two_level`);
+    of fewer than `MIN_RUNS` it is that over patients, which always stands beside it. Both hold the
+    thresholds fixed; `seed_sd` is the spread over runs. Accuracy, sensitivity and specificity that are
+    exactly 0 or 1 have Wilson's interval.
     """
     by_seed, resampled = _by_seed(scores, split, rule, resamples, ranking)
-    rows = {metric: _summary(by_seed[metric], resampled[metric]) for metric in METRICS}
     part = scores[scores["split"] == split]
+    rows = {metric: _summary(by_seed[metric], resampled[metric]) for metric in METRICS}
     for metric, label in (("accuracy", None), ("sensitivity", 1), ("specificity", 0)):
         row, own = rows[metric], part if label is None else part[part["label"] == label]
-        patients = own["patient"].nunique()
-        row["low"], row["high"] = wilson_if_degenerate(row["value"], row["low"], row["high"], patients)
+        for ends in (("low", "high"), ("patients_low", "patients_high")):
+            low, high = (row[end] for end in ends)
+            found = wilson_if_degenerate(row["value"], low, high, own["patient"].nunique())
+            row |= dict(zip(ends, found, strict=True))
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -142,9 +150,20 @@ def _by_seed(
 
 
 def _summary(by_seed: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
-    low, high = interval(resampled.mean(axis=0))
-    spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else np.nan
-    return {"value": float(by_seed.mean()), "low": low, "high": high, "seed_sd": spread}
+    mean, (low, high) = float(by_seed.mean()), interval(resampled.mean(axis=0))
+    row = {"value": mean, "low": low, "high": high, "patients_low": low, "patients_high": high}
+    if len(by_seed) < MIN_RUNS:
+        return row | {"seed_sd": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else np.nan}
+    known = resampled[:, np.isfinite(resampled).all(axis=0)]
+    if np.isfinite(mean) and known.shape[1] > 1:
+        half = two_level(by_seed, np.cov(known))
+        ends = mean - half, mean + half
+        if known.min() >= 0 and 0 < mean < 1:
+            # A share is skewed near 0 and 1: the same width in its log odds.
+            ends = tuple(expit(logit(mean) + side * half / (mean * (1 - mean))) for side in (-1, 1))
+        # Never narrower than over patients alone.
+        row["low"], row["high"] = min(low, ends[0]), max(high, ends[1])
+    return row | {"seed_sd": float(by_seed.std(ddof=1))}
 
 
 def auc_interval(
@@ -161,9 +180,9 @@ def auc_interval(
 def table(scores: pd.DataFrame, *, split: str = "test", rule: str | float = "frozen") -> pd.DataFrame:
     """`evaluate` of every recipe and protocol, one row each.
 
-    `recipe, protocol, seeds, n_<split>` (images a seed)`, metric, metric_low, metric_high, metric_seed_sd`,
-    …, the mean `threshold`, and DeLong's interval of the AUC, `auc_delong_low, auc_delong_high`, NaN where
-    seeds were tested on different images.
+    `recipe, protocol, seeds, n_<split>` (images a seed)`, metric, metric_low, metric_high,
+    metric_patients_low, metric_patients_high, metric_seed_sd`, …, the mean `threshold`, and DeLong's interval
+    of the AUC, `auc_delong_low, auc_delong_high`, NaN where seeds were tested on different images.
     """
     rows = []
     for (recipe, protocol), part in scores.groupby(["recipe", "protocol"], sort=False):
@@ -172,7 +191,7 @@ def table(scores: pd.DataFrame, *, split: str = "test", rule: str | float = "fro
         row[f"n_{split}"] = round(len(own) / own["seed"].nunique())
         for metric in METRICS:
             row[metric] = found.loc[metric, "value"]
-            row |= {f"{metric}_{end}": found.loc[metric, end] for end in ("low", "high", "seed_sd")}
+            row |= {f"{metric}_{end}": found.loc[metric, end] for end in found.columns[1:]}
         row["threshold"] = thresholds(part, rule).mean()
         wide = own.pivot(index=["image_id", "label", "patient"], columns="seed", values="score")
         low, high = np.nan, np.nan

@@ -1,13 +1,15 @@
 """Intervals over patients: a bootstrap that takes a patient with all images, and DeLong's covariance.
 
-An interval is the 95% interval over patients: it says what other patients would give, with models and
-thresholds held fixed. Percentiles of a bootstrap unless DeLong is named; the same on every call.
+An interval over patients says what other patients would give, with models and thresholds held fixed:
+percentiles of a bootstrap unless DeLong is named; the same on every call. An interval over runs and patients
+(`two_level`) says what other runs of the same recipe on other patients would give on average. All are 95%
+intervals.
 """
 
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.stats import norm, rankdata, t
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 2000
@@ -37,6 +39,19 @@ def wilson_if_degenerate(share: float, low: float, high: float, patients: int) -
         return low, high
     low, high = proportion_confint(share * patients, patients, method="wilson")
     return float(low), float(high)
+
+
+def two_level(by_run: np.ndarray, covariance: np.ndarray) -> float:
+    """Half width of the interval over runs and patients of a mean over runs.
+
+    `by_run` `(k,)` are the values of two or more runs, `covariance` `(k, k)` theirs over patients. Runs and
+    patients are crossed random effects: the variance of the mean is what the runs share through the patients,
+    plus the runs' spread divided by k. The spread of so few runs is known poorly, so its part is multiplied
+    by Student's t with k - 1 degrees of freedom, the shared part by the normal quantile.
+    """
+    k = len(by_run)
+    shared = max(0.0, (covariance.sum() - np.trace(covariance)) / (k * (k - 1)))
+    return float(np.hypot(t.ppf(0.975, k - 1) * by_run.std(ddof=1) / np.sqrt(k), 1.96 * np.sqrt(shared)))
 
 
 def share_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:

@@ -25,7 +25,7 @@ from xraylib.figures.style import (
     recipe_colours,
 )
 
-OVER_PATIENTS = "Lines: 95% intervals, patients resampled."
+OVER_PATIENTS = "Lines: 95% intervals over patients, and over runs where there are three."
 # Runs above which their lines are thin and their median is drawn.
 MANY = 5
 
@@ -232,6 +232,48 @@ def protocol_comparison(table: pd.DataFrame) -> Figure:
         ax.set_title(recipe)
     note = f"Mean over seeds. {OVER_PATIENTS}"
     return head(fig, "How accurate is a network, by how it is split and scored?", note)
+
+
+@style.styled
+def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFrame) -> Figure:
+    """The fall and its cause: accuracy by protocol, and specificity by the share of its rows a normal keeps.
+
+    `comparison` is of `comparisons.protocol_comparison` (its first recipe is drawn), `response` of
+    `shift.framing_response`, `board` the leaderboard, whose strict rows are the official test's.
+    """
+    colours, first = style.recipe_colours(response["recipe"]), comparison["recipe"].iloc[0]
+    one = comparison[comparison["recipe"] == first]
+    labels = {name: textwrap.fill(name, 22) for name in one["comparison"]}
+    fig, ((left, right),) = blank(10, 4.4, 1, 2, width_ratios=(1, 1.5))
+    forest([left], [(one, "accuracy", "accuracy")], "comparison", labels, start=0.6)
+    left.set_title(f"{first}, split and scored five ways")
+    views = ["as it is", *response.loc[response["view"].str.startswith("rows"), "view"].unique()]
+    tests = board[board["protocol"] == "strict"].set_index("recipe")
+    for number, (name, colour) in enumerate(colours.items()):
+        part = response[response["recipe"] == name].set_index("view").loc[views]
+        places = np.arange(len(views)) + 0.04 * number
+        ends = np.abs(
+            part[["specificity_low", "specificity_high"]].T.to_numpy() - part["specificity"].to_numpy()
+        )
+        right.errorbar(
+            places, part["specificity"], ends, color=colour, marker="o", ms=3.5, lw=1.4, elinewidth=0.7
+        )
+        row = tests.loc[name, ["specificity", "specificity_low", "specificity_high"]].to_numpy(dtype=float)
+        look: dict[str, Any] = {"color": colour, "marker": "D", "ms": 5, "elinewidth": 0.7}
+        right.errorbar(len(views) + 0.08 * number, row[0], np.abs(row[1:, None] - row[0]), **look)
+    right.axvspan(len(views) - 0.4, len(views) + 0.9, color=FAINT, alpha=0.35, linewidth=0)
+    kept = ["whole", *(f"{float(view.split()[1]):.0%}" for view in views[1:]), "official test,\nas it is"]
+    right.set_xticks(range(len(kept)), kept)
+    right.set(
+        ylim=(-0.02, 1.02),
+        xlabel="share of a normal's rows that is kept, then stretched",
+        ylabel="specificity",
+    )
+    right.set_title("validation normals, cut at top and bottom")
+    note = "Left: the threshold is 0.5 but in the last row. Right: the frozen one. Lines: 95% intervals."
+    return head(
+        fig, "Why does a good network fall on the official test? It reads the framing.", note, colours
+    )
 
 
 @style.styled

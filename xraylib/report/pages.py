@@ -13,11 +13,16 @@ from xraylib import paths
 from xraylib.evaluation import metrics, scores
 from xraylib.report import tables
 from xraylib.storage import atomic
+from xraylib.training import runs
 from xraylib.training.recipes import IMBALANCE_RECIPES, RECIPES
 from xraylib.training.runs import COMMITTED
 
 PREVALENCES = (0.05, 0.2, 0.625)  # that of Kermany's test, and two where pneumonia is rarer
-FIRST = ("06_protocol_comparison", "06_leaderboard")  # which explain the other figures
+# The main figures, in this order; the others are the supplement.
+MAIN = (
+    *("01_labels", "06_framing", "06_leaderboard", "06_roc", "06_scores", "06_subgroups"),
+    *("06_reliability", "06_external", "06_ood"),
+)
 README_TABLE = re.compile(r"(<!-- accuracy:(\S+) [^>]*-->)\n.*?(<!-- end -->)", re.DOTALL)
 
 
@@ -49,6 +54,11 @@ def build(dataset: str) -> Path:
         "recipes": [(RECIPES[name], some) for name, some in protocols.items() if name in RECIPES],
         "tables": {file.stem: file.relative_to(place).as_posix() for file in files},
         "figures": _figures(place),
+        "main": [figure for stem in MAIN for figure in _figures(place, main=True).get(stem, [])],
+        "compute": [(row, _choices(dataset, row)) for row in board.to_dict(orient="records")],
+        "explained": tables.load_table(dataset, "framing_explained").to_dict(orient="records")
+        if tables.has_table(dataset, "framing_explained")
+        else [],
         "notebooks": list(_notebooks(place)),
         "checklist": (place / "checklist.md").exists(),
     }
@@ -100,13 +110,24 @@ def _value(value: Any) -> str:
     return "–" if number != number else f"{number:.3f}"
 
 
-def _figures(place: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Figures by the number of the notebook that draws them: source, caption, width and height in pixels."""
+def _choices(dataset: str, row: Any) -> dict[str, Any]:
+    """What the first run of a row of the leaderboard was trained with, with the `epochs` of its phases."""
+    choices = runs.find(dataset, row["recipe"], row["protocol"])[0].settings["choices"]
+    return choices | {"epochs": sum(phase["epochs"] for phase in choices.get("phases", []))}
+
+
+def _figures(place: Path, main: bool = False) -> dict[str, list[tuple[Any, ...]]]:
+    """Figures of the main part by name, or the others by the number of the notebook that draws them.
+
+    Each is source, caption, width and height in pixels.
+    """
     found: dict[str, list[tuple[Any, ...]]] = {}
-    for file in sorted(place.glob("figures/*.png"), key=lambda file: (file.stem not in FIRST, file.stem)):
-        with Image.open(file) as image:
-            caption, size = image.info.get("Description", file.stem), image.size
-        found.setdefault(file.stem[:2], []).append((f"figures/{file.name}", caption, *size))
+    for file in sorted(place.glob("figures/*.png")):
+        if (file.stem in MAIN) is main:
+            with Image.open(file) as image:
+                caption, size = image.info.get("Description", file.stem), image.size
+            key = file.stem if main else file.stem[:2]
+            found.setdefault(key, []).append((f"figures/{file.name}", caption, *size))
     return found
 
 

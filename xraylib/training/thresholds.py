@@ -12,7 +12,7 @@ from sklearn.metrics import roc_curve
 from xraylib.storage import DataInvalid, NotFound
 
 # What the table of operating points compares; the first is the recipes' default.
-RULES: tuple[str | float, ...] = ("youden", "sensitivity 0.95", "sensitivity 0.98", "cost 5", 0.5)
+RULES: tuple[str | float, ...] = ("sensitivity 0.95", "youden", "sensitivity 0.98", "cost 5", 0.5)
 
 
 def threshold(labels: np.ndarray, scores: np.ndarray, rule: str | float) -> float:
@@ -62,8 +62,7 @@ def thresholds(scores: pd.DataFrame, rule: str | float) -> pd.Series:
         if "threshold" not in scores:
             raise DataInvalid("the scores table has no column threshold. Fix: read it with `scores.load`.")
         return scores.groupby("seed")["threshold"].first()
-    swapped = (scores["split"] == "swapped").any()
-    val = scores[scores["split"] == ("swapped" if swapped else "val")]
+    val = scores[scores["split"] == validation_split(scores)]
     if without := sorted(set(seeds) - set(val["seed"])):
         raise DataInvalid(
             f"seed {without[0]} has no scores of validation to choose a threshold on. "
@@ -72,3 +71,8 @@ def thresholds(scores: pd.DataFrame, rule: str | float) -> pd.Series:
     parts = (val[val["seed"] == seed] for seed in seeds)
     chosen = [threshold(part["label"].to_numpy(), part["score"].to_numpy(), rule) for part in parts]
     return pd.Series(chosen, index=seeds)
+
+
+def validation_split(scores: pd.DataFrame) -> str:
+    """The split that chooses thresholds: `swapped` where a recipe has it, else `val`."""
+    return "swapped" if (scores["split"] == "swapped").any() else "val"
