@@ -55,15 +55,13 @@ _LETTERS: dict[str, list[tuple[float, float, float, float]]] = {
 class PhantomSettings:
     """What is simulated: 20 or more `images` over all splits, squares of `size` (28 or more) pixels.
 
-    `marker_follows_label` plants a shortcut: an "R" marker on every pneumonia and none on any normal film.
-    Otherwise side markers are drawn by chance, alike in both classes. `framing_shift` cuts the films at top
-    and bottom as Kermany's are (`ASPECTS`); without it each shows the whole square.
+    `framing_shift` cuts the films at top and bottom as Kermany's are (`ASPECTS`); without it each shows the
+    whole square.
     """
 
     images: int = 600
     size: int = 224
     seed: int = 0
-    marker_follows_label: bool = False
     framing_shift: bool = True
 
     @property
@@ -463,8 +461,7 @@ def write(folder: Path | str, settings: PhantomSettings) -> Path:
 def _write_films(folder: Path, settings: PhantomSettings) -> None:
     def render(film: tuple[str, str, str, tuple[int, ...], int]) -> None:
         image, mask, kind, patient, number = film
-        marker = ("" if kind == "normal" else "R") if settings.marker_follows_label else None
-        pixels, lesion = simulate(kind, patient, (*patient, number), settings.size, marker)
+        pixels, lesion = simulate(kind, patient, (*patient, number), settings.size)
         where = "pneumonia" if kind != "normal" else "test normal" if image.startswith("test") else "normal"
         aspect = max(1.0, np.random.default_rng([*patient, number, 1]).normal(ASPECTS[where], 0.07))
         cut = round(settings.size * (1 - 1 / aspect) / 2) if settings.framing_shift else 0

@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from xraylib.datasets import audit
 from xraylib.datasets.splits import PROTOCOLS
 from xraylib.evaluation import metrics
-from xraylib.evaluation.resampling import delong, delong_interval
+from xraylib.evaluation.resampling import Z, delong, delong_interval
 from xraylib.storage import DataInvalid
 from xraylib.training.recipes import RECIPES, Recipe
 from xraylib.training.thresholds import RULES, threshold, thresholds, validation_split
@@ -71,14 +71,14 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
         if np.isnan(variance):
             raise DataInvalid(f"{a} and {b}: a class has one patient only. Fix: compare on more patients.")
         spread = float(np.sqrt(max(0.0, variance)))
-        half = 1.96 * spread
+        half = Z * spread
         if over := min(len(one), len(other)) >= metrics.MIN_RUNS:
             sides = np.r_[np.zeros(len(one), int), np.ones(len(other), int)]
             half = max(half, _two_level_difference(aucs, covariance, sides))
         row: dict[str, object] = {"a": a, "b": b, "n": len(about), "auc_difference": difference}
-        row |= {"low": difference - half, "high": difference + half, "p_auc": _p(difference, half / 1.96)}
+        row |= {"low": difference - half, "high": difference + half, "p_auc": _p(difference, half / Z)}
         row |= {"over": "runs and patients" if over else "patients", "p_patients": _p(difference, spread)}
-        row |= {"patients_low": difference - 1.96 * spread, "patients_high": difference + 1.96 * spread}
+        row |= {"patients_low": difference - Z * spread, "patients_high": difference + Z * spread}
         only = right.astype(int) - also_right.astype(int)
         row |= {"only_a_right": int((only == 1).sum()), "only_b_right": int((only == -1).sum())}
         rows.append(row | {"p_mcnemar": _mcnemar(only, about["patient"])})
@@ -99,7 +99,7 @@ def _two_level_difference(values: np.ndarray, covariance: np.ndarray, sides: np.
         block, k = covariance[np.ix_(own, own)], own.sum()
         shared += (block.sum() - np.trace(block)) / (k * (k - 1)) - covariance[np.ix_(own, ~own)].mean()
         runs += student.ppf(0.975, k - 1) ** 2 * values[own].var(ddof=1) / k
-    return float(np.sqrt(1.96**2 * max(0.0, shared) + runs))
+    return float(np.sqrt(Z**2 * max(0.0, shared) + runs))
 
 
 def _p(difference: float, spread: float) -> float:

@@ -13,7 +13,6 @@ from scipy.special import expit, logit
 from xraylib.evaluation.resampling import (
     RESAMPLES,
     bootstrap_weights,
-    delong_interval,
     interval,
     two_level,
     weighted_auc,
@@ -181,8 +180,7 @@ def table(scores: pd.DataFrame, *, split: str = "test", rule: str | float = "fro
     """`evaluate` of every recipe and protocol, one row each.
 
     `recipe, protocol, seeds, n_<split>` (images a seed)`, metric, metric_low, metric_high,
-    metric_patients_low, metric_patients_high, metric_seed_sd`, …, the mean `threshold`, and DeLong's interval
-    of the AUC, `auc_delong_low, auc_delong_high`, NaN where seeds were tested on different images.
+    metric_patients_low, metric_patients_high, metric_seed_sd`, …, and the mean `threshold`.
     """
     rows = []
     for (recipe, protocol), part in scores.groupby(["recipe", "protocol"], sort=False):
@@ -193,10 +191,5 @@ def table(scores: pd.DataFrame, *, split: str = "test", rule: str | float = "fro
             row[metric] = found.loc[metric, "value"]
             row |= {f"{metric}_{end}": found.loc[metric, end] for end in found.columns[1:]}
         row["threshold"] = thresholds(part, rule).mean()
-        wide = own.pivot(index=["image_id", "label", "patient"], columns="seed", values="score")
-        low, high = np.nan, np.nan
-        if not wide.isna().any(axis=None):
-            labels, patients = (wide.index.get_level_values(name).to_numpy() for name in ("label", "patient"))
-            _, low, high = delong_interval(labels, wide.to_numpy().T, patients)
-        rows.append(row | {"auc_delong_low": low, "auc_delong_high": high})
+        rows.append(row)
     return pd.DataFrame(rows)

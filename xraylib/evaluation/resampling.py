@@ -13,6 +13,7 @@ from scipy.stats import norm, rankdata, t
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 2000
+Z = 1.959964  # the normal quantile of a 95% interval
 
 
 @lru_cache(maxsize=8)
@@ -51,7 +52,7 @@ def two_level(by_run: np.ndarray, covariance: np.ndarray) -> float:
     """
     k = len(by_run)
     shared = max(0.0, (covariance.sum() - np.trace(covariance)) / (k * (k - 1)))
-    return float(np.hypot(t.ppf(0.975, k - 1) * by_run.std(ddof=1) / np.sqrt(k), 1.96 * np.sqrt(shared)))
+    return float(np.hypot(t.ppf(0.975, k - 1) * by_run.std(ddof=1) / np.sqrt(k), Z * np.sqrt(shared)))
 
 
 def share_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:

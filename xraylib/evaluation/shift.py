@@ -226,8 +226,8 @@ def _read(file: Path) -> pd.DataFrame:
     if missing := [name for name in (*ABOUT, CLEAN) if name not in table]:
         raise DataInvalid(f"{file} lacks the columns {', '.join(missing)}. Fix: delete it.")
     numbers = table.columns.difference(["recipe", "model", "image_id", "patient"])
-    # A view that was not scored for a run yet is empty; anything else that is no number is damage.
-    empty = table[numbers] == ""
+    # A view that was not scored for a run yet is empty throughout; anything else that is no number is damage.
+    empty = (table[numbers] == "").groupby(table["seed"]).transform("all")
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
     scores = table[table.columns.difference(list(ABOUT))]
     bad = (table[numbers].isna() & ~empty).any(axis=1) | (scores < 0).any(axis=1) | (scores > 1).any(axis=1)

@@ -13,7 +13,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from xraylib.figures import style
 from xraylib.figures.style import (
-    CLASSES,
     DASHES,
     DPI,
     FAINT,
@@ -285,75 +284,3 @@ def subgroups(table: pd.DataFrame, title: str, at: str = "the frozen threshold")
     label = "correctly classified (sensitivity or specificity)"
     forest(axes, [(table, "right", label)], "subgroup", labels, start=1.0)
     return head(fig, title, f"At {at}. {OVER_PATIENTS}", style.recipe_colours(table["recipe"]))
-
-
-@style.styled
-def generalisation_gap(table: pd.DataFrame, other: str) -> Figure:
-    """AUC and balanced accuracy on the test and on the data set `other`, of `shift.generalisation_gap`."""
-    about, ends = table[["recipe", "metric"]], ("", "_low", "_high")
-    parts = [
-        about.assign(split=split, **{f"value{end}": table[f"{split}{end}"] for end in ends})
-        for split in ("test", "external")
-    ]
-    long, labels = pd.concat(parts), _plain(table["recipe"])
-    fig, (axes,) = blank(10, 1.4 + 0.42 * len(labels), 1, 2, sharey=True)
-    metrics = ("auc", "AUC"), ("balanced_accuracy", "balanced accuracy")
-    panels = [(long[long["metric"] == metric], "value", label) for metric, label in metrics]
-    forest(axes, panels, "recipe", labels, within="split", start=0.4, line=0.5, text=True)
-    note = f"Black: official test; magenta: {other}, at the same threshold. Dotted: chance. {OVER_PATIENTS}"
-    return head(fig, "How large is the generalisation gap?", note)
-
-
-@style.styled
-def corruption_losses(table: pd.DataFrame) -> Figure:
-    """AUC lost and balanced error gained by corruption, averaged, of `shift.corruption_losses`."""
-    worse, colours = table[table["corruption"] != "none"], style.recipe_colours(table["recipe"])
-    # A corruption of one severity inverts the image: it has its own scale, or it would flatten the others.
-    parts = [part for _, part in worse.groupby(worse["severity"] == 1)]
-    counts = [part["corruption"].nunique() for part in parts]
-    height = 1.3 + 0.5 * len(parts) + (0.14 + 0.07 * len(colours)) * sum(counts)
-    fig, axes = blank(10, height, len(parts), 2, sharey="row", gridspec_kw={"height_ratios": counts})
-    changes = {"delta_auc": "AUC, unmodified − corrupted", "delta_balanced_error": "balanced error gained"}
-    for line, part in zip(axes, parts, strict=True):
-        panels = [(part, change, label) for change, label in changes.items()]
-        forest(line, panels, "corruption", _plain(part["corruption"]), line=0.0)
-    note = f"Severities averaged. Dotted: no change. {OVER_PATIENTS}"
-    return head(fig, "What does a corrupted image cost?", note, colours)
-
-
-@style.styled
-def coverage(table: pd.DataFrame, promised: float, other: str) -> Figure:
-    """Share of prediction sets that hold the true class, of `selective.coverage`, and that promised."""
-    labels = _plain(table["recipe"])
-    fig, (axes,) = blank(10, 1.4 + 0.42 * len(labels), 1, 2, sharey=True)
-    panels = [(table[table["kind"] == kind], "covered", f"true class in the set, {kind}") for kind in CLASSES]
-    forest(axes, panels, "recipe", labels, within="split", start=0.0, line=promised, text=True)
-    names = {"test": "black: official test", "external": f"magenta: {other}"}
-    said = "; ".join(names[split] for split in _colours(table, "split"))
-    note = f"Dotted: nominal; {said}. {OVER_PATIENTS}"
-    return head(fig, "Do prediction sets reach their nominal coverage?", note)
-
-
-@style.styled
-def score_distribution(scores: pd.DataFrame, threshold: float | pd.Series) -> Figure:
-    """Scores of one recipe by kind and split, seeds pooled, with the threshold, or those by seed."""
-    points = scores["seed"].map(threshold) if isinstance(threshold, pd.Series) else threshold
-    scores = scores.assign(positive=scores["score"] >= points)
-    kinds, splits = present(scores["kind"], style.KINDS), present(scores["split"], style.SPLITS)
-    fig, axes = blank(9, 1.1 + 1.35 * len(kinds), len(kinds), len(splits), sharex=True, sharey=True)
-    for (i, j), ax in np.ndenumerate(axes):
-        part = scores[(scores["kind"] == kinds[i]) & (scores["split"] == splits[j])]
-        share, n = np.full(len(part), 1 / max(len(part), 1)), part["image_id"].nunique()
-        colour, bins = style.KIND_COLOURS[kinds[i]], np.linspace(0, 1, 26).tolist()
-        ax.hist(part["score"], bins=bins, weights=share, color=colour)
-        for line in np.unique(np.atleast_1d(np.asarray(threshold, dtype=float))):
-            ax.axvline(line, color=INK, linewidth=1, linestyle="--")
-        positive = f": {part['positive'].mean():.0%} classified as pneumonia" if n else ""
-        ax.set_title(f"{kinds[i]}, n = {n:,}{positive}", loc="right", fontsize=8.5, fontweight="normal")
-        ax.set_title(f"{splits[j]}\n".replace("val\n", "validation\n") if i == 0 else "")
-        ax.yaxis.set_major_formatter("{x:.0%}")
-        ax.set(xlim=(0, 1), xlabel="score, P(pneumonia)" if i == len(kinds) - 1 else "")
-    fig.supylabel("share of the kind's images", fontsize=9)
-    recipe, protocol = scores[["recipe", "protocol"]].iloc[0]
-    note = f"{recipe}, protocol {protocol}, {scores['seed'].nunique()} seeds pooled. Dashed: threshold."
-    return head(fig, "Do normals score alike in validation and test?", note)

@@ -23,7 +23,7 @@ LEADERBOARD = (
     *("recipe", "protocol", "init", "seeds", "n_test"),
     *(f"{name}{end}" for name in ("auc", "accuracy") for end in ("", "_low", "_high")),
     *(f"{name}_patients_{end}" for name in ("auc", "accuracy") for end in ("low", "high")),
-    *("auc_delong_low", "auc_delong_high", "auc_seed_sd", "accuracy_seed_sd"),
+    *("auc_seed_sd", "accuracy_seed_sd"),
     *("accuracy_youden", "accuracy_youden_low", "accuracy_youden_high"),
     *(f"{name}{end}" for name in _INTERVALS for end in ("", "_low", "_high")),
     *("average_precision", "threshold", "train_seconds", "hardware", "claimed_accuracy"),
