@@ -191,7 +191,7 @@ def operating_points(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _on_validation(scores: pd.DataFrame, rule: str | float, times: int = 50) -> dict[str, float]:
+def _on_validation(scores: pd.DataFrame, rule: str | float, times: int = 25) -> dict[str, float]:
     """Uncertainty of a rule's threshold, and what it finds on patients that did not choose it."""
     split, rng, found = validation_split(scores), np.random.default_rng(0), []
     for _, val in scores[scores["split"] == split].groupby("seed"):

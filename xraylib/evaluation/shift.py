@@ -213,6 +213,8 @@ def load_views(dataset: str, study: str) -> pd.DataFrame:
     if not files:
         raise NotFound(f"nothing in {place}. Fix: `python -m xraylib {study} RECIPE --dataset {dataset}`.")
     table = pd.concat([_read(file) for file in files], ignore_index=True)
+    if study == "framing":
+        table = table.dropna(ignore_index=True)  # runs that were not scored in every view yet
     clean = table.assign(protocol="strict", split=STUDIES[study]()[0], kind="").rename(
         columns={CLEAN: "score"}
     )
