@@ -42,6 +42,10 @@ NOTEBOOKS := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/0*.ipynb))
 PAGES     := $(NOTEBOOKS:%=$(BUILD)/%.ipynb)
 RUNS      := $(if $(filter kermany,$(DATASET)),$(wildcard $(or $(XRAYLIB_REPORTS),reports)/kermany/runs/*/*/run.json))
 REUSE     := $(if $(RETRAIN),false,$(if $(filter kermany,$(DATASET)),true,false))
+# Where no notebook waits for another, the longest begin.
+ifeq ($(REUSE),true)
+PAGES := $(foreach first,06 03 04 01 02 05 07,$(filter $(BUILD)/$(first)%,$(PAGES)))
+endif
 
 comma := ,
 empty :=
@@ -75,9 +79,8 @@ $(BUILD)/report: $(PAGES) $(RUNS)
 # Notebooks that do not wait for each other run two at a time.
 MAKEFLAGS += -j2
 ifeq ($(REUSE),true)
-# All of them read the same committed runs, each on one thread; the longest begin.
+# All of them read the same committed runs, each on one thread.
 export OMP_NUM_THREADS ?= 1
-PAGES := $(foreach first,06 03 04 01 02 05 07,$(filter $(BUILD)/$(first)%,$(PAGES)))
 else
 # A later notebook reads the runs that an earlier one left.
 $(BUILD)/04_transfer_learning.ipynb: | $(BUILD)/03_baseline_cnn.ipynb
