@@ -10,14 +10,7 @@ from scipy.stats import norm
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from xraylib.evaluation.metrics import (
-    METRICS,
-    auc_interval,
-    evaluate,
-    point_metrics,
-    predictive,
-    table,
-)
+from xraylib.evaluation.metrics import METRICS, auc_interval, evaluate, point_metrics, predictive, table
 from xraylib.storage import DataInvalid
 
 pytestmark = pytest.mark.filterwarnings("error")

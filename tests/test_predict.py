@@ -8,7 +8,7 @@ from PIL import Image
 
 from xraylib import predict
 from xraylib.storage import DataInvalid
-from xraylib.training import networks
+from xraylib.training import networks, runs
 from xraylib.training.recipes import Phase, get_recipe
 from xraylib.training.train import train
 
@@ -82,3 +82,21 @@ def test_importing_it_does_not_load_keras():
         "import sys, xraylib.predict; print([m in sys.modules for m in ('keras', 'tensorflow')])"
     )
     assert said.strip() == "[False, False]"
+
+
+def test_the_model_that_comes_with_the_package_is_whole_and_answers(phantom):
+    run = runs.read(runs.SHIPPED)
+    assert run.has_model and run.model_file.stat().st_size <= 6e6 and run.settings["licences"]
+    table = predict.predict(official_test(phantom)["path"].head(2).tolist(), run.predictor())
+    assert table["score"].between(0, 1).all() and (table["threshold"] == run.threshold).all()
+
+
+def test_shipping_halves_precision_and_a_tampered_file_is_refused(phantom, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "weights")
+    shipped, films = runs.ship(trained["network"]), official_test(phantom)["path"].head(8).tolist()
+    assert shipped.model_file.stat().st_size < 0.6 * trained["network"].model_file.stat().st_size
+    expected = predict.predict(films, trained["network"].predictor())["score"]
+    np.testing.assert_allclose(predict.predict(films, shipped.predictor())["score"], expected, atol=0.01)
+    shipped.model_file.write_bytes(shipped.model_file.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataInvalid, match=r"model\.weights\.h5 is missing or is not what the run wrote"):
+        runs.read(runs.SHIPPED).predictor()

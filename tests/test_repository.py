@@ -80,7 +80,7 @@ def test_the_installed_package_runs_with_its_folders_and_templates(tmp_path):
         copy(ROOT / name, tmp_path / "source" / name if copy is shutil.copytree else tmp_path / "source")
     pip = [sys.executable, "-m", "pip", "install", ".", "--no-deps", "--no-build-isolation", "--quiet"]
     subprocess.run([*pip, "--target", tmp_path / "there"], cwd=tmp_path / "source", check=True, timeout=100)
-    package = [path for path in (ROOT / "xraylib").rglob("*") if path.suffix in (".py", ".j2")]
+    package = [path for path in (ROOT / "xraylib").rglob("*") if path.suffix in (".py", ".j2", ".h5")]
     for path in package:
         assert (tmp_path / "there" / path.relative_to(ROOT)).exists(), path
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "there")}

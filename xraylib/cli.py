@@ -70,9 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     train("--overwrite", action="store_true", help="replace committed runs")
     predict = command(commands, "predict", _predict, "P(pneumonia) of image files, by a trained recipe")
     predict("files", nargs="+", type=Path, metavar="FILE")
-    predict("--recipe", default="mobilenetv2-frozen", help=known)
+    predict("--recipe", help=f"{known}; by default the model that comes with the package")
     predict("--dataset", default="kermany", help=trained)
     predict("--csv", type=Path, help="write the table here as well")
+    ship = command(commands, "ship", _ship, "make a trained run the model that comes with the package")
+    ship("recipe", help=known)
+    ship("--dataset", default="kermany", help=trained)
+    ship("--seed", type=int, default=0, help="which run (0)")
     external = command(commands, "external", _external, "external validation: score another data set")
     external("recipe", help=known)
     external("--dataset", default="kermany", help=trained)
@@ -179,17 +183,14 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    name = _trained(options, options.recipe)
+    name = _trained(options, *([options.recipe] if options.recipe else []))
     if not any(file.is_file() for file in options.files):
         raise NotFound(f"no such file: {', '.join(map(str, options.files))}. Fix: check the path.")
     from xraylib import predict
     from xraylib.training import runs
 
-    if not (found := [run for run in runs.find(name, options.recipe, "strict") if run.has_model]):
-        fix = f"python -m xraylib train {options.recipe} --dataset {options.dataset}"
-        fix += " --overwrite" if name in runs.COMMITTED else ""
-        raise NotFound(f"no model of {options.recipe}, trained on {name}, is on this machine. Fix: {fix}")
-    table = predict.predict(options.files, found[0].predictor())
+    run = _model(name, options) if options.recipe else runs.read(runs.SHIPPED)
+    table = predict.predict(options.files, run.predictor())
     _show(table.drop(columns="problem"))
     if options.csv:
         with atomic(options.csv) as temporary:
@@ -198,6 +199,24 @@ def _predict(options: argparse.Namespace) -> int:
     for problem in bad["problem"]:
         print(f"xraylib: {problem}", file=sys.stderr)
     return 1 if len(bad) == len(table) else 3 if len(bad) else 0
+
+
+def _model(name: str, options: argparse.Namespace) -> Any:
+    """Find a strict run whose model is on this machine."""
+    from xraylib.training import runs
+
+    if not (found := [run for run in runs.find(name, options.recipe, "strict") if run.has_model]):
+        fix = f"python -m xraylib train {options.recipe} --dataset {options.dataset}"
+        fix += " --overwrite" if name in runs.COMMITTED else ""
+        raise NotFound(f"no model of {options.recipe}, trained on {name}, is on this machine. Fix: {fix}")
+    return next((run for run in found if run.seed == getattr(options, "seed", run.seed)), found[0])
+
+
+def _ship(options: argparse.Namespace) -> None:
+    from xraylib.training import runs
+
+    shipped = runs.ship(_model(_trained(options, options.recipe), options))
+    print(f"{shipped.model_file}: {shipped.model_file.stat().st_size / 1e6:.1f} MB")
 
 
 def _external(options: argparse.Namespace) -> None:

@@ -26,9 +26,8 @@ PAIRED_COLUMNS = (
     *("patients_low", "patients_high", "p_patients"),
     *("only_a_right", "only_b_right", "p_mcnemar", "p_mcnemar_holm"),
 )
-# The recipes of the protocol comparison, and the split strategies that only it needs.
+# The recipes of the protocol comparison.
 COMPARED = ("tiny-cnn-28", "scratch-cnn", "mobilenetv2-frozen")
-OTHER_SPLITS = ("random-per-image", "per-image-validation")
 # Five evaluations of one network: name, protocol, split, threshold.
 COMPARISONS = (
     ("image-level random split", "random-per-image", "test", 0.5),

@@ -1,7 +1,7 @@
 """The figures: blank ones for notebooks, learning curves, and dots with their intervals."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from xraylib.figures import style
-from xraylib.figures.style import (
-    DASHES,
-    DPI,
-    FAINT,
-    INK,
-    QUIET,
-    SPLIT_COLOURS,
-    STYLE,
-    Figure,
-    recipe_colours,
-)
+from xraylib.figures.style import DASHES, DPI, FAINT, INK, QUIET, SPLIT_COLOURS, STYLE, Figure, recipe_colours
 
 OVER_PATIENTS = "Lines: 95% intervals over patients, and over runs where there are three."
 # Runs above which their lines are thin and their median is drawn.
@@ -74,27 +64,6 @@ def head(fig: Figure, title: str, note: str = "", colours: Mapping[str, str] | N
     return fig
 
 
-def bare(ax: Axes, keep: str = "") -> None:
-    """Take away the spines but those named, and the ticks of those taken."""
-    for place, spine in ax.spines.items():
-        spine.set_visible(place in keep.split())
-    if "bottom" not in keep:
-        ax.set_xticks([])
-    if "left" not in keep:
-        ax.tick_params(axis="y", length=0)
-
-
-def present(values: pd.Series, order: Iterable[str]) -> list[str]:
-    """Return those of `order` that occur, then any others in alphabetical order."""
-    found, known = set(values.astype(str)), list(order)
-    return [name for name in known if name in found] + sorted(found - set(known))
-
-
-def estimate(value: float, low: float, high: float) -> str:
-    """Write a value with its interval, as everywhere in the repository."""
-    return f"{value:.2f} ({low:.2f}–{high:.2f})"
-
-
 @style.styled
 def learning_curves(named: Mapping[str, pd.DataFrame], title: str, last_kept: bool = False) -> Figure:
     """Loss and accuracy by epoch of each run by name; of more than `MANY`, the median is bold."""
@@ -111,16 +80,15 @@ def learning_curves(named: Mapping[str, pd.DataFrame], title: str, last_kept: bo
                 middle = pd.concat(runs).groupby("epoch")[prefix + measure].median()
                 ax.plot(middle.index, middle, color=colour, linewidth=2.2)
         for run in [] if many else runs:
-            best = run.iloc[int(run["val_loss"].argmin())]
+            views = run.columns[run.columns.str.startswith("val_auc_")]
+            best = run.iloc[int((-run[views].min(axis=1) if len(views) else run["val_loss"]).argmin())]
             ring = {"color": INK, "markerfacecolor": "white", "markersize": 6, "zorder": 5}
             ax.plot(best["epoch"], best[f"val_{measure}"], "o", **ring)
         values = pd.concat(runs)[[measure, f"val_{measure}"]].to_numpy(dtype=float)
-        # One spike would flatten all the rest.
         if measure == "loss" and np.nanmax(values) > 10 * np.nanmin(values) > 0:
             ax.set_yscale("log")
             ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
             ax.yaxis.set_major_formatter("{x:g}")
-        # Named above the axes, where no line runs, instead of at ends that lie on each other.
         ax.text(0.8, 1.02, "train ", color=QUIET, transform=ax.transAxes, ha="right", fontweight="bold")
         ax.text(0.8, 1.02, "validation", transform=ax.transAxes, ha="left", fontweight="bold")
         label = "cross-entropy loss" if measure == "loss" else measure
@@ -130,8 +98,9 @@ def learning_curves(named: Mapping[str, pd.DataFrame], title: str, last_kept: bo
             ax.axvline(start, color=QUIET, linewidth=1, linestyle=":", zorder=0)
     words = zip(named, ("solid", "dashed", "dash-dotted", "dotted"), strict=False)
     note = "; ".join(f"{name}: {word}" for name, word in words) + ". " if dashed else ""
-    kept = "The last epoch was kept." if last_kept else "The epoch with the lowest validation loss was kept."
-    note += f"Bold: median of {len(runs)} runs. {kept}" if many else f"{kept} Circle: lowest validation loss."
+    rule = "best AUC on re-framed validation" if "val_auc_framing" in runs[0] else "lowest validation loss"
+    kept = "The last epoch was kept." if last_kept else f"The epoch with the {rule} was kept."
+    note += f"Bold: median of {len(runs)} runs. {kept}" if many else f"{kept} Circle: {rule}."
     return head(fig, title, note + (" Dotted: a new phase begins." if starts else ""))
 
 
@@ -168,7 +137,8 @@ def forest(
             )
             if text:
                 place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}
-                said, ink = estimate(one[value], one[low], one[high]), colour if several else INK
+                said = f"{one[value]:.2f} ({one[low]:.2f}–{one[high]:.2f})"
+                ink = colour if several else INK
                 ax.text(1.03, y, said, color=ink, **place)
         if line is not None:
             ax.axvline(line, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
@@ -178,18 +148,15 @@ def forest(
             ax.set_xlim(max(0.0, min(start, float(table[low].min()) - 0.03)), 1.0)
         ax.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        bare(ax, "bottom")
+        ax.spines["left"].set_visible(False)
+        ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(rows)), list(labels.values()))
 
 
 def _colours(table: pd.DataFrame, within: str) -> dict[str, str]:
     if within == "recipe":
         return style.recipe_colours(table["recipe"])
-    return {split: SPLIT_COLOURS[split] for split in present(table["split"], SPLIT_COLOURS)}
-
-
-def _plain(names: pd.Series) -> dict[str, str]:
-    return {name: name for name in names.unique()}
+    return {split: colour for split, colour in SPLIT_COLOURS.items() if (table["split"] == split).any()}
 
 
 @style.styled
@@ -271,7 +238,7 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     right.set_title("validation normals, cut at top and bottom")
     note = "Left: the threshold is 0.5 but in the last row. Right: the frozen one. Lines: 95% intervals."
     return head(
-        fig, "Why does a good network fall on the official test? It reads the framing.", note, colours
+        fig, "Why do good networks fall on the official test? In part they read the framing.", note, colours
     )
 
 

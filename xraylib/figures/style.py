@@ -25,12 +25,7 @@ INK, QUIET, FAINT = "#222222", "#666666", "#CCCCCC"
 # Of neither class nor kind: misclassified images, leaks, external data.
 ALARM = "#A3195B"
 
-# Okabe and Ito's palette, told apart by colour-blind readers; bacteria and virus are shades of pneumonia.
-KIND_COLOURS = {"normal": "#0072B2", "bacteria": "#B34700", "virus": "#E69F00", "unknown": "#888888"}
-CLASS_COLOURS = {"normal": "#0072B2", "pneumonia": "#D55E00"}
-CLASSES, KINDS = tuple(CLASS_COLOURS), tuple(KIND_COLOURS)
 SPLIT_COLOURS = {"train": "#888888", "val": "#6699CC", "test": INK, "external": ALARM}
-SPLITS = tuple(SPLIT_COLOURS)
 
 # Paul Tol's "muted" palette and a gold, neighbours far apart: recipes share no colour with classes.
 RECIPE_PALETTE = (

@@ -37,14 +37,17 @@ def build(dataset: str) -> Path:
     external = tables.load_table(dataset, "external") if tables.has_table(dataset, "external") else board[:0]
     strict = board[(board["protocol"] == "strict") & ~board["recipe"].isin(IMBALANCE_RECIPES[1:])]
     own = table[(table["protocol"] == "strict") & table["recipe"].isin(strict["recipe"])].groupby("recipe")
+    tested = table[(table["protocol"] == "strict") & (table["split"] == "test")]
     protocols = board.groupby("recipe", sort=False)["protocol"].agg(list)
     facts = {
         "dataset": dataset,
         "title": tables.title(dataset),
         "note": tables.note(dataset),
+        "test_images": tested["image_id"].nunique(),
+        "test_patients": tested["patient"].nunique(),
         "images": f"{table['image_id'].nunique():,}",
         "patients": f"{table['patient'].nunique():,}",
-        "hardware": "; ".join(sorted(set(board["hardware"]))),
+        "hardware": "; ".join(sorted({one for each in board["hardware"] for one in each.split("; ")})),
         "rows": board.to_dict(orient="records"),
         "claims": claims.to_dict(orient="records"),
         "strict": strict.to_dict(orient="records"),

@@ -49,7 +49,7 @@ def note(dataset: str) -> str:
 def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFrame:
     """Compute one row a recipe and protocol (`published`, `strict`), of all recipes or of some.
 
-    Values are means over seeds at each run's frozen threshold, with 95% intervals over patients
+    Values are means over seeds at each run's frozen threshold, with 95% intervals
     (`metrics.table`). Empty where none of `recipes` has run.
     """
     some = None if recipes is None else list(recipes)

@@ -32,6 +32,9 @@ MODEL_FILES = {"network": "model.weights.h5", "linear-probe": "head.json", "sing
 # Data sets whose runs are in git: none is replaced unless that was asked for.
 COMMITTED = ("kermany",)
 
+# The model that comes with the package: a run's folder, without its history and scores.
+SHIPPED = Path(__file__).resolve().parents[1] / "weights"
+
 SCORE_COLUMNS = ("recipe", "protocol", "seed", "split", "image_id", "patient", "kind", "label", "score")
 
 
@@ -152,6 +155,33 @@ def write(
         }
         (new / "run.json").write_text(json.dumps(about, indent=1) + "\n")
     return read(place)
+
+
+def ship(run: Run) -> Run:
+    """Copy a run of a network to `SHIPPED`, its weights in half precision; its scores and threshold stay."""
+    import h5py  # type: ignore[import-untyped]
+
+    with atomic_folder(SHIPPED) as new, h5py.File(run.model_file) as old:
+        file = new / run.model_file.name
+        with h5py.File(file, "w") as small:
+
+            def copy(name: str, item: Any) -> None:
+                if name.startswith("optimizer"):
+                    return
+                if isinstance(item, h5py.Dataset):
+                    half = np.float16 if item.dtype == np.float32 else item.dtype
+                    made = small.create_dataset(name, data=np.asarray(item).astype(half))
+                else:
+                    made = small.require_group(name)
+                made.attrs.update(item.attrs)
+
+            old.visititems(copy)
+            small.attrs.update(old.attrs)
+        about = {"trained_model_sha256": run.settings["model_sha256"], "weights": "float16"}
+        licences = {"data": "CC BY 4.0 (Kermany et al. 2018)", "initial weights": "Apache-2.0 (Keras)"}
+        settings = run.settings | about | {"licences": licences, "model_sha256": file_sha256(file)}
+        (new / "run.json").write_text(json.dumps(settings, indent=1) + "\n")
+    return read(SHIPPED)
 
 
 def write_scores(scores: pd.DataFrame, file: Path) -> None:
