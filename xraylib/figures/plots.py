@@ -148,7 +148,7 @@ def forest(
             ax.set_xlim(max(0.0, min(start, float(table[low].min()) - 0.03)), 1.0)
         ax.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        ax.spines["left"].set_visible(False)
+        ax.spines[["left", "top", "right"]].set_visible(False)
         ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(rows)), list(labels.values()))
 
