@@ -110,7 +110,10 @@ def test_wrong_usage_is_status_2(arguments, capsys):
         (["predict", "film.png", "--recipe", "vgg99"], "vgg99'"),
         (["predict", "film.png", "--dataset", "nosuch"], "nosuch'"),
         (["predict", "film.png"], "film.png"),
-        (["predict", __file__, "--recipe", "mobilenetv2-frozen"], "no model of mobilenetv2-frozen"),
+        (
+            ["predict", __file__, "--recipe", "mobilenetv2-frozen"],
+            "no model of mobilenetv2-frozen (seed any)",
+        ),
         (["external", "vgg99"], "vgg99'"),
         (["external", "tiny-cnn-28"], "nih"),
         (["corruptions", "tiny-cnn-28", "vgg99"], "vgg99'"),

@@ -148,11 +148,10 @@ def _tell_file_features(films: Any) -> None:
 
     from xraylib.datasets import audit
 
-    train = films[films["split"] != "test"]
-    features = audit.file_features(audit.file_properties(train))
+    features = audit.file_features(audit.file_properties(train := films[films["split"] != "test"]))
     if "width" not in features and "height" not in features:
         print("\nAll images have one size: what width, height and aspect ratio tell cannot be seen here.")
-    for name in features:
+    for name in features if train["label"].nunique() == 2 else ():
         auc = roc_auc_score(train["label"], features[name])
         if max(auc, 1 - auc) > 0.7:
             print(f"warning: {name} of the file predicts the class (AUC {auc:.3f}); a network can infer it")
@@ -201,21 +200,23 @@ def _predict(options: argparse.Namespace) -> int:
     return 1 if len(bad) == len(table) else 3 if len(bad) else 0
 
 
-def _model(name: str, options: argparse.Namespace) -> Any:
-    """Find a strict run whose model is on this machine."""
+def _model(name: str, options: argparse.Namespace, seed: int | None = None) -> Any:
+    """Find a strict run, of any seed or of one, whose model is on this machine."""
     from xraylib.training import runs
 
-    if not (found := [run for run in runs.find(name, options.recipe, "strict") if run.has_model]):
+    found = (run for run in runs.find(name, options.recipe, "strict") if seed in (None, run.seed))
+    if (run := next((run for run in found if run.has_model), None)) is None:
         fix = f"python -m xraylib train {options.recipe} --dataset {options.dataset}"
         fix += " --overwrite" if name in runs.COMMITTED else ""
-        raise NotFound(f"no model of {options.recipe}, trained on {name}, is on this machine. Fix: {fix}")
-    return next((run for run in found if run.seed == getattr(options, "seed", run.seed)), found[0])
+        which = f"{options.recipe} (seed {'any' if seed is None else seed}), trained on {name},"
+        raise NotFound(f"no model of {which} is on this machine. Fix: {fix}")
+    return run
 
 
 def _ship(options: argparse.Namespace) -> None:
     from xraylib.training import runs
 
-    shipped = runs.ship(_model(_trained(options, options.recipe), options))
+    shipped = runs.ship(_model(_trained(options, options.recipe), options, options.seed))
     print(f"{shipped.model_file}: {shipped.model_file.stat().st_size / 1e6:.1f} MB")
 
 

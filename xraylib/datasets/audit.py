@@ -21,8 +21,7 @@ from xraylib.storage import DataInvalid, NotFound
 # of copies cropped by 1% or turned by 1 degree above 0.98. Crops by 2% mostly go unseen (41% are above 0.98).
 COPY_CORRELATION = 0.98
 
-# Shares of the height and width that count as border on each side; an eighth would be 44% of a film, with
-# lung.
+# Shares of height and width that count as border on each side; an eighth would hold lung.
 BORDERS = (1 / 16, 1 / 32, 1 / 64)
 
 _THUMBNAIL = 32

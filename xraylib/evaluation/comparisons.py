@@ -26,7 +26,6 @@ PAIRED_COLUMNS = (
     *("patients_low", "patients_high", "p_patients"),
     *("only_a_right", "only_b_right", "p_mcnemar", "p_mcnemar_holm"),
 )
-# The recipes of the protocol comparison.
 COMPARED = ("tiny-cnn-28", "scratch-cnn", "mobilenetv2-frozen")
 # Five evaluations of one network: name, protocol, split, threshold.
 COMPARISONS = (

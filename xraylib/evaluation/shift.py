@@ -366,9 +366,7 @@ def aspect_ratios(dataset: str) -> pd.DataFrame:
     if table["aspect"].nunique() > 1:
         return table.assign(known=True)
     if (listed := audit.originals(dataset)) is None:
-        raise NotFound(
-            f"all images of {dataset} have one size, and there is no list of their original files."
-        )
+        raise NotFound(f"{dataset}: its images have one size. Fix: use the original files, or their list.")
     from xraylib.training import networks, probe  # which load Keras
 
     truth = dict(zip(listed["image_id"], np.log(listed["width"] / listed["height"]), strict=True))

@@ -161,6 +161,8 @@ def ship(run: Run) -> Run:
     """Copy a run of a network to `SHIPPED`, its weights in half precision; its scores and threshold stay."""
     import h5py  # type: ignore[import-untyped]
 
+    if run.settings["choices"]["fit"] != "network":
+        raise NotFound(f"{run.recipe} is no network of its own. Fix: ship a recipe that trains one.")
     with atomic_folder(SHIPPED) as new, h5py.File(run.model_file) as old:
         file = new / run.model_file.name
         with h5py.File(file, "w") as small:
