@@ -42,10 +42,9 @@ NOTEBOOKS := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/0*.ipynb))
 PAGES     := $(NOTEBOOKS:%=$(BUILD)/%.ipynb)
 RUNS      := $(if $(filter kermany,$(DATASET)),$(wildcard $(or $(XRAYLIB_REPORTS),reports)/kermany/runs/*/*/run.json))
 REUSE     := $(if $(RETRAIN),false,$(if $(filter kermany,$(DATASET)),true,false))
-# Where no notebook waits for another, the longest begin.
-ifeq ($(REUSE),true)
-PAGES := $(foreach first,06 03 04 01 02 05 07,$(filter $(BUILD)/$(first)%,$(PAGES)))
-endif
+# The longest begin.
+LONGEST := $(if $(filter true,$(REUSE)),06 03 04 01 02 05 07,03 04 05 01 02 06 07)
+PAGES := $(foreach first,$(LONGEST),$(filter $(BUILD)/$(first)%,$(PAGES)))
 
 comma := ,
 empty :=
@@ -82,9 +81,8 @@ ifeq ($(REUSE),true)
 # All of them read the same committed runs, each on one thread.
 export OMP_NUM_THREADS ?= 1
 else
-# A later notebook reads the runs that an earlier one left.
-$(BUILD)/04_transfer_learning.ipynb: | $(BUILD)/03_baseline_cnn.ipynb
-$(BUILD)/06_evaluation.ipynb $(BUILD)/07_predict.ipynb: | $(BUILD)/01_eda.ipynb $(BUILD)/04_transfer_learning.ipynb
+# Two read the runs and tables that the others leave.
+$(BUILD)/06_evaluation.ipynb $(BUILD)/07_predict.ipynb: | $(filter-out $(BUILD)/06% $(BUILD)/07%,$(PAGES))
 endif
 
 $(BUILD)/03% $(BUILD)/04% $(BUILD)/06% $(BUILD)/07%: PARAMETERS += $(TRAINING)

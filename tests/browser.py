@@ -61,16 +61,14 @@ class Tab:
         return message["result"]
 
     def run(self, script):
-        return self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)[
-            "result"
-        ].get("value")
+        return self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)["result"].get(
+            "value"
+        )
 
     def open(self, page, width):
         """Open a file in a window of some pixels, every picture of it loaded."""
         self.events = []
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.send("Page.navigate", url=page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(json.loads(self.connection.recv()))

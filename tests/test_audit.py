@@ -160,9 +160,7 @@ def test_single_features_are_what_their_names_say(tmp_path):
     table = audit.single_features(films, np.stack(pixels))
     assert table["aspect ratio"].tolist() == [40 / 30, 1, 2, 1] and table["width"].tolist() == [40, 16, 20, 8]
     np.testing.assert_allclose(table["bits a pixel"], 8 * table["file size"] / [1200, 256, 200, 64])
-    assert "width" not in audit.file_features(audit.file_properties(films.iloc[[1, 1]])), (
-        "the same in all files"
-    )
+    assert "width" not in audit.file_features(audit.file_properties(films.iloc[[1, 1]])), "the same in all files"
     assert table["border intensity"].tolist() == [0, 255, 100, 250]
     np.testing.assert_allclose(table["mean intensity"], [1.75, 193, 76.75, 189.25])
     np.testing.assert_allclose(table["saturated pixels"], [0, 0.75, 0, 0.75])

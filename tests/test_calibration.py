@@ -93,9 +93,7 @@ def test_the_summary_is_a_mean_over_seeds_with_an_interval_over_patients():
     found = summary(test)
     expected = evaluate(scores, resamples=1000).loc["brier", ["value", "low", "high"]]
     assert found.loc["brier"].tolist() == pytest.approx(expected.tolist())
-    lines = [
-        by_statsmodels(one["label"].to_numpy(), one["score"].to_numpy()) for _, one in test.groupby("seed")
-    ]
+    lines = [by_statsmodels(one["label"].to_numpy(), one["score"].to_numpy()) for _, one in test.groupby("seed")]
     assert found.loc[["slope", "intercept"], "value"].tolist() == pytest.approx(np.mean(lines, axis=0))
     inside = found.drop("ece")
     assert ((inside["low"] < inside["value"]) & (inside["value"] < inside["high"])).all()
@@ -121,18 +119,14 @@ def test_recalibration_improves_a_crooked_score_and_keeps_its_order(method):
     assert after["score"].between(0, 1).all()
     for split in ("val", "test"):
         old, new = (table[table["split"] == split] for table in (before, after))
-        assert sk.brier_score_loss(new["label"], new["score"]) < sk.brier_score_loss(
-            old["label"], old["score"]
-        )
+        assert sk.brier_score_loss(new["label"], new["score"]) < sk.brier_score_loss(old["label"], old["score"])
         assert error(new) < error(old)
     assert after.loc[before["score"].sort_values().index, "score"].is_monotonic_increasing
     val = after.query("split == 'val'")
     if method == "isotonic":
         assert error(val) == pytest.approx(0, abs=1e-6)
     if method == "platt":
-        assert line(val["label"].to_numpy(), val["score"].to_numpy()) == pytest.approx(
-            np.array([[1, 0]]), abs=0.05
-        )
+        assert line(val["label"].to_numpy(), val["score"].to_numpy()) == pytest.approx(np.array([[1, 0]]), abs=0.05)
 
 
 @pytest.mark.parametrize("method", METHODS)

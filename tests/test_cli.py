@@ -53,9 +53,7 @@ def shell(*arguments, **variables):
     """Run one command as a user does."""
     environment = os.environ | {name: str(value) for name, value in variables.items()}
     command = [sys.executable, "-m", "xraylib", *map(str, arguments)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=100, cwd=paths.ROOT
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=paths.ROOT)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -110,10 +108,7 @@ def test_wrong_usage_is_status_2(arguments, capsys):
         (["predict", "film.png", "--recipe", "vgg99"], "vgg99'"),
         (["predict", "film.png", "--dataset", "nosuch"], "nosuch'"),
         (["predict", "film.png"], "film.png"),
-        (
-            ["predict", __file__, "--recipe", "mobilenetv2-frozen"],
-            "no model of mobilenetv2-frozen (seed any)",
-        ),
+        (["predict", __file__, "--recipe", "mobilenetv2-frozen"], "no model of mobilenetv2-frozen (seed any)"),
         (["external", "vgg99"], "vgg99'"),
         (["external", "tiny-cnn-28"], "nih"),
         (["corruptions", "tiny-cnn-28", "vgg99"], "vgg99'"),

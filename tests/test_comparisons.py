@@ -62,9 +62,7 @@ def test_every_pair_has_one_row_with_holms_correction():
 def test_with_one_image_a_patient_mcnemars_p_is_the_classical_one(sample):
     scores = rivals(0.2, 1.5, sample=sample)
     row = paired_tests(scores).iloc[0]
-    test = scores.query("split == 'test'").pivot(
-        index=["image_id", "label"], columns="recipe", values="score"
-    )
+    test = scores.query("split == 'test'").pivot(index=["image_id", "label"], columns="recipe", values="score")
     right = (test >= 0.5).eq(test.index.get_level_values("label") == 1, axis=0)
     only_a = (right["recipe0"] & ~right["recipe1"]).sum()
     only_b = (right["recipe1"] & ~right["recipe0"]).sum()
@@ -195,9 +193,7 @@ def test_a_claim_is_beside_what_each_protocol_gives_at_its_own_threshold(made_up
     assert row["verdict"] == "not testable here: fewer than three runs"
     assert made_up(scores, same_data=False).loc["accuracy", "verdict"] == ""
     # Seeds are averaged; other split strategies and recipes without a claim do not count.
-    more = pd.concat(
-        [scores, run(PERFECT, protocol="published", seed=1), run(protocol="per-image-validation")]
-    )
+    more = pd.concat([scores, run(PERFECT, protocol="published", seed=1), run(protocol="per-image-validation")])
     assert made_up(more).loc["accuracy", "published"] == (1 + 5 / 8) / 2
     assert made_up(more.assign(recipe="unheard-of")).empty
 
@@ -214,9 +210,7 @@ def test_every_metric_of_the_claim_or_of_the_stored_output_has_a_row(made_up):
 
 
 def test_a_claim_is_reproduced_when_one_more_run_may_give_it(made_up):
-    runs = [
-        run(test, protocol="published", seed=i) for i, test in enumerate((TEST, THREE_WRONG, PERFECT, TEST))
-    ]
+    runs = [run(test, protocol="published", seed=i) for i, test in enumerate((TEST, THREE_WRONG, PERFECT, TEST))]
     accuracies = by_run(pd.concat(runs), ["made-up"], "published")["accuracy"]
     half = student.ppf(0.975, 3) * accuracies.std() * (1 + 1 / 4) ** 0.5
     row = made_up(pd.concat(runs), claims={"accuracy": accuracies.mean() - half + 1e-9}).loc["accuracy"]

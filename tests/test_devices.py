@@ -80,9 +80,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="the setting is one of glibc"
-)
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="the setting is one of glibc")
 def test_memory_that_was_freed_is_used_again():
     assert int(run_python(PAGES, "steady")) < 0.2 * int(run_python(PAGES, "as it comes"))
 

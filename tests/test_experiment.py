@@ -110,9 +110,7 @@ def test_a_standing_run_is_read_back_and_nothing_is_trained_or_written(accelerat
     ],
     ids=["budget", "rate", "protocol"],
 )
-def test_what_does_not_stand_is_left_out_aloud(
-    accelerator, standing, asked, caplog, budget, recipe, protocol
-):
+def test_what_does_not_stand_is_left_out_aloud(accelerator, standing, asked, caplog, budget, recipe, protocol):
     assert reading(accelerator, budget).runs(recipe, protocol) == asked == []
     assert f"Fix: python -m xraylib train tiny-cnn-28 --dataset phantom --protocol {protocol}" in caplog.text
 

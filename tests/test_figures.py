@@ -79,11 +79,7 @@ FIGURES = {
     plots.learning_curves: ({"seed 0": history(), "seed 1": history(1, 1)}, "Does validation follow?"),
     plots.leaderboard: (BOARD,),
     plots.protocol_comparison: (COMPARISON,),
-    plots.framing: (
-        COMPARISON,
-        RESPONSE,
-        BOARD.assign(specificity=0.5, specificity_low=0.4, specificity_high=0.6),
-    ),
+    plots.framing: (COMPARISON, RESPONSE, BOARD.assign(specificity=0.5, specificity_low=0.4, specificity_high=0.6)),
     plots.subgroups: (GROUPS, "Which subgroups are correctly classified?"),
 }
 

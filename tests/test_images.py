@@ -164,11 +164,7 @@ def test_a_missing_file_a_folder_and_an_enormous_file_are_refused(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    kind=st.sampled_from(["JPEG", "PNG"]),
-    share=st.floats(0, 1, exclude_max=True),
-    size=st.sampled_from([None, 16]),
-)
+@given(kind=st.sampled_from(["JPEG", "PNG"]), share=st.floats(0, 1, exclude_max=True), size=st.sampled_from([None, 16]))
 def test_no_truncated_file_is_ever_read(tmp_path_factory, kind, share, size):
     content = encoded(texture(3, 64), kind)
     path = tmp_path_factory.mktemp("cut") / "film"

@@ -149,9 +149,7 @@ def test_the_phantom_is_written_on_first_use():
 
 
 def test_missing_data_names_the_place_and_how_to_get_it():
-    with pytest.raises(
-        NotFound, match=r"chest_xray\. Fix: run `python -m xraylib data fetch kermany`.*XRAYLIB_DATA"
-    ):
+    with pytest.raises(NotFound, match=r"chest_xray\. Fix: run `python -m xraylib data fetch kermany`.*XRAYLIB_DATA"):
         manifest.load("kermany")
     for name, publisher in (("nih", "nihcc"), ("kermany-roboflow", "huggingface")):
         with pytest.raises(NotFound, match=publisher) as failure:
@@ -165,10 +163,7 @@ def test_missing_data_names_the_place_and_how_to_get_it():
         ((), "no folder at all"),
         (("train/NORMAL/a.txt.d/x.png",), "no JPEG or PNG"),
         (("train/NORMAL/a.png", "train/NORMAL/b.png"), "train split holds normals only"),
-        (
-            ("train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/PNEUMONIA/c.png"),
-            "test split holds pneumonias",
-        ),
+        (("train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/PNEUMONIA/c.png"), "test split holds pneumonias"),
         (("train/NORMAL/a.png", "train/COVID/b.png"), "COVID is neither NORMAL nor PNEUMONIA"),
         (("NORMAL/a.png", "PNEUMONIA/b.png"), "neither train nor val nor test but: NORMAL, PNEUMONIA"),
         (("train/NORMAL/a.png", "train/PNEUMONIA/a.jpg"), "same name 'a'"),
@@ -208,9 +203,7 @@ def test_quarantined_images_are_left_out_loudly_with_or_without_the_cache(kerman
     audit.write_quarantine(audit.audit_files(manifest.load("kermany")), listed)
     assert paths.CACHE not in listed.parents
     table = manifest.load("kermany")
-    assert set(manifest.index(catalog.find("kermany"))["image_id"]) - set(table["image_id"]) == {
-        "NORMAL2-IM-0383-0001"
-    }
+    assert set(manifest.index(catalog.find("kermany"))["image_id"]) - set(table["image_id"]) == {"NORMAL2-IM-0383-0001"}
     assert "1 of 6 images are left out" in caplog.text
     assert table.index.tolist() == list(range(5))
     listed.write_text("image_id,quarantine\na,perhaps\n")

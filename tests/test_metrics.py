@@ -95,12 +95,8 @@ def simulated_runs(rng, runs, patients, spread):
     truth = 1.6 * (2 * label[own] - 1.0) + rng.normal(0, 0.8, patients)[own] + rng.normal(0, 0.6, len(own))
     parts = []
     for seed in range(runs):
-        odds = np.exp(rng.normal(0, spread / 3)) * (truth + rng.normal(0, 0.6, len(own))) + rng.normal(
-            0, spread
-        )
-        part = pd.DataFrame(
-            {"patient": own.astype(str), "label": label[own].astype(int), "score": expit(odds)}
-        )
+        odds = np.exp(rng.normal(0, spread / 3)) * (truth + rng.normal(0, 0.6, len(own))) + rng.normal(0, spread)
+        part = pd.DataFrame({"patient": own.astype(str), "label": label[own].astype(int), "score": expit(odds)})
         parts.append(part.assign(seed=seed, image_id=part.index.astype(str)))
     return pd.concat(parts, ignore_index=True).assign(recipe="r", protocol="strict", split="test", kind="")
 
@@ -113,9 +109,7 @@ def test_the_interval_covers_other_runs_on_other_patients_and_that_over_patients
     for sample in range(500):
         scores = simulated_runs(np.random.default_rng([1, sample]), 5, 300, spread)
         row = evaluate(scores, rule=0.5, resamples=200, ranking=False).loc["specificity"]
-        covered.append(
-            (row["low"] <= truth <= row["high"], row["patients_low"] <= truth <= row["patients_high"])
-        )
+        covered.append((row["low"] <= truth <= row["high"], row["patients_low"] <= truth <= row["patients_high"]))
     both, patients = np.mean(covered, axis=0)
     assert 0.93 <= both <= 0.97 and patients < 0.92
 

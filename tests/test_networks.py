@@ -108,9 +108,7 @@ def test_the_head_gives_the_probability_that_the_loss_sees(accelerator):
     probability = HEADS["two-logits"].probability(logits)
     labels = np.arange(200) % 2
     loss = float(HEADS["two-logits"].loss()(labels, logits))
-    assert loss == pytest.approx(
-        -np.log(np.where(labels == 1, probability, 1 - probability)).mean(), rel=1e-5
-    )
+    assert loss == pytest.approx(-np.log(np.where(labels == 1, probability, 1 - probability)).mean(), rel=1e-5)
     sure = np.array([[2000.0, -2000.0], [-2000.0, 2000.0]])
     assert HEADS["two-logits"].probability(sure).tolist() == [0, 1]
     given = np.array([[0.0], [0.3]], np.float32)

@@ -121,17 +121,13 @@ def test_bootstrap_does_nothing_outside_colab_and_parameters_follow(path):
 def test_the_notebooks_need_few_names():
     names = set()
     for path in STORED:
-        source = "\n".join(
-            re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.M) for cell in code_of(path)
-        )
+        source = "\n".join(re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.M) for cell in code_of(path))
         nodes, modules = list(ast.walk(ast.parse(source))), set()
         for node in nodes:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("xraylib"):
                 for name in (alias.name for alias in node.names):
                     is_module = (ROOT / node.module.replace(".", "/") / f"{name}.py").exists()
                     (modules if is_module else names).add(name)
-        used = (
-            node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        )
+        used = (node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
         names |= {f"{node.value.id}.{node.attr}" for node in used if node.value.id in modules}
     assert len(names) <= 45, sorted(names)

@@ -19,9 +19,7 @@ BOTH = pytest.mark.parametrize("kind", ["network", "probe"])
 
 @pytest.fixture(scope="module")
 def trained(phantom, accelerator):
-    return {
-        kind: train(recipe, phantom, accelerator) for kind, recipe in (("network", NETWORK), ("probe", PROBE))
-    }
+    return {kind: train(recipe, phantom, accelerator) for kind, recipe in (("network", NETWORK), ("probe", PROBE))}
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +39,7 @@ def test_test_images_get_the_scores_and_the_threshold_of_the_run(kind, phantom, 
     np.testing.assert_allclose(table["score"], expected, atol=1e-5)
     assert table["score"].nunique() > 1 and (table["problem"] == "").all()
     assert (table["threshold"] == run.threshold).all()
-    assert (
-        table["label"].tolist() == np.where(table["score"] >= run.threshold, "pneumonia", "normal").tolist()
-    )
+    assert table["label"].tolist() == np.where(table["score"] >= run.threshold, "pneumonia", "normal").tolist()
 
 
 def test_bad_files_are_reported_and_the_others_go_on(phantom, predictor, tmp_path):
@@ -78,9 +74,7 @@ def test_a_probe_on_other_weights_is_refused(trained, monkeypatch):
 
 @pytest.mark.slow
 def test_importing_it_does_not_load_keras():
-    said = run_python(
-        "import sys, xraylib.predict; print([m in sys.modules for m in ('keras', 'tensorflow')])"
-    )
+    said = run_python("import sys, xraylib.predict; print([m in sys.modules for m in ('keras', 'tensorflow')])")
     assert said.strip() == "[False, False]"
 
 

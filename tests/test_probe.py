@@ -40,9 +40,7 @@ def test_it_is_scikit_learns_pipeline_with_platts_calibration(described, tmp_pat
     expected = platt.predict_proba(pipeline.decision_function(table)[:, None])[:, 1]
     np.testing.assert_allclose(probe.predict(head, table), expected, atol=1e-6)
     assert history["strength"].tolist() == list(probe.STRENGTHS)
-    assert history["val_loss"].min() == pytest.approx(
-        log_loss(labels[val], pipeline.predict_proba(table[val]))
-    )
+    assert history["val_loss"].min() == pytest.approx(log_loss(labels[val], pipeline.predict_proba(table[val])))
     probe.save(head, tmp_path / "head.json")
     again = probe.load(tmp_path / "head.json")
     np.testing.assert_array_equal(probe.predict(again, table), probe.predict(head, table))

@@ -102,8 +102,7 @@ def prose():
 @pytest.mark.parametrize(("text", "places"), FINDINGS.items(), ids=lambda value: str(value)[:40])
 def test_a_finding_has_the_values_of_its_table(text, places):
     values = iter(
-        getattr(table(name).query(query).eval(column), of[0] if of else "max")()
-        for name, query, column, *of in places
+        getattr(table(name).query(query).eval(column), of[0] if of else "max")() for name, query, column, *of in places
     )
 
     def written(match):

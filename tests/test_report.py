@@ -56,11 +56,7 @@ CLASSIFIED = {
     "balanced_accuracy": sk.balanced_accuracy_score,
     "mcc": sk.matthews_corrcoef,
 }
-RANKED = {
-    "auc": sk.roc_auc_score,
-    "average_precision": sk.average_precision_score,
-    "brier": sk.brier_score_loss,
-}
+RANKED = {"auc": sk.roc_auc_score, "average_precision": sk.average_precision_score, "brier": sk.brier_score_loss}
 
 
 def bootstrap_aucs(labels, values, weights):
@@ -73,10 +69,7 @@ def bootstrap_aucs(labels, values, weights):
 
 def recomputed(folders):
     """A row of the leaderboard from scores and frozen thresholds, by scikit-learn and another bootstrap."""
-    tests = [
-        pd.read_csv(folder / "scores.csv", dtype={"patient": str}).query("split == 'test'")
-        for folder in folders
-    ]
+    tests = [pd.read_csv(folder / "scores.csv", dtype={"patient": str}).query("split == 'test'") for folder in folders]
     thresholds = [json.loads((folder / "run.json").read_text())["threshold"] for folder in folders]
     patients = np.unique(np.concatenate([test["patient"] for test in tests]))
     # Shares the resamples with the package, and nothing else.
@@ -100,15 +93,9 @@ def recomputed(folders):
         row[f"{name}_patients_low"], row[f"{name}_patients_high"] = low, high
         if (k := len(folders)) >= 3:
             spread = row[f"{name}_seed_sd"] / k**0.5 * student.ppf(0.975, k - 1)
-            shared = (
-                pd.DataFrame(np.transpose(values)).dropna().cov().to_numpy()[~np.eye(k, dtype=bool)].mean()
-            )
+            shared = pd.DataFrame(np.transpose(values)).dropna().cov().to_numpy()[~np.eye(k, dtype=bool)].mean()
             mean, half = row[name], (spread**2 + 1.96**2 * max(0.0, shared)) ** 0.5
-            ends = (
-                expit(logit(mean) + np.array([-1, 1]) * half / (mean * (1 - mean)))
-                if 0 < mean < 1
-                else [mean] * 2
-            )
+            ends = expit(logit(mean) + np.array([-1, 1]) * half / (mean * (1 - mean))) if 0 < mean < 1 else [mean] * 2
             low, high = min(low, ends[0]), max(high, ends[1])
         row[f"{name}_low"], row[f"{name}_high"] = low, high
     return row
@@ -117,9 +104,7 @@ def recomputed(folders):
 def assert_recomputes(place):
     board = pd.read_csv(place / "leaderboard.csv")
     assert list(board.columns) == list(tables.LEADERBOARD)
-    there = {
-        (file.parents[1].name, file.parent.name.rsplit("-", 1)[0]) for file in place.glob("runs/*/*/run.json")
-    }
+    there = {(file.parents[1].name, file.parent.name.rsplit("-", 1)[0]) for file in place.glob("runs/*/*/run.json")}
     due = {(recipe, protocol) for recipe, protocol in there if protocol in ("strict", "published")}
     assert sorted(zip(board["recipe"], board["protocol"], strict=True)) == sorted(due)
     for row in board.to_dict(orient="records"):
@@ -263,11 +248,7 @@ def test_the_committed_page_depends_on_committed_files_only(monkeypatch, tmp_pat
     monkeypatch.setenv("XRAYLIB_REPORTS", str(tmp_path / "reports"))
     made_run(dataset="kermany")
     before = pages.build("kermany").read_bytes()
-    for name in (
-        "notebooks/01_eda.html",
-        "local/01_samples.png",
-        "runs/tiny-cnn-28/strict-0/model.weights.h5",
-    ):
+    for name in ("notebooks/01_eda.html", "local/01_samples.png", "runs/tiny-cnn-28/strict-0/model.weights.h5"):
         (tmp_path / "reports/kermany" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "reports/kermany" / name).write_text("local")
     assert pages.build("kermany").read_bytes() == before

@@ -16,16 +16,7 @@ from xraylib.paths import ROOT
 MODULES = sorted((ROOT / "xraylib").rglob("*.py"))
 # A folder or module imports from those before it, or from its own folder.
 ORDER = (
-    *(
-        {"paths"},
-        {"storage"},
-        {"devices"},
-        {"datasets"},
-        {"training"},
-        {"evaluation"},
-        {"figures"},
-        {"report"},
-    ),
+    *({"paths"}, {"storage"}, {"devices"}, {"datasets"}, {"training"}, {"evaluation"}, {"figures"}, {"report"}),
     *({"experiment", "predict"}, {"cli"}, {"__main__"}),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -109,9 +100,7 @@ def test_links_and_anchors_of_a_page_resolve(page):
 
 def test_commands_in_the_documentation_are_understood():
     texts = [path.read_text(encoding="utf-8") for path in (*PAGES, *(ROOT / "notebooks").glob("*.ipynb"))]
-    found = [
-        c for text in texts for c in re.findall(r"python -m xraylib (?!COMMAND|--)([a-z][^\n`#|;)]*)", text)
-    ]
+    found = [c for text in texts for c in re.findall(r"python -m xraylib (?!COMMAND|--)([a-z][^\n`#|;)]*)", text)]
     assert len(found) >= 4
     for command in found:
         words = [word for word in shlex.split(re.split(r"[\\\"]", command)[0]) if word != "…"]

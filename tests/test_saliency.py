@@ -56,9 +56,7 @@ def test_the_map_is_that_of_pen_and_paper(accelerator, bright, dark):
 
 
 def test_two_logits_and_a_linear_probe_are_explained_by_their_log_odds(accelerator):
-    np.testing.assert_allclose(
-        maps_of(by_hand([[1, 3], [0.5, -0.5]], end="linear")), expected(2, -1), atol=1e-5
-    )
+    np.testing.assert_allclose(maps_of(by_hand([[1, 3], [0.5, -0.5]], end="linear")), expected(2, -1), atol=1e-5)
     whole = by_hand([7, 7])
     frozen = keras.Model(whole.input, whole.layers[-1].input)
     head = {"coefficients": np.array([2.0, -1.0]), "intercept": np.array(0.3)}
@@ -110,9 +108,7 @@ def test_networks_are_explained_and_random_weights_say_something_else(networks, 
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
         # What a layer is made of stays.
         np.testing.assert_array_equal(np.sort(np.asarray(a), None), np.sort(np.asarray(theirs), None))
-    differs = [
-        np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(random.weights, other.weights, strict=True)
-    ]
+    differs = [np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(random.weights, other.weights, strict=True)]
     assert any(differs)
     assert not np.allclose(heat_maps(Predictor(None, random, None), pixels), found, atol=0.05)
     np.testing.assert_array_equal(heat_maps(predictor, pixels), found)
@@ -196,9 +192,7 @@ def test_images_of_one_patient_widen_the_interval_of_pointing():
 
 def test_checks_put_the_maps_beside_the_center_prior_and_random_weights(accelerator):
     keras.utils.set_random_seed(3)
-    predictor = Predictor(
-        SimpleNamespace(recipe="tiny-cnn-28"), bodies.build("tiny_cnn", 32, "sigmoid"), None
-    )
+    predictor = Predictor(SimpleNamespace(recipe="tiny-cnn-28"), bodies.build("tiny_cnn", 32, "sigmoid"), None)
     masks, patients = lesions(n=6, size=32)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 1), np.uint8)
     row = checks(predictor, pixels, masks, patients)

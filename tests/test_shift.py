@@ -43,9 +43,7 @@ def two_runs(small_phantom, reports_here, monkeypatch):
         about |= {"predictor": lambda model=model: model, "folder": reports_here}
         parts.append(SimpleNamespace(**about, settings=settings, scores=table))
     monkeypatch.setattr(
-        runs,
-        "find",
-        lambda name, recipe, protocol: parts if (name, protocol) == ("phantom", "strict") else [],
+        runs, "find", lambda name, recipe, protocol: parts if (name, protocol) == ("phantom", "strict") else []
     )
     monkeypatch.setattr(shift, "CORRUPTIONS", {name: CORRUPTIONS[name] for name in ("marker", "inversion")})
     return parts
@@ -161,9 +159,7 @@ def test_scoring_that_was_interrupted_goes_on(two_runs, reports_here, monkeypatc
     pd.testing.assert_frame_equal(again, whole, rtol=1e-5)
     other = whole.assign(model="0123456789ab")
     other.to_csv(file, index=False)
-    pd.testing.assert_frame_equal(
-        shift.score_views("tiny-cnn-28", "phantom", "corruptions"), whole, rtol=1e-5
-    )
+    pd.testing.assert_frame_equal(shift.score_views("tiny-cnn-28", "phantom", "corruptions"), whole, rtol=1e-5)
     other.to_csv(file, index=False)
     monkeypatch.setattr(runs, "COMMITTED", ("phantom",))
     with pytest.raises(DataInvalid, match=r"of another run or of other images\. Fix: delete it"):
@@ -204,9 +200,7 @@ def corrupted(sample=0, patients=60, each=3):
     rng = np.random.default_rng(sample)
     patient, label = np.repeat(np.arange(patients), each), np.repeat(np.arange(patients) % 2, each)
     score = label + rng.normal(size=patients)[patient] + rng.normal(scale=0.5, size=len(patient))
-    noisy = {
-        f"noise {i + 1}": score + rng.normal(scale=s, size=len(score)) for i, s in enumerate((0.4, 0.8, 1.6))
-    }
+    noisy = {f"noise {i + 1}": score + rng.normal(scale=s, size=len(score)) for i, s in enumerate((0.4, 0.8, 1.6))}
     about = {"recipe": "r", "model": "m", "seed": 0, "threshold": 0.6, "image_id": patient.astype(str)}
     about |= {"patient": patient.astype(str), "label": label}
     return pd.DataFrame(about | {"none 0": score, "mirror 1": -score} | noisy)
@@ -257,17 +251,13 @@ def test_recipes_may_have_different_corruptions_but_none_in_part_is_averaged():
         shift.corruption_losses(part, averaged=True)
 
 
-def test_every_group_of_images_has_its_ood_score(
-    two_runs, hospital, small_phantom, reports_here, monkeypatch
-):
+def test_every_group_of_images_has_its_ood_score(two_runs, hospital, small_phantom, reports_here, monkeypatch):
     def describe(frozen, pixels):
         return pixels[:, ::7, ::7, 0].reshape(len(pixels), -1).astype(np.float32)
 
     used = []
     monkeypatch.setattr(networks, "get_weights", lambda network, init: None)
-    monkeypatch.setattr(
-        probe, "pooled", lambda films, _, size, *more: describe(None, images.load_pixels(films, size))
-    )
+    monkeypatch.setattr(probe, "pooled", lambda films, _, size, *more: describe(None, images.load_pixels(films, size)))
     monkeypatch.setattr(probe, "describe", describe)
     assign = splits.assign
     monkeypatch.setattr(splits, "assign", lambda *args, **named: used.append(named) or assign(*args, **named))
@@ -303,9 +293,7 @@ def test_the_limit_flags_one_in_twenty_of_validation():
     parts = []
     for group, mean in {"validation, normal": 5, "test": 5, "far": 9}.items():
         patients = [f"p{person}" for person in rng.integers(0, 60, 200)]
-        parts.append(
-            pd.DataFrame({"group": group, "patient": patients, "ood_score": rng.normal(mean, 1, 200)})
-        )
+        parts.append(pd.DataFrame({"group": group, "patient": patients, "ood_score": rng.normal(mean, 1, 200)}))
     found = shift.ood_flagged(pd.concat(parts, ignore_index=True)).set_index("group")
     assert found.index.tolist() == ["validation, normal", "test", "far"]
     assert found.loc["validation, normal", "flagged"] == pytest.approx(0.05)

@@ -50,9 +50,7 @@ def hospital(patients=150, seed=0):
 @st.composite
 def manifests(draw):
     """At least two patients of each class outside the test folder, one of each inside; no leak."""
-    name = st.builds(
-        "{}{}{}".format, st.just("person"), st.integers(1, 12), st.sampled_from(["_bacteria", "_virus"])
-    )
+    name = st.builds("{}{}{}".format, st.just("person"), st.integers(1, 12), st.sampled_from(["_bacteria", "_virus"]))
     names = draw(st.sets(name | st.builds("IM-{}".format, st.integers(1, 12)), min_size=4, max_size=30))
     folders = st.sampled_from(["train", "train", "val"])
     films = [(name, draw(folders), draw(st.integers(1, 5))) for name in sorted(names)]
@@ -239,18 +237,12 @@ def test_of_176_images_or_fewer_all_are_used(images):
     assert skipped["train"] + skipped["val"] == images
 
 
-TINY = [
-    ("person1_virus", "train", 2),
-    ("IM-2", "train", 2),
-    ("person3_virus", "test", 1),
-    ("IM-4", "test", 1),
-]
+TINY = [("person1_virus", "train", 2), ("IM-2", "train", 2), ("person3_virus", "test", 1), ("IM-4", "test", 1)]
 NO_TRAIN = [("person1_virus", "test", 2), ("IM-2", "test", 2)]
 
 
 @pytest.mark.parametrize(
-    ("split_strategy", "films"),
-    [("per-image-validation", TINY), ("random-176", TINY), ("patient-grouped", NO_TRAIN)],
+    ("split_strategy", "films"), [("per-image-validation", TINY), ("random-176", TINY), ("patient-grouped", NO_TRAIN)]
 )
 def test_a_set_too_small_to_divide_is_refused(split_strategy, films):
     with pytest.raises(DataInvalid, match="Fix: "):
@@ -262,9 +254,7 @@ def test_a_seed_gives_one_split_and_the_strategy_may_be_named_as_protocol(split_
     films = hospital()
     first = assign(films, "published", 0, split_strategy=split_strategy)
     assert first.equals(assign(films, split_strategy, 0, split_strategy="random-per-image"))
-    assert first.equals(assign(films, "published", 1, split_strategy=split_strategy)) == (
-        split_strategy == "official"
-    )
+    assert first.equals(assign(films, "published", 1, split_strategy=split_strategy)) == (split_strategy == "official")
     if split_strategy in BY_PATIENT:
         assert first.equals(assign(films, "strict", 0, split_strategy=split_strategy))
 

@@ -65,9 +65,7 @@ def test_rules_by_hand():
     assert {rule: threshold(labels, values, rule) for rule in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "rule", ["", "Youden", "0.5", "sensitivity", "sensitivity 0", "cost nan", "cost five"]
-)
+@pytest.mark.parametrize("rule", ["", "Youden", "0.5", "sensitivity", "sensitivity 0", "cost nan", "cost five"])
 def test_an_unknown_rule_is_refused_by_name(rule):
     with pytest.raises(NotFound, match=f"there is no rule {rule!r} for a threshold. Fix: "):
         thresholds(scores(n=30), rule)

@@ -70,9 +70,7 @@ def test_a_run_scores_validation_and_test_and_nothing_else(unbroken, phantom):
 def test_a_run_says_what_it_was_made_from(unbroken, accelerator):
     said = unbroken.settings
     assert said["hardware"] == str(accelerator) and said["training_version"] == runs.TRAINING_VERSION
-    assert (
-        said["init"] == "random" and said["choices"]["phases"][0]["epochs"] == BUDGETS["quick"].epochs_a_phase
-    )
+    assert said["init"] == "random" and said["choices"]["phases"][0]["epochs"] == BUDGETS["quick"].epochs_a_phase
     assert {"keras", "tensorflow", "numpy", "scikit-learn"} == set(said["versions"])
     assert unbroken.has_model and said["train_seconds"] > 0
     assert not list(paths.RUNS.glob("*-unbroken-*/")), "the unfinished folder is gone"
@@ -113,6 +111,22 @@ def test_swapped_films_choose_the_epoch_and_the_threshold(phantom, accelerator, 
     assert found == pytest.approx(views["val_auc_framing"][run.settings["kept_epoch"] - 1])
     positive = swapped.loc[swapped["label"] == 1, "score"]
     assert (positive >= run.threshold).mean() >= 0.95
+
+
+@pytest.mark.slow
+def test_a_linear_probe_is_fitted_on_augmented_films_and_its_threshold_chosen_on_swapped_ones(
+    phantom, accelerator, places
+):
+    recipe = replace(get_recipe("mobilenetv2-frozen-reframed"), network="tiny_cnn", size=64, init="random")
+    recipes = (replace(recipe, augmentation=each, name=f"probe-{each}") for each in (None, "reframe"))
+    plain, run = (train(each, phantom, accelerator) for each in recipes)
+    assert set(run.scores["split"]) == {"val", "test", "swapped"} and "swapped" not in set(plain.scores["split"])
+    swapped = run.scores[run.scores["split"] == "swapped"]
+    assert (swapped.loc[swapped["label"] == 1, "score"] >= run.threshold).mean() >= 0.95
+    again = run.predictor().score(images.load_pixels(phantom, 64)[phantom["split"] == "test"])
+    np.testing.assert_allclose(
+        np.sort(again), np.sort(run.scores.loc[run.scores["split"] == "test", "score"]), atol=1e-6
+    )
 
 
 class Losses(Progress):
@@ -167,9 +181,7 @@ def untrained(monkeypatch, places):
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")
-def test_what_decides_the_outcome_decides_the_key_and_nothing_else(
-    phantom, accelerator, untrained, monkeypatch
-):
+def test_what_decides_the_outcome_decides_the_key_and_nothing_else(phantom, accelerator, untrained, monkeypatch):
     flipped = phantom.assign(label=phantom["label"].where(phantom.index != 3, 1 - phantom["label"]))
     calls = [
         {},
@@ -205,9 +217,7 @@ def test_another_run_is_replaced_with_a_warning_and_a_committed_one_only_when_as
     shorter = replace(TINY, phases=(Phase(2, 1e-3),))
     train(shorter, phantom, accelerator)
     assert "trained again and replaced" in caplog.text
-    with pytest.raises(
-        DataInvalid, match=r"strict-0 stands in the report.*other settings.*Fix: .*--overwrite"
-    ):
+    with pytest.raises(DataInvalid, match=r"strict-0 stands in the report.*other settings.*Fix: .*--overwrite"):
         train(shorter, committed, accelerator)
     train(shorter, committed, accelerator, overwrite=True).model_file.unlink()
     with pytest.raises(DataInvalid, match=r"its model is not on this machine.*Fix: "):
@@ -216,9 +226,7 @@ def test_another_run_is_replaced_with_a_warning_and_a_committed_one_only_when_as
 
 def test_of_two_at_once_one_trains_and_both_have_the_run(phantom, accelerator, untrained):
     found = []
-    both = [
-        threading.Thread(target=lambda: found.append(train(TINY, phantom, accelerator))) for _ in range(2)
-    ]
+    both = [threading.Thread(target=lambda: found.append(train(TINY, phantom, accelerator))) for _ in range(2)]
     for thread in both:
         thread.start()
     for thread in both:
@@ -227,12 +235,7 @@ def test_of_two_at_once_one_trains_and_both_have_the_run(phantom, accelerator, u
 
 
 def test_nothing_is_trained_for_a_wrong_call(phantom, accelerator, untrained, places):
-    for wrong in (
-        {"protocol": "honest"},
-        {"budget": "endless"},
-        {"init": "lucky"},
-        {"init": "no.weights.h5"},
-    ):
+    for wrong in ({"protocol": "honest"}, {"budget": "endless"}, {"init": "lucky"}, {"init": "no.weights.h5"}):
         with pytest.raises(NotFound):
             train(TINY, phantom, accelerator, **wrong)
     with pytest.raises(DataInvalid, match=r"divided among 7 devices\. Fix: "):

@@ -50,14 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     fetch("--source", default="default", help="default or kaggle")
     verify = command(actions, "verify", _data_verify, "count a data set against what was published")
     verify("name", metavar="NAME|PATH")
-    audit = command(
-        actions, "audit", _data_audit, "read every file; list bad, duplicate and mislabelled ones"
-    )
+    audit = command(actions, "audit", _data_audit, "read every file; list bad, duplicate and mislabelled ones")
     audit("name", metavar="NAME|PATH")
     audit("--max-bad", type=float, default=0.01, help="largest share of bad files (0.01)")
-    train = command(
-        commands, "train", _train, "train a recipe with some seeds and add the runs to the report"
-    )
+    train = command(commands, "train", _train, "train a recipe with some seeds and add the runs to the report")
     train("recipe", help=known)
     train("--dataset", default="phantom", help="name, or path of a folder split/class/*.jpg (phantom)")
     train("--budget", default="full", help="full or quick")
@@ -96,9 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     notebook = command(commands, "run-notebook", _run_notebook, "run a notebook headlessly (Papermill)")
     notebook("notebook", type=Path)
     notebook("output", type=Path)
-    notebook(
-        "--html", nargs="?", type=Path, const=Path(), help="HTML page without code, here or in the report"
-    )
+    notebook("--html", nargs="?", type=Path, const=Path(), help="HTML page without code, here or in the report")
     notebook("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     return parser
 

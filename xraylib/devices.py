@@ -148,9 +148,7 @@ def _jax_devices(device: str, devices: int | None) -> tuple[str, str, int]:
     kind = {"cuda": "gpu", "rocm": "gpu"}.get(found[0].platform, found[0].platform)
     count = devices or (1 if kind == "cpu" else len(found))
     if count > len(found):
-        fix = (
-            "ask for fewer, or, to simulate CPUs, restart and set JAX_NUM_CPU_DEVICES before JAX is imported"
-        )
+        fix = "ask for fewer, or, to simulate CPUs, restart and set JAX_NUM_CPU_DEVICES before JAX is imported"
         raise NotFound(f"{count} {kind} devices were asked for, JAX shows {len(found)}. Fix: {fix}.")
     return kind, _cpu_name() if kind == "cpu" else found[0].device_kind, count
 

@@ -1,7 +1,7 @@
 """What a notebook holds: one data set, some recipes and seeds, one report."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,7 @@ class Experiment:
     reuse: bool = False
     init: str | None = None
     overwrite: bool = True
-    _splits: dict[tuple[str, str, int], str] = field(default_factory=dict, init=False, repr=False)
+    _splits: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         catalog.find(self.dataset)
@@ -98,9 +98,9 @@ class Experiment:
         there = (run for run in runs.find(self.name, chosen.name, protocol) if run.has_model)
         return next(there, None)
 
-    def scores(self) -> pd.DataFrame:
-        """The scores of every run in the report."""
-        return scores.load(self.name)
+    def scores(self, recipes: Collection[str] | None = None) -> pd.DataFrame:
+        """The scores of every run in the report, or of those of some recipes."""
+        return scores.load(self.name, recipes)
 
     def leaderboard(self, recipes: Iterable[str] | None = None) -> pd.DataFrame:
         """Rows of the leaderboard for all recipes in the report, or for some (see `tables.leaderboard`)."""
@@ -140,11 +140,12 @@ class Experiment:
             return None
         if run.settings["training_version"] != runs.TRAINING_VERSION:
             log.warning("%s: the training code has changed since. Fix: make reproduce RETRAIN=1", run.folder)
-        # Recipes share a split, and dividing thousands of images takes a second.
-        key = asked.split_strategy, protocol, seed
+        # Other files or labels change every split, so that of one seed tells, and dividing images takes a second.
+        key = asked.split_strategy, protocol
         if key not in self._splits and catalog.find(self.dataset).root.is_dir():
             assigned = splits.assign(self.manifest, protocol, seed, split_strategy=key[0])
-            self._splits[key] = runs.split_fingerprint(assigned)
-        if run.settings["split"] != self._splits.get(key, run.settings["split"]):
+            self._splits[key] = seed, runs.split_fingerprint(assigned)
+        checked, found = self._splits.get(key, (seed, run.settings["split"]))
+        if seed == checked and run.settings["split"] != found:
             log.warning("%s: its scores are of other files or labels than those on this machine", run.folder)
         return run

@@ -187,12 +187,8 @@ def originals(name: str | Path | Dataset) -> pd.DataFrame | None:
 def file_features(described: pd.DataFrame) -> pd.DataFrame:
     """The features of `file_properties` that differ between files; nothing of them needs a lung."""
     area = described["width"] * described["height"]
-    features = described[["width", "height"]].assign(
-        **{"aspect ratio": described["width"] / described["height"]}
-    )
-    features = features.assign(
-        **{"file size": described["bytes"], "bits a pixel": 8 * described["bytes"] / area}
-    )
+    features = described[["width", "height"]].assign(**{"aspect ratio": described["width"] / described["height"]})
+    features = features.assign(**{"file size": described["bytes"], "bits a pixel": 8 * described["bytes"] / area})
     return features[[name for name in features if features[name].nunique() > 1]]
 
 

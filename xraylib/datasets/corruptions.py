@@ -221,11 +221,6 @@ FRAMINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bars 0.81": functools.partial(_bars, rows=0.81),
     **{
         f"{name} {severity}": functools.partial(corrupt, name=name, severity=severity)
-        for name, severity in (
-            ("jpeg", 2),
-            ("gaussian blur", 2),
-            ("brightness up", 2),
-            ("brightness down", 2),
-        )
+        for name, severity in (("jpeg", 2), ("gaussian blur", 2), ("brightness up", 2), ("brightness down", 2))
     },
 }

@@ -71,9 +71,7 @@ def _download(dataset: Dataset) -> Path:
         with storage_errors(folder / dataset.file):
             file = Path(pooch.retrieve(dataset.url, known, dataset.file, folder, downloader=loader))
     except requests.RequestException as error:
-        fix = (
-            f"try again, or download it by hand, save it as {folder / dataset.file} and run the same command"
-        )
+        fix = f"try again, or download it by hand, save it as {folder / dataset.file} and run the same command"
         raise Failed(f"cannot download {dataset.url}: {error}. Fix: {fix}.") from error
     except ValueError as error:
         trusted = "that is published" if dataset.checksum else f"of the first download, in {first}"

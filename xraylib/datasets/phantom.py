@@ -399,11 +399,7 @@ def _plan(settings: PhantomSettings) -> Iterator[tuple[str, str, str, tuple[int,
     rng, total = np.random.default_rng([settings.seed, 1]), settings.images
     val, test = max(2, min(16, 2 * round(total / 75))), round(total * 154 / 600)
     counts = {}
-    for split, images, normal in (
-        ("train", total - val - test, 0.26),
-        ("val", val, 0.5),
-        ("test", test, 0.38),
-    ):
+    for split, images, normal in (("train", total - val - test, 0.26), ("val", val, 0.5), ("test", test, 0.38)):
         counts[split, "normal"] = round(images * normal)
         pneumonias = images - counts[split, "normal"]
         counts[split, "virus"] = round(0.35 * pneumonias)

@@ -195,9 +195,7 @@ def prediction_sets(scores: pd.DataFrame, *, coverage: float = 0.9) -> pd.DataFr
         sets = {}
         for label, kind in enumerate(KINDS):
             # How badly an image fits the class: 1 - P(class).
-            own, misfit = (
-                1 - (p if label else 1 - p) for p in (part["score"].to_numpy(float) for part in (val, rest))
-            )
+            own, misfit = (1 - (p if label else 1 - p) for p in (part["score"].to_numpy(float) for part in (val, rest)))
             own = np.sort(own[val["label"] == label])
             # The share of calibration images, the new one included, that fit as badly or worse.
             share = (len(own) - np.searchsorted(own, misfit) + 1) / (len(own) + 1)
@@ -251,9 +249,7 @@ def risk_coverage(scores: pd.DataFrame) -> pd.DataFrame:
         each = weights[:, np.searchsorted(names, part["patient"])]
         order = np.argsort(group, kind="stable")
         first = np.searchsorted(group[order], np.arange(len(sure)))
-        count, errors = (
-            np.cumsum(np.add.reduceat(x[:, order], first, axis=1), axis=1) for x in (each, each * wrong)
-        )
+        count, errors = (np.cumsum(np.add.reduceat(x[:, order], first, axis=1), axis=1) for x in (each, each * wrong))
         found = []
         for n, missed in zip(count, errors, strict=True):
             shares = answered * n[-1]

@@ -59,9 +59,7 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
         about, one, right = own[a]
         other_about, other, also_right = own[b]
         if not about.equals(other_about):
-            raise DataInvalid(
-                f"{b} and {a} were tested on different images. Fix: train both on one data set."
-            )
+            raise DataInvalid(f"{b} and {a} were tested on different images. Fix: train both on one data set.")
         scored = np.concatenate([one, other])
         aucs, covariance = delong(about["label"].to_numpy(), scored, about["patient"].to_numpy())
         contrast = np.r_[np.full(len(one), 1 / len(one)), np.full(len(other), -1 / len(other))]
@@ -111,9 +109,7 @@ def differences_by_run(scores: pd.DataFrame, base: str, metric: str = "auc") -> 
     `recipe, metric, difference` (recipe minus base, mean over runs)`, low, high, p` (paired t)`, p_holm,
     runs`.
     """
-    values = {
-        name: by_run(scores, [name]).set_index("seed")[metric] for name in dict.fromkeys(scores["recipe"])
-    }
+    values = {name: by_run(scores, [name]).set_index("seed")[metric] for name in dict.fromkeys(scores["recipe"])}
     rows = []
     for name in [name for name in values if name != base]:
         paired = (values[name] - values[base]).dropna()
@@ -198,12 +194,8 @@ def _on_validation(scores: pd.DataFrame, rule: str | float, times: int = 25) -> 
         cuts = np.full(times, rule) if not isinstance(rule, str) else np.empty(times)
         for i in range(times):
             if isinstance(rule, str):
-                drawn = np.repeat(
-                    np.arange(len(val)), rng.multinomial(len(names), [1 / len(names)] * len(names))[own]
-                )
-                cuts[i] = (
-                    threshold(labels[drawn], score[drawn], rule) if len(set(labels[drawn])) > 1 else np.nan
-                )
+                drawn = np.repeat(np.arange(len(val)), rng.multinomial(len(names), [1 / len(names)] * len(names))[own])
+                cuts[i] = threshold(labels[drawn], score[drawn], rule) if len(set(labels[drawn])) > 1 else np.nan
             first = (rng.permutation(len(names)) < len(names) / 2)[own]
             if min(len(set(labels[first])), len(set(labels[~first]))) == 2:
                 positive = score[~first] >= threshold(labels[first], score[first], rule)
@@ -266,16 +258,12 @@ def claims(scores: pd.DataFrame, *, same_data: bool = True, other_init: Collecti
     return table if same_data else table.assign(verdict="")
 
 
-def _claim(
-    recipe: Recipe, metric: str, found: Mapping[str, pd.DataFrame], runs: int, why: str
-) -> dict[str, object]:
+def _claim(recipe: Recipe, metric: str, found: Mapping[str, pd.DataFrame], runs: int, why: str) -> dict[str, object]:
     claim = recipe.claims.get(metric, np.nan)
     row: dict[str, object] = {"recipe": recipe.name, "metric": metric, "claim": claim, "runs": runs}
     row |= {"stored_output": recipe.stored_output.get(metric, np.nan), "verdict": ""}
     for protocol in found:
-        value, low, high, spread = (
-            found[protocol].loc[metric, ["value", "low", "high", "seed_sd"]].to_numpy(float)
-        )
+        value, low, high, spread = found[protocol].loc[metric, ["value", "low", "high", "seed_sd"]].to_numpy(float)
         row |= {protocol: value, f"{protocol}_low": low, f"{protocol}_high": high}
         if protocol == "published" and runs > 1:
             half = student.ppf(0.975, runs - 1) * spread * np.sqrt(1 + 1 / runs)
@@ -359,9 +347,7 @@ def shortcut_baselines(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFra
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=1000))
     folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=0)
     for share in audit.BORDERS:
-        border = pixels[:, audit.border_mask(pixels.shape[1], share)].reshape(len(pixels), -1) / np.float32(
-            255
-        )
+        border = pixels[:, audit.border_mask(pixels.shape[1], share)].reshape(len(pixels), -1) / np.float32(255)
         seen = {"X": border[~test], "y": labels[~test]}
         scores = np.empty(len(pixels))
         held_out = cross_val_predict(model, **seen, groups=patients[~test], cv=folds, method="predict_proba")

@@ -31,12 +31,7 @@ METRICS = (
 
 
 def point_metrics(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    threshold: float,
-    weights: np.ndarray | None = None,
-    *,
-    ranking: bool = True,
+    labels: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None, *, ranking: bool = True
 ) -> dict[str, np.ndarray]:
     """`METRICS` of labels and scores `(n,)` under many weights `(resamples, n)` at once, each `(resamples,)`.
 
@@ -47,12 +42,7 @@ def point_metrics(
     positive, classified = labels == 1, scores >= threshold
     tp, fn, fp, tn = (
         weights @ chosen.astype(np.float64)
-        for chosen in (
-            positive & classified,
-            positive & ~classified,
-            ~positive & classified,
-            ~positive & ~classified,
-        )
+        for chosen in (positive & classified, positive & ~classified, ~positive & classified, ~positive & ~classified)
     )
     total = tp + tn + fp + fn
     auc = average_precision = total * np.nan
@@ -171,9 +161,7 @@ def auc_interval(
     """AUC of one value an image `(n,)`, in any range and higher for positives, with its interval."""
     whole = float(weighted_auc(labels == 1, values, np.ones((1, len(labels))))[0])
     names, own = np.unique(patients, return_inverse=True)
-    return whole, *interval(
-        weighted_auc(labels == 1, values, bootstrap_weights(len(names), resamples)[:, own])
-    )
+    return whole, *interval(weighted_auc(labels == 1, values, bootstrap_weights(len(names), resamples)[:, own]))
 
 
 def table(scores: pd.DataFrame, *, split: str = "test", rule: str | float = "frozen") -> pd.DataFrame:

@@ -69,9 +69,7 @@ def weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     return _auc(*_cumulated(positive, scores, weights))
 
 
-def weighted_ranking(
-    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def weighted_ranking(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`weighted_auc` and, in the same pass, the average precision as scikit-learn defines it."""
     true, false = _cumulated(positive, scores, weights)
     classified = true + false
@@ -82,9 +80,7 @@ def weighted_ranking(
     return _auc(true, false), average
 
 
-def _cumulated(
-    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _cumulated(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weight of positives and negatives from the highest score down, each `(distinct scores, resamples)`."""
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
@@ -129,9 +125,7 @@ def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> tupl
     return aucs, covariance + both + both.T
 
 
-def delong_interval(
-    labels: np.ndarray, scores: np.ndarray, patients: np.ndarray
-) -> tuple[float, float, float]:
+def delong_interval(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
     """Mean AUC over the rows of `scores` `(k, n)`, with DeLong's interval over patients, cut at 0 and 1."""
     aucs, covariance = delong(labels, scores, patients)
     # Rounding can leave a spread of nothing just below 0.

@@ -52,9 +52,7 @@ def _split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     found = [i for i, x in enumerate(chain) if isinstance(x, convolutions) or x.name == "backbone"]
     pool = next((x for x in chain[found[-1] :] if isinstance(x, pools)), None) if found else None
     if pool is None:
-        raise DataInvalid(
-            f"{model.name} has no feature maps to look at. Fix: explain a convolutional network."
-        )
+        raise DataInvalid(f"{model.name} has no feature maps to look at. Fix: explain a convolutional network.")
     end = model.output if isinstance(chain[-1], pools) else chain[-1].input
     return keras.Model(model.input, pool.input), keras.Model(pool.input, end)
 
@@ -66,9 +64,7 @@ def _log_odds(predictor: Predictor, above: keras.Model) -> Callable[[Any], Any]:
     else:
         kernel = np.asarray(predictor.model.layers[-1].kernel, dtype=np.float32)
         direction = kernel[:, 0] if kernel.shape[1] == 1 else kernel[:, 1] - kernel[:, 0]
-    return lambda features: keras.ops.sum(
-        keras.ops.matmul(above(features, training=False), direction[:, None])
-    )
+    return lambda features: keras.ops.sum(keras.ops.matmul(above(features, training=False), direction[:, None]))
 
 
 def _gradient(function: Callable[[Any], Any], at: Any) -> Any:
@@ -138,9 +134,7 @@ def localisation(maps: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> p
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def checks(
-    predictor: Predictor, pixels: np.ndarray, masks: np.ndarray, patients: np.ndarray
-) -> dict[str, float | str]:
+def checks(predictor: Predictor, pixels: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> dict[str, float | str]:
     """What the heat maps of a recipe are worth on pneumonias whose lesions are known, as one row of a table.
 
     `recipe, n`, `pointing` and `energy` of `localisation` with intervals, those of `center_prior`, the mean

@@ -5,6 +5,8 @@ Everything after training is a pure function of it. A table from `load` also hol
 threshold of the run: at or above it an image is classified as pneumonia.
 """
 
+from collections.abc import Collection
+
 import pandas as pd
 
 from xraylib import paths
@@ -18,12 +20,10 @@ SPLITS = ("train", "val", "swapped", "test", "external")
 CONSTANT = "majority-class"
 
 
-def load(dataset: str) -> pd.DataFrame:
-    """Return the scores of every run of a report, checked, with the frozen `threshold` of each run."""
-    if not (found := runs.find(dataset)):
-        raise NotFound(
-            f"no runs in {paths.REPORTS / dataset / 'runs'}. Fix: `make reproduce DATASET={dataset}`."
-        )
+def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
+    """Return the scores of a report's runs, of all recipes or some, checked, with each run's frozen `threshold`."""
+    if not (found := [run for run in runs.find(dataset) if recipes is None or run.recipe in recipes]):
+        raise NotFound(f"no runs in {paths.REPORTS / dataset / 'runs'}. Fix: `make reproduce DATASET={dataset}`.")
     table = pd.concat([run.scores.assign(threshold=run.threshold) for run in found], ignore_index=True)
     check(table)
     return table
@@ -57,9 +57,7 @@ def check(scores: pd.DataFrame) -> None:
     if scores.empty:
         raise DataInvalid("the scores table is empty. Fix: train a recipe first.")
     # Another hospital may give its patients the same names.
-    inside = scores.assign(
-        split=scores["split"].where(scores["split"] != "external").replace("swapped", "val")
-    )
+    inside = scores.assign(split=scores["split"].where(scores["split"] != "external").replace("swapped", "val"))
     strict, run = scores["protocol"] == "strict", ["recipe", "protocol", "seed"]
     kind = scores["kind"].map({"normal": 0, "bacteria": 1, "virus": 1})
     labels = scores.groupby(["split", "image_id"])["label"]
@@ -71,8 +69,7 @@ def check(scores: pd.DataFrame) -> None:
         "has a label that is not 0 or 1": ~scores["label"].isin([0, 1]),
         "is there twice": scores.duplicated([*run, "split", "image_id"]),
         # The row that most others contradict is named.
-        "has two labels": (labels.transform("nunique") > 1)
-        & (scores["label"] != labels.transform("median").round()),
+        "has two labels": (labels.transform("nunique") > 1) & (scores["label"] != labels.transform("median").round()),
         "has a label that its kind contradicts": kind.notna() & (kind != scores["label"]),
         "has two patients": _differs(scores, ["split", "image_id"], "patient"),
         "is in two splits": strict & _differs(inside, [*run, "image_id"], "split"),

@@ -126,9 +126,7 @@ def acquisition(external: pd.DataFrame, films: pd.DataFrame, pixels: np.ndarray)
     }
     spread = pd.Series(values["standard deviation"])
     mean = external.groupby(["recipe", "image_id"], sort=False)["score"].mean()
-    values |= {
-        str(name): part.droplevel(0)[films["image_id"]].to_numpy() for name, part in mean.groupby("recipe")
-    }
+    values |= {str(name): part.droplevel(0)[films["image_id"]].to_numpy() for name, part in mean.groupby("recipe")}
     rows = []
     for name, value in values.items():
         auc, low, high = metrics.auc_interval(labels, value, patients)
@@ -170,9 +168,7 @@ def score_views(recipe: str, dataset: str, study: str) -> pd.DataFrame:
     return pd.concat(parts.values(), ignore_index=True)
 
 
-def _untouched(
-    run: runs.Run, split: str, known: pd.DataFrame | None, file: Path, rows_of: pd.Series
-) -> pd.DataFrame:
+def _untouched(run: runs.Run, split: str, known: pd.DataFrame | None, file: Path, rows_of: pd.Series) -> pd.DataFrame:
     """The run's own scores of a split, with the views that `known` holds of this run already."""
     own = run.scores[run.scores["split"] == split].rename(columns={"score": CLEAN})
     if not own["image_id"].isin(rows_of.index).all():
@@ -215,9 +211,7 @@ def load_views(dataset: str, study: str) -> pd.DataFrame:
     table = pd.concat([_read(file) for file in files], ignore_index=True)
     if study == "framing":
         table = table.dropna(ignore_index=True)  # runs that were not scored in every view yet
-    clean = table.assign(protocol="strict", split=STUDIES[study]()[0], kind="").rename(
-        columns={CLEAN: "score"}
-    )
+    clean = table.assign(protocol="strict", split=STUDIES[study]()[0], kind="").rename(columns={CLEAN: "score"})
     check(clean[list(runs.SCORE_COLUMNS)])
     return table
 
@@ -336,18 +330,10 @@ def framing_explained(views: pd.DataFrame, scores: pd.DataFrame, aspects: pd.Dat
         share = (values[:, 0] - values[:, 1]) / (values[:, 0] - values[:, 2])
         row = {"recipe": recipe, "runs": len(values)}
         row |= dict(zip(("validation", "at_test_framing", "test"), values.mean(axis=0), strict=True))
-        half = (
-            student.ppf(0.975, len(share) - 1) * share.std(ddof=1) / len(share) ** 0.5
-            if len(share) > 1
-            else np.nan
-        )
+        half = student.ppf(0.975, len(share) - 1) * share.std(ddof=1) / len(share) ** 0.5 if len(share) > 1 else np.nan
         rows.append(
             row
-            | {
-                "explained": share.mean(),
-                "explained_low": share.mean() - half,
-                "explained_high": share.mean() + half,
-            }
+            | {"explained": share.mean(), "explained_low": share.mean() - half, "explained_high": share.mean() + half}
         )
     return pd.DataFrame(rows)
 
@@ -404,10 +390,7 @@ def ood_scores(dataset: str, others: Collection[str] = ()) -> pd.DataFrame:
     train, val, test = (assigned[assigned["split"] == split] for split in ("train", "val", "test"))
     inverted = corrupt(images.load_pixels(whole, size)[test.index], "inversion", 1)
     judged = [
-        (
-            part.assign(group=f"{split}, " + part["label"].map({0: "normal", 1: "pneumonia"})),
-            features[part.index],
-        )
+        (part.assign(group=f"{split}, " + part["label"].map({0: "normal", 1: "pneumonia"})), features[part.index])
         for split, part in (("validation", val), ("test", test))
     ]
     judged.append((test.assign(group="test, inverted"), probe.describe(frozen, inverted)))

@@ -19,9 +19,7 @@ OVER_PATIENTS = "Lines: 95% intervals over patients, and over runs where there a
 MANY = 5
 
 
-def blank(
-    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
-) -> tuple[Figure, np.ndarray]:
+def blank(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
     """Return an empty figure of some inches and its axes `(rows, columns)`; `options` go to `subplots`."""
     fig = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
     axes = fig.subplots(rows, columns, squeeze=False, **options)
@@ -132,9 +130,7 @@ def forest(
             shift = (names.index(one[within]) - (len(names) - 1) / 2) * 0.7 / len(names) if several else 0.0
             y, colour = rows.index(one[row]) + shift, colours[one[within]]
             ax.plot([one[low], one[high]], [y, y], color=colour, linewidth=1.8, clip_on=False)
-            ax.plot(
-                one[value], y, "o", color=colour, ms=4 if several and len(names) > 2 else 6, clip_on=False
-            )
+            ax.plot(one[value], y, "o", color=colour, ms=4 if several and len(names) > 2 else 6, clip_on=False)
             if text:
                 place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}
                 said = f"{one[value]:.2f} ({one[low]:.2f}–{one[high]:.2f})"
@@ -218,28 +214,18 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     for number, (name, colour) in enumerate(colours.items()):
         part = response[response["recipe"] == name].set_index("view").loc[views]
         places = np.arange(len(views)) + 0.04 * number
-        ends = np.abs(
-            part[["specificity_low", "specificity_high"]].T.to_numpy() - part["specificity"].to_numpy()
-        )
-        right.errorbar(
-            places, part["specificity"], ends, color=colour, marker="o", ms=3.5, lw=1.4, elinewidth=0.7
-        )
+        ends = np.abs(part[["specificity_low", "specificity_high"]].T.to_numpy() - part["specificity"].to_numpy())
+        right.errorbar(places, part["specificity"], ends, color=colour, marker="o", ms=3.5, lw=1.4, elinewidth=0.7)
         row = tests.loc[name, ["specificity", "specificity_low", "specificity_high"]].to_numpy(dtype=float)
         look: dict[str, Any] = {"color": colour, "marker": "D", "ms": 5, "elinewidth": 0.7}
         right.errorbar(len(views) + 0.08 * number, row[0], np.abs(row[1:, None] - row[0]), **look)
     right.axvspan(len(views) - 0.4, len(views) + 0.9, color=FAINT, alpha=0.35, linewidth=0)
     kept = ["whole", *(f"{float(view.split()[1]):.0%}" for view in views[1:]), "official test,\nas it is"]
     right.set_xticks(range(len(kept)), kept)
-    right.set(
-        ylim=(-0.02, 1.02),
-        xlabel="share of a normal's rows that is kept, then stretched",
-        ylabel="specificity",
-    )
+    right.set(ylim=(-0.02, 1.02), xlabel="share of a normal's rows that is kept, then stretched", ylabel="specificity")
     right.set_title("validation normals, cut at top and bottom")
     note = "Left: the threshold is 0.5 but in the last row. Right: the frozen one. Lines: 95% intervals."
-    return head(
-        fig, "Why do good networks fall on the official test? In part they read the framing.", note, colours
-    )
+    return head(fig, "Why do good networks fall on the official test? In part they read the framing.", note, colours)
 
 
 @style.styled

@@ -62,9 +62,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, html
             ) from error
         except DeadKernelError as error:
             fix = "free some memory, then run the same command again"
-            raise Failed(
-                f"{notebook.name}: its kernel died, perhaps for want of memory. Fix: {fix}."
-            ) from error
+            raise Failed(f"{notebook.name}: its kernel died, perhaps for want of memory. Fix: {fix}.") from error
         if html is not None:
             write_page(temporary, html, notebook.stem)
     failed.unlink(missing_ok=True)

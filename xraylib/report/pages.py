@@ -94,10 +94,7 @@ def write_readme_table(readme: Path) -> None:
 def _environment() -> jinja2.Environment:
     loader, strict = jinja2.PackageLoader("xraylib.report"), jinja2.StrictUndefined
     environment = jinja2.Environment(
-        loader=loader,
-        autoescape=lambda name: ".html" in str(name),
-        undefined=strict,
-        keep_trailing_newline=True,
+        loader=loader, autoescape=lambda name: ".html" in str(name), undefined=strict, keep_trailing_newline=True
     )
     environment.filters["value"] = _value
     environment.filters["interval"] = lambda row, name: [row[name + end] for end in ("", "_low", "_high")]

@@ -55,8 +55,7 @@ def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFr
     some = None if recipes is None else list(recipes)
     if some is not None and not any(runs.find(dataset, name) for name in some):
         return pd.DataFrame(columns=list(LEADERBOARD))
-    table, rows = comparisons.of_protocols(scores.load(dataset)), []
-    table = table if some is None else table[table["recipe"].isin(some)]
+    table, rows = comparisons.of_protocols(scores.load(dataset, some)), []
     for row in metrics.table(table).to_dict(orient="records") if len(table) else []:
         recipe, made = row["recipe"], runs.find(dataset, row["recipe"], row["protocol"])
         if any(run.settings[key] != made[0].settings[key] for run in made for key in ("choices", "init")):

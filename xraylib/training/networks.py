@@ -46,9 +46,7 @@ def scratch_cnn(x: Any, size: int, weights: Weights) -> Any:
     x = layers.Rescaling(1 / 255)(x)
     x = layers.Concatenate()([x, x, x])
     for filters in (16, 32, 64, 128):
-        x = layers.Conv2D(
-            filters, 3, padding="same", use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-4)
-        )(x)
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-4))(x)
         x = layers.BatchNormalization(momentum=0.9)(x)
         x = layers.ReLU()(x)
         x = layers.MaxPooling2D()(x)
@@ -57,9 +55,7 @@ def scratch_cnn(x: Any, size: int, weights: Weights) -> Any:
     return layers.Dropout(0.3)(x)
 
 
-def backbone(
-    x: Any, network: str, size: int, weights: Weights, *, scaled: bool = True, **options: Any
-) -> Any:
+def backbone(x: Any, network: str, size: int, weights: Weights, *, scaled: bool = True, **options: Any) -> Any:
     """Features of a Keras application without its top, which is one layer `backbone`, to freeze or free.
 
     Its input is in -1…1, or in 0…255 where it is not `scaled`.
@@ -179,9 +175,7 @@ class Head:
 
 HEADS = {
     "sigmoid": Head(1, "sigmoid", keras.losses.BinaryCrossentropy),
-    "two-logits": Head(
-        2, "linear", lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="loss")
-    ),
+    "two-logits": Head(2, "linear", lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="loss")),
 }
 
 
@@ -235,25 +229,26 @@ class RandomRendering(layers.Layer):
             return inputs
         ops, shape = keras.ops, (keras.ops.shape(inputs)[0], 1, 1, 1)
         gamma, contrast, brightness = (
-            keras.random.uniform(shape, -limit, limit, seed=self.seeds, dtype="float32")
-            for limit in self.ranges
+            keras.random.uniform(shape, -limit, limit, seed=self.seeds, dtype="float32") for limit in self.ranges
         )
         films = ops.clip(ops.cast(inputs, "float32") / 255.0, 1e-4, 1.0) ** ops.exp(gamma)
         films = (films - 0.5) * (1.0 + contrast) + 0.5 + brightness
         return ops.cast(255.0 * ops.clip(films, 0.0, 1.0), inputs.dtype)
 
 
+def _geometric() -> list[layers.Layer]:
+    return [
+        layers.RandomRotation(0.03, fill_mode="constant"),
+        layers.RandomTranslation(0.05, 0.05, fill_mode="constant"),
+        layers.RandomZoom(0.1, fill_mode="constant"),
+    ]
+
+
 AUGMENTATIONS: dict[str, Callable[[], keras.Sequential]] = {
     "flip": lambda: keras.Sequential([layers.RandomFlip("horizontal")], name="flip"),
-    "geometric": lambda: keras.Sequential(
-        [
-            layers.RandomRotation(0.03, fill_mode="constant"),
-            layers.RandomTranslation(0.05, 0.05, fill_mode="constant"),
-            layers.RandomZoom(0.1, fill_mode="constant"),
-        ],
-        name="geometric",
-    ),
+    "geometric": lambda: keras.Sequential(_geometric(), name="geometric"),
     "reframe": lambda: keras.Sequential([RandomFraming()], name="reframe"),
+    "reframe-geometric": lambda: keras.Sequential([RandomFraming(), *_geometric()], name="reframe_geometric"),
     "reframe-render": lambda: keras.Sequential([RandomFraming(), RandomRendering()], name="reframe_render"),
 }
 
@@ -285,9 +280,7 @@ def build(
 
 
 # SHA-256 of weight files whose origin is known; a row names other files by their own hash.
-KNOWN_WEIGHTS = {
-    "c9e9872133be71e5612b6745b9c045c04992d6a665951d016d9843024f588b31": "imagenet (recovered MobileNetV2)"
-}
+KNOWN_WEIGHTS = {"c9e9872133be71e5612b6745b9c045c04992d6a665951d016d9843024f588b31": "imagenet (recovered MobileNetV2)"}
 
 
 def load_weights(model: keras.Model, file: Path) -> None:
@@ -320,9 +313,7 @@ def get_weights(network: str, init: str) -> Weights:
         return _from_keras(network, name) if paths.WEIGHTS is None else _from_file(paths.WEIGHTS / name)
     if init.endswith(".weights.h5"):
         return _from_file(Path(init))
-    raise NotFound(
-        f"there is no initialisation {init!r}. Fix: random, imagenet, or the path of a .weights.h5 file."
-    )
+    raise NotFound(f"there is no initialisation {init!r}. Fix: random, imagenet, or the path of a .weights.h5 file.")
 
 
 def _from_file(file: Path) -> Weights:
@@ -353,9 +344,7 @@ def save_weights(model: keras.Model, file: Path) -> None:
         model.save_weights(temporary)
 
 
-def predict(
-    model: keras.Model, head: str, pixels: np.ndarray, rows: np.ndarray, batch_size: int
-) -> np.ndarray:
+def predict(model: keras.Model, head: str, pixels: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
     """P(pneumonia), float64 `(len(rows),)`, of some rows of the uint8 pixels `(n, size, size, 1)`."""
     found = []
     for start in range(0, len(rows), batch_size):

@@ -23,13 +23,14 @@ from xraylib.training.runs import TRAINING_VERSION, versions
 
 BATCH = 32
 
+# Augmented copies of each training image.
+VIEWS = 4
+
 # Inverse strengths of the L2 penalty that validation chooses from.
 STRENGTHS = tuple(10.0**power for power in range(-5, 1))
 
 
-def pooled(
-    manifest: pd.DataFrame, network: str, size: int, weights: networks.Weights, seed: int
-) -> np.ndarray:
+def pooled(manifest: pd.DataFrame, network: str, size: int, weights: networks.Weights, seed: int) -> np.ndarray:
     """Features of every image of a manifest, float32 `(n, features)`, computed once and kept in the cache.
 
     `seed` draws the weights when they are random and is not read otherwise.
@@ -67,11 +68,7 @@ def describe(frozen: keras.Model, pixels: np.ndarray) -> np.ndarray:
     """Features, float32 `(n, features)`, of uint8 pixels `(n, size, size, 1)`."""
     found = []
     for start in tqdm(
-        range(0, len(pixels), BATCH),
-        desc="features",
-        unit="batch",
-        leave=False,
-        disable="TQDM_DISABLE" in os.environ,
+        range(0, len(pixels), BATCH), desc="features", unit="batch", leave=False, disable="TQDM_DISABLE" in os.environ
     ):
         # A last batch of another length would be compiled anew: it is filled up and cut again.
         batch = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)
@@ -81,9 +78,18 @@ def describe(frozen: keras.Model, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def fit(
-    features: np.ndarray, labels: np.ndarray, split: np.ndarray
-) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+def augmented(frozen: keras.Model, pixels: np.ndarray, augmentation: str, seed: int) -> np.ndarray:
+    """Features of `VIEWS` augmented copies of uint8 pixels `(n, size, size, 1)`, a copy of all after another."""
+    keras.utils.set_random_seed(seed)
+    change, views = networks.AUGMENTATIONS[augmentation](), []
+    for _ in range(VIEWS):
+        parts = [np.asarray(pixels[start : start + 256], np.float32) for start in range(0, len(pixels), 256)]
+        changed = [keras.ops.convert_to_numpy(change(part, training=True)) for part in parts]
+        views.append(describe(frozen, np.concatenate([np.rint(films).astype(np.uint8) for films in changed])))
+    return np.concatenate(views)
+
+
+def fit(features: np.ndarray, labels: np.ndarray, split: np.ndarray) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Fit on `train`; choose the penalty and calibrate (Platt) on `val`; `test` rows are not looked at.
 
     Returns the head (`coefficients` and `intercept`, float64, scaling and calibration folded in) and one row

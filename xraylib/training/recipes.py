@@ -314,10 +314,14 @@ def _balanced(imbalance: str, short: str) -> Recipe:
 
 
 def _reframed(recipe: Recipe) -> Recipe:
-    """Return a recipe with random framing in training, its epoch and threshold chosen on swapped films."""
+    """Return a recipe with random framing in training, its epoch and threshold chosen on swapped films.
+
+    A phase ends after 20 epochs without a better one: on swapped films the first can be the best for long.
+    """
     name, title = f"{recipe.name}-reframed", f"{recipe.title}, framing made random in training (ours)"
-    changed: dict[str, Any] = {"augmentation": "reframe", "validation": "framing", "corrected": ()}
-    changed |= {"source": "this repository"} | _OURS
+    framing = "reframe" if recipe.augmentation is None else f"reframe-{recipe.augmentation}"
+    changed: dict[str, Any] = {"augmentation": framing, "validation": "framing", "corrected": ()}
+    changed |= {"patience": 20, "source": "this repository"} | _OURS
     return replace(recipe, name=name, title=title, **changed)
 
 
@@ -359,9 +363,7 @@ FLAGSHIP = Recipe(
 )
 
 # The small experiment without and with each class-imbalance method.
-IMBALANCE_RECIPES = tuple(
-    f"{MOBILENET_SMALL.name}{end}" for end in ("", "-weighted", "-oversampled", "-undersampled")
-)
+IMBALANCE_RECIPES = tuple(f"{MOBILENET_SMALL.name}{end}" for end in ("", "-weighted", "-oversampled", "-undersampled"))
 
 _ALL = (
     *(INCEPTION, SCRATCH_CNN, TINY_CNN, RESNET, MOBILENET_SMALL),
@@ -369,7 +371,7 @@ _ALL = (
     _balanced("oversample", "oversampled"),
     _balanced("undersample", "undersampled"),
     *(KERASIO, MOBILENET_FROZEN, FLAGSHIP),
-    *map(_reframed, (TINY_CNN, SCRATCH_CNN, KERASIO)),
+    *map(_reframed, (TINY_CNN, SCRATCH_CNN, KERASIO, MOBILENET_SMALL, MOBILENET_FROZEN)),
     *map(_single_feature, ("majority class", "file size", "mean intensity")),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}

@@ -132,14 +132,10 @@ def read(folder: Path) -> Run:
         about = json.loads((folder / "run.json").read_text())
         return Run(about["recipe"], about["protocol"], about["seed"], folder, about)
     except (ValueError, KeyError) as error:
-        raise DataInvalid(
-            f"{folder / 'run.json'} is no run ({error}). Fix: delete it, train again."
-        ) from error
+        raise DataInvalid(f"{folder / 'run.json'} is no run ({error}). Fix: delete it, train again.") from error
 
 
-def write(
-    settings: dict[str, Any], history: pd.DataFrame, scores: pd.DataFrame, rule: str | float, model: Path
-) -> Run:
+def write(settings: dict[str, Any], history: pd.DataFrame, scores: pd.DataFrame, rule: str | float, model: Path) -> Run:
     """Write a run, its threshold chosen by `rule`; it replaces another as a whole or not at all."""
     place = folder(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed")))
     with atomic_folder(place) as new:

@@ -41,8 +41,7 @@ def threshold(labels: np.ndarray, scores: np.ndarray, rule: str | float) -> floa
         chosen = np.argmin(cost)
     else:
         raise NotFound(
-            f"there is no rule {rule!r} for a threshold. Fix: a number, `youden`, "
-            "`sensitivity 0.95` or `cost 5`."
+            f"there is no rule {rule!r} for a threshold. Fix: a number, `youden`, `sensitivity 0.95` or `cost 5`."
         )
     best = float(cuts[chosen])
     below = scores[scores < best]

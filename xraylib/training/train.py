@@ -120,9 +120,7 @@ def _fit_network(
     labels = manifest["label"].to_numpy()
     train, val = (assigned.index[assigned["split"] == split].to_numpy() for split in ("train", "val"))
     keras.utils.set_random_seed(seed)
-    model = networks.build(
-        recipe.network, recipe.size, recipe.head, weights=weights, augmentation=recipe.augmentation
-    )
+    model = networks.build(recipe.network, recipe.size, recipe.head, weights=weights, augmentation=recipe.augmentation)
 
     def score(films: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return _finite(networks.predict(model, recipe.head, films, rows, recipe.batch_size), recipe)
@@ -150,8 +148,7 @@ def _fit_network(
             seen = model.fit(batches, epochs=1, verbose=0, shuffle=False).history
             validated = score(pixels, val)
             views = {
-                f"val_auc_{view}": roc_auc_score(labels[val], score(films, all_val))
-                for view, films in swapped.items()
+                f"val_auc_{view}": roc_auc_score(labels[val], score(films, all_val)) for view, films in swapped.items()
             }
             val_loss = log_loss(labels[val], validated, labels=[0, 1])
             progress.end_epoch(
@@ -188,9 +185,7 @@ def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> No
     accuracy: Callable[..., keras.metrics.Metric] = (
         keras.metrics.BinaryAccuracy if head.units == 1 else keras.metrics.SparseCategoricalAccuracy
     )
-    model.compile(
-        optimizer=keras.optimizers.Adam(rate), loss=head.loss(), metrics=[accuracy(name="accuracy")]
-    )
+    model.compile(optimizer=keras.optimizers.Adam(rate), loss=head.loss(), metrics=[accuracy(name="accuracy")])
     model.optimizer.build(model.trainable_variables)
 
 
@@ -208,9 +203,22 @@ def _fit_probe(
     else:
         features = probe.pooled(manifest, recipe.network, recipe.size, weights, settings["seed"])
     features = features[assigned.index]
-    head, history = probe.fit(features, assigned["label"].to_numpy(), assigned["split"].to_numpy())
+    labels, split = assigned["label"].to_numpy(), assigned["split"].to_numpy()
+    fitted, swapped = (features, labels, split), None
+    if recipe.augmentation is not None:
+        pixels = images.load_pixels(manifest, recipe.size)[assigned.index]
+        frozen = probe.extractor(recipe.network, recipe.size, weights, settings["seed"])
+        views = probe.augmented(frozen, pixels[split == "train"], recipe.augmentation, settings["seed"])
+        swapped = probe.describe(frozen, corruptions.swap_framing(pixels[split == "val"], labels[split == "val"]))
+        names = np.repeat(["train", "val"], [len(views), len(swapped)])
+        truth = np.concatenate([np.resize(labels[split == "train"], len(views)), labels[split == "val"]])
+        fitted = np.concatenate([views, swapped]), truth, names
+    head, history = probe.fit(*fitted)
     probe.save(head, folder / runs.MODEL_FILES[recipe.fit])
     scored = assigned.assign(score=probe.predict(head, features))
+    if swapped is not None:
+        films = assigned[split == "val"].assign(split="swapped", score=probe.predict(head, swapped))
+        scored = pd.concat([scored, films])
     return history, scored, {"train_seconds": time.perf_counter() - started, "epochs": 0}
 
 
@@ -232,9 +240,7 @@ def _scores(settings: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
 class Batches(keras.utils.PyDataset):
     """Batches of one length from the memory-mapped pixels; what fills no batch waits for another epoch."""
 
-    def __init__(
-        self, pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray, weights: np.ndarray, size: int
-    ):
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray, weights: np.ndarray, size: int):
         super().__init__()
         self.pixels, self.labels, self.weights = pixels, labels, weights
         self.size = min(size, len(rows))
