@@ -83,10 +83,7 @@ def read_folder(films: Path, quick: bool) -> list[dict]:
         ("Folder to array, again (cache)", "second pass", ours),
     ):
         times = alternate(mine, lambda: read(prepared), 2 if quick else 5)
-        title, against = (
-            f"{title}, {len(table)} images of {SIZE} px",
-            f"`image_dataset_from_directory`, {which}",
-        )
+        title, against = (f"{title}, {len(table)} images of {SIZE} px", f"`image_dataset_from_directory`, {which}")
         rows.append(row(title, against, "images/s", times, len(table)))
     return rows
 
@@ -177,9 +174,7 @@ def memory(films: Path, quick: bool) -> list[dict]:
         "Pillow and `np.stack`, the same images",
     )
     against = {f"the same, {few} images": "few", stacked: "stacked"}
-    return [
-        row(what, name, "MB", {"ours": peaks["many"], "peer": peaks[key]}) for name, key in against.items()
-    ]
+    return [row(what, name, "MB", {"ours": peaks["many"], "peer": peaks[key]}) for name, key in against.items()]
 
 
 def _peak(films: Path, how: str, count: int) -> float:
@@ -202,9 +197,7 @@ def line(found: dict[str, Any]) -> str:
     """One row of the Markdown table."""
     unit, pairs = found["unit"], list(zip(found["ours"], found["peer"], strict=True))
     ratios = [mine / other if found["more_is_better"] else other / mine for mine, other in pairs]
-    ours, peer, ratio = (
-        _digits(statistics.median(values)) for values in (found["ours"], found["peer"], ratios)
-    )
+    ours, peer, ratio = (_digits(statistics.median(values)) for values in (found["ours"], found["peer"], ratios))
     ratio = f"{ratio} ({_digits(min(ratios))}–{_digits(max(ratios))})"
     return f"| {found['what']} | {ours} {unit} | {found['against']}: {peer} {unit} | {ratio} | {len(pairs)} |"
 
@@ -223,9 +216,7 @@ def main(quick: bool) -> None:
         quiet = {"XRAYLIB_CACHE": f"{folder}/cache", "TQDM_DISABLE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         for group in GROUPS:
             command = [sys.executable, __file__, group, str(written), *["--quick"] * quick]
-            done = subprocess.run(
-                command, env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True
-            )
+            done = subprocess.run(command, env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True)
             rows += json.loads(done.stdout.splitlines()[-1])
     names = ("keras", "scikit-learn", "numpy", "pillow")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
