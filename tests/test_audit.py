@@ -171,3 +171,15 @@ def test_a_single_feature_baseline_sees_that_feature_alone(phantom):
     assert not audit.single_feature(phantom, "majority class", 32).any()
     for name in ("file size", "mean intensity"):
         np.testing.assert_allclose(audit.single_feature(phantom, name, 32)[:, 0], table[name])
+
+
+def test_numbering_says_where_the_splits_lie_in_each_series(phantom):
+    names = ["IM-0001-01", "IM-0003-01", "IM-0115-01", "NORMAL2-IM-0007-01", "person80_virus_1", "person9_virus_2"]
+    films = pd.DataFrame({"image_id": names, "label": [0, 0, 0, 0, 1, 1], "split": ["test", "test", "train"] * 2})
+    films["patient"] = ["IM-0001", "IM-0003", "IM-0115", "NORMAL2-IM-0007", "person80_virus", "person9_virus"]
+    films["kind"] = ["normal"] * 4 + ["virus"] * 2
+    table = audit.numbering(films).set_index(["series", "split"])
+    assert table.loc[("IM-", "test"), ["images", "first", "last", "inside"]].tolist() == [2, 1, 3, 0]
+    assert table.loc[("NORMAL2-IM-", "test"), "first"] == 7 and table.loc[("virus", "train"), "first"] == 9
+    # Names without a number, as a folder of one's own may have, are left out.
+    assert audit.numbering(films.assign(patient="alice")).empty

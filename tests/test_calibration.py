@@ -177,7 +177,19 @@ def test_net_benefit_is_counted_image_by_image():
     everybody = decision_curve(test.assign(score=1.0))
     assert found["all"].tolist() == pytest.approx(everybody["benefit"].tolist())
     perfect = decision_curve(test.assign(score=test["label"].astype(float)))
-    np.testing.assert_allclose(perfect["benefit"], test["label"].mean())
+    np.testing.assert_allclose(perfect["benefit"], test["label"].mean(), rtol=1e-5)
+
+
+def test_at_another_prevalence_net_benefit_is_that_of_so_many_more_negatives():
+    test = builders.scores(n=90, seeds=(0,)).query("split == 'test'")
+    more = pd.concat([test, *[test[test["label"] == 0]] * 4])
+    before, p = test["label"].mean(), more["label"].mean()
+    odds = test["score"] / (1 - test["score"]) * p / (1 - p) * (1 - before) / before
+    known = decision_curve(more.assign(score=odds / (1 + odds)))
+    found = decision_curve(test, p)
+    for column in ("benefit", "all", "gain"):
+        assert found[column].tolist() == pytest.approx(known[column].tolist())
+    assert found["benefit"].max() < decision_curve(test)["benefit"].max()
 
 
 def test_no_temperature_is_claimed_where_validation_is_perfectly_separated():

@@ -10,7 +10,7 @@ from scipy.stats import t as student
 from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
 
-from xraylib.datasets import images, manifest
+from xraylib.datasets import images, manifest, splits
 from xraylib.datasets.phantom import PhantomSettings
 from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
 from xraylib.evaluation import comparisons, metrics
@@ -351,6 +351,20 @@ def test_an_image_level_random_split_is_taken_apart_by_the_official_folder():
     assert row["images"] == 20 and row["right"] == pytest.approx((hard["score"] < 0.5).mean())
     assert row["right_low"] < row["right"] < row["right_high"] < 1
     assert (found["right"].drop("normal, from the test folder") == 1).all()
+
+
+def test_leaked_patients_are_compared_with_the_others_of_their_class(phantom):
+    assigned = splits.assign(phantom, "random-per-image", 0)
+    trained = set(assigned.loc[assigned["split"] == "train", "patient"])
+    test = assigned[assigned["split"] == "test"].assign(recipe="r", protocol="random-per-image", seed=0, threshold=0.5)
+    known = test["patient"].isin(trained)
+    right = test["label"].where(known | (np.arange(len(test)) % 2 == 0), 1 - test["label"])
+    found = comparisons.leaked(test.assign(score=right.astype(float)), phantom).set_index("diagnosis")
+    assert (found["leaked"].sum(), found["unleaked"].sum()) == (known.sum(), (~known).sum())
+    row = found.loc["pneumonia"]
+    share = (right == test["label"])[~known & (test["label"] == 1)].mean()
+    assert row["right_leaked"] == 1 and row["right_unleaked"] == pytest.approx(share)
+    assert 0 < row["low"] <= row["difference"] <= row["high"]
 
 
 @pytest.mark.parametrize("planted", [True, False])

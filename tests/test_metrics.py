@@ -10,7 +10,7 @@ from scipy.stats import norm
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from xraylib.evaluation.metrics import METRICS, auc_interval, evaluate, point_metrics, predictive, table
+from xraylib.evaluation.metrics import METRICS, auc_interval, effective_size, evaluate, point_metrics, predictive, table
 from xraylib.storage import DataInvalid
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -184,3 +184,13 @@ def test_the_table_has_one_row_a_recipe_and_protocol():
         expected = found.loc[metric, ["value", "low", "high"]].tolist()
         assert rows.loc[1, columns].tolist() == pytest.approx(expected)
     assert rows["threshold"].tolist() == [0.5, 0.4]
+
+
+def test_images_of_one_patient_count_as_fewer():
+    whole = builders.scores(n=200, images=1, seeds=(0, 1))
+    alone, many = (part[part["split"] == "test"] for part in (whole, builders.scores(n=200, images=5, noise=0.2)))
+    assert effective_size(alone) == pytest.approx(200)
+    assert 200 <= effective_size(many) < 300 < len(many)
+    # Seeds that were tested on different images have no size in common.
+    apart = alone.assign(image_id=alone["image_id"] + alone["seed"].astype(str))
+    assert np.isnan(effective_size(apart))

@@ -345,3 +345,19 @@ def test_aspect_ratios_are_read_off_files_that_differ_in_it(small_phantom):
     table = shift.aspect_ratios("phantom")
     mean = table.groupby(["split", "label"])["aspect"].mean()
     assert mean["train", 0] < mean["test", 0] < mean["test", 1] and (table["error"] == 0).all()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_numbers_that_are_one_child_are_recognised_by_their_images(same):
+    rng, rows, features = np.random.default_rng(0), [], []
+    for number in range(80):
+        child = {kind: rng.normal(size=40) for kind in ("bacteria", "virus")}
+        child["virus"] = child["bacteria"] if same else child["virus"]
+        for kind, copies in (("bacteria", 2), ("virus", 1)):
+            for _ in range(copies):
+                rows.append({"patient": f"person{number}_{kind}", "kind": kind, "label": 1})
+                features.append(child[kind] + rng.normal(size=40) + (kind == "virus"))
+    found = shift.identity(pd.DataFrame(rows), np.array(features)).set_index("pairing")
+    assert found.loc["bacteria: two images of one number", "low"] > 0.8
+    row = found.loc["bacteria and virus: one number"]
+    assert row["low"] > 0.8 if same else row["low"] < 0.5 < row["high"]

@@ -1,7 +1,7 @@
 """`python -m xraylib`: data, training, prediction, validation on other and on corrupted images, the report.
 
-Exit status: 0 done, 1 something the user can fix (one message on stderr), 2 wrong usage, 3 done but for
-some files, which are named. Nothing heavy is imported before a command needs it, so that `--help` is quick.
+Exit status: 0 done, 1 something the user can fix (one message on stderr), 2 wrong usage, 3 done but for some files,
+which are named. Nothing heavy is imported before a command needs it, so that `--help` is quick.
 """
 
 import argparse

@@ -47,11 +47,11 @@ def use(
 ) -> Accelerator:
     """Set Keras up for the device that is there, or for the one asked for, and seed its generators with 0.
 
-    `device="auto"` takes a TPU before a GPU before the CPU; another name is taken or refused with `NotFound`.
-    `backend` is by default `KERAS_BACKEND` where it is set, JAX on a TPU or where only JAX sees the GPU,
-    TensorFlow elsewhere. `devices` share each batch (`keras.distribution.DataParallel`, JAX only), by default
-    all of an accelerator and one CPU; more CPUs than one are simulated, for testing. `precision` is by
-    default mixed_bfloat16 on a TPU, float32 elsewhere; heads end in float32 all the same.
+    `device="auto"` takes a TPU before a GPU before the CPU; another name is taken or refused with `NotFound`. `backend`
+    is by default `KERAS_BACKEND` where it is set, JAX on a TPU or where only JAX sees the GPU, TensorFlow elsewhere.
+    `devices` share each batch (`keras.distribution.DataParallel`, JAX only), by default all of an accelerator and one
+    CPU; more CPUs than one are simulated, for testing. `precision` is by default mixed_bfloat16 on a TPU, float32
+    elsewhere; heads end in float32 all the same.
     """
     backend = backend or os.environ.get("KERAS_BACKEND") or _default_backend(device)
     asked = ("device", device, DEVICES), ("backend", backend, BACKENDS), ("precision", precision, PRECISIONS)
@@ -81,8 +81,8 @@ def use(
 def steady_memory() -> None:
     """Let glibc keep the memory that it has, until the process ends; does nothing on other systems.
 
-    TensorFlow's convolutions free and map large buffers at every step: 5,800 page faults an image, and 45% of
-    the CPU time in the kernel. With this it is one fault an image.
+    TensorFlow's convolutions free and map large buffers at every step: 5,800 page faults an image, and 45% of the CPU
+    time in the kernel. With this it is one fault an image.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
@@ -120,8 +120,8 @@ def _prepare_jax(device: str, devices: int | None) -> None:
 def _load_keras() -> None:
     """Import Keras with file descriptor 2 closed to what TensorFlow's C++ side writes while it loads.
 
-    No setting silences that. Python's own errors come through. Keras's preprocessing layers load TensorFlow
-    under any backend where it is installed, so it is loaded here.
+    No setting silences that. Python's own errors come through. Keras's preprocessing layers load TensorFlow under any
+    backend where it is installed, so it is loaded here.
     """
     if "tensorflow" in sys.modules:
         return

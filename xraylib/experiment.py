@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 class Experiment:
     """A data set, recipes and seeds under one budget, and the report they go to.
 
-    `dataset` is a name in `catalog.DATASETS` or the path of a folder `split/class/*.jpg`; `recipes` are names
-    in `RECIPES`, or `all` alone; recipe and `budget` say how many seeds follow `seed`. `reuse` reads the runs
-    that stand in the report and trains none. `init` replaces the recipes' own initial weights (see
-    `networks.get_weights`). Without `overwrite`, committed runs are not replaced.
+    `dataset` is a name in `catalog.DATASETS` or the path of a folder `split/class/*.jpg`; `recipes` are names in
+    `RECIPES`, or `all` alone; recipe and `budget` say how many seeds follow `seed`. `reuse` reads the runs that stand
+    in the report and trains none. `init` replaces the recipes' own initial weights (see `networks.get_weights`).
+    Without `overwrite`, committed runs are not replaced.
     """
 
     dataset: str

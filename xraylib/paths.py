@@ -1,8 +1,7 @@
 """Where data, caches, runs and reports live.
 
-Each place is moved by its environment variable (`XRAYLIB_DATA` and so on), which is read at every access.
-A relative value starts at the repository root, so that notebooks (whose working folder is `notebooks/`) and
-commands agree.
+Each place is moved by its environment variable (`XRAYLIB_DATA` and so on), which is read at every access. A relative
+value starts at the repository root, so that notebooks (whose working folder is `notebooks/`) and commands agree.
 """
 
 import os

@@ -16,8 +16,8 @@ COLUMNS = ("path", "score", "threshold", "label", "problem")
 def predict(files: Sequence[Path | str], predictor: Predictor) -> pd.DataFrame:
     """Score JPEG or PNG files of one frontal radiograph each; `predictor` is from `Run.predictor`.
 
-    One row a file, in order: `path`, `score` (P(pneumonia), NaN for a file that cannot be read), the run's
-    frozen `threshold`, `label` (pneumonia, normal or empty) and `problem` (empty for a good file).
+    One row a file, in order: `path`, `score` (P(pneumonia), NaN for a file that cannot be read), the run's frozen
+    `threshold`, `label` (pneumonia, normal or empty) and `problem` (empty for a good file).
     """
     size = predictor.run.settings["choices"]["size"]
     table = pd.DataFrame({"path": [str(file) for file in files]}, dtype=object).assign(

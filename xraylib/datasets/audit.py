@@ -33,10 +33,10 @@ _FINDINGS = ["path", "image_id", "problem", "detail", "of", "quarantine"]
 def audit_files(manifest: pd.DataFrame) -> pd.DataFrame:
     """Read every file of a manifest and list what is wrong, one row a finding, in manifest order.
 
-    `problem` is missing, unreadable, truncated, oversized, changed (not the bytes that were indexed),
-    mislabelled (the kind in its name contradicts its label), conflict (byte-identical files under two labels)
-    or duplicate (byte-identical to an earlier file), the only one not to be quarantined. `of` is the
-    `image_id` of the file it is a copy of, else empty; `quarantine` is bool.
+    `problem` is missing, unreadable, truncated, oversized, changed (not the bytes that were indexed), mislabelled (the
+    kind in its name contradicts its label), conflict (byte-identical files under two labels) or duplicate
+    (byte-identical to an earlier file), the only one not to be quarantined. `of` is the `image_id` of the file it is a
+    copy of, else empty; `quarantine` is bool.
     """
     findings, digests = [], []
     for chunk in map_rows(_inspect, manifest, "auditing"):
@@ -111,8 +111,8 @@ def near_duplicates(pixels: np.ndarray) -> pd.DataFrame:
     """Find pairs of images that look like copies: their 32 x 32 thumbnails correlate at `COPY_CORRELATION`.
 
     `pixels` is uint8 (n, height, width, 1). One row a pair, with the row numbers `a` < `b` and the Pearson
-    `correlation` of their thumbnails, blind to brightness and contrast, highest first. An image of one
-    intensity correlates with none.
+    `correlation` of their thumbnails, blind to brightness and contrast, highest first. An image of one intensity
+    correlates with none.
     """
     thumbnails = np.stack([_standardised(image) for image in pixels])
     pairs = []
@@ -135,10 +135,10 @@ def _standardised(image: np.ndarray) -> np.ndarray:
 def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.DataFrame:
     """Count what crosses the borders between splits, under both readings of a name.
 
-    Either `personN` of one kind is one child (the manifest's `patient`), or the bare number is, whatever the
-    kind; which is true is not documented. With `pixels`, uint8 (n, size, size, 1) of the same rows, near
-    duplicates are counted as well. One row a check and pair of splits: `check`, `splits`,
-    `patients_or_images`, `images` (those of the second split concerned) and their `share` of it.
+    Either `personN` of one kind is one child (the manifest's `patient`), or the bare number is, whatever the kind;
+    which is true is not documented. With `pixels`, uint8 (n, size, size, 1) of the same rows, near duplicates are
+    counted as well. One row a check and pair of splits: `check`, `splits`, `patients_or_images`, `images` (those of the
+    second split concerned) and their `share` of it.
     """
     marked = manifest.assign(person=manifest["patient"].map(person_number))
     checks = {"same patient": "patient", "same bare number": "person", "byte-identical": "sha256"}
@@ -158,6 +158,27 @@ def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.Data
                 pair, share = f"{first} and {second}", len(hit) / len(later)
                 rows.append((check, pair, hit[column].nunique(), len(hit), share))
     return pd.DataFrame(rows, columns=["check", "splits", "patients_or_images", "images", "share"])
+
+
+def numbers(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The `series` and `number` of each patient: normals by their names' beginning, others by kind; NaN without."""
+    named = manifest["patient"].str.extract(r"^(?P<series>.*?)(?P<number>\d+)\D*$")
+    series = named["series"].where(manifest["label"] == 0, manifest["kind"])
+    return pd.DataFrame({"series": series, "number": named["number"].astype(float)})
+
+
+def numbering(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Where the official splits lie in each series of numbers: a row a series and split.
+
+    `series, split, images, first, last`, and `inside`: the share of the other splits' images of the series whose number
+    lies between the two. Blocks that share no number may differ in date, device or ward.
+    """
+    table, rows = manifest[["split"]].join(numbers(manifest)).dropna(), []
+    for (name, split), own in table.groupby(["series", "split"]):
+        first, last = own["number"].min(), own["number"].max()
+        others = table[(table["series"] == name) & (table["split"] != split)]["number"]
+        rows.append((name, split, len(own), int(first), int(last), others.between(first, last).mean()))
+    return pd.DataFrame(rows, columns=["series", "split", "images", "first", "last", "inside"])
 
 
 def file_properties(manifest: pd.DataFrame) -> pd.DataFrame:
@@ -195,8 +216,8 @@ def file_features(described: pd.DataFrame) -> pd.DataFrame:
 def single_features(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
     """Describe every radiograph by single features that know nothing of lungs, in the manifest's row order.
 
-    `pixels` is uint8 (n, size, size, 1) of the same rows. `file_features`, mean intensity and border
-    intensity (0…255), and saturated pixels (their share).
+    `pixels` is uint8 (n, size, size, 1) of the same rows. `file_features`, mean intensity and border intensity (0…255),
+    and saturated pixels (their share).
     """
     border = border_mask(pixels.shape[1], BORDERS[0])
     return file_features(file_properties(manifest)).assign(

@@ -25,13 +25,12 @@ Counts = Mapping[str, tuple[int, int] | int]
 class Dataset:
     """A data set: what `fetch` downloads, how `manifest` reads it, and what `verify` expects.
 
-    `folder` is below `paths.DATA`, or absolute. `url` with the archive's `file` name and its `checksum` (None
-    when none is published) is what `fetch` downloads, `kaggle` the same data there; `by_hand` says how to get
-    what cannot be fetched. `split` is the split of all images when there is no folder level for it. `names`
-    tells how a file name is read: as Kermany's, as NIH's, or as saying nothing, so that each image has to
-    count as its own patient. `originals` is a list of original files below `paths.DATA`, for copies that were
-    brought to one size (see `audit.originals`). `expected` holds the editions that are known, a remark for an
-    incomplete one.
+    `folder` is below `paths.DATA`, or absolute. `url` with the archive's `file` name and its `checksum` (None when none
+    is published) is what `fetch` downloads, `kaggle` the same data there; `by_hand` says how to get what cannot be
+    fetched. `split` is the split of all images when there is no folder level for it. `names` tells how a file name is
+    read: as Kermany's, as NIH's, or as saying nothing, so that each image has to count as its own patient. `originals`
+    is a list of original files below `paths.DATA`, for copies that were brought to one size (see `audit.originals`).
+    `expected` holds the editions that are known, a remark for an incomplete one.
     """
 
     name: str

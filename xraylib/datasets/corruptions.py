@@ -1,8 +1,8 @@
 """What can happen to a radiograph on its way: thirteen corruptions in five severities, and its handling.
 
-The thirteen are those that MedMNIST-C (Di Salvo et al. 2024) names for PneumoniaMNIST, with its parameters,
-written anew with Pillow and SciPy; each takes and gives uint8 `(height, width)` in 0…255. They were set for
-224 pixels. Five more are what handling does; and framing and rendering are swapped between the classes.
+The thirteen are those that MedMNIST-C (Di Salvo et al. 2024) names for PneumoniaMNIST, with its parameters, written
+anew with Pillow and SciPy; each takes and gives uint8 `(height, width)` in 0…255. They were set for 224 pixels. Five
+more are what handling does; and framing and rendering are swapped between the classes.
 """
 
 import functools

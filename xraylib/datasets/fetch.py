@@ -26,8 +26,8 @@ _DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zli
 def fetch(name: str | Path | Dataset, source: str = "default") -> Path:
     """Get a data set unless it is there already, and return its folder; nothing half-done stays there.
 
-    `source` is "default", the publisher, or "kaggle", through kagglehub. The phantom is written. `Failed`
-    when the data cannot be downloaded, are not what was published, or cannot be unpacked safely.
+    `source` is "default", the publisher, or "kaggle", through kagglehub. The phantom is written. `Failed` when the data
+    cannot be downloaded, are not what was published, or cannot be unpacked safely.
     """
     dataset = find(name)
     if dataset.phantom:

@@ -1,7 +1,6 @@
 """Radiographs from files: reading one, and decoding a data set once into a cache.
 
-One intensity range everywhere: uint8, 0 = black (air), 255 = white (most attenuating); networks rescale
-themselves.
+One intensity range everywhere: uint8, 0 = black (air), 255 = white (most attenuating); networks rescale themselves.
 """
 
 import errno
@@ -57,11 +56,11 @@ class UnusableImage(DataInvalid):
 def read_gray(path: Path | str, size: int | None = None) -> np.ndarray:
     """Read one radiograph (JPEG or PNG, recognised by content) as uint8 (height, width), or (size, size).
 
-    Colour becomes ITU-R 601 luma, transparency is laid over black, EXIF orientation is applied, and 16-bit
-    values are divided by 257. An inverted radiograph cannot be told from its file and stays inverted. `size`
-    does not keep the aspect ratio, as in the published systems: libjpeg scales a JPEG down to at least twice
-    `size` while decoding, then Pillow's antialiased bilinear filter resizes. A JPEG damaged inside but
-    properly ended decodes without a complaint from libjpeg: only its checksum tells.
+    Colour becomes ITU-R 601 luma, transparency is laid over black, EXIF orientation is applied, and 16-bit values are
+    divided by 257. An inverted radiograph cannot be told from its file and stays inverted. `size` does not keep the
+    aspect ratio, as in the published systems: libjpeg scales a JPEG down to at least twice `size` while decoding, then
+    Pillow's antialiased bilinear filter resizes. A JPEG damaged inside but properly ended decodes without a complaint
+    from libjpeg: only its checksum tells.
     """
     return decode(Path(path), read_bytes(Path(path)), size)
 
@@ -155,10 +154,10 @@ def fingerprint(manifest: pd.DataFrame) -> str:
 def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
     """Decode every image of a manifest once, and read the result from the cache ever after.
 
-    Returns a read-only memory map, uint8 (n, size, size, 1), in manifest order. The cache is keyed by
-    `fingerprint`: load the whole manifest of a data set and take subsets by row number, because a subset or
-    another order is decoded anew. Of two processes that ask at once the second waits and reads what the first
-    decoded. `DataInvalid` when a file cannot be used or is not the one that was indexed.
+    Returns a read-only memory map, uint8 (n, size, size, 1), in manifest order. The cache is keyed by `fingerprint`:
+    load the whole manifest of a data set and take subsets by row number, because a subset or another order is decoded
+    anew. Of two processes that ask at once the second waits and reads what the first decoded. `DataInvalid` when a file
+    cannot be used or is not the one that was indexed.
     """
     if manifest.empty:
         raise DataInvalid("the manifest is empty. Fix: check the data set's folder and its quarantine list.")

@@ -1,9 +1,9 @@
 """The manifest: one row an image, sorted by `image_id`, and how it is read from folders and file names.
 
-Its columns are `image_id` (str, unique, the file name without suffix), `path`, `label` (0 normal, 1
-pneumonia), `patient`, `kind` (normal, bacteria, virus, unknown), `split` (train, val, test) and `sha256` (of
-the file). The names of Kermany's files are the only place where the patient is written down, so every
-patient-grouped number of this repository rests on `patient_and_kind`.
+Its columns are `image_id` (str, unique, the file name without suffix), `path`, `label` (0 normal, 1 pneumonia),
+`patient`, `kind` (normal, bacteria, virus, unknown), `split` (train, val, test) and `sha256` (of the file). The names
+of Kermany's files are the only place where the patient is written down, so every patient-grouped number of this
+repository rests on `patient_and_kind`.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ _NIH = re.compile(r"([0-9]+)_[0-9]+")
 def load(name: str | Path | Dataset) -> pd.DataFrame:
     """Return the manifest of a data set, without the images in its quarantine list.
 
-    `name` is a key of `catalog.DATASETS`, or the path of a folder {train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg
-    (or jpg, png). The phantom is written on first use; nothing is ever downloaded here. `attrs` holds
-    `dataset` (its name) and `patients_known` (False when each image counts as its own patient). `DataInvalid`
-    when a split holds one class only, two images have one name, or a name contradicts its folder.
+    `name` is a key of `catalog.DATASETS`, or the path of a folder {train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg (or jpg,
+    png). The phantom is written on first use; nothing is ever downloaded here. `attrs` holds `dataset` (its name) and
+    `patients_known` (False when each image counts as its own patient). `DataInvalid` when a split holds one class only,
+    two images have one name, or a name contradicts its folder.
     """
     dataset = find(name)
     if dataset.phantom:
@@ -95,8 +95,8 @@ def check_classes(dataset: Dataset, manifest: pd.DataFrame) -> None:
 def index(dataset: Dataset) -> pd.DataFrame:
     """Return the manifest of everything in the folder, quarantined or not.
 
-    Hashing reads every file, so the hashes are kept in `paths.CACHE` for as long as names, sizes and times
-    of change stay the same. `kind` may contradict `label` where a file lies in the wrong folder.
+    Hashing reads every file, so the hashes are kept in `paths.CACHE` for as long as names, sizes and times of change
+    stay the same. `kind` may contradict `label` where a file lies in the wrong folder.
     """
     root = dataset.root
     if not root.is_dir():
@@ -161,9 +161,9 @@ def count(dataset: Dataset) -> int:
 def list_images(root: Path, split: str | None = None) -> pd.DataFrame:
     """List what lies at `root`/split/class/image, or at `root`/class/image when all is one `split`.
 
-    Split folders are train, val (also valid, validation) and test, class folders NORMAL and PNEUMONIA, in any
-    case; hidden files and `__MACOSX` are passed over. The columns are `relative` (path below `root`), `split`
-    and `label`. A class folder of another name, or no split folder at all, is `DataInvalid`.
+    Split folders are train, val (also valid, validation) and test, class folders NORMAL and PNEUMONIA, in any case;
+    hidden files and `__MACOSX` are passed over. The columns are `relative` (path below `root`), `split` and `label`. A
+    class folder of another name, or no split folder at all, is `DataInvalid`.
     """
     folders = {folder: _SPLITS.get(folder.name.lower(), "") for folder in _folders(root)}
     if split:
@@ -204,9 +204,9 @@ def image_id(filename: str) -> str:
 def patient_and_kind(filename: str) -> tuple[str, str]:
     """Read patient and kind (normal, bacteria, virus) from a file name of Kermany's family.
 
-    A name of another family is of kind unknown and its own patient. Whether `person100_bacteria` and
-    `person100_virus` are one child is not documented by Kermany et al. (2018); they are two patients here,
-    and `person_number` gives the other reading.
+    A name of another family is of kind unknown and its own patient. Whether `person100_bacteria` and `person100_virus`
+    are one child is not documented by Kermany et al. (2018); they are two patients here, and `person_number` gives the
+    other reading.
     """
     stem = image_id(filename)
     if found := _PNEUMONIA.fullmatch(stem):

@@ -1,12 +1,12 @@
 """The embedded data set: simulated chest radiographs of children with a known lesion mask.
 
-The files have the layout and the names of the Kermany data, so that the same code reads both, and their shift
-of framing: training normals show the whole film, pneumonias are cut to the chest, the test's normals lie
-between. A score on them shows that the code works and says nothing about real radiographs.
+The files have the layout and the names of the Kermany data, so that the same code reads both, and their shift of
+framing: training normals show the whole film, pneumonias are cut to the chest, the test's normals lie between. A score
+on them shows that the code works and says nothing about real radiographs.
 
-Underneath is a parametric thorax with its lesion, projected to centimetres of water along each ray: every
-organ adds the length of the ray inside it, in closed form. Its frame is the child's, in centimetres: x runs
-to the image's right (the child's left), y down, from the midline at the level of the first rib.
+Underneath is a parametric thorax with its lesion, projected to centimetres of water along each ray: every organ adds
+the length of the ray inside it, in closed form. Its frame is the child's, in centimetres: x runs to the image's right
+(the child's left), y down, from the midline at the level of the first rib.
 """
 
 import hashlib
@@ -55,8 +55,8 @@ _LETTERS: dict[str, list[tuple[float, float, float, float]]] = {
 class PhantomSettings:
     """What is simulated: 20 or more `images` over all splits, squares of `size` (28 or more) pixels.
 
-    `framing_shift` cuts the films at top and bottom as Kermany's are (`ASPECTS`); without it each shows the
-    whole square.
+    `framing_shift` cuts the films at top and bottom as Kermany's are (`ASPECTS`); without it each shows the whole
+    square.
     """
 
     images: int = 600
@@ -357,8 +357,8 @@ def simulate(
     """Simulate one AP chest radiograph of a child: image and lesion mask (0 or 255), both uint8 (size, size).
 
     `kind` is normal, bacteria (focal lobar consolidation) or virus (diffuse bilateral interstitial pattern).
-    `patient_seed` fixes anatomy and lesion, `image_seed` exposure, position and devices, so that one child
-    can have several films. `marker` is "L", "R", "" for none, or None to leave it to chance.
+    `patient_seed` fixes anatomy and lesion, `image_seed` exposure, position and devices, so that one child can have
+    several films. `marker` is "L", "R", "" for none, or None to leave it to chance.
     """
     rng = np.random.default_rng(image_seed)
     film = _draw(rng, _FILM)
@@ -393,8 +393,8 @@ def simulate(
 def _plan(settings: PhantomSettings) -> Iterator[tuple[str, str, str, tuple[int, ...], int]]:
     """Image, mask, kind, patient's seed and number of the film, in about the proportions of Kermany's data.
 
-    Names are as there. Bacterial and viral patients are numbered apart, in no order of split: so a bare
-    person number of the test folder may stand in train as well, for another child.
+    Names are as there. Bacterial and viral patients are numbered apart, in no order of split: so a bare person number
+    of the test folder may stand in train as well, for another child.
     """
     rng, total = np.random.default_rng([settings.seed, 1]), settings.images
     val, test = max(2, min(16, 2 * round(total / 75))), round(total * 154 / 600)
@@ -427,8 +427,8 @@ def _plan(settings: PhantomSettings) -> Iterator[tuple[str, str, str, tuple[int,
 def write(folder: Path | str, settings: PhantomSettings) -> Path:
     """Write a phantom as image files in the layout and naming of the Kermany data, unless it is there.
 
-    The masks of its pneumonias are `masks/<split>/<image stem>.png`, the settings `phantom.json`; other
-    settings are replaced. The same settings give the same bytes with the same versions of the libraries.
+    The masks of its pneumonias are `masks/<split>/<image stem>.png`, the settings `phantom.json`; other settings are
+    replaced. The same settings give the same bytes with the same versions of the libraries.
     """
     folder = Path(folder)
     if settings.images < 20 or settings.size < 28:

@@ -38,11 +38,11 @@ def assign(
 ) -> pd.DataFrame:
     """Give every image of a manifest its split; `seed` decides which patients or images validate.
 
-    `protocol` is strict, published, or a key of `SPLIT_STRATEGIES`, which then is the split strategy. Returns
-    the rows in use with their new `split`; the index still counts rows of `manifest`, so that it picks rows
-    of the array from `images.load_pixels`. Where a system validated on images it trained or tested on, these
-    have a row for each split. `DataInvalid` when a split would be empty or hold one class only and, under
-    strict, when a patient or a byte-identical image is in two splits.
+    `protocol` is strict, published, or a key of `SPLIT_STRATEGIES`, which then is the split strategy. Returns the rows
+    in use with their new `split`; the index still counts rows of `manifest`, so that it picks rows of the array from
+    `images.load_pixels`. Where a system validated on images it trained or tested on, these have a row for each split.
+    `DataInvalid` when a split would be empty or hold one class only and, under strict, when a patient or a
+    byte-identical image is in two splits.
     """
     if protocol not in PROTOCOLS and protocol not in SPLIT_STRATEGIES:
         known = ", ".join((*PROTOCOLS, *SPLIT_STRATEGIES))

@@ -20,7 +20,7 @@ BINS = 10
 KINDS = ("normal", "pneumonia")
 
 
-def logit(scores: np.ndarray) -> np.ndarray:
+def logit(scores: np.ndarray | float) -> np.ndarray:
     """Log odds of P(pneumonia), cut at `EDGE`."""
     cut = np.clip(np.asarray(scores, dtype=np.float64), EDGE, 1 - EDGE)
     return np.log(cut / (1 - cut))
@@ -29,10 +29,10 @@ def logit(scores: np.ndarray) -> np.ndarray:
 def slope_intercept(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Calibration slope and intercept: logistic regressions of labels `(n,)` on the scores' log odds `(n,)`.
 
-    The slope is 1 for a calibrated score and below 1 for one too extreme. The intercept is that of a model
-    with slope 1 (calibration in the large): 0 when the mean is right, below 0 when scores are too high. Under
-    weights `(resamples, n)` each is `(resamples,)`; NaN where a class is missing or a cut separates the
-    classes. Cox 1958; Van Calster et al. 2019.
+    The slope is 1 for a calibrated score and below 1 for one too extreme. The intercept is that of a model with slope 1
+    (calibration in the large): 0 when the mean is right, below 0 when scores are too high. Under weights `(resamples,
+    n)` each is `(resamples,)`; NaN where a class is missing or a cut separates the classes. Cox 1958; Van Calster et
+    al. 2019.
     """
     x = logit(scores)
     slope = _newton(labels, np.stack([np.ones_like(x), x]), np.zeros_like(x), weights)[:, 1]
@@ -153,25 +153,26 @@ def reliability(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def decision_curve(part: pd.DataFrame) -> pd.DataFrame:
+def decision_curve(part: pd.DataFrame, prevalence: float | None = None) -> pd.DataFrame:
     """Net benefit of acting on a score at threshold probabilities 0.05 to 0.95 (Vickers and Elkin 2006).
 
-    `cut, benefit, low, high, all` (everybody is treated; treating nobody is 0), then `gain, gain_low,
-    gain_high`: the benefit less that of the better of these two, paired by patient.
+    `cut, benefit, low, high, all` (everybody is treated; treating nobody is 0), then `gain, gain_low, gain_high`: the
+    benefit less that of the better of these two, paired by patient. At a stated `prevalence` in (0, 1) the scores' odds
+    are multiplied as Bayes' rule asks; sensitivity and specificity stay.
     """
     cuts = np.linspace(0.05, 0.95, 19)
     names, weights = _weights(part, 500)
-    by_seed, odds = [], cuts / (1 - cuts)
+    by_seed, odds, share = [], cuts / (1 - cuts), part["label"].mean()
+    moved = 0.0 if prevalence is None else logit(prevalence) - logit(share)
     for _, one in part.groupby("seed"):
         own, positive = weights[:, np.searchsorted(names, one["patient"])], one["label"].to_numpy() == 1
-        classified = one["score"].to_numpy()[:, None] >= cuts
+        classified = logit(one["score"].to_numpy())[:, None] + moved >= logit(cuts)
+        ill, well = ((own @ side)[:, None] for side in (positive, ~positive))
         hits, alarms = own @ (classified & positive[:, None]), own @ (classified & ~positive[:, None])
-        by_seed.append((hits - alarms * odds) / own.sum(axis=1, keepdims=True))
-    mean = np.mean(by_seed, axis=0)
-    images = part.drop_duplicates("image_id")
-    own = weights[:, np.searchsorted(names, images["patient"])]
-    share = (own @ images["label"].to_numpy() / own.sum(axis=1))[:, None]
-    everybody = share - (1 - share) * odds
+        sick = ill / (ill + well) if prevalence is None else prevalence
+        by_seed.append(sick * hits / ill - (1 - sick) * odds * alarms / well)
+    mean, everybody = np.mean(by_seed, axis=0), sick - (1 - sick) * odds
+    everybody = np.broadcast_to(everybody, mean.shape)
     # Which of the two is the better is decided once, on the split as it is.
     gain = mean - np.where(everybody[0] > 0, everybody, 0.0)
     table = {"cut": cuts, "benefit": mean[0], "all": everybody[0], "gain": gain[0]}
@@ -183,9 +184,9 @@ def decision_curve(part: pd.DataFrame) -> pd.DataFrame:
 def prediction_sets(scores: pd.DataFrame, *, coverage: float = 0.9) -> pd.DataFrame:
     """The set of classes that cannot be ruled out for each image, of one recipe and protocol.
 
-    The rows that are not `val`, with bool columns `normal` and `pneumonia`. Split-conformal, per class
-    (Mondrian), calibrated on each seed's validation (Vovk et al. 2005): of each class a share of `coverage`
-    is promised to have it in their set, for images like those of validation.
+    The rows that are not `val`, with bool columns `normal` and `pneumonia`. Split-conformal, per class (Mondrian),
+    calibrated on each seed's validation (Vovk et al. 2005): of each class a share of `coverage` is promised to have it
+    in their set, for images like those of validation.
     """
     parts = []
     for seed, one in scores.groupby("seed"):
@@ -207,8 +208,8 @@ def prediction_sets(scores: pd.DataFrame, *, coverage: float = 0.9) -> pd.DataFr
 def coverage(sets: pd.DataFrame) -> pd.DataFrame:
     """How often the sets of `prediction_sets` hold the true class, and how large they are.
 
-    `split, kind` (normal, pneumonia or all)`, images, covered, low, high`, and `empty, single, both`: the
-    shares of sets of no, one and two classes; over all seeds.
+    `split, kind` (normal, pneumonia or all)`, images, covered, low, high`, and `empty, single, both`: the shares of
+    sets of no, one and two classes; over all seeds.
     """
     sets = sets.assign(
         covered=np.where(sets["label"] == 1, sets["pneumonia"], sets["normal"]),
@@ -233,9 +234,9 @@ def coverage(sets: pd.DataFrame) -> pd.DataFrame:
 def risk_coverage(scores: pd.DataFrame) -> pd.DataFrame:
     """Error among the test images that are answered when the least sure are left out first.
 
-    Of one recipe and protocol; how sure a score is: the distance of its log odds from the threshold's.
-    `answered` (0.05 to 1)`, error, low, high`: mean over seeds. Images equally sure are answered in any
-    order, so the error is the expected one.
+    Of one recipe and protocol; how sure a score is: the distance of its log odds from the threshold's. `answered` (0.05
+    to 1)`, error, low, high`: mean over seeds. Images equally sure are answered in any order, so the error is the
+    expected one.
     """
     points = thresholds(scores, "frozen")
     own = scores[scores["split"] == "test"]

@@ -13,10 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.multitest import multipletests
 
-from xraylib.datasets import audit
+from xraylib.datasets import audit, splits
 from xraylib.datasets.splits import PROTOCOLS
 from xraylib.evaluation import metrics
-from xraylib.evaluation.resampling import Z, delong, delong_interval
+from xraylib.evaluation.resampling import RESAMPLES, Z, bootstrap_weights, delong, delong_interval, interval
 from xraylib.storage import DataInvalid
 from xraylib.training.recipes import RECIPES, Recipe
 from xraylib.training.thresholds import RULES, threshold, thresholds, validation_split
@@ -46,11 +46,10 @@ SERIES = {"IM-": "normal, series IM-", "NORMAL2-": "normal, series NORMAL2-"}
 def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.DataFrame:
     """Compare every pair of recipes of one protocol on the same test: one row a pair, `PAIRED_COLUMNS`.
 
-    The difference of the mean AUC over runs, a minus b, with the interval over runs and patients and its p;
-    `over` is "patients" where a side has fewer than `metrics.MIN_RUNS`. Beside them
-    DeLong's interval and p over patients alone. Then how many images only a or only b classifies correctly,
-    by the majority of its runs (pneumonia where they are halved), with McNemar's p over patients. `_holm`:
-    with Holm's correction over all pairs.
+    The difference of the mean AUC over runs, a minus b, with the interval over runs and patients and its p; `over` is
+    "patients" where a side has fewer than `metrics.MIN_RUNS`. Beside them DeLong's interval and p over patients alone.
+    Then how many images only a or only b classifies correctly, by the majority of its runs (pneumonia where they are
+    halved), with McNemar's p over patients. `_holm`: with Holm's correction over all pairs.
     """
     names = list(dict.fromkeys(scores["recipe"]))
     own = {name: _for_pairs(scores[scores["recipe"] == name], rule) for name in names}
@@ -106,8 +105,7 @@ def _p(difference: float, spread: float) -> float:
 def differences_by_run(scores: pd.DataFrame, base: str, metric: str = "auc") -> pd.DataFrame:
     """Test recipes against `base` with the run as the unit: seeds of one number drew the same images.
 
-    `recipe, metric, difference` (recipe minus base, mean over runs)`, low, high, p` (paired t)`, p_holm,
-    runs`.
+    `recipe, metric, difference` (recipe minus base, mean over runs)`, low, high, p` (paired t)`, p_holm, runs`.
     """
     values = {name: by_run(scores, [name]).set_index("seed")[metric] for name in dict.fromkeys(scores["recipe"])}
     rows = []
@@ -149,8 +147,8 @@ def of_protocols(scores: pd.DataFrame) -> pd.DataFrame:
 def protocol_comparison(scores: pd.DataFrame, recipes: Iterable[str] = COMPARED) -> pd.DataFrame:
     """The five evaluations `COMPARISONS` of one network, for each of some recipes; only what was run.
 
-    `recipe, comparison, protocol, split, rule, seeds, n` (images a seed), then accuracy, sensitivity and
-    specificity with intervals: `accuracy, accuracy_low, accuracy_high, …`.
+    `recipe, comparison, protocol, split, rule, seeds, n` (images a seed), then accuracy, sensitivity and specificity
+    with intervals: `accuracy, accuracy_low, accuracy_high, …`.
     """
     rows = []
     for recipe in recipes:
@@ -170,10 +168,9 @@ def protocol_comparison(scores: pd.DataFrame, recipes: Iterable[str] = COMPARED)
 def operating_points(scores: pd.DataFrame) -> pd.DataFrame:
     """What each of `RULES` for a threshold, applied to validation, gives on validation and on the test.
 
-    Of one protocol: `recipe, rule, threshold, threshold_low, threshold_high` (means over runs; 95% of
-    resamples of the validation's patients)`, val_sensitivity, val_specificity` (split-half: the threshold is
-    chosen on one half of the patients and judged on the other)`, then on the test sensitivity, specificity
-    and accuracy with intervals.
+    Of one protocol: `recipe, rule, threshold, threshold_low, threshold_high` (means over runs; 95% of resamples of the
+    validation's patients)`, val_sensitivity, val_specificity` (split-half: the threshold is chosen on one half of the
+    patients and judged on the other)`, then on the test sensitivity, specificity and accuracy with intervals.
     """
     rows = []
     for recipe, part in scores.groupby("recipe", sort=False):
@@ -215,8 +212,8 @@ def _columns(found: pd.DataFrame, *names: str) -> dict[str, object]:
 def by_run(scores: pd.DataFrame, recipes: Iterable[str], protocol: str = "strict") -> pd.DataFrame:
     """Metrics of every single run (seed) of some recipes, at a threshold of 0.5.
 
-    `recipe, seed, n_val, n_test, val_accuracy` (what a README would state)`, balanced_accuracy, accuracy,
-    sensitivity, specificity, auc`, all but the first of these on the test.
+    `recipe, seed, n_val, n_test, val_accuracy` (what a README would state)`, balanced_accuracy, accuracy, sensitivity,
+    specificity, auc`, all but the first of these on the test.
     """
     rows = []
     for recipe in recipes:
@@ -235,12 +232,11 @@ def by_run(scores: pd.DataFrame, recipes: Iterable[str], protocol: str = "strict
 def claims(scores: pd.DataFrame, *, same_data: bool = True, other_init: Collection[str] = ()) -> pd.DataFrame:
     """Set each published value beside what its system gives here: one row a system and metric, `CLAIMS`.
 
-    `claim` is a share or a word, `stored_output` what the system's own notebook shows; the values under
-    `published` and `strict` are NaN where not run. A claim is of one run, so `next_low` to `next_high` is the
-    95% prediction interval of one more run under `published` (Student's t). `verdict`: `reproduced` where it
-    holds the claim, `not reproduced`, or `not testable here` with the reason: `other_init` names the recipes
-    whose initial weights were others than the system's. Empty unless `same_data`: scores of the radiographs
-    that the claims are about.
+    `claim` is a share or a word, `stored_output` what the system's own notebook shows; the values under `published` and
+    `strict` are NaN where not run. A claim is of one run, so `next_low` to `next_high` is the 95% prediction interval
+    of one more run under `published` (Student's t). `verdict`: `reproduced` where it holds the claim, `not reproduced`,
+    or `not testable here` with the reason: `other_init` names the recipes whose initial weights were others than the
+    system's. Empty unless `same_data`: scores of the radiographs that the claims are about.
     """
     rows = []
     for name, recipe in RECIPES.items():
@@ -277,9 +273,9 @@ def _claim(recipe: Recipe, metric: str, found: Mapping[str, pd.DataFrame], runs:
 def subgroups(scores: pd.DataFrame, pixels: pd.Series | None = None) -> pd.DataFrame:
     """Evaluate the test images of one recipe and protocol by kind, naming series and size.
 
-    `recipe, subgroup, images, patients, right` (sensitivity or specificity)`, right_low, right_high, auc,
-    auc_low, auc_high` (against all of the other class): means over seeds with intervals. `pixels`: width
-    times height by `image_id`; sizes are divided at their median.
+    `recipe, subgroup, images, patients, right` (sensitivity or specificity)`, right_low, right_high, auc, auc_low,
+    auc_high` (against all of the other class): means over seeds with intervals. `pixels`: width times height by
+    `image_id`; sizes are divided at their median.
     """
     test, rows = scores[scores["split"] == "test"], []
     for subgroup, names in _groups(test, pixels).items():
@@ -310,9 +306,9 @@ def _groups(part: pd.DataFrame, pixels: pd.Series | None) -> dict[str, pd.Series
 def by_folder(scores: pd.DataFrame) -> pd.DataFrame:
     """Share correctly classified among images that an image-level random split tested, by official folder.
 
-    Of one recipe under `random-per-image` (at a threshold of 0.5) and `strict`, whose test tells the folder:
-    `recipe, subgroup` (class and folder)`, images, patients, right, right_low, right_high`, each image by all
-    the seeds that tested it.
+    Of one recipe under `random-per-image` (at a threshold of 0.5) and `strict`, whose test tells the folder: `recipe,
+    subgroup` (class and folder)`, images, patients, right, right_low, right_high`, each image by all the seeds that
+    tested it.
     """
     random, strict = (scores[scores["protocol"] == name] for name in ("random-per-image", "strict"))
     test = random[random["split"] == "test"]
@@ -322,6 +318,35 @@ def by_folder(scores: pd.DataFrame) -> pd.DataFrame:
         for label, name in enumerate(("normal", "pneumonia")):
             row = {"recipe": scores["recipe"].iloc[0], "subgroup": f"{name}, from the {folder} folder"}
             rows.append(row | _right(test[inside & (test["label"] == label)], 0.5))
+    return pd.DataFrame(rows)
+
+
+def leaked(scores: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    """Ask within an image-level random split whether images of patients who were trained on are classified better.
+
+    Of one recipe, at a threshold of 0.5, with the splits of its seeds made anew from `manifest`: a row a class,
+    `recipe, diagnosis, leaked, unleaked` (images, of all seeds)`, right_leaked, right_unleaked, difference, low, high`
+    over patients.
+    """
+    own = scores[(scores["protocol"] == "random-per-image") & (scores["split"] == "test")]
+    parts, rows = [], []
+    for seed in own["seed"].unique():
+        one, assigned = own[own["seed"] == seed], splits.assign(manifest, "random-per-image", seed)
+        trained = assigned.loc[assigned["split"] == "train", "patient"]
+        parts.append(one.assign(leaked=one["patient"].isin(trained), right=(one["score"] >= 0.5) == one["label"]))
+    table = pd.concat(parts)
+    for label, name in enumerate(("normal", "pneumonia")):
+        part = table[table["label"] == label]
+        names, mine = np.unique(part["patient"], return_inverse=True)
+        weights = np.vstack([np.ones(len(names)), bootstrap_weights(len(names), RESAMPLES)])[:, mine]
+        right, inside = part["right"].to_numpy(dtype=float), part["leaked"].to_numpy(dtype=float)
+        with np.errstate(invalid="ignore"):
+            shares = [weights @ (right * side) / (weights @ side) for side in (inside, 1 - inside)]
+        low, high = interval((shares[0] - shares[1])[1:])
+        row = {"recipe": part["recipe"].iloc[0], "diagnosis": name}
+        row |= {"leaked": int(inside.sum()), "unleaked": int((1 - inside).sum())}
+        row |= {"right_leaked": shares[0][0], "right_unleaked": shares[1][0]}
+        rows.append(row | {"difference": shares[0][0] - shares[1][0], "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
@@ -336,10 +361,10 @@ def _right(part: pd.DataFrame, rule: str | float) -> dict[str, object]:
 def shortcut_baselines(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
     """AUC of single-feature baselines, and of linear models that see the border only (`audit.BORDERS`).
 
-    `pixels` are uint8 `(n, size, size, 1)` of the manifest's rows; 64 pixels are plenty. Direction and model
-    come from the training images (all that is not test); a model's own training value is out of fold, by
-    patient. `feature, split` (train or test)`, n, auc, low, high`: DeLong's interval over patients. Where the
-    data set has a list of original files, their features follow, of the training files that it holds.
+    `pixels` are uint8 `(n, size, size, 1)` of the manifest's rows; 64 pixels are plenty. Direction and model come from
+    the training images (all that is not test); a model's own training value is out of fold, by patient. `feature,
+    split` (train or test)`, n, auc, low, high`: DeLong's interval over patients. Where the data set has a list of
+    original files, their features follow, of the training files that it holds.
     """
     values = audit.single_features(manifest, pixels)
     test = (manifest["split"] == "test").to_numpy()

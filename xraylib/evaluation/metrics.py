@@ -13,6 +13,7 @@ from scipy.special import expit, logit
 from xraylib.evaluation.resampling import (
     RESAMPLES,
     bootstrap_weights,
+    delong,
     interval,
     two_level,
     weighted_auc,
@@ -35,8 +36,8 @@ def point_metrics(
 ) -> dict[str, np.ndarray]:
     """`METRICS` of labels and scores `(n,)` under many weights `(resamples, n)` at once, each `(resamples,)`.
 
-    NaN where a denominator is zero, and for the AUC and the average precision without `ranking`, which takes
-    most of the time. `precision` and `npv` hold at the prevalence of these images.
+    NaN where a denominator is zero, and for the AUC and the average precision without `ranking`, which takes most of
+    the time. `precision` and `npv` hold at the prevalence of these images.
     """
     weights = np.ones((1, len(labels))) if weights is None else weights
     positive, classified = labels == 1, scores >= threshold
@@ -75,10 +76,9 @@ def evaluate(
 ) -> pd.DataFrame:
     """`METRICS` (index) of one recipe and protocol: `value, low, high, patients_low, patients_high, seed_sd`.
 
-    Means over runs (seeds). `low` to `high` is the interval over runs and patients (`resampling.two_level`);
-    of fewer than `MIN_RUNS` it is that over patients, which always stands beside it. Both hold the
-    thresholds fixed; `seed_sd` is the spread over runs. Accuracy, sensitivity and specificity that are
-    exactly 0 or 1 have Wilson's interval.
+    Means over runs (seeds). `low` to `high` is the interval over runs and patients (`resampling.two_level`); of fewer
+    than `MIN_RUNS` it is that over patients, which always stands beside it. Both hold the thresholds fixed; `seed_sd`
+    is the spread over runs. Accuracy, sensitivity and specificity that are exactly 0 or 1 have Wilson's interval.
     """
     by_seed, resampled = _by_seed(scores, split, rule, resamples, ranking)
     part = scores[scores["split"] == split]
@@ -95,8 +95,8 @@ def evaluate(
 def predictive(scores: pd.DataFrame, prevalences: Sequence[float]) -> pd.DataFrame:
     """PPV and NPV on the test at stated prevalences in (0, 1), by Bayes' rule, at the frozen thresholds.
 
-    One row a prevalence and metric (`ppv`, `npv`): `prevalence, metric, value, low, high, seed_sd`, as
-    `evaluate` gives them; NaN where no image is classified so.
+    One row a prevalence and metric (`ppv`, `npv`): `prevalence, metric, value, low, high, seed_sd`, as `evaluate` gives
+    them; NaN where no image is classified so.
     """
     found = _by_seed(scores, "test", "frozen", RESAMPLES, ranking=False)
     rows: list[dict[str, object]] = []
@@ -164,11 +164,25 @@ def auc_interval(
     return whole, *interval(weighted_auc(labels == 1, values, bootstrap_weights(len(names), resamples)[:, own]))
 
 
+def effective_size(part: pd.DataFrame) -> float:
+    """How many images of as many patients would tell the mean AUC of `part` as well: n over the design effect.
+
+    The effect is DeLong's variance over patients by that over images; NaN where seeds share no images.
+    """
+    by_seed = part.pivot(index="image_id", columns="seed", values="score").dropna()
+    if by_seed.empty:
+        return np.nan
+    about = part.drop_duplicates("image_id").set_index("image_id").loc[by_seed.index]
+    units = (about["patient"].to_numpy(), by_seed.index.to_numpy())
+    over = [delong(about["label"].to_numpy(), by_seed.T.to_numpy(), unit)[1].mean() for unit in units]
+    return len(by_seed) * float(over[1] / over[0]) if over[0] > 0 else np.nan
+
+
 def table(scores: pd.DataFrame, *, split: str = "test", rule: str | float = "frozen") -> pd.DataFrame:
     """`evaluate` of every recipe and protocol, one row each.
 
-    `recipe, protocol, seeds, n_<split>` (images a seed)`, metric, metric_low, metric_high,
-    metric_patients_low, metric_patients_high, metric_seed_sd`, …, and the mean `threshold`.
+    `recipe, protocol, seeds, n_<split>` (images a seed)`, metric, metric_low, metric_high, metric_patients_low,
+    metric_patients_high, metric_seed_sd`, …, and the mean `threshold`.
     """
     rows = []
     for (recipe, protocol), part in scores.groupby(["recipe", "protocol"], sort=False):

@@ -1,9 +1,8 @@
 """Intervals over patients: a bootstrap that takes a patient with all images, and DeLong's covariance.
 
-An interval over patients says what other patients would give, with models and thresholds held fixed:
-percentiles of a bootstrap unless DeLong is named; the same on every call. An interval over runs and patients
-(`two_level`) says what other runs of the same recipe on other patients would give on average. All are 95%
-intervals.
+An interval over patients says what other patients would give, with models and thresholds held fixed: percentiles of a
+bootstrap unless DeLong is named; the same on every call. An interval over runs and patients (`two_level`) says what
+other runs of the same recipe on other patients would give on average. All are 95% intervals.
 """
 
 from functools import lru_cache
@@ -45,10 +44,10 @@ def wilson_if_degenerate(share: float, low: float, high: float, patients: int) -
 def two_level(by_run: np.ndarray, covariance: np.ndarray) -> float:
     """Half width of the interval over runs and patients of a mean over runs.
 
-    `by_run` `(k,)` are the values of two or more runs, `covariance` `(k, k)` theirs over patients. Runs and
-    patients are crossed random effects: the variance of the mean is what the runs share through the patients,
-    plus the runs' spread divided by k. The spread of so few runs is known poorly, so its part is multiplied
-    by Student's t with k - 1 degrees of freedom, the shared part by the normal quantile.
+    `by_run` `(k,)` are the values of two or more runs, `covariance` `(k, k)` theirs over patients. Runs and patients
+    are crossed random effects: the variance of the mean is what the runs share through the patients, plus the runs'
+    spread divided by k. The spread of so few runs is known poorly, so its part is multiplied by Student's t with k - 1
+    degrees of freedom, the shared part by the normal quantile.
     """
     k = len(by_run)
     shared = max(0.0, (covariance.sum() - np.trace(covariance)) / (k * (k - 1)))
@@ -100,8 +99,8 @@ def _auc(true: np.ndarray, false: np.ndarray) -> np.ndarray:
 def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUCs `(k,)` of scores `(k, n)` of the same images, and their covariance `(k, k)` over patients.
 
-    Obuchowski 1997, so that several images of a child do not count as so many children; with one image a
-    patient it is DeLong et al. 1988. NaN where a class has one patient only.
+    Obuchowski 1997, so that several images of a child do not count as so many children; with one image a patient it is
+    DeLong et al. 1988. NaN where a class has one patient only.
     """
     positive, negative = scores[:, labels == 1], scores[:, labels == 0]
     m, n = positive.shape[1], negative.shape[1]

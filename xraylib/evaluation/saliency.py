@@ -1,7 +1,7 @@
 """Where a network looks: Grad-CAM on any recipe and backend, and the checks of whether to believe it.
 
-A map that looks sensible proves nothing (Adebayo et al. 2018): it must change when the weights are random,
-and fall on the lesion where that is known.
+A map that looks sensible proves nothing (Adebayo et al. 2018): it must change when the weights are random, and fall on
+the lesion where that is known.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ BATCH = 32
 def heat_maps(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
     """Grad-CAM of the log odds of pneumonia at the last feature maps (Selvaraju et al. 2017).
 
-    Of uint8 `(n, size, size, 1)` at the recipe's size: float32 `(n, size, size)` in [0, 1], the largest value
-    of each 1; zeros where nothing speaks for pneumonia.
+    Of uint8 `(n, size, size, 1)` at the recipe's size: float32 `(n, size, size)` in [0, 1], the largest value of each
+    1; zeros where nothing speaks for pneumonia.
     """
     below, above = _split(predictor.model)
     log_odds = _log_odds(predictor, above)
@@ -116,8 +116,8 @@ def center_prior(size: int) -> np.ndarray:
 def localisation(maps: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> pd.DataFrame:
     """How often the peak of a map `(n, h, w)` lies in the lesion, which is where its mask is not zero.
 
-    Index `pointing` (share of peaks in the lesion) and `energy` (mean share of the map in it); columns
-    `value, low, high` and `area` (mean share of the image that is lesion: what a uniform map reaches).
+    Index `pointing` (share of peaks in the lesion) and `energy` (mean share of the map in it); columns `value, low,
+    high` and `area` (mean share of the image that is lesion: what a uniform map reaches).
     """
     lesion = np.asarray(masks).reshape(len(maps), -1) > 0
     if not lesion.any(axis=1).all():
@@ -137,8 +137,8 @@ def localisation(maps: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> p
 def checks(predictor: Predictor, pixels: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> dict[str, float | str]:
     """What the heat maps of a recipe are worth on pneumonias whose lesions are known, as one row of a table.
 
-    `recipe, n`, `pointing` and `energy` of `localisation` with intervals, those of `center_prior`, the mean
-    `area` of a lesion, and the mean `rank_correlation` with the maps of `parameter_randomisation`.
+    `recipe, n`, `pointing` and `energy` of `localisation` with intervals, those of `center_prior`, the mean `area` of a
+    lesion, and the mean `rank_correlation` with the maps of `parameter_randomisation`.
     """
     maps = heat_maps(predictor, pixels)
     blobs = np.repeat(center_prior(pixels.shape[1])[None], len(pixels), axis=0)

@@ -1,8 +1,8 @@
 """The scores table, one row an image, recipe and seed, and its one check.
 
-`recipe, protocol, seed, split, image_id, patient, kind, label, score`, with `score` = P(pneumonia).
-Everything after training is a pure function of it. A table from `load` also holds `threshold`, the frozen
-threshold of the run: at or above it an image is classified as pneumonia.
+`recipe, protocol, seed, split, image_id, patient, kind, label, score`, with `score` = P(pneumonia). Everything after
+training is a pure function of it. A table from `load` also holds `threshold`, the frozen threshold of the run: at or
+above it an image is classified as pneumonia.
 """
 
 from collections.abc import Collection

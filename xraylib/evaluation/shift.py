@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Collection
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,8 @@ def external(recipe: str, dataset: str, other: str) -> pd.DataFrame:
 def generalisation_gap(scores: pd.DataFrame, external: pd.DataFrame) -> pd.DataFrame:
     """Set the metrics on another data set beside those on the official test, at the same frozen thresholds.
 
-    `recipe, metric, test, test_low, test_high, external, external_low, external_high`, and `gap, gap_low,
-    gap_high`: test minus external, its interval put together from those of the two, which share no patient
-    (Zou and Donner 2008).
+    `recipe, metric, test, test_low, test_high, external, external_low, external_high`, and `gap, gap_low, gap_high`:
+    test minus external, its interval put together from those of the two, which share no patient (Zou and Donner 2008).
     """
     rows = []
     for recipe, there in external.groupby("recipe", sort=False):
@@ -104,10 +104,10 @@ def generalisation_gap(scores: pd.DataFrame, external: pd.DataFrame) -> pd.DataF
 def acquisition(external: pd.DataFrame, films: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
     """Whether another data set can tell what its films show from how they were taken.
 
-    `films` is its manifest, `pixels` uint8 `(n, size, size, 1)` of it. One row a feature (mean intensity, its
-    standard deviation, file size, and an 8 × 8 thumbnail, out of fold by patient) and a recipe: `of, auc,
-    low, high` over patients, `auc_within_intensity` and `auc_within_size` (mean over quintiles that hold both
-    classes, weighted by images), and `correlation`, Spearman's, with the standard deviation.
+    `films` is its manifest, `pixels` uint8 `(n, size, size, 1)` of it. One row a feature (mean intensity, its standard
+    deviation, file size, and an 8 × 8 thumbnail, out of fold by patient) and a recipe: `of, auc, low, high` over
+    patients, `auc_within_intensity` and `auc_within_size` (mean over quintiles that hold both classes, weighted by
+    images), and `correlation`, Spearman's, with the standard deviation.
     """
     flat = pixels.reshape(len(pixels), -1)
     small = _resized(pixels, 8).reshape(len(pixels), -1) / 255
@@ -140,14 +140,45 @@ def acquisition(external: pd.DataFrame, films: pd.DataFrame, pixels: np.ndarray)
     return pd.DataFrame(rows)
 
 
+def identity(films: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
+    """Test whether equal numbers are one child: is an image more like its namesake than like others.
+
+    `films` is a manifest, `features` `(n, k)` of its rows. Two images of one person and kind are paired, where the
+    answer is known; then the first images of one number in two series. A row a pairing: `pairing, pairs, auc, low,
+    high`: how often the namesake's correlation exceeds that with another child's image of the same series (chance:
+    0.5), averaged over pairs, with a normal interval over them.
+    """
+    named = audit.numbers(films).reset_index(drop=True).dropna()
+    known = np.asarray(features, dtype=np.float64)[named.index]
+    known = StandardScaler().fit_transform(
+        known - pd.DataFrame(known).groupby(named["series"].to_numpy()).transform("mean")
+    )
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    order = named.assign(row=range(len(named)), nth=named.groupby(["series", "number"]).cumcount())
+    image = order.pivot(index="number", columns=["series", "nth"], values="row")
+    names = sorted(named["series"].unique())
+    pairings = {f"{name}: two images of one number": ((name, 0), (name, 1)) for name in names}
+    pairings |= {f"{a} and {b}: one number": ((a, 0), (b, 0)) for a, b in combinations(names, 2)}
+    rows = []
+    for pairing, columns in pairings.items():
+        pairs = image.reindex(columns=columns).dropna().to_numpy(dtype=int)
+        if len(pairs) < 10:
+            continue
+        like = known[pairs[:, 0]] @ known[pairs[:, 1]].T
+        own = np.diag(like)[:, None]
+        above = ((like < own).sum(axis=1) + ((like == own).sum(axis=1) - 1) / 2) / (len(pairs) - 1)
+        half = norm.ppf(0.975) * above.std(ddof=1) / np.sqrt(len(pairs))
+        rows.append((pairing, len(pairs), above.mean(), above.mean() - half, above.mean() + half))
+    return pd.DataFrame(rows, columns=["pairing", "pairs", "auc", "low", "high"])
+
+
 def score_views(recipe: str, dataset: str, study: str) -> pd.DataFrame:
     """Score changed images by the strict runs of a recipe, as one of the `STUDIES` asks.
 
-    `corruptions`: the official test after every corruption and severity, by the first run. `framing`: each of
-    the first `FRAMING_RUNS` runs scores its own validation in every view of `FRAMINGS`. One row an image and
-    run: `ABOUT`, `none 0` for the run's own score of the image as it is, and a column a view, such as `jpeg
-    3`; written to `<study>/<recipe>.csv` of the report. Scoring that was interrupted goes on after the last
-    view.
+    `corruptions`: the official test after every corruption and severity, by the first run. `framing`: each of the first
+    `FRAMING_RUNS` runs scores its own validation in every view of `FRAMINGS`. One row an image and run: `ABOUT`, `none
+    0` for the run's own score of the image as it is, and a column a view, such as `jpeg 3`; written to
+    `<study>/<recipe>.csv` of the report. Scoring that was interrupted goes on after the last view.
     """
     name, whole = catalog.find(dataset).name, manifest.load(dataset)
     split, views = STUDIES[study]()
@@ -238,10 +269,10 @@ def _read(file: Path) -> pd.DataFrame:
 def corruption_losses(scores: pd.DataFrame, *, averaged: bool = False) -> pd.DataFrame:
     """How much AUC is lost and balanced error gained by each corruption, against the same images untouched.
 
-    `LOSSES`, with DeLong's 95% intervals of paired differences over patients, one row a corruption and
-    severity; or, `averaged`, one row a corruption with equal weight on its severities, as MedMNIST-C does,
-    whose number is then `severity`. The balanced error is that at the frozen threshold: the AUC of a yes or
-    no is its balanced accuracy, so DeLong's covariance holds for it too.
+    `LOSSES`, with DeLong's 95% intervals of paired differences over patients, one row a corruption and severity; or,
+    `averaged`, one row a corruption with equal weight on its severities, as MedMNIST-C does, whose number is then
+    `severity`. The balanced error is that at the frozen threshold: the AUC of a yes or no is its balanced accuracy, so
+    DeLong's covariance holds for it too.
     """
     tables = []
     for (recipe, seed), part in scores.groupby(["recipe", "seed"], sort=False):
@@ -279,9 +310,9 @@ def corruption_losses(scores: pd.DataFrame, *, averaged: bool = False) -> pd.Dat
 def framing_response(views: pd.DataFrame) -> pd.DataFrame:
     """Dose and response of the framing experiment, of `load_views(…, "framing")`: a row a recipe and view.
 
-    `recipe, view, runs, n` (images a run)`, specificity` (of normals in that view)`, sensitivity` (of
-    pneumonias), each with its interval over runs and patients, at the frozen thresholds; and, for the views
-    `swapped`, `auc`: normals lose that share of rows, pneumonias of columns.
+    `recipe, view, runs, n` (images a run)`, specificity` (of normals in that view)`, sensitivity` (of pneumonias), each
+    with its interval over runs and patients, at the frozen thresholds; and, for the views `swapped`, `auc`: normals
+    lose that share of rows, pneumonias of columns.
     """
     rows = []
     for recipe, part in views.groupby("recipe", sort=False):
@@ -307,11 +338,10 @@ RESPONSES = ("as it is", *FRAMINGS, *(f"swapped {share}" for share in SHARES))
 def framing_explained(views: pd.DataFrame, scores: pd.DataFrame, aspects: pd.DataFrame) -> pd.DataFrame:
     """How much of the fall in specificity from validation to the official test the framing explains.
 
-    `views` are of `load_views`, `scores` those of the report, `aspects` of `aspect_ratios`. Each normal of
-    the test is given the specificity that its recipe has on validation normals cut to the same aspect ratio
-    (linear between the doses), which gives `at_test_framing`. `recipe, runs, validation, at_test_framing,
-    test, explained`: the share of the fall, with Student's interval over runs, `explained_low,
-    explained_high`.
+    `views` are of `load_views`, `scores` those of the report, `aspects` of `aspect_ratios`. Each normal of the test is
+    given the specificity that its recipe has on validation normals cut to the same aspect ratio (linear between the
+    doses), which gives `at_test_framing`. `recipe, runs, validation, at_test_framing, test, explained`: the share of
+    the fall, with Student's interval over runs, `explained_low, explained_high`.
     """
     normal = aspects[aspects["label"] == 0]
     usual = normal.loc[normal["split"] != "test", "aspect"].mean()
@@ -338,13 +368,21 @@ def framing_explained(views: pd.DataFrame, scores: pd.DataFrame, aspects: pd.Dat
     return pd.DataFrame(rows)
 
 
+def frozen_features(films: pd.DataFrame) -> np.ndarray:
+    """Features `(n, k)` of a manifest's images by the frozen network of `OOD_RECIPE` with its own initial weights."""
+    from xraylib.training import networks, probe  # which load Keras
+
+    recipe = get_recipe(OOD_RECIPE)
+    weights = networks.get_weights(recipe.network, recipe.init)
+    return probe.pooled(films, recipe.network, recipe.size, weights, 0)
+
+
 def aspect_ratios(dataset: str) -> pd.DataFrame:
     """Aspect ratio (width by height) of every film as it was taken: `image_id, split, label, aspect, error`.
 
-    Read off the files where they differ in it. Of copies of one size it is estimated: the list of original
-    files (`audit.originals`) trains a ridge regression of its logarithm on `OOD_RECIPE`'s features, and
-    `error` is the root mean square error out of fold, by patient (0 where read). `known`: whether the film is
-    one of these.
+    Read off the files where they differ in it. Of copies of one size it is estimated: the list of original files
+    (`audit.originals`) trains a ridge regression of its logarithm on `OOD_RECIPE`'s features, and `error` is the root
+    mean square error out of fold, by patient (0 where read). `known`: whether the film is one of these.
     """
     whole = manifest.load(dataset)
     files = audit.file_properties(whole)
@@ -353,12 +391,8 @@ def aspect_ratios(dataset: str) -> pd.DataFrame:
         return table.assign(known=True)
     if (listed := audit.originals(dataset)) is None:
         raise NotFound(f"{dataset}: its images have one size. Fix: use the original files, or their list.")
-    from xraylib.training import networks, probe  # which load Keras
-
     truth = dict(zip(listed["image_id"], np.log(listed["width"] / listed["height"]), strict=True))
-    recipe = get_recipe(OOD_RECIPE)
-    weights = networks.get_weights(recipe.network, recipe.init)
-    features = probe.pooled(whole, recipe.network, recipe.size, weights, 0)
+    features = frozen_features(whole)
     there = whole["image_id"].isin(truth).to_numpy()
     target = np.array([truth[name] for name in whole.loc[there, "image_id"]])
     groups = whole.loc[there, "patient"]
@@ -374,9 +408,9 @@ def aspect_ratios(dataset: str) -> pd.DataFrame:
 def ood_scores(dataset: str, others: Collection[str] = ()) -> pd.DataFrame:
     """OOD scores: how unlike the training images others are, by `mahalanobis` on `OOD_RECIPE`'s features.
 
-    `group, image_id, patient, label, ood_score`, written to `tables/ood_scores.csv` of the report. Groups:
-    normals and pneumonias of validation and of the official test, the test inverted, and further data sets
-    (names or paths), whole. Training and validation images are those of the recipe's first strict run.
+    `group, image_id, patient, label, ood_score`, written to `tables/ood_scores.csv` of the report. Groups: normals and
+    pneumonias of validation and of the official test, the test inverted, and further data sets (names or paths), whole.
+    Training and validation images are those of the recipe's first strict run.
     """
     from xraylib.training import networks, probe  # which load Keras
 
@@ -419,8 +453,8 @@ def mahalanobis(training: np.ndarray, features: np.ndarray) -> np.ndarray:
 def ood_flagged(table: pd.DataFrame) -> pd.DataFrame:
     """Share of images of `ood_scores` above the limit that flags 5% of validation.
 
-    One row a group: `group, images, flagged, low, high, limit`, and `auc, auc_low, auc_high`: how well the
-    OOD score separates the group from validation.
+    One row a group: `group, images, flagged, low, high, limit`, and `auc, auc_low, auc_high`: how well the OOD score
+    separates the group from validation.
     """
     usual = table[table["group"].str.startswith("validation")]
     limit, rows = float(usual["ood_score"].quantile(0.95)), []

@@ -115,11 +115,11 @@ def forest(
 ) -> None:
     """Draw a dot and its interval for each line of some tables, as every figure of intervals does.
 
-    A panel is a table, the column of its dots (intervals: `<column>_low` to `<column>_high`, or `low` to
-    `high`) and its x label. The column `row` names the row of a line, `labels` the rows from top to bottom;
-    the column `within`, recipe or split, gives the colour, and those of one row stand below each other.
-    `start` is the left end of a scale that ends at 1, unless an interval reaches beyond it; `line` is a
-    reference value, dotted; with `text`, `0.85 (0.82–0.88)` stands right of the axes.
+    A panel is a table, the column of its dots (intervals: `<column>_low` to `<column>_high`, or `low` to `high`) and
+    its x label. The column `row` names the row of a line, `labels` the rows from top to bottom; the column `within`,
+    recipe or split, gives the colour, and those of one row stand below each other. `start` is the left end of a scale
+    that ends at 1, unless an interval reaches beyond it; `line` is a reference value, dotted; with `text`, `0.85
+    (0.82–0.88)` stands right of the axes.
     """
     rows, colours = list(labels), _colours(panels[0][0], within)
     names = list(colours)

@@ -27,8 +27,8 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], *, html: Path | None = None) -> None:
     """Run a notebook with parameters, write the executed copy and, if wanted, its page.
 
-    `Failed` names the cell that raised; the copy that failed is written beside `output` as
-    `<name>.failed.ipynb`, and the output and page of the last good run are left alone.
+    `Failed` names the cell that raised; the copy that failed is written beside `output` as `<name>.failed.ipynb`, and
+    the output and page of the last good run are left alone.
     """
     if not notebook.is_file():
         raise NotFound(f"no notebook {notebook}. Fix: give one of {notebook.parent}/*.ipynb.")

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _INTERVALS = ("sensitivity", "specificity", "balanced_accuracy", "precision", "npv", "f1", "mcc", "brier")
 LEADERBOARD = (
-    *("recipe", "protocol", "init", "seeds", "n_test"),
+    *("recipe", "protocol", "init", "seeds", "n_test", "n_effective"),
     *(f"{name}{end}" for name in ("auc", "accuracy") for end in ("", "_low", "_high")),
     *(f"{name}_patients_{end}" for name in ("auc", "accuracy") for end in ("low", "high")),
     *("auc_seed_sd", "accuracy_seed_sd"),
@@ -49,8 +49,8 @@ def note(dataset: str) -> str:
 def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFrame:
     """Compute one row a recipe and protocol (`published`, `strict`), of all recipes or of some.
 
-    Values are means over seeds at each run's frozen threshold, with 95% intervals
-    (`metrics.table`). Empty where none of `recipes` has run.
+    Values are means over seeds at each run's frozen threshold, with 95% intervals (`metrics.table`). Empty where none
+    of `recipes` has run.
     """
     some = None if recipes is None else list(recipes)
     if some is not None and not any(runs.find(dataset, name) for name in some):
@@ -67,6 +67,7 @@ def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFr
         known = recipe in RECIPES and dataset != "phantom"
         about = {
             "init": made[0].settings["init"],
+            "n_effective": metrics.effective_size(_of(table, recipe, row["protocol"]).query("split == 'test'")),
             **_youden(table, recipe, row["protocol"]),
             "train_seconds": float(np.mean([run.settings["train_seconds"] for run in made])),
             "hardware": "; ".join(sorted({run.settings["hardware"] for run in made})),
@@ -76,10 +77,13 @@ def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFr
     return pd.DataFrame(rows, columns=list(LEADERBOARD))
 
 
+def _of(table: pd.DataFrame, recipe: str, protocol: str) -> pd.DataFrame:
+    return table[(table["recipe"] == recipe) & (table["protocol"] == protocol)]
+
+
 def _youden(table: pd.DataFrame, recipe: str, protocol: str) -> dict[str, float]:
     """Accuracy at Youden's threshold, the second rule beside each run's frozen one."""
-    part = table[(table["recipe"] == recipe) & (table["protocol"] == protocol)]
-    found = metrics.evaluate(part, rule="youden", ranking=False)
+    found = metrics.evaluate(_of(table, recipe, protocol), rule="youden", ranking=False)
     ends = (("", "value"), ("_low", "low"), ("_high", "high"))
     return {f"accuracy_youden{end}": float(found[column]["accuracy"]) for end, column in ends}
 
@@ -113,8 +117,8 @@ def has_table(dataset: str, name: str) -> bool:
 def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patients: bool = False) -> Path:
     """Write a figure as PNG with its caption inside; the page shows figures in the order of their names.
 
-    `patients` says that it shows radiographs: unless these are the phantom's, it goes to `local/`, which
-    never enters the repository.
+    `patients` says that it shows radiographs: unless these are the phantom's, it goes to `local/`, which never enters
+    the repository.
     """
     place = folder(dataset) / ("local" if patients and dataset != "phantom" else "figures")
     with atomic(place / f"{name}.png") as temporary:

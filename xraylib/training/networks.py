@@ -1,8 +1,7 @@
 """The networks in plain Keras 3, alike on TensorFlow and JAX: bodies, heads, augmentation, initial weights.
 
-Every network takes uint8 grayscale radiographs `(batch, size, size, 1)` in 0…255 and rescales them on the
-device. A body is from rescaling to the last features; `build` adds input and head. Every head ends in
-float32.
+Every network takes uint8 grayscale radiographs `(batch, size, size, 1)` in 0…255 and rescales them on the device. A
+body is from rescaling to the last features; `build` adds input and head. Every head ends in float32.
 """
 
 import hashlib
@@ -182,9 +181,9 @@ HEADS = {
 class RandomFraming(layers.Layer):
     """Frames each film anew in training: a box of random height, width and place, stretched to the whole.
 
-    Height and width are independent, from `low` to 1 of the film's and alike for both classes, so that the
-    aspect ratio says nothing of the class. Resampling is bilinear and separable: two products with matrices
-    of weights, of static shape, which a TPU runs as it runs a dense layer.
+    Height and width are independent, from `low` to 1 of the film's and alike for both classes, so that the aspect ratio
+    says nothing of the class. Resampling is bilinear and separable: two products with matrices of weights, of static
+    shape, which a TPU runs as it runs a dense layer.
     """
 
     def __init__(self, low: float = 0.62, **options: Any):
@@ -214,8 +213,8 @@ class RandomFraming(layers.Layer):
 class RandomRendering(layers.Layer):
     """Renders each film anew in training: random gamma, contrast and brightness, alike for both classes.
 
-    Gamma from 1 / `gamma` to `gamma` (evenly in its logarithm), then contrast about mid-grey by
-    1 ± `contrast` and brightness by ± `brightness` of the range 0…255; what leaves the range is clipped.
+    Gamma from 1 / `gamma` to `gamma` (evenly in its logarithm), then contrast about mid-grey by 1 ± `contrast` and
+    brightness by ± `brightness` of the range 0…255; what leaves the range is clipped.
     """
 
     def __init__(self, gamma: float = 1.6, contrast: float = 0.3, brightness: float = 0.15, **options: Any):
@@ -258,8 +257,8 @@ def build(
 ) -> keras.Model:
     """Build a network (a key of `NETWORKS`) with its head (of `HEADS`) and augmentation (of `AUGMENTATIONS`).
 
-    From uint8 `(batch, size, size, 1)` to float32 `(batch, head.units)`. `weights` are from `get_weights`, by
-    default random; augmentation acts in training only.
+    From uint8 `(batch, size, size, 1)` to float32 `(batch, head.units)`. `weights` are from `get_weights`, by default
+    random; augmentation acts in training only.
     """
     for name, table in ((network, NETWORKS), (head, HEADS), (augmentation, AUGMENTATIONS)):
         if name is not None and name not in table:
@@ -300,9 +299,9 @@ def load_weights(model: keras.Model, file: Path) -> None:
 def get_weights(network: str, init: str) -> Weights:
     """Find the initial weights that are asked for, never others in their place; `NotFound` otherwise.
 
-    `init` is `random`; `imagenet`: the file `<backbone>_imagenet_notop.weights.h5` in the folder
-    `XRAYLIB_WEIGHTS` where that is set, Keras's own download elsewhere; the path of a `.weights.h5` file; or
-    `none`, of a recipe without a network.
+    `init` is `random`; `imagenet`: the file `<backbone>_imagenet_notop.weights.h5` in the folder `XRAYLIB_WEIGHTS`
+    where that is set, Keras's own download elsewhere; the path of a `.weights.h5` file; or `none`, of a recipe without
+    a network.
     """
     if init in ("random", "none"):
         return Weights(init)

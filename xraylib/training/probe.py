@@ -92,8 +92,8 @@ def augmented(frozen: keras.Model, pixels: np.ndarray, augmentation: str, seed: 
 def fit(features: np.ndarray, labels: np.ndarray, split: np.ndarray) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Fit on `train`; choose the penalty and calibrate (Platt) on `val`; `test` rows are not looked at.
 
-    Returns the head (`coefficients` and `intercept`, float64, scaling and calibration folded in) and one row
-    a penalty: `strength, loss, accuracy, val_loss, val_accuracy`.
+    Returns the head (`coefficients` and `intercept`, float64, scaling and calibration folded in) and one row a penalty:
+    `strength, loss, accuracy, val_loss, val_accuracy`.
     """
     train, val = split == "train", split == "val"
     scaler = StandardScaler().fit(features[train])

@@ -14,8 +14,8 @@ from xraylib.storage import NotFound
 class Phase:
     """Some epochs at one learning rate; a later phase starts from the best epoch before it.
 
-    `learning_rate` decays along a cosine to a hundredth with `decay`; `freeze_backbone` trains the layers
-    above the backbone only.
+    `learning_rate` decays along a cosine to a hundredth with `decay`; `freeze_backbone` trains the layers above the
+    backbone only.
     """
 
     epochs: int
@@ -28,24 +28,23 @@ class Phase:
 class Recipe:
     """A system that can be trained and compared with its claim. The fields are what it does under `strict`.
 
-    `network`, `head` and `augmentation` are keys of `networks.NETWORKS`, `HEADS` and `AUGMENTATIONS`,
-    `imbalance` is one of `train.IMBALANCE_METHODS`, `split_strategy` a key of `splits.SPLIT_STRATEGIES`;
-    `size` is the input's height and width in pixels, `seeds` how many an experiment trains.
+    `network`, `head` and `augmentation` are keys of `networks.NETWORKS`, `HEADS` and `AUGMENTATIONS`, `imbalance` is
+    one of `train.IMBALANCE_METHODS`, `split_strategy` a key of `splits.SPLIT_STRATEGIES`; `size` is the input's height
+    and width in pixels, `seeds` how many an experiment trains.
 
-    `fit`: `network` trains the whole with Keras; `linear-probe` fits a calibrated logistic regression on
-    features of the frozen network, `single-feature` on the one number that `audit.single_feature` knows by
-    `network`. `patience`: epochs without a better validation before a phase ends; None runs all epochs, keeps
-    the last. `threshold_rule`: see `thresholds`. `validation`: which epoch is kept. `plain`: the lowest
-    validation loss. `framing`: the highest AUC on validation films framed as the other class, on which the
-    threshold is chosen as well. `worst`: likewise, but the highest AUC in the worst of the three views of
-    `corruptions.swaps`.
+    `fit`: `network` trains the whole with Keras; `linear-probe` fits a calibrated logistic regression on features of
+    the frozen network, `single-feature` on the one number that `audit.single_feature` knows by `network`. `patience`:
+    epochs without a better validation before a phase ends; None runs all epochs, keeps the last. `threshold_rule`: see
+    `thresholds`. `validation`: which epoch is kept. `plain`: the lowest validation loss. `framing`: the highest AUC on
+    validation films framed as the other class, on which the threshold is chosen as well. `worst`: likewise, but the
+    highest AUC in the worst of the three views of `corruptions.swaps`.
 
     `claims`: published values on the system's own test data by metric, or a word where no number was given;
-    `claimed_on`: how many images that was, 0 where it is not known; `ours`: what of the network had to be
-    chosen here, so that the claim cannot be tested. `stored_output`: what the stored output
-    of the system's own notebook shows. `remark`: what is known of the distance between claim and measurement.
-    `published`: fields that differ under the protocol `published`, empty when nothing was published;
-    `retained` says in words what of the published system that is, `corrected` what `strict` corrects.
+    `claimed_on`: how many images that was, 0 where it is not known; `ours`: what of the network had to be chosen here,
+    so that the claim cannot be tested. `stored_output`: what the stored output of the system's own notebook shows.
+    `remark`: what is known of the distance between claim and measurement. `published`: fields that differ under the
+    protocol `published`, empty when nothing was published; `retained` says in words what of the published system that
+    is, `corrected` what `strict` corrects.
     """
 
     name: str
@@ -82,8 +81,8 @@ class Recipe:
     def under(self, protocol: str, budget: str = "full") -> "Recipe":
         """Return the recipe as it runs under a protocol and a budget.
 
-        Another protocol is a split strategy, the rest as under `strict`. `NotFound` for `published` where
-        nothing was published.
+        Another protocol is a split strategy, the rest as under `strict`. `NotFound` for `published` where nothing was
+        published.
         """
         if protocol == "published" and not self.published:
             raise NotFound(f"{self.name} has no protocol `published`: nothing was. Fix: use `strict`.")

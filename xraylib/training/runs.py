@@ -1,8 +1,8 @@
 """Finished runs: the one store that training writes and everything after it reads.
 
-A run lies in `reports/<dataset>/runs/<recipe>/<protocol>-<seed>/`: `run.json` (what it was made from and on,
-and its frozen `threshold`), `history.csv` (a row an epoch, or a penalty of the linear probe), `scores.csv`
-(its scores table) and, ignored by git, its model.
+A run lies in `reports/<dataset>/runs/<recipe>/<protocol>-<seed>/`: `run.json` (what it was made from and on, and its
+frozen `threshold`), `history.csv` (a row an epoch, or a penalty of the linear probe), `scores.csv` (its scores table)
+and, ignored by git, its model.
 """
 
 import hashlib

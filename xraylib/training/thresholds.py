@@ -1,8 +1,8 @@
 """From a score to a decision: rules that choose a threshold on validation, never on the test.
 
-A rule is a number (a fixed threshold), `youden`, `sensitivity 0.95` (the highest threshold that finds such a
-share of the positives), `cost 5` (a missed pneumonia costs five false alarms), or, for a scores table,
-`frozen`: the threshold that each run chose when it was trained.
+A rule is a number (a fixed threshold), `youden`, `sensitivity 0.95` (the highest threshold that finds such a share of
+the positives), `cost 5` (a missed pneumonia costs five false alarms), or, for a scores table, `frozen`: the threshold
+that each run chose when it was trained.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ RULES: tuple[str | float, ...] = ("sensitivity 0.95", "youden", "sensitivity 0.9
 def threshold(labels: np.ndarray, scores: np.ndarray, rule: str | float) -> float:
     """Apply a rule to validation labels (0/1) and scores, both `(n,)`; at or above it is pneumonia.
 
-    It lies half-way between two neighbouring scores, so that rounding a score does not cross it. `youden`
-    maximises sensitivity + specificity - 1 (Youden 1950). `NotFound` for a rule that does not exist.
+    It lies half-way between two neighbouring scores, so that rounding a score does not cross it. `youden` maximises
+    sensitivity + specificity - 1 (Youden 1950). `NotFound` for a rule that does not exist.
     """
     if not isinstance(rule, str):
         return float(rule)
@@ -51,8 +51,8 @@ def threshold(labels: np.ndarray, scores: np.ndarray, rule: str | float) -> floa
 def thresholds(scores: pd.DataFrame, rule: str | float) -> pd.Series:
     """Threshold by seed of one recipe and protocol, under a rule.
 
-    A rule is applied to the `swapped` rows where there are any, to `val` elsewhere. `DataInvalid` where a
-    seed has none, or where `frozen` is asked of a table that does not hold the runs' thresholds.
+    A rule is applied to the `swapped` rows where there are any, to `val` elsewhere. `DataInvalid` where a seed has
+    none, or where `frozen` is asked of a table that does not hold the runs' thresholds.
     """
     seeds = sorted(scores["seed"].unique())
     if not isinstance(rule, str):

@@ -41,11 +41,10 @@ def train(
 ) -> runs.Run:
     """Train a recipe, go on with a run that was cut, or read back one that is finished.
 
-    `manifest` is whole (from `manifest.load`) and split by `protocol`, see `splits.assign`, and `seed`, which
-    also draws initial weights, order of images and dropout. `init` replaces the recipe's initial weights. The
-    scores are of the best epoch on validation, or of the last where the recipe has no patience. Killed at any
-    moment and called again, it ends with the same scores on the same machine. A committed run is replaced
-    only with `overwrite`.
+    `manifest` is whole (from `manifest.load`) and split by `protocol`, see `splits.assign`, and `seed`, which also
+    draws initial weights, order of images and dropout. `init` replaces the recipe's initial weights. The scores are of
+    the best epoch on validation, or of the last where the recipe has no patience. Killed at any moment and called
+    again, it ends with the same scores on the same machine. A committed run is replaced only with `overwrite`.
     """
     chosen = recipe.under(protocol, budget)
     weights = networks.get_weights(chosen.network, init or chosen.init)
@@ -259,9 +258,8 @@ def balance(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply a class-imbalance method, one of `IMBALANCE_METHODS` or None, to the training rows of one epoch.
 
-    `labels` are 0/1 of every row of the data set. Returns the rows of the epoch, which over- and
-    undersampling choose anew each time, and a float32 weight for every row of the data set (mean 1 over
-    `rows`).
+    `labels` are 0/1 of every row of the data set. Returns the rows of the epoch, which over- and undersampling choose
+    anew each time, and a float32 weight for every row of the data set (mean 1 over `rows`).
     """
     weights = np.ones(len(labels), np.float32)
     classes = [rows[labels[rows] == value] for value in (0, 1)]
@@ -278,8 +276,8 @@ def balance(
 class Progress:
     """Where a run stands: phase, epochs done, learning curves, and the best epoch on validation.
 
-    All of it is in one checkpoint, written atomically after each epoch. Keras's `BackupAndRestore` keeps
-    weights and epoch only; early stopping, phases and the learning curves decide the outcome as well.
+    All of it is in one checkpoint, written atomically after each epoch. Keras's `BackupAndRestore` keeps weights and
+    epoch only; early stopping, phases and the learning curves decide the outcome as well.
     """
 
     def __init__(self, folder: Path, model: keras.Model, hardware: str = ""):
