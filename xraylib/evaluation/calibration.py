@@ -47,7 +47,7 @@ def _newton(labels: np.ndarray, design: np.ndarray, offset: np.ndarray, weights:
     """Coefficients `(resamples, k)` of logistic regressions with an offset, all resamples at once."""
     beta = np.zeros((len(weights), len(design)))
     with np.errstate(all="ignore"):
-        for _ in range(50):
+        for _ in range(25):
             p = 1 / (1 + np.exp(-(beta @ design + offset)))
             gradient = (weights * (labels - p)) @ design.T
             curvature = np.einsum("bn,in,jn->bij", weights * p * (1 - p), design, design, optimize=True)

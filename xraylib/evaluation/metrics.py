@@ -170,9 +170,9 @@ def effective_size(part: pd.DataFrame) -> float:
     The effect is DeLong's variance over patients by that over images; NaN where seeds share no images.
     """
     by_seed = part.pivot(index="image_id", columns="seed", values="score").dropna()
-    if by_seed.empty:
-        return np.nan
     about = part.drop_duplicates("image_id").set_index("image_id").loc[by_seed.index]
+    if about["label"].nunique() < 2:
+        return np.nan
     units = (about["patient"].to_numpy(), by_seed.index.to_numpy())
     over = [delong(about["label"].to_numpy(), by_seed.T.to_numpy(), unit)[1].mean() for unit in units]
     return len(by_seed) * float(over[1] / over[0]) if over[0] > 0 else np.nan
