@@ -54,7 +54,7 @@ JSON_RECIPES := [$(subst $(space),$(comma),$(foreach r,$(RECIPES),"$(r)"))]
 PARAMETERS = -p dataset "$(DATASET)" -p seed $(SEED)
 TRAINING   = -p reuse $(REUSE) -p budget "$(BUDGET)" -p recipes '$(JSON_RECIPES)'
 
-.PHONY: help setup reproduce report test check lint notebooks flagship bench badges clean FORCE
+.PHONY: help setup reproduce report test check lint notebooks flagship bench colab badges clean FORCE
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -86,7 +86,6 @@ $(BUILD)/06_evaluation.ipynb $(BUILD)/07_predict.ipynb: | $(filter-out $(BUILD)/
 endif
 
 $(BUILD)/03% $(BUILD)/04% $(BUILD)/06% $(BUILD)/07%: PARAMETERS += $(TRAINING)
-$(BUILD)/05%: PARAMETERS += -p reuse $(REUSE)
 
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(BUILD)/parameters | $(SETUP)
 	@echo "$*: running on $(DATASET)"
@@ -126,6 +125,9 @@ flagship: $(SETUP)  ## train the model that comes with the package anew, from Ke
 
 bench: $(SETUP)  ## measure speed and memory (benchmarks/)
 	$(PY) benchmarks/run.py
+
+colab:  ## rehearse each notebook's first cells with Colab's versions (needs Python 3.12: make colab PYTHON=python3.12)
+	$(PYTHON) tests/colab.py $(PYTHON)
 
 badges:  ## write the repository's address into badges and clone commands: make badges REPO=owner/name
 	@[[ "$(REPO)" == */* ]] || { echo "no address. Fix: make badges REPO=owner/name" >&2; exit 1; }

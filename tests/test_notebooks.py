@@ -3,7 +3,9 @@
 import ast
 import re
 
+import keras
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from outside import outside_references
@@ -12,6 +14,8 @@ from xraylib.cli import main
 from xraylib.paths import ROOT
 from xraylib.report import notebooks
 from xraylib.storage import DataInvalid, Failed, NotFound
+from xraylib.training import networks
+from xraylib.training.recipes import get_recipe
 
 PICTURE = """from IPython.display import Image, display
 from PIL import Image as Film
@@ -131,3 +135,40 @@ def test_the_notebooks_need_few_names():
         used = (node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
         names |= {f"{node.value.id}.{node.attr}" for node in used if node.value.id in modules}
     assert len(names) <= 45, sorted(names)
+
+
+# The networks that the notebooks show in plain Keras, and the recipes whose networks they are.
+SHOWN = {
+    "tiny_cnn": "tiny-cnn-28",
+    "scratch_cnn": "scratch-cnn",
+    "separable_cnn": "kerasio-tpu",
+    "mobilenetv2_small": "mobilenetv2-small",
+    "resnet50v2": "resnet50v2",
+    "inceptionv3": "inceptionv3-tpu",
+    "mobilenetv2_160": "flagship",
+}
+
+
+@pytest.fixture(scope="module")
+def shown():
+    """The functions of the notebooks' cells that are tagged `network`."""
+    found = {"keras": keras, "RandomFraming": networks.RandomFraming, "RandomRendering": networks.RandomRendering}
+    for path in STORED:
+        for cell in code_of(path):
+            if "network" in cell.metadata.get("tags", []):
+                exec(compile(cell.source.replace(".summary()", ""), path.name, "exec"), found)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_network_in_a_notebook_is_the_librarys(shown, name):
+    recipe = get_recipe(SHOWN[name])
+    size = 64 if name == "separable_cnn" else recipe.size
+    ours = networks.build(recipe.network, size, recipe.head)
+    theirs = shown[name](size) if name == "separable_cnn" else shown[name]()
+    # Refused where a layer has another shape or place.
+    theirs.set_weights(ours.get_weights())
+    films = np.random.default_rng(0).integers(0, 256, (2, size, size, 1), dtype=np.uint8)
+    scores = [networks.HEADS[recipe.head].probability(model.predict(films, verbose=0)) for model in (ours, theirs)]
+    np.testing.assert_allclose(*scores, atol=1e-5)

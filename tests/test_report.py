@@ -265,3 +265,12 @@ def test_readme_table_is_that_of_the_report(three_recipes, tmp_path):
     assert "| `tiny-cnn-28` | 0.950 |" in text and f"| {value} | – |" in text and text.count("old") == 1
     pages.write_readme_table(readme)
     assert readme.read_text() == text
+
+
+def test_a_table_is_read_with_its_intervals_in_one_column():
+    table = pd.DataFrame({"recipe": ["a", "b"], "auc": [0.51234, np.nan], "low": [0.4, np.nan], "high": [0.6, np.nan]})
+    table = table.assign(n=[3, 4], gain=[0.1, -0.1], gain_low=[0.0, -0.2], gain_high=[0.2, 0.0], p=[0.04321, 1.0])
+    shown = tables.compact(table)
+    assert list(shown) == ["recipe", "auc", "n", "gain", "p"]
+    assert shown.loc[0].tolist() == ["a", "0.512 (0.400–0.600)", 3, "0.100 (0.000–0.200)", 0.043]
+    assert shown.loc[1, "auc"] == "–" and shown.loc[1, "gain"] == "-0.100 (-0.200–0.000)"

@@ -111,9 +111,16 @@ class Experiment:
         return tables.claims(self.name)
 
     def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Write a table into the report and return it to be shown."""
+        """Write a table into the report and return it."""
         tables.save_table(table, self.name, name)
         return table
+
+    def show(self, table: pd.DataFrame, name: str | None = None, columns: str | None = None) -> pd.DataFrame:
+        """Write a table into the report, where it has a name, and return some or all of it as it is read."""
+        if name is not None:
+            tables.save_table(table, self.name, name)
+        shown = tables.compact(table)
+        return shown if columns is None else shown[columns.split()]
 
     def figure(self, figure: Figure, name: str, caption: str, *, patients: bool = False) -> Figure:
         """Write a figure into the report (see `tables.save_figure`) and return it to be shown."""

@@ -43,10 +43,8 @@ def load_external(dataset: str, other: str) -> pd.DataFrame:
     scored = table.groupby("image_id")["recipe"].transform("nunique")
     if (scored < len(files)).any():
         row = table[scored < len(files)].iloc[0]
-        raise DataInvalid(
-            f"{place}: {row['image_id']} was scored by {row['recipe']} and not by all. Fix: run `external` "
-            "for every recipe again."
-        )
+        what = f"{row['image_id']} was scored by {row['recipe']} and not by all"
+        raise DataInvalid(f"{place}: {what}. Fix: run `external` for every recipe again.")
     return table
 
 
@@ -93,10 +91,8 @@ def check(scores: pd.DataFrame) -> None:
         if part["label"].nunique() < 2:
             raise DataInvalid(f"{where}: one class only. Fix: score images of both classes.")
         if part["score"].nunique() < 2 and key[0] != CONSTANT:
-            raise DataInvalid(
-                f"{where}: all {len(part)} scores are {part['score'].iloc[0]:.6g}, which ranks nothing. "
-                "Fix: train with another seed or a lower learning rate."
-            )
+            what = f"all {len(part)} scores are {part['score'].iloc[0]:.6g}, which ranks nothing"
+            raise DataInvalid(f"{where}: {what}. Fix: train with another seed or a lower learning rate.")
 
 
 def _differs(scores: pd.DataFrame, by: list[str], column: str) -> pd.Series:

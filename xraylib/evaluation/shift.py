@@ -52,10 +52,8 @@ OOD_RECIPE = "mobilenetv2-frozen"
 def _strict_runs(recipe: str, dataset: str) -> list[runs.Run]:
     if found := runs.find(dataset, recipe, "strict"):
         return found
-    raise NotFound(
-        f"no finished run of {recipe} on {dataset}. Fix: train one with "
-        f"`python -m xraylib train {recipe} --dataset {dataset}`."
-    )
+    fix = f"train one with `python -m xraylib train {recipe} --dataset {dataset}`"
+    raise NotFound(f"no finished run of {recipe} on {dataset}. Fix: {fix}.")
 
 
 def external(recipe: str, dataset: str, other: str) -> pd.DataFrame:
@@ -140,16 +138,16 @@ def acquisition(external: pd.DataFrame, films: pd.DataFrame, pixels: np.ndarray)
     return pd.DataFrame(rows)
 
 
-def identity(films: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
+def identity(films: pd.DataFrame, features: np.ndarray | None = None) -> pd.DataFrame:
     """Test whether equal numbers are one child: is an image more like its namesake than like others.
 
-    `films` is a manifest, `features` `(n, k)` of its rows. Two images of one person and kind are paired, where the
-    answer is known; then the first images of one number in two series. A row a pairing: `pairing, pairs, auc, low,
-    high`: how often the namesake's correlation exceeds that with another child's image of the same series (chance:
-    0.5), averaged over pairs, with a normal interval over them.
+    `films` is a manifest, `features` `(n, k)` of its rows, by default `frozen_features`. Two images of one person and
+    kind are paired, where the answer is known; then the first images of one number in two series. A row a pairing:
+    `pairing, pairs, auc, low, high`: how often the namesake's correlation exceeds that with another child's image of
+    the same series (chance: 0.5), averaged over pairs, with a normal interval over them.
     """
     named = audit.numbers(films).reset_index(drop=True).dropna()
-    known = np.asarray(features, dtype=np.float64)[named.index]
+    known = (frozen_features(films) if features is None else features).astype(np.float64)[named.index]
     known = StandardScaler().fit_transform(
         known - pd.DataFrame(known).groupby(named["series"].to_numpy()).transform("mean")
     )
@@ -361,10 +359,8 @@ def framing_explained(views: pd.DataFrame, scores: pd.DataFrame, aspects: pd.Dat
         row = {"recipe": recipe, "runs": len(values)}
         row |= dict(zip(("validation", "at_test_framing", "test"), values.mean(axis=0), strict=True))
         half = student.ppf(0.975, len(share) - 1) * share.std(ddof=1) / len(share) ** 0.5 if len(share) > 1 else np.nan
-        rows.append(
-            row
-            | {"explained": share.mean(), "explained_low": share.mean() - half, "explained_high": share.mean() + half}
-        )
+        ends = {"explained_low": share.mean() - half, "explained_high": share.mean() + half}
+        rows.append(row | {"explained": share.mean()} | ends)
     return pd.DataFrame(rows)
 
 

@@ -1,7 +1,7 @@
 """The figures: blank ones for notebooks, learning curves, and dots with their intervals."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,10 @@ def panels(
     return fig, list(zip(axes.flat, tables.values(), recipe_colours(tables).values(), strict=False))
 
 
-def head(fig: Figure, title: str, note: str = "", colours: Mapping[str, str] | None = None) -> Figure:
-    """Return the figure with its message above, what a reader must know below, and its colours named."""
+def head(fig: Figure, title: str, note: str = "", recipes: Iterable[str] = ()) -> Figure:
+    """Return the figure with its message above, what a reader must know below, and the recipes' colours named."""
     width, height = fig.get_size_inches()
+    colours = style.recipe_colours(list(recipes))
     text, at = textwrap.fill(title, int(width * 9.2)), {"x": 0.008, "ha": "left"}
     if colours:
         lines = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
@@ -225,7 +226,9 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     right.set(ylim=(-0.02, 1.02), xlabel="share of a normal's rows that is kept, then stretched", ylabel="specificity")
     right.set_title("validation normals, cut at top and bottom")
     note = "Left: the threshold is 0.5 but in the last row. Right: the frozen one. Lines: 95% intervals."
-    return head(fig, "Why do good networks fall on the official test? In part they read the framing.", note, colours)
+    return head(
+        fig, "Why do good networks fall on the official test? In part they read the framing.", note, list(colours)
+    )
 
 
 @style.styled
@@ -236,4 +239,4 @@ def subgroups(table: pd.DataFrame, title: str, at: str = "the frozen threshold")
     fig, (axes,) = blank(9, 1.7 + (0.25 + 0.13 * table["recipe"].nunique()) * len(labels))
     label = "correctly classified (sensitivity or specificity)"
     forest(axes, [(table, "right", label)], "subgroup", labels, start=1.0)
-    return head(fig, title, f"At {at}. {OVER_PATIENTS}", style.recipe_colours(table["recipe"]))
+    return head(fig, title, f"At {at}. {OVER_PATIENTS}", table["recipe"])

@@ -101,6 +101,23 @@ def save_table(table: pd.DataFrame, dataset: str, name: str) -> None:
         table.to_csv(temporary, index=False, float_format="%.6g")
 
 
+def compact(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is read: a value and its interval in one column, `0.85 (0.82–0.88)`, numbers to three digits.
+
+    The ends are `<name>_low` and `<name>_high`, or `low` and `high` of the column before them.
+    """
+    shown: dict[str, object] = {}
+    names = [str(name) for name in table]
+    for name, after in zip(names, [*names[1:], ""], strict=True):
+        ends = ["low", "high"] if after == "low" else [f"{name}_low", f"{name}_high"]
+        if set(ends) <= {*names}:
+            parts = zip(table[name], *(table[end] for end in ends), strict=True)
+            shown[name] = ["–" if np.isnan(v) else f"{v:.3f} ({low:.3f}–{high:.3f})" for v, low, high in parts]
+        elif not name.endswith(("low", "high")):
+            shown[name] = table[name].round(3) if table[name].dtype.kind == "f" else table[name]
+    return pd.DataFrame(shown, index=table.index)
+
+
 def load_table(dataset: str, name: str) -> pd.DataFrame:
     """Read a table that `save_table` wrote."""
     if not has_table(dataset, name):

@@ -269,9 +269,8 @@ def build(
         x = AUGMENTATIONS[augmentation]()(x)
     x = NETWORKS[network](x, size, weights or Weights("random"))
     end = HEADS[head]
-    outputs = layers.Dense(
-        end.units, end.activation, dtype="float32", name="L6" if network == "tiny_cnn" else "output"
-    )(x)
+    name = "L6" if network == "tiny_cnn" else "output"
+    outputs = layers.Dense(end.units, end.activation, dtype="float32", name=name)(x)
     model = keras.Model(inputs, outputs, name=network)
     if weights is not None and weights.file is not None and network not in BACKBONES:
         load_weights(model, weights.file)
@@ -290,10 +289,8 @@ def load_weights(model: keras.Model, file: Path) -> None:
             warnings.simplefilter("error", UserWarning)
             model.load_weights(file)
     except (OSError, ValueError, KeyError, UserWarning) as error:
-        raise NotFound(
-            f"{file} does not hold weights of {model.name} ({str(error).splitlines()[0]}). Fix: give the "
-            "file that belongs to this network, or ask for init=random."
-        ) from error
+        fix, why = "give the file that belongs to this network, or ask for init=random", str(error).splitlines()[0]
+        raise NotFound(f"{file} does not hold weights of {model.name} ({why}). Fix: {fix}.") from error
 
 
 def get_weights(network: str, init: str) -> Weights:
@@ -317,10 +314,8 @@ def get_weights(network: str, init: str) -> Weights:
 
 def _from_file(file: Path) -> Weights:
     if not file.is_file():
-        raise NotFound(
-            f"no weights at {file}. Fix: put them there, unset XRAYLIB_WEIGHTS to let Keras download its "
-            "own, or ask for init=random."
-        )
+        fix = "put them there, unset XRAYLIB_WEIGHTS to let Keras download its own, or ask for init=random"
+        raise NotFound(f"no weights at {file}. Fix: {fix}.")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return Weights(KNOWN_WEIGHTS.get(digest, f"file {digest[:12]}"), file)
 

@@ -95,8 +95,7 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of training; prose, claims and the threshold rule are left out."""
-        words = {"title", "source", "seeds", "claims", "claimed_on", "ours", "stored_output", "published"}
-        words |= {"remark"}
+        words = {"title", "source", "seeds", "claims", "claimed_on", "ours", "stored_output", "published", "remark"}
         words |= {"retained", "corrected", "threshold_rule"}
         if self.validation == "plain":
             words |= {"validation"}

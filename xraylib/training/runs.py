@@ -95,10 +95,8 @@ class Run:
         init = "random" if settings["init"] == "random" else "imagenet"
         weights = networks.get_weights(choices["network"], init)
         if weights.label != settings["init"]:
-            raise DataInvalid(
-                f"the run was fitted on {settings['init']}, found are {weights.label}. Fix: set "
-                "XRAYLIB_WEIGHTS to the weights it was fitted on, or train again."
-            )
+            fix = "set XRAYLIB_WEIGHTS to the weights it was fitted on, or train again"
+            raise DataInvalid(f"the run was fitted on {settings['init']}, found are {weights.label}. Fix: {fix}.")
         frozen = probe.extractor(choices["network"], choices["size"], weights, self.seed)
         return Predictor(self, frozen, probe.load(self.model_file))
 
