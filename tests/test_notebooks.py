@@ -116,7 +116,7 @@ def test_a_notebook_ran_from_top_to_bottom_and_names_no_machine(path):
 @EACH
 def test_bootstrap_does_nothing_outside_colab_and_parameters_follow(path):
     code = code_of(path)
-    plain = re.sub(r"^(\s+)%pip .*$", r"\1raise AssertionError", code[0].source, flags=re.M)
+    plain = re.sub(r"^(\s+)[%!].*$", r"\1raise AssertionError", code[0].source, flags=re.M)
     assert plain != code[0].source
     exec(compile(plain, path.name, "exec"), {})
     assert [cell for cell in code if "parameters" in cell.metadata.get("tags", [])] == [code[1]]
@@ -125,7 +125,7 @@ def test_bootstrap_does_nothing_outside_colab_and_parameters_follow(path):
 def test_the_notebooks_need_few_names():
     names = set()
     for path in STORED:
-        source = "\n".join(re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.M) for cell in code_of(path))
+        source = "\n".join(re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M) for cell in code_of(path))
         nodes, modules = list(ast.walk(ast.parse(source))), set()
         for node in nodes:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("xraylib"):
