@@ -45,8 +45,9 @@ FINDINGS = {
         *ends("framing", f"{TINY} and view == 'rows 0.81'", "specificity"),
         *(("framing", f"{TINY} and view == '{view}'", "specificity") for view in ("as it is", "jpeg 2")),
     ],
-    "mean aspect ratio <s2>,": [("framing_folders", ASPECT.format("test", "normal"), "mean")],
-    "training normals have <s2> and pneumonias <s2> (estimated from the pixels, error <s2>)": [
+    "a mean aspect ratio <s2>, where training normals have <s2> and pneumonias <s2> "
+    "(estimated from the pixels, error <s2>)": [
+        ("framing_folders", ASPECT.format("test", "normal"), "mean"),
         *(("framing_folders", ASPECT.format("train", name), "mean") for name in ("normal", "pneumonia")),
         ("aspects", "error > 0", "error"),
     ],
@@ -58,15 +59,20 @@ FINDINGS = {
         *ends("leaderboard", "recipe == 'flagship'", "accuracy"),
         *(("leaderboard", "recipe == 'flagship'", name) for name in ("sensitivity", "specificity")),
     ],
-    "no sure AUC: <s3> (<s3>–<s3>) with random framing, <s3> (<s3>–<s3>) without, five runs each": [
-        *ends("leaderboard", "recipe == 'tiny-cnn-28-reframed' and seeds == 5", "auc"),
+    "the AUC of `tiny-cnn-28` from <s3> (<s3>–<s3>) to <s3> (<s3>–<s3>), five runs each": [
         *ends("leaderboard", f"{TINY} and protocol == 'strict' and seeds == 5", "auc"),
+        *ends("leaderboard", "recipe == 'tiny-cnn-28-reframed' and seeds == 5", "auc"),
     ],
-    "specificity rises from <s3> to <s3>, its sensitivity falls from <s3> to <s3>": [
+    "specificity rises from <s3> to <s3>, its sensitivity goes from <s3> to <s3>": [
         ("leaderboard", f"recipe == '{name}' and protocol == 'strict'", metric)
         for metric in ("specificity", "sensitivity")
         for name in ("tiny-cnn-28", "tiny-cnn-28-reframed")
     ],
+    "is worth <n0> to <n0> points on pneumonias": span("leaked", "diagnosis == 'pneumonia'", "difference"),
+    "than strangers' (<s3>, <s3>–<s3>; chance is 0.5)": [
+        ("identity", "pairing == 'bacteria and virus: one number'", name) for name in ("auc", "low", "high")
+    ],
+    "with bacterial pneumonia give <s3>": [("identity", "pairing == 'bacteria: two images of one number'", "auc")],
     "random framing call <p0> to <p0> of the test's normals pneumonia": span(
         "operating_points", RULE, "1 - specificity"
     ),

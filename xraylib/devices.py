@@ -112,8 +112,8 @@ def _prepare_jax(device: str, devices: int | None) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if device in ("auto", "cpu") and devices and not _tpu_present():
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
-        # XLA's thread pool has one thread a core. Devices that wait for each other fill a small one for good,
-        # and no thread is left for those they wait for.
+        # XLA's thread pool has one thread a core. Devices that wait for each other fill a small one for good, and no
+        # thread is left for those they wait for.
         os.environ.setdefault("NPROC", str(max(4 * devices, os.cpu_count() or 1)))
 
 

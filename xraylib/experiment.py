@@ -61,6 +61,16 @@ class Experiment:
         """Where the report of the data set is."""
         return tables.folder(self.name)
 
+    @property
+    def has_images(self) -> bool:
+        """Whether the images are on this machine, or are made here."""
+        return catalog.find(self.dataset).phantom is not None or catalog.find(self.dataset).root.is_dir()
+
+    @property
+    def shipped(self) -> Run:
+        """The model that comes with the package."""
+        return runs.read(runs.SHIPPED)
+
     @cached_property
     def manifest(self) -> pd.DataFrame:
         """The manifest of the data set, with its official split."""
@@ -149,7 +159,7 @@ class Experiment:
             log.warning("%s: the training code has changed since. Fix: make reproduce RETRAIN=1", run.folder)
         # Other files or labels change every split, so that of one seed tells, and dividing images takes a second.
         key = asked.split_strategy, protocol
-        if key not in self._splits and catalog.find(self.dataset).root.is_dir():
+        if key not in self._splits and self.has_images:
             assigned = splits.assign(self.manifest, protocol, seed, split_strategy=key[0])
             self._splits[key] = seed, runs.split_fingerprint(assigned)
         checked, found = self._splits.get(key, (seed, run.settings["split"]))

@@ -16,9 +16,9 @@ from xraylib.datasets.images import CHANGED, UnusableImage, decode, load_pixels,
 from xraylib.datasets.manifest import image_id, patient_and_kind, person_number
 from xraylib.storage import DataInvalid, NotFound
 
-# Of the 5,840 Kermany radiographs at 224 px no two that differ in their bytes correlate above 0.975; copies
-# re-encoded (JPEG quality 30), halved, with noise (sigma 10) or gamma 0.8 to 1.25 stay above 0.995, and 99%
-# of copies cropped by 1% or turned by 1 degree above 0.98. Crops by 2% mostly go unseen (41% are above 0.98).
+# Of the 5,840 Kermany radiographs at 224 px no two that differ in their bytes correlate above 0.975; copies re-encoded
+# (JPEG quality 30), halved, with noise (sigma 10) or gamma 0.8 to 1.25 stay above 0.995, and 99% of copies cropped by
+# 1% or turned by 1 degree above 0.98. Crops by 2% mostly go unseen (41% are above 0.98).
 COPY_CORRELATION = 0.98
 
 # Shares of height and width that count as border on each side; an eighth would hold lung.

@@ -151,10 +151,10 @@ def _whole(film: np.ndarray) -> np.ndarray:
     return (np.clip(film, 0, 1) * 255).astype(np.uint8)
 
 
-# Kermany's training normals show the whole film (median aspect ratio 1.21), its pneumonias are cut to the
-# chest (1.49), so a network can tell the classes by framing alone. Validation therefore also shows each class
-# framed and rendered as the other. The share of the rows of a normal that leaves it the aspect ratio of a
-# pneumonia, and of columns the other way:
+# Kermany's training normals show the whole film (median aspect ratio 1.21), its pneumonias are cut to the chest (1.49),
+# so a network can tell the classes by framing alone. Validation therefore also shows each class framed and rendered as
+# the other. The share of the rows of a normal that leaves it the aspect ratio of a pneumonia, and of columns the other
+# way:
 SWAP = 1.21 / 1.49
 
 
@@ -208,9 +208,9 @@ def _bars(pixels: np.ndarray, rows: float) -> np.ndarray:
     return changed
 
 
-# The framing experiment: shares of the rows (or columns) kept. Of the rows of a film of aspect ratio 1.21
-# they leave 1.30, 1.40, 1.49 and 1.60. Then the controls: the same area without the change of aspect, black
-# bars in the place of what is cut, compression, blur and brightness.
+# The framing experiment: shares of the rows (or columns) kept. Of the rows of a film of aspect ratio 1.21 they leave
+# 1.30, 1.40, 1.49 and 1.60. Then the controls: the same area without the change of aspect, black bars in the place of
+# what is cut, compression, blur and brightness.
 SHARES = (0.93, 0.86, 0.81, 0.76)
 FRAMINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     **{f"rows {share}": functools.partial(cut, rows=share) for share in SHARES},

@@ -33,9 +33,9 @@ VERSION = 3
 _MU = 0.2  # attenuation of water per cm at the mean energy of a child's film
 _WORKERS = 2
 
-# How one film differs from the next: `zoom` and `scatter` factors, `angle` in radians, `dx`, `dy`, `turn`
-# (the shift of what lies in front when the child is turned), `haze` (water over the lung bases) and `blur` in
-# cm, `photons` a power of ten a pixel, `dark` and `bright` grey levels of 0 to 1, `gamma` a logarithm.
+# How one film differs from the next: `zoom` and `scatter` factors, `angle` in radians, `dx`, `dy`, `turn` (the shift of
+# what lies in front when the child is turned), `haze` (water over the lung bases) and `blur` in cm, `photons` a power
+# of ten a pixel, `dark` and `bright` grey levels of 0 to 1, `gamma` a logarithm.
 _FILM = {
     "zoom": (0.93, 1.08), "angle": (-0.08, 0.08), "dx": (-0.9, 0.9), "dy": (-0.9, 0.9), "turn": (-0.9, 0.9),
     "haze": (-1.2, 1.4), "scatter": (0.1, 0.35), "photons": (3.1, 4.0), "blur": (0.02, 0.075),
@@ -73,8 +73,8 @@ class PhantomSettings:
 
 _KINDS = ("normal", "bacteria", "virus")
 
-# Mean aspect ratio (width by height) of a class in a split, where a whole film has 1: Kermany's medians
-# divided by 1.21, that of its training normals. The standard deviation is 0.07, and none is below 1.
+# Mean aspect ratio (width by height) of a class in a split, where a whole film has 1: Kermany's medians divided by
+# 1.21, that of its training normals. The standard deviation is 0.07, and none is below 1.
 ASPECTS = {"normal": 1.02, "test normal": 1.12, "pneumonia": 1.25}
 
 Floats = NDArray[np.floating[Any]]  # float32 throughout
@@ -86,8 +86,8 @@ _CENTRE = 7.2j  # what stands in the middle of a well centred film, as x + iy
 _VIEW_CM = 20.5
 _BONE = 2.8  # cm of water that attenuate like what a cm of a child's bone adds to soft tissue
 
-# What differs between children: lengths and shifts in cm, factors, `heart_tilt` in radians. Thymus, sail sign
-# and stomach bubble are absent at or below 0; the arms are down above -0.4.
+# What differs between children: lengths and shifts in cm, factors, `heart_tilt` in radians. Thymus, sail sign and
+# stomach bubble are absent at or below 0; the arms are down above -0.4.
 _CHILD = {
     "scale": (0.92, 1.06), "width": (0.94, 1.06), "depth": (5.6, 6.9), "fat": (0.7, 1.7),
     "breath": (-1.5, 0.6), "heart": (0.9, 1.14), "heart_tilt": (0.45, 0.85), "mediastinum": (1.35, 2.0),

@@ -171,8 +171,7 @@ def decision_curve(part: pd.DataFrame, prevalence: float | None = None) -> pd.Da
         hits, alarms = own @ (classified & positive[:, None]), own @ (classified & ~positive[:, None])
         sick = ill / (ill + well) if prevalence is None else prevalence
         by_seed.append(sick * hits / ill - (1 - sick) * odds * alarms / well)
-    mean, everybody = np.mean(by_seed, axis=0), sick - (1 - sick) * odds
-    everybody = np.broadcast_to(everybody, mean.shape)
+    mean, everybody = np.mean(by_seed, axis=0), np.atleast_2d(sick - (1 - sick) * odds)
     # Which of the two is the better is decided once, on the split as it is.
     gain = mean - np.where(everybody[0] > 0, everybody, 0.0)
     table = {"cut": cuts, "benefit": mean[0], "all": everybody[0], "gain": gain[0]}

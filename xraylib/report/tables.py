@@ -102,10 +102,7 @@ def save_table(table: pd.DataFrame, dataset: str, name: str) -> None:
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is read: a value and its interval in one column, `0.85 (0.82–0.88)`, numbers to three digits.
-
-    The ends are `<name>_low` and `<name>_high`, or `low` and `high` of the column before them.
-    """
+    """The table as it is read: `0.850 (0.820–0.880)` for a value with its `<name>_low`, `_high`, or `low`, `high`."""
     shown: dict[str, object] = {}
     names = [str(name) for name in table]
     for name, after in zip(names, [*names[1:], ""], strict=True):
