@@ -44,6 +44,8 @@ def rehearse(notebook):
 def main(python):
     """Build the environment, then rehearse every notebook in a process and a folder of its own."""
     venv = ROOT / "build" / "colab"
+    if subprocess.run(["git", "diff", "--quiet", "HEAD"], check=False, cwd=ROOT).returncode:
+        sys.exit("what is rehearsed is the last commit, and files differ from it. Fix: commit them")
     if subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 12))"], check=False).returncode:
         sys.exit(f"{python} is not Python 3.12, which Colab has. Fix: make colab PYTHON=/path/to/python3.12")
     subprocess.run([python, "-m", "venv", "--clear", venv], check=True)

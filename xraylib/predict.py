@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from xraylib.datasets import images
 from xraylib.storage import XraylibError
 from xraylib.training.runs import Predictor
 
@@ -19,14 +18,13 @@ def predict(files: Sequence[Path | str], predictor: Predictor) -> pd.DataFrame:
     One row a file, in order: `path`, `score` (P(pneumonia), NaN for a file that cannot be read), the run's frozen
     `threshold`, `label` (pneumonia, normal or empty) and `problem` (empty for a good file).
     """
-    size = predictor.run.settings["choices"]["size"]
     table = pd.DataFrame({"path": [str(file) for file in files]}, dtype=object).assign(
         score=np.nan, threshold=predictor.threshold, label="", problem=""
     )
     pixels = {}
     for row, file in enumerate(files):
         try:
-            pixels[row] = images.read_gray(Path(file), size)[..., None]
+            pixels[row] = predictor.read(file)
         except XraylibError as error:
             table.loc[row, "problem"] = str(error)
     if pixels:

@@ -153,17 +153,17 @@ def reliability(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def decision_curve(part: pd.DataFrame, prevalence: float | None = None) -> pd.DataFrame:
+def decision_curve(part: pd.DataFrame, prevalence: float | None = None, base: float | None = None) -> pd.DataFrame:
     """Net benefit of acting on a score at threshold probabilities 0.05 to 0.95 (Vickers and Elkin 2006).
 
-    `cut, benefit, low, high, all` (everybody is treated; treating nobody is 0), then `gain, gain_low, gain_high`: the
-    benefit less that of the better of these two, paired by patient. At a stated `prevalence` in (0, 1) the scores' odds
-    are multiplied as Bayes' rule asks; sensitivity and specificity stay.
+    `cut, all` (everybody is treated; nobody is 0)`, benefit, low, high, gain, gain_low, gain_high`: the gain is over the
+    better of these two, paired by patient. At a stated `prevalence` in (0, 1) the scores' odds are multiplied as Bayes'
+    rule asks, from `base`, at which they are probabilities (by default that of these images).
     """
     cuts = np.linspace(0.05, 0.95, 19)
     names, weights = _weights(part, 500)
-    by_seed, odds, share = [], cuts / (1 - cuts), part["label"].mean()
-    moved = 0.0 if prevalence is None else logit(prevalence) - logit(share)
+    by_seed, odds = [], cuts / (1 - cuts)
+    moved = 0.0 if prevalence is None else logit(prevalence) - logit(base or part["label"].mean())
     for _, one in part.groupby("seed"):
         own, positive = weights[:, np.searchsorted(names, one["patient"])], one["label"].to_numpy() == 1
         classified = logit(one["score"].to_numpy())[:, None] + moved >= logit(cuts)
@@ -174,9 +174,10 @@ def decision_curve(part: pd.DataFrame, prevalence: float | None = None) -> pd.Da
     mean, everybody = np.mean(by_seed, axis=0), np.atleast_2d(sick - (1 - sick) * odds)
     # Which of the two is the better is decided once, on the split as it is.
     gain = mean - np.where(everybody[0] > 0, everybody, 0.0)
-    table = {"cut": cuts, "benefit": mean[0], "all": everybody[0], "gain": gain[0]}
-    for name, resampled in (("", mean), ("gain_", gain)):
-        table[f"{name}low"], table[f"{name}high"] = np.percentile(resampled[1:], [2.5, 97.5], axis=0)
+    table = {"cut": cuts, "all": everybody[0]}
+    for name, end, resampled in (("benefit", "", mean), ("gain", "gain_", gain)):
+        low, high = np.percentile(resampled[1:], [2.5, 97.5], axis=0)
+        table |= {name: resampled[0], f"{end}low": low, f"{end}high": high}
     return pd.DataFrame(table)
 
 

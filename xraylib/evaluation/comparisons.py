@@ -324,15 +324,18 @@ def by_folder(scores: pd.DataFrame) -> pd.DataFrame:
 def leaked(scores: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
     """Ask within an image-level random split whether images of patients who were trained on are classified better.
 
-    Of one recipe, at a threshold of 0.5, with the splits of its seeds made anew from `manifest`: a row a class,
-    `recipe, diagnosis, leaked, unleaked` (images, of all seeds)`, right_leaked, right_unleaked, difference, low, high`
-    over patients.
+    Of one recipe, at a threshold of 0.5, among images of the official training folder, with the splits of its seeds
+    made anew from `manifest`: a row a class, `recipe, diagnosis, leaked, unleaked` (images, counted once a seed)`,
+    right_leaked, right_unleaked, difference, low, high` over patients. `DataInvalid` where the images differ.
     """
     own = scores[(scores["protocol"] == "random-per-image") & (scores["split"] == "test")]
-    parts, rows = [], []
+    official, parts, rows = manifest.set_index("image_id")["split"], [], []
     for seed in own["seed"].unique():
         one, assigned = own[own["seed"] == seed], splits.assign(manifest, "random-per-image", seed)
+        if {*assigned.loc[assigned["split"] == "test", "image_id"]} != {*one["image_id"]}:
+            raise DataInvalid("these are not the images that were divided. Fix: use those the runs were trained on.")
         trained = assigned.loc[assigned["split"] == "train", "patient"]
+        one = one[one["image_id"].map(official) != "test"]
         parts.append(one.assign(leaked=one["patient"].isin(trained), right=(one["score"] >= 0.5) == one["label"]))
     table = pd.concat(parts)
     for label, name in enumerate(("normal", "pneumonia")):

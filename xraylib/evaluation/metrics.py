@@ -165,13 +165,13 @@ def auc_interval(
 
 
 def effective_size(part: pd.DataFrame) -> float:
-    """How many images of as many patients would tell the mean AUC of `part` as well: n over the design effect.
+    """How many images, one a patient, would tell the mean AUC of `part` as well: n over the design effect.
 
-    The effect is DeLong's variance over patients by that over images; NaN where seeds share no images.
+    The effect is DeLong's variance over patients by that over images; NaN where seeds have other images.
     """
-    by_seed = part.pivot(index="image_id", columns="seed", values="score").dropna()
+    by_seed = part.pivot(index="image_id", columns="seed", values="score")
     about = part.drop_duplicates("image_id").set_index("image_id").loc[by_seed.index]
-    if about["label"].nunique() < 2:
+    if by_seed.isna().any(axis=None):
         return np.nan
     units = (about["patient"].to_numpy(), by_seed.index.to_numpy())
     over = [delong(about["label"].to_numpy(), by_seed.T.to_numpy(), unit)[1].mean() for unit in units]

@@ -19,6 +19,7 @@ from xraylib.training.recipes import RECIPES
 log = logging.getLogger(__name__)
 
 _INTERVALS = ("sensitivity", "specificity", "balanced_accuracy", "precision", "npv", "f1", "mcc", "brier")
+ENDS = {"": "value", "_low": "low", "_high": "high"}
 LEADERBOARD = (
     *("recipe", "protocol", "init", "seeds", "n_test", "n_effective"),
     *(f"{name}{end}" for name in ("auc", "accuracy") for end in ("", "_low", "_high")),
@@ -65,27 +66,18 @@ def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFr
             )
         # A claim about children's radiographs says nothing of simulated ones.
         known = recipe in RECIPES and dataset != "phantom"
+        part = table[(table["recipe"] == recipe) & (table["protocol"] == row["protocol"])]
+        youden = metrics.evaluate(part, rule="youden", ranking=False).loc["accuracy"]  # beside the frozen threshold
         about = {
             "init": made[0].settings["init"],
-            "n_effective": metrics.effective_size(_of(table, recipe, row["protocol"]).query("split == 'test'")),
-            **_youden(table, recipe, row["protocol"]),
+            "n_effective": metrics.effective_size(part[part["split"] == "test"]),
+            **{f"accuracy_youden{end}": youden[column] for end, column in ENDS.items()},
             "train_seconds": float(np.mean([run.settings["train_seconds"] for run in made])),
             "hardware": "; ".join(sorted({run.settings["hardware"] for run in made})),
             "claimed_accuracy": RECIPES[recipe].claims.get("accuracy", np.nan) if known else np.nan,
         }
         rows.append(row | about)
     return pd.DataFrame(rows, columns=list(LEADERBOARD))
-
-
-def _of(table: pd.DataFrame, recipe: str, protocol: str) -> pd.DataFrame:
-    return table[(table["recipe"] == recipe) & (table["protocol"] == protocol)]
-
-
-def _youden(table: pd.DataFrame, recipe: str, protocol: str) -> dict[str, float]:
-    """Accuracy at Youden's threshold, the second rule beside each run's frozen one."""
-    found = metrics.evaluate(_of(table, recipe, protocol), rule="youden", ranking=False)
-    ends = (("", "value"), ("_low", "low"), ("_high", "high"))
-    return {f"accuracy_youden{end}": float(found[column]["accuracy"]) for end, column in ends}
 
 
 def claims(dataset: str) -> pd.DataFrame:
@@ -106,7 +98,8 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     shown: dict[str, object] = {}
     names = [str(name) for name in table]
     for name, after in zip(names, [*names[1:], ""], strict=True):
-        ends = ["low", "high"] if after == "low" else [f"{name}_low", f"{name}_high"]
+        ends = [f"{name}_low", f"{name}_high"]
+        ends = ["low", "high"] if after == "low" and ends[0] not in names else ends
         if set(ends) <= {*names}:
             parts = zip(table[name], *(table[end] for end in ends), strict=True)
             shown[name] = ["–" if np.isnan(v) else f"{v:.3f} ({low:.3f}–{high:.3f})" for v, low, high in parts]

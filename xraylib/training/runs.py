@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from xraylib import paths
+from xraylib.datasets import images
 from xraylib.storage import DataInvalid, NotFound, atomic, atomic_folder
 from xraylib.training.recipes import RECIPES
 from xraylib.training.thresholds import thresholds
@@ -224,6 +225,10 @@ class Predictor:
     def threshold(self) -> float:
         """The run's frozen threshold."""
         return self.run.threshold
+
+    def read(self, file: Path | str) -> np.ndarray:
+        """Pixels of a file, uint8 `(size, size, 1)`, prepared as the training images were."""
+        return images.read_gray(Path(file), self.run.settings["choices"]["size"])[..., None]
 
     def score(self, pixels: np.ndarray) -> np.ndarray:
         """P(pneumonia) float64 `(n,)` of uint8 pixels `(n, size, size, 1)`."""
