@@ -156,7 +156,7 @@ def reliability(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
 def decision_curve(part: pd.DataFrame, prevalence: float | None = None, base: float | None = None) -> pd.DataFrame:
     """Net benefit of acting on a score at threshold probabilities 0.05 to 0.95 (Vickers and Elkin 2006).
 
-    `cut, all` (all are treated; none is 0)`, benefit, low, high, gain, gain_low, gain_high`: the gain is over the better
+    `cut, all` (all are treated; none is 0)`, benefit, low, high, gain, gain_low, gain_high`: gain is over the better
     of these two, paired by patient. At a stated `prevalence` in (0, 1) the scores' odds are multiplied as Bayes'
     rule asks, from `base`, at which they are probabilities (by default that of these images).
     """
