@@ -357,7 +357,7 @@ FLAGSHIP = Recipe(
     patience=20,
     augmentation="reframe-render",
     validation="worst",
-    seeds=5,
+    seeds=2,
 )
 
 # The small experiment without and with each class-imbalance method.
