@@ -68,7 +68,7 @@ FINDINGS = {
         for metric in ("specificity", "sensitivity")
         for name in ("tiny-cnn-28", "tiny-cnn-28-reframed")
     ],
-    "is worth <n0> to <n0> points on pneumonias": span("leaked", "diagnosis == 'pneumonia'", "difference"),
+    "are classified correctly <n0> to <n0> points more often": span("leaked", "diagnosis == 'pneumonia'", "difference"),
     "than strangers' (<s3>, <s3>–<s3>; chance is 0.5)": [
         ("identity", "pairing == 'bacteria and virus: one number'", name) for name in ("auc", "low", "high")
     ],

@@ -20,7 +20,7 @@ from xraylib.training.runs import COMMITTED
 PREVALENCES = (0.05, 0.2, 0.625)  # that of Kermany's test, and two where pneumonia is rarer
 # The main figures, in this order; the others are the supplement.
 MAIN = (
-    *("01_labels", "06_framing", "06_leaderboard", "06_roc", "06_scores", "06_subgroups"),
+    *("01_flow", "06_framing", "06_leaderboard", "06_roc", "06_scores", "06_subgroups"),
     *("06_reliability", "06_external", "06_ood"),
 )
 README_TABLE = re.compile(r"(<!-- accuracy:(\S+) [^>]*-->)\n.*?(<!-- end -->)", re.DOTALL)
