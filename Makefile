@@ -105,7 +105,7 @@ test: check  ## everything: check, then what trains, then every notebook (what i
 	rm -rf build/nbval
 	# The last ones first: alone in an empty report, each has to make what it needs.
 	XRAYLIB_REPORTS=$(abspath build/nbval) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 900 \
-	  -p no:cacheprovider notebooks/07* notebooks/06* notebooks/0[1-5]*
+	  -p no:cacheprovider -n 2 --dist loadscope notebooks/07* notebooks/06* notebooks/03* notebooks/0[1245]*
 
 check: lint  ## lint, types and unit tests
 	$(PY) -m pytest -m "not slow" -n 2 --dist worksteal

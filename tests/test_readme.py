@@ -54,6 +54,13 @@ FINDINGS = {
     "framing accounts for <p0> (<n0>–<n0>, over three runs only) of its fall": ends(
         "framing_explained", TINY, "explained"
     ),
+    "<p0> (<n0>–<n0>) of that of `mobilenetv2-frozen`": ends(
+        "framing_explained", "recipe == 'mobilenetv2-frozen'", "explained"
+    ),
+    "five runs each (difference <s3>, <s3>–<s3>)": [
+        ("paired_tests", "a == 'tiny-cnn-28' and b == 'tiny-cnn-28-reframed'", f"-{name}")
+        for name in ("auc_difference", "high", "low")
+    ],
     "reaches an AUC of <s3> (<s3>–<s3>), accuracy <s3> (<s3>–<s3>), sensitivity <s3> and specificity <s3>": [
         *ends("leaderboard", "recipe == 'flagship'", "auc"),
         *ends("leaderboard", "recipe == 'flagship'", "accuracy"),
