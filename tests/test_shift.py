@@ -357,7 +357,11 @@ def test_numbers_that_are_one_child_are_recognised_by_their_images(same):
             for _ in range(copies):
                 rows.append({"patient": f"person{number}_{kind}", "kind": kind, "label": 1})
                 features.append(child[kind] + rng.normal(size=40) + (kind == "virus"))
-    found = shift.identity(pd.DataFrame(rows), np.array(features)).set_index("pairing")
+    films = pd.DataFrame(rows).assign(sha256=range(len(rows)))
+    # A copy of an image is no second image of its child.
+    copies = films.iloc[[0]].assign(patient="person0_virus", kind="virus")
+    films, features = pd.concat([films, copies], ignore_index=True), np.vstack([features, features[0]])
+    found = shift.identity(films, features).set_index("pairing")
     assert found.loc["bacteria: two images of one number", "low"] > 0.8
     row = found.loc["bacteria and virus: one number"]
     assert row["low"] > 0.8 if same else row["low"] < 0.5 < row["high"]

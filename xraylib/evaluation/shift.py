@@ -142,11 +142,11 @@ def identity(films: pd.DataFrame, features: np.ndarray | None = None) -> pd.Data
     """Test whether equal numbers are one child: is an image more like its namesake than like others.
 
     `films` is a manifest, `features` `(n, k)` of its rows, by default `frozen_features`. Two images of one person and
-    kind are paired, where the answer is known; then the first images of one number in two series. A row a pairing:
-    `pairing, pairs, auc, low, high`: how often the namesake's correlation exceeds that with another child's image of
-    the same series (chance: 0.5), averaged over pairs, with a normal interval over them.
+    kind, copies left out, are paired, where the answer is known; then the first images of one number in two series. A
+    row a pairing: `pairing, pairs, auc, low, high`: how often the namesake's correlation exceeds that with another
+    child's image of the same series (chance: 0.5), averaged over pairs, with a normal interval over them.
     """
-    named = audit.numbers(films).reset_index(drop=True).dropna()
+    named = audit.numbers(films).reset_index(drop=True)[~films["sha256"].duplicated().to_numpy()].dropna()
     known = (frozen_features(films) if features is None else features).astype(np.float64)[named.index]
     known = StandardScaler().fit_transform(
         known - pd.DataFrame(known).groupby(named["series"].to_numpy()).transform("mean")
