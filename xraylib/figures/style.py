@@ -30,7 +30,7 @@ SPLIT_COLOURS = {"train": "#888888", "val": "#6699CC", "test": INK, "external": 
 # Paul Tol's "muted" palette and a gold, neighbours far apart: recipes share no colour with classes.
 RECIPE_PALETTE = (
     "#332288", "#44AA99", "#882255", "#999933", "#6699CC", "#117733", "#DDAA33", "#AA4499", "#CC6677",
-    "#661100", "#88CCEE", "#111111",
+    "#661100", "#88CCEE", "#111111", "#EE8866",
 )  # fmt: skip
 DASHES = ("-", "--", "-.", ":")
 
