@@ -183,3 +183,17 @@ def test_numbering_says_where_the_splits_lie_in_each_series(phantom):
     assert table.loc[("NORMAL2-IM-", "test"), "first"] == 7 and table.loc[("virus", "train"), "first"] == 9
     # Names without a number, as a folder of one's own may have, are left out.
     assert audit.numbering(films.assign(patient="alice")).empty
+
+
+def test_films_with_a_text_in_their_corner_are_found_from_one_of_them():
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(90, 12, (60, 224, 224, 1)).clip(0, 255).astype(np.uint8)
+    text = rng.integers(0, 2, audit.TEXT, dtype=np.uint8) * 150
+    marked = list(range(3, 60, 5))
+    for film in marked:  # not at one place, nor equally clear, and on another ground
+        y, x = (212, 207) if film == 3 else rng.integers((200, 190), (213, 208))
+        pixels[film, y : y + 11, x : x + 17, 0] = text + rng.normal(60, 20, audit.TEXT).clip(0, 100)
+    films = pd.DataFrame({"image_id": [f"film{i}" for i in range(60)], "split": "train", "label": 1})
+    found = audit.overlay(films, pixels, "film3")
+    assert found["image_id"].tolist() == [f"film{i}" for i in marked]
+    assert found["correlation"].between(0.6, 1.0 + 1e-5).all()

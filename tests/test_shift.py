@@ -124,6 +124,37 @@ def test_every_test_image_is_scored_after_every_severity(two_runs, small_phantom
     pd.testing.assert_frame_equal(shift.load_views("phantom", "corruptions"), table, rtol=1e-5)
 
 
+def test_the_text_and_the_rendering_of_a_device_are_swapped(two_runs, small_phantom, reports_here):
+    with pytest.raises(NotFound, match=r"overlay\.csv is missing\. Fix: run notebook 01"):
+        shift.score_views("tiny-cnn-28", "phantom", "device")
+    train = small_phantom[(small_phantom["split"] == "train") & (small_phantom["label"] == 1)]
+    test = small_phantom[(small_phantom["split"] == "test") & (small_phantom["label"] == 0)]
+    marked = pd.concat([train[:5], test[:3]])
+    (reports_here / "phantom" / "tables").mkdir(parents=True)
+    marked.to_csv(reports_here / "phantom" / "tables" / "overlay.csv")
+    shift.score_views("tiny-cnn-28", "phantom", "device")
+    table = shift.load_views("phantom", "device")
+    films = np.array(images.load_pixels(small_phantom, 224))
+    films[train.index[0], 212:, 207:] = np.random.default_rng(0).integers(0, 255, (12, 17, 1))
+    _, views = shift._device_views("phantom", small_phantom, films)
+    some = films[test.index[:4]]
+    # A film of the wanted histogram keeps it; any other gets it, in its own order.
+    of_device, text = views["rendered as the device's films"](some), views["text in the corner"](some)
+    wanted = np.quantile(films[train.index[:5]], np.linspace(0, 1, 257), axis=(1, 2, 3)).mean(axis=1)
+    found = np.quantile(of_device, np.linspace(0, 1, 257), axis=(1, 2, 3)).mean(axis=1)
+    assert np.abs(found - wanted)[5:-5].max() < 6
+    order = np.argsort(some[0].ravel(), kind="stable")
+    assert (np.diff(of_device[0].ravel()[order].astype(int)) >= 0).all()
+    np.testing.assert_array_equal(text[:, 212:, 207:], np.stack([films[train.index[0], 212:, 207:]] * 4))
+    np.testing.assert_array_equal(text[:, :212], some[:, :212])
+    assert not views["corner black"](some)[:, 212:, 207:].any()
+    response = shift.device_response(table, pd.concat([run.scores for run in two_runs]), marked["image_id"])
+    one = response.set_index(["films", "view"]).loc[("test, normal, with the text", "corner black")]
+    own = table[table["image_id"].isin(test["image_id"][:3])]
+    assert one["right"] == pytest.approx((own["corner black"] < own["threshold"]).mean())
+    assert (one["runs"], one["images"]) == (2, 3) and one["right_low"] <= one["right"] <= one["right_high"]
+
+
 def test_pixels_are_resized_as_a_file_of_that_size_is_read(small_phantom, tmp_path):
     films = images.load_pixels(small_phantom, 64)[:3]
     for film, small in zip(films, shift._resized(films, 28), strict=True):

@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, about in (
         ("framing", "score validation films framed anew: the framing experiment"),
         ("corruptions", "score the test after corruptions of each severity"),
+        ("device", "score films with the text and the rendering of a device swapped"),
     ):
         views = command(commands, name, _views, about)
         views("recipes", nargs="+", metavar="RECIPE", help=known)
@@ -223,13 +224,18 @@ def _external(options: argparse.Namespace) -> None:
 
 
 def _views(options: argparse.Namespace) -> None:
-    _trained(options, *options.recipes)
-    from xraylib.evaluation import shift
+    name = _trained(options, *options.recipes)
+    from xraylib.evaluation import scores, shift
 
     for recipe in options.recipes:
         table = shift.score_views(recipe, options.dataset, options.command)
-        framing = options.command == "framing"
-        _show(shift.framing_response(table) if framing else shift.corruption_losses(table, averaged=True))
+        if options.command == "device":
+            table = shift.device_response(table, scores.load(name, [recipe]), shift.marked_films(name)["image_id"])
+        elif options.command == "framing":
+            table = shift.framing_response(table)
+        else:
+            table = shift.corruption_losses(table, averaged=True)
+        _show(table)
 
 
 def _ood(options: argparse.Namespace) -> None:

@@ -24,6 +24,9 @@ COPY_CORRELATION = 0.98
 # Shares of height and width that count as border on each side; an eighth would hold lung.
 BORDERS = (1 / 16, 1 / 32, 1 / 64)
 
+# Height and width, at 224 pixels, of a device's text and of the corner in which it stands.
+TEXT, CORNER = (11, 17), (28, 38)
+
 _THUMBNAIL = 32
 _TILE = 1024
 _CONTRADICTIONS = {("bacteria", 0), ("virus", 0), ("normal", 1)}
@@ -179,6 +182,29 @@ def numbering(manifest: pd.DataFrame) -> pd.DataFrame:
         others = table[(table["series"] == name) & (table["split"] != split)]["number"]
         rows.append((name, split, len(own), int(first), int(last), others.between(first, last).mean()))
     return pd.DataFrame(rows, columns=["series", "split", "images", "first", "last", "inside"])
+
+
+def overlay(manifest: pd.DataFrame, pixels: np.ndarray, film: str, limit: float = 0.6) -> pd.DataFrame:
+    """Find films whose lower right corner bears the text that stands at the end of that of `film`, an `image_id`.
+
+    `pixels` is uint8 (n, size, size, 1) of the manifest's rows. The text, `TEXT` pixels, is looked for in the last
+    `CORNER`; eight of the films where it correlates at 0.7 are the templates of the second search. One row a film that
+    correlates at `limit` with one of them: `image_id, split, label, correlation`.
+    """
+    corner = pixels[:, -CORNER[0] :, -CORNER[1] :, 0].astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(corner, TEXT, axis=(1, 2))
+    # Where there is nothing but noise, nothing correlates.
+    spread, (row,) = np.maximum(windows.std((3, 4)), 8.0), np.flatnonzero(manifest["image_id"] == film)
+    templates = corner[row][None, -TEXT[0] - 1 : -1, -TEXT[1] :]
+    for chosen in (0.7, limit):
+        flat = templates.reshape(len(templates), -1)
+        flat = (flat - flat.mean(1, keepdims=True)) / flat.std(1, keepdims=True) / flat.shape[1]
+        like = np.stack([(film.reshape(*spread.shape[1:], -1) @ flat.T).max(-1) for film in windows]) / spread
+        best = like.reshape(len(like), -1)
+        found = np.flatnonzero(best.max(axis=1) >= chosen)
+        some = found[:: max(1, len(found) // 8)]
+        templates = np.stack([windows[i][np.unravel_index(best[i].argmax(), like.shape[1:])] for i in some])
+    return manifest.loc[found, ["image_id", "split", "label"]].assign(correlation=best[found].max(axis=1))
 
 
 def file_properties(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ No training, tuning or threshold here: each run is scored as it stands, with its
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
 from scipy.stats import t as student
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
@@ -174,15 +174,17 @@ def score_views(recipe: str, dataset: str, study: str) -> pd.DataFrame:
     """Score changed images by the strict runs of a recipe, as one of the `STUDIES` asks.
 
     `corruptions`: the official test after every corruption and severity, by the first run. `framing`: each of the first
-    `FRAMING_RUNS` runs scores its own validation in every view of `FRAMINGS`. One row an image and run: `ABOUT`, `none
-    0` for the run's own score of the image as it is, and a column a view, such as `jpeg 3`; written to
-    `<study>/<recipe>.csv` of the report. Scoring that was interrupted goes on after the last view.
+    `FRAMING_RUNS` runs scores its own validation in every view of `FRAMINGS`; `device`: its validation and the test, as
+    `_device_views` changes them. One row an image and run: `ABOUT`, `none 0` for the run's own score of the image as it
+    is, and a column a view, such as `jpeg 3`; written to `<study>/<recipe>.csv` of the report. Scoring that was
+    interrupted goes on after the last view.
     """
     name, whole = catalog.find(dataset).name, manifest.load(dataset)
-    split, views = STUDIES[study]()
-    found = _strict_runs(recipe, name)[: FRAMING_RUNS if study == "framing" else 1]
+    films = images.load_pixels(whole, SIZE)
+    split, views = STUDIES[study](name, whole, films)
+    found = _strict_runs(recipe, name)[: 1 if study == "corruptions" else FRAMING_RUNS]
     file = paths.REPORTS / name / study / f"{recipe}.csv"
-    known, films = _read(file) if file.exists() else None, images.load_pixels(whole, SIZE)
+    known = _read(file) if file.exists() else None
     rows_of = pd.Series(range(len(whole)), whole["image_id"])
     parts = {run.seed: _untouched(run, split, known, file, rows_of) for run in found}
     todo = [(run, view) for run in found for view in views if view not in parts[run.seed]]
@@ -199,7 +201,7 @@ def score_views(recipe: str, dataset: str, study: str) -> pd.DataFrame:
 
 def _untouched(run: runs.Run, split: str, known: pd.DataFrame | None, file: Path, rows_of: pd.Series) -> pd.DataFrame:
     """The run's own scores of a split, with the views that `known` holds of this run already."""
-    own = run.scores[run.scores["split"] == split].rename(columns={"score": CLEAN})
+    own = run.scores[run.scores["split"].isin(split.split())].rename(columns={"score": CLEAN})
     if not own["image_id"].isin(rows_of.index).all():
         raise DataInvalid(f"{run.folder} scored other images than there are here. Fix: train it again.")
     done = own.assign(recipe=run.recipe, model=run.settings["model_sha256"][:12], threshold=run.threshold)
@@ -214,12 +216,77 @@ def _untouched(run: runs.Run, split: str, known: pd.DataFrame | None, file: Path
     return done
 
 
-def _corruption_views() -> tuple[str, dict[str, Any]]:
+def _corruption_views(*_: Any) -> tuple[str, dict[str, Any]]:
     steps = [(name, i + 1) for name, (_, steps) in CORRUPTIONS.items() for i in range(len(steps))]
     return "test", {f"{n} {s}": partial(corrupt, name=n, severity=s) for n, s in steps}
 
 
-STUDIES = {"corruptions": _corruption_views, "framing": lambda: ("val", FRAMINGS)}
+def marked_films(dataset: str) -> pd.DataFrame:
+    """The films with a device's text that `audit.overlay` found, as notebook 01 wrote them into the report."""
+    if not (file := paths.REPORTS / dataset / "tables" / "overlay.csv").exists():
+        raise NotFound(f"{file} is missing. Fix: run notebook 01 on {dataset}, which has Kermany's only.")
+    return pd.read_csv(file)
+
+
+def _device_views(dataset: str, whole: pd.DataFrame, films: np.ndarray) -> tuple[str, dict[str, Any]]:
+    """Swap a device's text and its rendering between films: views of uint8 `(n, SIZE, SIZE, 1)`.
+
+    Each film is given the histogram (mean over films, by quantile) of the training normals, or of the training films
+    with the text, all pneumonias; its corner is blackened, which takes the text away; or the text is put there.
+    """
+    marked, train = whole["image_id"].isin(marked_films(dataset)["image_id"]), whole["split"] == "train"
+    levels = np.linspace(0, 1, 257)
+
+    def render(pixels: np.ndarray, model: pd.Series) -> np.ndarray:
+        wanted = np.quantile(films[np.flatnonzero(model)], levels, axis=(1, 2, 3)).mean(axis=1)
+        rank = [rankdata(film) / film.size for film in pixels]
+        return np.rint(np.interp(rank, levels, wanted)).astype(np.uint8).reshape(pixels.shape)
+
+    def corner(pixels: np.ndarray, text: np.ndarray) -> np.ndarray:
+        changed = pixels.copy()
+        changed[:, -len(text) :, -text.shape[1] :] = text
+        return changed
+
+    text = films[np.flatnonzero(marked & train)[0], -audit.TEXT[0] - 1 :, -audit.TEXT[1] :]
+    return "val test", {
+        "rendered as training normals": partial(render, model=train & (whole["label"] == 0)),
+        "rendered as the device's films": partial(render, model=train & marked),
+        "corner black": partial(corner, text=np.zeros((16, 24, 1), np.uint8)),
+        "text in the corner": partial(corner, text=text),
+    }
+
+
+def device_response(views: pd.DataFrame, scores: pd.DataFrame, marked: pd.Series) -> pd.DataFrame:
+    """What a device's text and rendering cost, of `load_views(…, "device")`; `marked`: ids of the films with the text.
+
+    `scores` are those of the report, which tell the split. A row a recipe, group of images and view: `recipe, films,
+    view, runs, images, right` (specificity or sensitivity at the frozen threshold) with its interval over runs and
+    patients, `right_low, right_high`.
+    """
+    strict = scores.loc[scores["protocol"] == "strict"].loc[lambda own: own["split"].isin(["val", "test"])]
+    views = views.merge(strict[["recipe", "seed", "image_id", "split"]]).assign(
+        text=lambda all: all["image_id"].isin(marked)
+    )
+    rows: list[dict[str, object]] = []
+    for (recipe, split, label, text), part in views.groupby(["recipe", "split", "label", "text"]):
+        films = f"{split}, {'pneumonia' if label else 'normal'}, {'with' if text else 'without'} the text"
+        metric = "sensitivity" if label else "specificity"
+        part = part.rename(columns={CLEAN: "as it is"})
+        for view in part.columns.drop([*ABOUT, "split", "text"]):
+            one = part.assign(score=part[view], protocol="strict")
+            found = metrics.evaluate(one, split=str(split), resamples=500, ranking=False)
+            ends = found.loc[metric, ["value", "low", "high"]]
+            row = {"recipe": recipe, "films": films, "view": view, "runs": one["seed"].nunique()}
+            row["images"] = one["image_id"].nunique()
+            rows.append(row | dict(zip(("right", "right_low", "right_high"), ends, strict=True)))
+    return pd.DataFrame(rows)
+
+
+STUDIES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
+    "corruptions": _corruption_views,
+    "framing": lambda *_: ("val", FRAMINGS),
+    "device": _device_views,
+}
 
 
 def _resized(films: np.ndarray, size: int) -> np.ndarray:
@@ -240,7 +307,9 @@ def load_views(dataset: str, study: str) -> pd.DataFrame:
     table = pd.concat([_read(file) for file in files], ignore_index=True)
     if study == "framing":
         table = table.dropna(ignore_index=True)  # runs that were not scored in every view yet
-    clean = table.assign(protocol="strict", split=STUDIES[study]()[0], kind="").rename(columns={CLEAN: "score"})
+    clean = table.assign(protocol="strict", split="test" if study == "corruptions" else "val", kind="").rename(
+        columns={CLEAN: "score"}
+    )
     check(clean[list(runs.SCORE_COLUMNS)])
     return table
 
