@@ -302,6 +302,21 @@ def grouped(seeds=(0, 1)):
     return table.assign(label=(table["kind"] != "normal").astype(int), threshold=0.5)
 
 
+def test_an_ensemble_averages_the_log_odds_from_each_runs_own_threshold():
+    scores = builders.scores(n=120, seeds=(0, 1, 2), strength=1.0)
+    scores["threshold"] = scores["seed"].map({0: 0.3, 1: 0.5, 2: 0.8})
+    test = scores[scores["split"] == "test"]
+    one = comparisons.ensembles(scores).iloc[0]
+    assert (one["members"], one["n"]) == (3, test["image_id"].nunique())
+    wide = test.pivot(index="image_id", columns="seed", values="score")
+    thresholds = test.groupby("seed")["threshold"].first()
+    odds = (np.log(wide / (1 - wide)) - np.log(thresholds / (1 - thresholds))).mean(axis=1)
+    labels = test.drop_duplicates("image_id").set_index("image_id")["label"][odds.index]
+    assert one["auc"] == pytest.approx(sk.roc_auc_score(labels, odds))
+    assert one["accuracy"] == pytest.approx(((odds >= 0) == (labels == 1)).mean())
+    assert comparisons.ensembles(scores[scores["seed"] == 0]).empty
+
+
 def test_subgroups_are_counted_by_hand_and_their_auc_is_against_the_other_class():
     scores = grouped()
     rows = subgroups(scores).set_index("subgroup")

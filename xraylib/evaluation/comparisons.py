@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 from scipy.stats import chi2, norm, ttest_1samp
 from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
@@ -161,7 +162,7 @@ def protocol_comparison(scores: pd.DataFrame, recipes: Iterable[str] = COMPARED)
             row: dict[str, object] = {"recipe": recipe, "comparison": comparison, "protocol": protocol}
             row |= {"split": split, "rule": str(rule), "seeds": seeds, "n": round(len(own) / seeds)}
             found = metrics.evaluate(part, split=split, rule=rule, ranking=False)
-            rows.append(row | _columns(found, "accuracy", "sensitivity", "specificity"))
+            rows.append(row | metrics.ends(found, "accuracy", "sensitivity", "specificity"))
     return pd.DataFrame(rows)
 
 
@@ -178,7 +179,7 @@ def operating_points(scores: pd.DataFrame) -> pd.DataFrame:
             test = metrics.evaluate(part, rule=rule, ranking=False)
             row: dict[str, object] = {"recipe": recipe, "rule": str(rule)}
             row |= {"threshold": thresholds(part, rule).mean()} | _on_validation(part, rule)
-            rows.append(row | _columns(test, "sensitivity", "specificity", "accuracy"))
+            rows.append(row | metrics.ends(test, "sensitivity", "specificity", "accuracy"))
     return pd.DataFrame(rows)
 
 
@@ -201,12 +202,6 @@ def _on_validation(scores: pd.DataFrame, rule: str | float, times: int = 25) -> 
         found.append((*np.nanpercentile(cuts, [2.5, 97.5]), *np.mean(halves or [(np.nan, np.nan)], axis=0)))
     columns = ("threshold_low", "threshold_high", "val_sensitivity", "val_specificity")
     return dict(zip(columns, np.mean(found, axis=0).tolist(), strict=True))
-
-
-def _columns(found: pd.DataFrame, *names: str) -> dict[str, object]:
-    """Rows of `metrics.evaluate` as `metric, metric_low, metric_high`."""
-    ends = (("value", ""), ("low", "_low"), ("high", "_high"))
-    return {f"{name}{end}": found.loc[name, column] for name in names for column, end in ends}
 
 
 def by_run(scores: pd.DataFrame, recipes: Iterable[str], protocol: str = "strict") -> pd.DataFrame:
@@ -270,6 +265,27 @@ def _claim(recipe: Recipe, metric: str, found: Mapping[str, pd.DataFrame], runs:
     return row
 
 
+def ensembles(scores: pd.DataFrame) -> pd.DataFrame:
+    """Evaluate the runs of each recipe as one: strict runs that share a test, two or more.
+
+    Each run's log odds count from those of its own frozen threshold, since each validated on other patients; their mean
+    classifies as pneumonia from 0 on. `recipe, members, n, auc, accuracy, sensitivity, specificity`, each with its
+    `_low` and `_high` over patients.
+    """
+    rows = []
+    test = scores[(scores["protocol"] == "strict") & (scores["split"] == "test")]
+    for recipe, part in test.groupby("recipe", sort=False):
+        if (members := part["seed"].nunique()) < 2 or part["score"].nunique() < 2:
+            continue
+        score, threshold = (logit(part[name].clip(1e-7, 1 - 1e-7)) for name in ("score", "threshold"))
+        odds = (score - threshold).groupby(part["image_id"]).mean()
+        whole = part.drop_duplicates("image_id").assign(threshold=0.5, seed=0)
+        found = metrics.evaluate(whole.assign(score=expit(whole["image_id"].map(odds))))
+        row: dict[str, object] = {"recipe": recipe, "members": members, "n": len(whole)}
+        rows.append(row | metrics.ends(found, "auc", "accuracy", "sensitivity", "specificity"))
+    return pd.DataFrame(rows)
+
+
 def subgroups(scores: pd.DataFrame, pixels: pd.Series | None = None) -> pd.DataFrame:
     """Evaluate the test images of one recipe and protocol by kind, naming series and size.
 
@@ -281,9 +297,9 @@ def subgroups(scores: pd.DataFrame, pixels: pd.Series | None = None) -> pd.DataF
     for subgroup, names in _groups(test, pixels).items():
         mine = test[test["image_id"].isin(names)]
         label = int(mine["label"].iloc[0])
-        auc = metrics.evaluate(pd.concat([mine, test[test["label"] != label]]), rule=0.5).loc["auc"]
+        found = metrics.evaluate(pd.concat([mine, test[test["label"] != label]]), rule=0.5)
         row = {"recipe": scores["recipe"].iloc[0], "subgroup": subgroup} | _right(mine, "frozen")
-        rows.append(row | {"auc": auc["value"], "auc_low": auc["low"], "auc_high": auc["high"]})
+        rows.append(row | metrics.ends(found, "auc"))
     return pd.DataFrame(rows)
 
 
@@ -355,10 +371,10 @@ def leaked(scores: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
 
 def _right(part: pd.DataFrame, rule: str | float) -> dict[str, object]:
     """Images and patients of one class, and the share classified correctly with its interval."""
-    counts = {"images": part["image_id"].nunique(), "patients": part["patient"].nunique()}
+    counts: dict[str, object] = {"images": part["image_id"].nunique(), "patients": part["patient"].nunique()}
     metric = "sensitivity" if part["label"].iloc[0] else "specificity"
-    found = metrics.evaluate(part, rule=rule, ranking=False).loc[metric, ["value", "low", "high"]]
-    return counts | dict(zip(("right", "right_low", "right_high"), found, strict=True))
+    found = metrics.evaluate(part, rule=rule, ranking=False)
+    return counts | metrics.ends(found.rename({metric: "right"}), "right")
 
 
 def shortcut_baselines(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:

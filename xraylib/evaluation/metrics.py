@@ -92,6 +92,12 @@ def evaluate(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def ends(found: pd.DataFrame, *names: str) -> dict[str, object]:
+    """Rows of `evaluate` as `metric, metric_low, metric_high`."""
+    columns = (("value", ""), ("low", "_low"), ("high", "_high"))
+    return {f"{name}{end}": found.loc[name, column] for name in names for column, end in columns}
+
+
 def predictive(scores: pd.DataFrame, prevalences: Sequence[float]) -> pd.DataFrame:
     """PPV and NPV on the test at stated prevalences in (0, 1), by Bayes' rule, at the frozen thresholds.
 

@@ -274,11 +274,9 @@ def device_response(views: pd.DataFrame, scores: pd.DataFrame, marked: pd.Series
         part = part.rename(columns={CLEAN: "as it is"})
         for view in part.columns.drop([*ABOUT, "split", "text"]):
             one = part.assign(score=part[view], protocol="strict")
-            found = metrics.evaluate(one, split=str(split), resamples=500, ranking=False)
-            ends = found.loc[metric, ["value", "low", "high"]]
+            found = metrics.evaluate(one, split=str(split), resamples=500, ranking=False).rename({metric: "right"})
             row = {"recipe": recipe, "films": films, "view": view, "runs": one["seed"].nunique()}
-            row["images"] = one["image_id"].nunique()
-            rows.append(row | dict(zip(("right", "right_low", "right_high"), ends, strict=True)))
+            rows.append(row | {"images": one["image_id"].nunique()} | metrics.ends(found, "right"))
     return pd.DataFrame(rows)
 
 
@@ -392,10 +390,7 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
             one, ranked = part.assign(score=part[view]), view.startswith(("swapped", "as"))
             found = metrics.evaluate(one, split="val", resamples=500, ranking=ranked)
             row: dict[str, object] = {"recipe": recipe, "view": view, "runs": runs_, "n": len(part) // runs_}
-            for metric in ("specificity", "sensitivity", "auc"):
-                ends = found.loc[metric, ["value", "low", "high"]]
-                row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), ends, strict=True))
-            rows.append(row)
+            rows.append(row | metrics.ends(found, "specificity", "sensitivity", "auc"))
     return pd.DataFrame(rows)
 
 
