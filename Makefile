@@ -54,7 +54,7 @@ JSON_RECIPES := [$(subst $(space),$(comma),$(foreach r,$(RECIPES),"$(r)"))]
 PARAMETERS = -p dataset "$(DATASET)" -p seed $(SEED)
 TRAINING   = -p reuse $(REUSE) -p budget "$(BUDGET)" -p recipes '$(JSON_RECIPES)'
 
-.PHONY: help setup reproduce report test check lint notebooks flagship bench colab badges clean FORCE
+.PHONY: help setup reproduce report test check lint notebooks flagship fuzz bench colab badges clean FORCE
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -122,6 +122,9 @@ notebooks: $(SETUP)  ## run the notebooks on the phantom and keep their outputs,
 flagship: $(SETUP)  ## train the model that comes with the package anew, from Kermany's data (hours; goes on where it stopped)
 	$(PY) -m xraylib train flagship --dataset kermany --overwrite
 	$(PY) -m xraylib ship flagship
+
+fuzz: $(SETUP)  ## give predict 10,000 damaged files
+	XRAYLIB_FUZZ=10000 $(PY) -m pytest tests/test_predict.py -k damaged --timeout 1800
 
 bench: $(SETUP)  ## measure speed and memory (benchmarks/)
 	$(PY) benchmarks/run.py

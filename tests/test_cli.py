@@ -105,10 +105,10 @@ def test_wrong_usage_is_status_2(arguments, capsys):
         (["train", "tiny-cnn-28", "--budget", "endless"], "endless'"),
         (["train", "tiny-cnn-28", "--device", "abacus"], "abacus'"),
         (["train", "tiny-cnn-28", "--backend", "torch"], "torch'"),
-        (["predict", "film.png", "--recipe", "vgg99"], "vgg99'"),
-        (["predict", "film.png", "--dataset", "nosuch"], "nosuch'"),
-        (["predict", "film.png"], "film.png"),
-        (["predict", __file__, "--recipe", "mobilenetv2-frozen"], "no model of mobilenetv2-frozen (seed any)"),
+        (["predict", "film.png", "--model", "vgg99"], "vgg99'"),
+        (["predict", "film.png", "--model", "tiny-cnn-28", "--dataset", "nosuch"], "nosuch'"),
+        (["predict", str(Path(__file__).parent)], "no image in"),
+        (["predict", __file__, "--model", "mobilenetv2-frozen"], "no model of mobilenetv2-frozen (seed any)"),
         (["external", "vgg99"], "vgg99'"),
         (["external", "tiny-cnn-28"], "nih"),
         (["corruptions", "tiny-cnn-28", "vgg99"], "vgg99'"),
@@ -160,15 +160,15 @@ def test_from_an_audit_to_a_prediction_on_films_of_ones_own(run, accelerator, fi
     # The folder's path stands for its report here too, and other films are named by theirs.
     status, out, said = run("external", "tiny-cnn-28", "--dataset", own, "--on", films)
     assert (status, said) == (0, []) and "balanced_accuracy" in out
-    recipe, bad = ("--recipe", "tiny-cnn-28", "--dataset", own), tmp_path / "bad.png"
+    recipe, bad = ("--model", "tiny-cnn-28", "--dataset", own), tmp_path / "bad.png"
     bad.write_text("no film")
     good = sorted((films / "test" / "NORMAL").iterdir())[:2]
     status, out, said = run("predict", *good, *recipe, "--csv", tmp_path / "answers.csv")
     table = pd.read_csv(tmp_path / "answers.csv")
-    assert (status, said) == (0, []) and table["score"].between(0, 1).all()
+    assert (status, said) == (0, []) and table["probability"].between(0, 1).all()
     assert table["path"].tolist() == [str(file) for file in good]
     status, out, said = run("predict", good[0], bad, good[1], *recipe)
-    assert status == 3 and len(said) == 1 and "bad.png" in said[0] and all(str(file) in out for file in good)
+    assert status == 1 and len(said) == 1 and "bad.png" in said[0] and all(str(file) in out for file in good)
     status, _, said = run("predict", bad, tmp_path / "nowhere.png", *recipe)
     assert status == 1 and len(said) == 2
 

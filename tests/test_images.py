@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from conftest import start_python
 from hypothesis import given, settings
@@ -131,16 +132,76 @@ def animation():
     return encoded(RAMP, save_all=True, append_images=[Image.fromarray(RAMP[::-1, ::-1].copy())])
 
 
+def dicom(values, bits=8, colours="MONOCHROME2", syntax=pydicom.uid.ExplicitVRLittleEndian, **tags):
+    film = pydicom.Dataset()
+    film.file_meta = pydicom.dataset.FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    film.SOPClassUID, film.SOPInstanceUID, film.PatientName = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3", "Doe^Jane"
+    film.Rows, film.Columns, film.SamplesPerPixel, film.PixelRepresentation = *values.shape[:2], 1, 0
+    film.PhotometricInterpretation, film.BitsStored, film.HighBit = colours, bits, bits - 1
+    film.BitsAllocated = 8 if bits == 8 else 16
+    film.PixelData = values.astype(np.uint8 if bits == 8 else "<u2").tobytes()
+    if syntax != film.file_meta.TransferSyntaxUID:
+        film.compress(syntax)
+    for name, value in tags.items():
+        setattr(film, name, value)
+        if value is None:
+            delattr(film, name)
+    buffer = io.BytesIO()
+    film.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "off"),
+    [
+        (dicom(RAMP), 0),
+        (dicom(255 - RAMP, colours="MONOCHROME1"), 0),
+        (dicom(RAMP, syntax=pydicom.uid.RLELossless), 0),
+        (dicom(RAMP, syntax=pydicom.uid.JPEG2000Lossless), 0),
+        (dicom(RAMP * 16.0, bits=12, WindowCenter=2048, WindowWidth=4096), 1),
+        (
+            dicom(
+                RAMP * 16.0,
+                bits=12,
+                WindowCenter=[1024, 50],
+                WindowWidth=[2048, 9],
+                RescaleSlope=0.5,
+                RescaleIntercept=0,
+            ),
+            1,
+        ),
+        (encoded(RAMP, "TIFF"), 0),
+        (encoded(RAMP.astype(np.uint16) * 257, "TIFF"), 0),
+    ],
+)
+def test_one_film_is_read_alike_from_every_kind_of_file(tmp_path, content, off):
+    (tmp_path / "film").write_bytes(content)
+    assert np.abs(images.read_gray(tmp_path / "film").astype(int) - RAMP).max() <= off
+
+
+def test_without_a_window_many_bits_are_stretched_between_their_ends(tmp_path):
+    (tmp_path / "film").write_bytes(dicom(1000.0 + RAMP, bits=12))
+    assert np.abs(images.read_gray(tmp_path / "film") - RAMP * (255 / 252)).max() <= 0.5
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("empty.jpeg", b"", "empty"),
-        ("page.jpeg", b"<html>not found</html>", "neither JPEG nor PNG"),
-        ("film.gif", encoded(RAMP, "GIF"), "neither JPEG nor PNG"),
-        ("film.dcm", b"\0" * 200, "DICOM.*export it as an 8-bit PNG"),
-        ("noname", b"\0" * 128 + b"DICM", "DICOM.*export it as an 8-bit PNG"),
+        ("page.jpeg", b"<html>not found</html>", "no JPEG, PNG, TIFF or DICOM"),
+        ("film.gif", encoded(RAMP, "GIF"), "no JPEG, PNG, TIFF or DICOM"),
+        ("film.dcm", b"\0" * 200, "no JPEG, PNG, TIFF or DICOM"),
+        ("noname", b"\0" * 128 + b"DICM", "encrypted or holds no image"),
+        ("frames.dcm", dicom(RAMP, NumberOfFrames=2), "several frames"),
+        ("report.dcm", dicom(RAMP, PixelData=None), "encrypted or holds no image"),
+        ("hsv.dcm", dicom(RAMP, colours="PALETTE COLOR"), "PALETTE COLOR"),
+        ("cut.dcm", dicom(RAMP)[:-900], "damaged"),
+        ("huge.dcm", dicom(RAMP, Rows=50000, Columns=50000), "50000 x 50000 pixels"),
+        ("pages.tiff", encoded(RAMP, "TIFF", save_all=True, append_images=[Image.fromarray(RAMP)]), "several pages"),
+        ("float.tiff", encoded(RAMP.astype(np.float32), "TIFF"), "fractions"),
         ("header.png", encoded(RAMP)[:8] + b"?" * 40, "damaged"),
-        ("loop.png", animation(), "animation"),
+        ("loop.png", animation(), "several pages or frames"),
         ("bomb.png", announcing(8000, 7000), "8000 x 7000 pixels"),
         ("huge.png", announcing(20000, 20000), "more than 50,000,000 pixels"),
     ],

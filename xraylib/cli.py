@@ -1,11 +1,12 @@
 """`python -m xraylib`: data, training, prediction, validation on other and on corrupted images, the report.
 
-Exit status: 0 done, 1 something the user can fix (one message on stderr), 2 wrong usage, 3 done but for some files,
-which are named. Nothing heavy is imported before a command needs it, so that `--help` is quick.
+Exit status: 0 done, 1 something the user can fix (one message on stderr) or files that could not be read, 2 wrong
+usage. Nothing heavy is imported before a command needs it, so that `--help` is quick.
 """
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,11 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     train("--backend", help="tensorflow or jax; by default what the device needs")
     train("--precision", help="float32, or mixed_bfloat16, a TPU's default")
     train("--overwrite", action="store_true", help="replace committed runs")
-    predict = command(commands, "predict", _predict, "P(pneumonia) of image files, by a trained recipe")
-    predict("files", nargs="+", type=Path, metavar="FILE")
-    predict("--recipe", help=f"{known}; by default the model that comes with the package")
+    predict = command(commands, "predict", _predict, "P(pneumonia) of image files, folders or patterns")
+    predict("paths", nargs="+", metavar="PATH", help="JPEG, PNG, TIFF or DICOM; - reads a list from standard input")
+    predict("--model", type=Path, metavar="NAME|FOLDER", help="a trained recipe or run; by default the package's own")
     predict("--dataset", default="kermany", help=trained)
-    predict("--csv", type=Path, help="write the table here as well")
+    predict("--threshold", type=float, help="on the probability; by default the model's own, set on validation")
+    predict("--json", action="store_true", help="one JSON object a line, with every column")
+    predict("--csv", type=Path, metavar="FILE", help="write every column here as well")
+    predict("--heatmap", type=Path, metavar="DIR", help="write each film under its heat map into this folder")
     ship = command(commands, "ship", _ship, "make a trained run the model that comes with the package")
     ship("recipe", help=known)
     ship("--dataset", default="kermany", help=trained)
@@ -177,22 +181,53 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    name = _trained(options, *([options.recipe] if options.recipe else []))
-    if not any(file.is_file() for file in options.files):
-        raise NotFound(f"no such file: {', '.join(map(str, options.files))}. Fix: check the path.")
+    import csv
+    import json
+    from contextlib import ExitStack
+
+    from tqdm import tqdm
+
     from xraylib import predict
+
+    given = [os.fsdecode(line.rstrip(b"\n")) for line in sys.stdin.buffer] if options.paths == ["-"] else options.paths
+    if not (files := predict.find(given)):
+        raise NotFound("the list on standard input is empty. Fix: give a path a line.")
+    model = _answering(options) if options.model else predict.Shipped.read()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if not options.json:
+        limit = model.threshold if options.threshold is None else options.threshold
+        print(f"P(pneumonia) by {model.name}, threshold {limit:.3f}. Not a medical device.")
+    failed, seen = 0, tqdm(files, unit="image", disable=None if len(files) > 50 else True)
+    with ExitStack() as stack:
+        if options.csv:
+            file = stack.enter_context(atomic(options.csv)).open("w", newline="", errors="backslashreplace")
+            table = csv.DictWriter(stack.enter_context(file), predict.COLUMNS)
+            table.writeheader()
+        for row in predict.predict(seen, model, options.threshold, options.heatmap):
+            failed += row["status"] == "error"
+            shown = {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}
+            shown["probability"] = None if row["status"] == "error" else shown["probability"]
+            if options.csv:
+                table.writerow(shown)
+            if options.json:
+                print(json.dumps(shown))
+            elif row["status"] == "error":
+                print(f"xraylib: {row['message']}", file=sys.stderr)
+            else:
+                said = row["label"] or f"abstained: {row['message']}"
+                print(f"{row['path']}  {row['probability']:.3f}  {said}")
+    return 1 if failed else 0
+
+
+def _answering(options: argparse.Namespace) -> Any:
+    """The model that was named: a run's folder, or a recipe's first strict run whose model is here."""
     from xraylib.training import runs
 
-    run = _model(name, options) if options.recipe else runs.read(runs.SHIPPED)
-    table = predict.predict(options.files, run.predictor())
-    _show(table.drop(columns="problem"))
-    if options.csv:
-        with atomic(options.csv) as temporary:
-            table.to_csv(temporary, index=False)
-    bad = table[table["problem"] != ""]
-    for problem in bad["problem"]:
-        print(f"xraylib: {problem}", file=sys.stderr)
-    return 1 if len(bad) == len(table) else 3 if len(bad) else 0
+    if (options.model / "run.json").is_file():
+        _trained(options)
+        return runs.read(options.model).predictor()
+    options.recipe = str(options.model)
+    return _model(_trained(options, options.recipe), options).predictor()
 
 
 def _model(name: str, options: argparse.Namespace, seed: int | None = None) -> Any:
@@ -209,10 +244,13 @@ def _model(name: str, options: argparse.Namespace, seed: int | None = None) -> A
 
 
 def _ship(options: argparse.Namespace) -> None:
-    from xraylib.training import runs
+    run = _model(_trained(options, options.recipe), options, options.seed)
+    from xraylib import ship
+    from xraylib.datasets import manifest
 
-    shipped = runs.ship(_model(_trained(options, options.recipe), options, options.seed))
-    print(f"{shipped.model_file}: {shipped.model_file.stat().st_size / 1e6:.1f} MB")
+    shipped = ship.ship(run, manifest.load(options.dataset))
+    for file in sorted(shipped.folder.iterdir()):
+        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
 def _external(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from xraylib import paths
 from xraylib.datasets import audit, catalog, images, manifest, splits
 from xraylib.devices import Accelerator
 from xraylib.evaluation import scores
@@ -69,7 +70,7 @@ class Experiment:
     @property
     def shipped(self) -> Run:
         """The model that comes with the package."""
-        return runs.read(runs.SHIPPED)
+        return runs.read(paths.SHIPPED)
 
     @cached_property
     def manifest(self) -> pd.DataFrame:

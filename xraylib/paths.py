@@ -12,6 +12,9 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 # The repository when run from a checkout, otherwise the working folder (an installed package, Colab).
 ROOT = _CHECKOUT if (_CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 
+# The model that comes with the package.
+SHIPPED = Path(__file__).resolve().parent / "weights"
+
 # One folder a data set: raw images as downloaded, never changed; and the quarantine lists.
 DATA: Path
 

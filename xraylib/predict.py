@@ -1,34 +1,157 @@
-"""From a user's image files to the answers of a finished run, prepared as its training images were."""
+"""From a user's image files to answers, or to the reason why there is none. Not a medical device.
 
-from collections.abc import Sequence
+The model that comes with the package runs on LiteRT: neither TensorFlow, JAX nor Keras is loaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+from PIL import Image
 
-from xraylib.storage import XraylibError
-from xraylib.training.runs import Predictor
+from xraylib.datasets import images
+from xraylib.paths import SHIPPED
+from xraylib.storage import DataInvalid, NotFound, XraylibError, atomic
 
-COLUMNS = ("path", "score", "threshold", "label", "problem")
+if TYPE_CHECKING:
+    from xraylib.training.runs import Predictor
+
+COLUMNS = (
+    *("path", "status", "probability", "label", "threshold", "prediction_set", "ood_score", "lowest", "highest"),
+    *("model", "model_sha256", "preprocessing", "message"),
+)
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom"}
+_BATCH = 32
 
 
-def predict(files: Sequence[Path | str], predictor: Predictor) -> pd.DataFrame:
-    """Score JPEG or PNG files of one frontal radiograph each; `predictor` is from `Run.predictor`.
+@dataclass(frozen=True)
+class Shipped:
+    """The model that comes with the package, as `ship` wrote it; `about` is what its `run.json` says.
 
-    One row a file, in order: `path`, `score` (P(pneumonia), NaN for a file that cannot be read), the run's frozen
-    `threshold`, `label` (pneumonia, normal or empty) and `problem` (empty for a good file).
+    Its probability is calibrated, and `threshold` and the limits below belong to it: all were set on validation.
     """
-    table = pd.DataFrame({"path": [str(file) for file in files]}, dtype=object).assign(
-        score=np.nan, threshold=predictor.threshold, label="", problem=""
-    )
-    pixels = {}
-    for row, file in enumerate(files):
+
+    name: str
+    sha256: str
+    size: int
+    threshold: float
+    about: dict[str, Any]
+    network: Any
+
+    @classmethod
+    def read(cls, folder: Path = SHIPPED) -> "Shipped":
+        """Read the model; `DataInvalid` unless its file is the one that was shipped."""
+        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+
+        file, about = folder / "model.tflite", json.loads((folder / "run.json").read_text())
+        content = file.read_bytes() if file.is_file() else b""
+        if (digest := hashlib.sha256(content).hexdigest()) != about["answers"]["sha256"]:
+            fix = "install the package again, or `git checkout` the file"
+            raise DataInvalid(f"{file} is not the file that was shipped. Fix: {fix}.")
+        network = Interpreter(model_content=content, num_threads=2)
+        name = f"{about['recipe']} {about['dataset']} {about['seed']}"
+        known = name, digest, about["choices"]["size"], about["answers"]["threshold"]
+        return cls(*known, about["answers"], network.get_signature_runner())
+
+    def answer(self, films: np.ndarray) -> list[dict[str, Any]]:
+        """Answer films one by one, each as it is and in two further framings."""
+        return [self._one(film) for film in films]
+
+    def _one(self, film: np.ndarray) -> dict[str, Any]:
+        found, known = self.network(film=film[None].astype(np.float32)), self.about
+        slope, intercept = known["calibration"]
+        odds = found["log_odds"].astype(np.float64).ravel() * slope + intercept
+        views, ood = 1 / (1 + np.exp(-odds)), float(found["ood"].item())
+        classes = {"normal": views[0] <= known["normal_up_to"], "pneumonia": views[0] >= known["pneumonia_from"]}
+        told = {"probability": views[0], "lowest": views.min(), "highest": views.max(), "ood_score": ood}
+        told |= {"prediction_set": " or ".join(name for name, inside in classes.items() if inside) or "neither"}
+        if ood > known["ood_limit"]:
+            what = f"unlike the films it was trained on (OOD score {ood:.1f}, limit {known['ood_limit']:.1f})"
+            told |= {"status": "abstained", "message": what}
+        elif views.max() - views.min() > known["framing_limit"]:
+            what = f"the answer depends on the framing ({views.min():.2f} to {views.max():.2f})"
+            told |= {"status": "abstained", "message": what}
+        return told | {"heat_map": heat_map(found["heat"][0], self.size)}
+
+
+def heat_map(cam: np.ndarray, size: int) -> np.ndarray:
+    """What speaks for pneumonia, float32 `(size, size)` in [0, 1], the largest value 1; zeros where nothing does."""
+    large = Image.fromarray(np.maximum(cam, 0).astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+    heat = np.asarray(large)
+    return heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
+
+
+def find(paths: Iterable[str]) -> list[str]:
+    """The files that paths, folders (with all below them) and patterns name; `NotFound` for a folder without any."""
+    found = []
+    for path in paths:
+        place = Path(path)
+        if place.is_dir():
+            inside = sorted(str(file) for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise NotFound(f"no image in {path}. Fix: name a folder with {', '.join(sorted(SUFFIXES))} files.")
+            found += inside
+        else:
+            pattern = str(place.relative_to(place.anchor)) if place.anchor else path
+            found += (not place.exists() and sorted(map(str, Path(place.anchor).glob(pattern)))) or [path]
+    return found
+
+
+def predict(
+    files: Iterable[str | Path],
+    model: "Shipped | Predictor",
+    threshold: float | None = None,
+    heat_maps: Path | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Answer files of one frontal radiograph each, in order and a few at a time: `COLUMNS`, a dict a file.
+
+    `status` is ok, abstained or error, and `message` says why. `probability` is P(pneumonia), `label` its side of
+    `threshold` (by default the model's own); `lowest` and `highest` are over further framings of the film. What a model
+    does not know stays empty; that of a run (`Run.predictor`) knows neither calibration nor limits. `heat_maps`: a
+    folder for overlays, named as the files.
+    """
+    limit = model.threshold if threshold is None else threshold
+    common = {"threshold": limit, "model": model.name, "model_sha256": model.sha256[:12]}
+    common |= {"preprocessing": f"gray, squashed to {model.size} x {model.size}, antialiased"}
+
+    def read(file: str | Path) -> np.ndarray | str:
         try:
-            pixels[row] = predictor.read(file)
+            return images.read_gray(file, model.size)[..., None]
         except XraylibError as error:
-            table.loc[row, "problem"] = str(error)
-    if pixels:
-        scores = predictor.score(np.stack(list(pixels.values())))
-        table.loc[list(pixels), "score"] = scores
-        table.loc[list(pixels), "label"] = np.where(scores >= predictor.threshold, "pneumonia", "normal")
-    return table[list(COLUMNS)]
+            return str(error)
+
+    remaining, count = iter(files), 0
+    with ThreadPoolExecutor(2) as pool:
+        while part := list(islice(remaining, _BATCH)):
+            films = list(pool.map(read, part))
+            good = [film for film in films if isinstance(film, np.ndarray)]
+            answers = iter(model.answer(np.stack(good)) if good else [])
+            for file, film in zip(part, films, strict=True):
+                count += 1
+                line: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"path": str(file)} | common
+                if isinstance(film, str):
+                    yield line | {"status": "error", "message": film, "probability": np.nan}
+                    continue
+                told = {"status": "ok"} | next(answers)
+                told["label"] = "pneumonia" if told["probability"] >= limit else "normal"
+                if told["status"] == "abstained":
+                    told["label"] = ""
+                heat = told.pop("heat_map", None)
+                if heat_maps is not None and heat is not None:
+                    with atomic(heat_maps / f"{count:04d}-{Path(file).stem}.png") as temporary:
+                        overlay(film, heat).save(temporary)
+                yield line | told
+
+
+def overlay(film: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """A film, uint8 `(size, size, 1)`, under its heat map."""
+    from matplotlib import colormaps
+
+    colours = Image.fromarray((colormaps["inferno"](heat)[..., :3] * 255).astype(np.uint8))
+    return Image.blend(Image.fromarray(film[..., 0]).convert("RGB"), colours, 0.4)

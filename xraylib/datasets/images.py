@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,8 +35,12 @@ MAX_BYTES = 200_000_000
 # Part of the cache's name: raise it whenever `read_gray` gives other pixels for the same file.
 DECODER_VERSION = 1
 
+# Of tags that break a standard and are not needed here.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL|pydicom")
+
 CHANGED = "other bytes than when the data set was indexed"
 _CHUNK = 256
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 _PNG_END = b"IEND\xaeB`\x82"
 _EXPORT = "export it anew from its source as an 8-bit PNG"
 # What Pillow's parsers let through on damaged content (its own `open` expects most of these, too).
@@ -54,7 +59,7 @@ class UnusableImage(DataInvalid):
 
 
 def read_gray(path: Path | str, size: int | None = None) -> np.ndarray:
-    """Read one radiograph (JPEG or PNG, recognised by content) as uint8 (height, width), or (size, size).
+    """Read one radiograph (JPEG, PNG, TIFF or DICOM, told by content) as uint8 (height, width), or (size, size).
 
     Colour becomes ITU-R 601 luma, transparency is laid over black, EXIF orientation is applied, and 16-bit values are
     divided by 257. An inverted radiograph cannot be told from its file and stays inverted. `size` does not keep the
@@ -82,15 +87,67 @@ def read_bytes(path: Path) -> bytes:
 
 def decode(path: Path, data: bytes, size: int | None) -> np.ndarray:
     """Decode the content `data` of the file `path` as `read_gray` does."""
-    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-        if data[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
-            fix = "export it as an 8-bit PNG"
-            raise UnusableImage(path, "unreadable", "DICOM files are not read here", fix)
-        raise UnusableImage(path, "unreadable", "neither JPEG nor PNG" if data else "the file is empty")
-    image = _open(path, data, size)
+    if data[128:132] == b"DICM":
+        image = _open_dicom(path, data)
+    elif data.startswith(_MAGIC):
+        image = _open(path, data, size)
+    else:
+        what = "no JPEG, PNG, TIFF or DICOM file" if data else "the file is empty"
+        raise UnusableImage(path, "unreadable", what)
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.array(image, dtype=np.uint8)
+
+
+def _open_dicom(path: Path, data: bytes) -> Image.Image:
+    """One frame as 8-bit gray; nothing of the file but its pixels is kept.
+
+    Rescaled, then windowed as the file says (its first window, or its table), then MONOCHROME1 inverted. Without a
+    window 8-bit values stay, and others are stretched between their lowest and highest.
+    """
+    import pydicom
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    def refuse(detail: str, problem: str = "unreadable") -> UnusableImage:
+        return UnusableImage(path, problem, detail)
+
+    try:
+        film = pydicom.dcmread(io.BytesIO(data), force=False)
+        if "EncryptedAttributesSequence" in film or "PixelData" not in film:
+            raise refuse("a DICOM file that is encrypted or holds no image")
+        if int(film.get("NumberOfFrames") or 1) != 1:
+            raise refuse("a DICOM file of several frames, not one radiograph")
+        if film.Rows * film.Columns > MAX_PIXELS:
+            raise refuse(f"{film.Columns} x {film.Rows} pixels, more than {MAX_PIXELS:,}", "oversized")
+        kind, values = film.PhotometricInterpretation, film.pixel_array
+        if kind == "RGB":
+            return Image.fromarray(_scaled(values, 0, 2**film.BitsStored - 1)).convert("L")
+        if kind not in ("MONOCHROME1", "MONOCHROME2"):
+            raise refuse(f"its colours are {kind}, not gray or RGB")
+        values = apply_modality_lut(values, film)
+        if film.get("WindowWidth"):
+            centre, width = (np.ravel(film[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
+            low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
+        elif "VOILUTSequence" in film:
+            values = apply_voi_lut(values, film)
+            low, high = 0, 2 ** film.VOILUTSequence[0].LUTDescriptor[2] - 1
+        else:
+            low, high = (0, 255) if film.BitsStored == 8 else (values.min(), values.max())
+        gray = _scaled(values, float(low), float(high))
+        return Image.fromarray(255 - gray if kind == "MONOCHROME1" else gray)
+    except UnusableImage:
+        raise
+    except Exception as error:  # pydicom and its decoders raise anything on damaged content
+        why = " ".join(str(error).split())[:120]
+        if "plugin" in why or "decompress" in why.lower():
+            fix = 'pip install "xraylib-pneumonia[dicom]", or export it as an 8-bit PNG'
+            raise UnusableImage(path, "unreadable", f"its compression cannot be read ({why})", fix) from error
+        raise refuse(f"damaged ({why})") from error
+
+
+def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """From `low`…`high` to 0…255, uint8."""
+    return np.rint(np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
 
 
 def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
@@ -98,13 +155,13 @@ def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
         fix = "set PIL.ImageFile.LOAD_TRUNCATED_IMAGES back to False"
         raise UnusableImage(path, "unreadable", "Pillow was told to guess what truncated files lack", fix)
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF")) as image:
             # Not through Image.MAX_IMAGE_PIXELS, which all threads share and which at first only warns.
             if image.width * image.height > MAX_PIXELS:
                 detail = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}"
                 raise UnusableImage(path, "oversized", detail)
-            if image.format == "PNG" and getattr(image, "is_animated", False):
-                raise UnusableImage(path, "unreadable", "an animation, not one radiograph")
+            if getattr(image, "n_frames", 1) > 1 and image.format != "JPEG":
+                raise UnusableImage(path, "unreadable", "several pages or frames, not one radiograph")
             if image.format == "PNG" and _PNG_END not in data:
                 raise UnusableImage(path, "truncated", "the end of the PNG is missing")
             image.draft("L", (2 * size, 2 * size) if size else None)
@@ -120,6 +177,8 @@ def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
 
 
 def _to_gray(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise UnusableImage(path, "unreadable", "its values are fractions, of no known range")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.uint32)
         if 0 < values.max() < 4096:

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from xraylib import paths
-from xraylib.datasets import images
 from xraylib.storage import DataInvalid, NotFound, atomic, atomic_folder
 from xraylib.training.recipes import RECIPES
 from xraylib.training.thresholds import thresholds
@@ -32,9 +31,6 @@ MODEL_FILES = {"network": "model.weights.h5", "linear-probe": "head.json", "sing
 
 # Data sets whose runs are in git: none is replaced unless that was asked for.
 COMMITTED = ("kermany",)
-
-# The model that comes with the package: a run's folder, without its history and scores.
-SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 
 SCORE_COLUMNS = ("recipe", "protocol", "seed", "split", "image_id", "patient", "kind", "label", "score")
 
@@ -152,35 +148,6 @@ def write(settings: dict[str, Any], history: pd.DataFrame, scores: pd.DataFrame,
     return read(place)
 
 
-def ship(run: Run) -> Run:
-    """Copy a run of a network to `SHIPPED`, its weights in half precision; its scores and threshold stay."""
-    import h5py  # type: ignore[import-untyped]
-
-    if run.settings["choices"]["fit"] != "network":
-        raise NotFound(f"{run.recipe} is no network of its own. Fix: ship a recipe that trains one.")
-    with atomic_folder(SHIPPED) as new, h5py.File(run.model_file) as old:
-        file = new / run.model_file.name
-        with h5py.File(file, "w") as small:
-
-            def copy(name: str, item: Any) -> None:
-                if name.startswith("optimizer"):
-                    return
-                if isinstance(item, h5py.Dataset):
-                    half = np.float16 if item.dtype == np.float32 else item.dtype
-                    made = small.create_dataset(name, data=np.asarray(item).astype(half))
-                else:
-                    made = small.require_group(name)
-                made.attrs.update(item.attrs)
-
-            old.visititems(copy)
-            small.attrs.update(old.attrs)
-        about = {"trained_model_sha256": run.settings["model_sha256"], "weights": "float16"}
-        licences = {"data": "CC BY 4.0 (Kermany et al. 2018)", "initial weights": "Apache-2.0 (Keras)"}
-        settings = run.settings | about | {"licences": licences, "model_sha256": file_sha256(file)}
-        (new / "run.json").write_text(json.dumps(settings, indent=1) + "\n")
-    return read(SHIPPED)
-
-
 def write_scores(scores: pd.DataFrame, file: Path) -> None:
     """Write a scores table; nine digits bring every float32 back exactly."""
     with atomic(file) as temporary:
@@ -226,9 +193,24 @@ class Predictor:
         """The run's frozen threshold."""
         return self.run.threshold
 
-    def read(self, file: Path | str) -> np.ndarray:
-        """Pixels of a file, uint8 `(size, size, 1)`, prepared as the training images were."""
-        return images.read_gray(Path(file), self.run.settings["choices"]["size"])[..., None]
+    @property
+    def name(self) -> str:
+        """Recipe, data set and seed."""
+        return f"{self.run.recipe} {self.run.settings['dataset']} {self.run.seed}"
+
+    @property
+    def sha256(self) -> str:
+        """Of its model's file."""
+        return self.run.settings["model_sha256"]
+
+    @property
+    def size(self) -> int:
+        """Height and width of its films in pixels."""
+        return self.run.settings["choices"]["size"]
+
+    def answer(self, films: np.ndarray) -> list[dict[str, Any]]:
+        """What `xraylib.predict` asks of a model: the score of each film, uncalibrated."""
+        return [{"probability": score} for score in self.score(films)]
 
     def score(self, pixels: np.ndarray) -> np.ndarray:
         """P(pneumonia) float64 `(n,)` of uint8 pixels `(n, size, size, 1)`."""

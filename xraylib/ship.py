@@ -1,0 +1,138 @@
+"""Make a run the model that comes with the package: in half precision, exported to LiteRT, its limits set.
+
+Everything that its answers need is set on validation films of other patients than the run trained on.
+"""
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from keras import layers, ops
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+
+from xraylib import paths
+from xraylib.datasets import images, splits
+from xraylib.datasets.corruptions import SWAP, swap_framing
+from xraylib.predict import Shipped
+from xraylib.storage import NotFound, atomic_folder
+from xraylib.training import runs
+
+# Shares of rows and columns kept: the film as it is, cut as pneumonias are, and cut the other way.
+FRAMINGS = ((1.0, 1.0), (SWAP, 1.0), (1.0, SWAP))
+# Of validation, the share that may be out of distribution, and the share whose answer may hang on the framing.
+REFUSED = 0.01
+COVERAGE, COMPONENTS = 0.95, 50
+
+
+def ship(run: runs.Run, films: pd.DataFrame) -> runs.Run:
+    """Copy a run of `mobilenetv2_160` to `paths.SHIPPED`; `films` is the manifest that it was trained on.
+
+    `model.weights.h5` for Keras; `model.tflite`, what `predict` answers with; and in `run.json`, as `answers`, its
+    SHA-256, the calibration of its log odds (Platt, on validation framed as the other class), the threshold on the
+    calibrated probability, the class-conditional prediction set, and the limits beyond which it abstains.
+    """
+    choices = run.settings["choices"]
+    if choices["network"] != "mobilenetv2_160" or choices["head"] != "sigmoid":
+        raise NotFound(f"{run.recipe} is another network. Fix: ship the flagship, or export yours in xraylib/ship.py.")
+    assigned = splits.assign(films, run.protocol, run.seed, split_strategy=choices["split_strategy"])
+    pixels = images.load_pixels(films, choices["size"])
+    train, val = (pixels[assigned.index[assigned["split"] == name]] for name in ("train", "val"))
+    labels = assigned.loc[assigned["split"] == "val", "label"].to_numpy()
+    with atomic_folder(paths.SHIPPED) as new:
+        _halve(run, new / "model.weights.h5")
+        about = {"trained_model_sha256": run.settings["model_sha256"], "weights": "float16"}
+        about["licences"] = {"data": "CC BY 4.0 (Kermany et al. 2018)", "initial weights": "Apache-2.0 (Keras)"}
+        about = run.settings | about | {"model_sha256": runs.file_sha256(new / "model.weights.h5")}
+        model = runs.Run(run.recipe, run.protocol, run.seed, new, about).predictor().model
+        (new / "model.tflite").write_bytes(export(model, train))
+        raw: dict[str, Any] = {"sha256": runs.file_sha256(new / "model.tflite"), "calibration": [1.0, 0.0]}
+        raw |= {"ood_limit": np.inf, "framing_limit": 1.0, "normal_up_to": 1.0, "pneumonia_from": 0.0, "threshold": 0.5}
+
+        def write(answers: dict[str, Any]) -> Shipped:
+            (new / "run.json").write_text(json.dumps(about | {"answers": answers}, indent=1) + "\n")
+            return Shipped.read(new)
+
+        plain = write(raw)
+        swapped = np.array([one["probability"] for one in plain.answer(swap_framing(val, labels))])
+        odds = np.log(swapped / (1 - swapped))
+        fitted = LogisticRegression(C=1e6).fit(odds[:, None], labels)
+        slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+        old = np.log(run.threshold / (1 - run.threshold))
+        raw |= {"calibration": [slope, intercept], "threshold": float(1 / (1 + np.exp(-(slope * old + intercept))))}
+        told = pd.DataFrame(write(raw).answer(val)).drop(columns="heat_map")
+        probability = 1 / (1 + np.exp(-(slope * odds + intercept)))
+        raw["normal_up_to"] = float(np.quantile(probability[labels == 0], COVERAGE, method="higher"))
+        raw["pneumonia_from"] = float(np.quantile(probability[labels == 1], 1 - COVERAGE, method="lower"))
+        raw["ood_limit"] = float(told["ood_score"].quantile(1 - REFUSED))
+        raw["framing_limit"] = float((told["highest"] - told["lowest"]).quantile(1 - REFUSED))
+        write(raw)
+    return runs.read(paths.SHIPPED)
+
+
+def _halve(run: runs.Run, file: Any) -> None:
+    """Copy a weights file in half precision, without its optimizer."""
+    import h5py  # type: ignore[import-untyped]
+
+    with h5py.File(run.model_file) as old, h5py.File(file, "w") as small:
+
+        def copy(name: str, item: Any) -> None:
+            if name.startswith("optimizer"):
+                return
+            if isinstance(item, h5py.Dataset):
+                half = np.float16 if item.dtype == np.float32 else item.dtype
+                made = small.create_dataset(name, data=np.asarray(item).astype(half))
+            else:
+                made = small.require_group(name)
+            made.attrs.update(item.attrs)
+
+        old.visititems(copy)
+        small.attrs.update(old.attrs)
+
+
+def export(model: keras.Model, train: np.ndarray) -> bytes:
+    """A LiteRT model of one film, float32 `film` `(1, size, size, 1)` in 0…255.
+
+    It gives `log_odds` `(3,)`, one of each of `FRAMINGS`; `heat` `(1, h, w)`: the last feature maps, weighted by the
+    head, which is Grad-CAM for this network; and `ood` `(1,)`: how far its features lie outside the first `COMPONENTS`
+    principal components of those of the training films, uint8 `(n, size, size, 1)`, whose root mean square is 1.
+    """
+    import tensorflow as tf
+
+    size, small = train.shape[1], model.get_layer("backbone").input_shape[1]
+    kernel, bias = (np.asarray(weight) for weight in model.layers[-1].weights)
+    pooled = keras.Model(model.input, model.layers[-3].output)
+    features = pooled.predict(train, batch_size=32, verbose=0)
+    inside = PCA(COMPONENTS, random_state=0).fit(features)
+    axes, mean = inside.components_.astype(np.float32), inside.mean_.astype(np.float32)
+    rest = features - inside.inverse_transform(inside.transform(features))
+    usual = float(np.sqrt((rest**2).sum(axis=1).mean()))
+    # Resizing is linear in rows and in columns: its matrix is what it makes of the identity.
+    resize = np.asarray(layers.Resizing(small, size, antialias=True)(np.eye(size, dtype=np.float32)[None, ..., None]))
+    rows, columns = (np.stack([resize[0, ..., 0] @ _cut(size, shares[axis]) for shares in FRAMINGS]) for axis in (0, 1))
+
+    class Answers(layers.Layer):
+        def call(self, film: Any) -> dict[str, Any]:
+            views = ops.matmul(ops.matmul(rows, film[..., 0]), np.swapaxes(columns, 1, 2))[..., None]
+            maps = model.get_layer("backbone")(ops.repeat(views / 127.5 - 1.0, 3, axis=-1), training=False)
+            found = ops.mean(maps, axis=(1, 2))
+            far = found[:1] - mean
+            rest = far - ops.matmul(ops.matmul(far, axes.T), axes)
+            ood = ops.sqrt(ops.sum(rest**2, axis=1)) / usual
+            odds = ops.matmul(found, kernel)[:, 0] + bias
+            return {"log_odds": odds, "heat": ops.matmul(maps[:1], kernel)[..., 0], "ood": ood}
+
+    film = keras.Input((size, size, 1), batch_size=1, name="film")
+    converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(film, Answers()(film)))
+    converter.optimizations, converter.target_spec.supported_types = [tf.lite.Optimize.DEFAULT], [tf.float16]
+    return converter.convert()
+
+
+def _cut(size: int, share: float) -> np.ndarray:
+    """Matrix `(size, size)` that stretches the central share of so many lines to all of them."""
+    lines = np.arange(size) + 0.5
+    wanted = size * (1 - share) / 2 + lines[:, None] * share
+    weights = np.maximum(0, 1 - np.abs(wanted - lines[None, :]))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
