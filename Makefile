@@ -54,7 +54,7 @@ JSON_RECIPES := [$(subst $(space),$(comma),$(foreach r,$(RECIPES),"$(r)"))]
 PARAMETERS = -p dataset "$(DATASET)" -p seed $(SEED)
 TRAINING   = -p reuse $(REUSE) -p budget "$(BUDGET)" -p recipes '$(JSON_RECIPES)'
 
-.PHONY: help setup reproduce report test check lint notebooks flagship fuzz bench colab badges clean FORCE
+.PHONY: help setup reproduce report test check lint notebooks flagship fuzz prediction bench colab badges clean FORCE
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -125,6 +125,9 @@ flagship: $(SETUP)  ## train the model that comes with the package anew, from Ke
 
 fuzz: $(SETUP)  ## give predict 10,000 damaged files
 	XRAYLIB_FUZZ=10000 $(PY) -m pytest tests/test_predict.py -k damaged --timeout 1800
+
+prediction: $(SETUP)  ## measure what predict answers and costs (reports/prediction.json)
+	$(PY) benchmarks/prediction.py
 
 bench: $(SETUP)  ## measure speed and memory (benchmarks/)
 	$(PY) benchmarks/run.py

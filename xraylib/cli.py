@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xraylib import __version__, paths
-from xraylib.storage import NotFound, XraylibError, atomic
+from xraylib.storage import DataInvalid, NotFound, XraylibError, atomic
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -192,6 +192,8 @@ def _predict(options: argparse.Namespace) -> int:
     given = [os.fsdecode(line.rstrip(b"\n")) for line in sys.stdin.buffer] if options.paths == ["-"] else options.paths
     if not (files := predict.find(given)):
         raise NotFound("the list on standard input is empty. Fix: give a path a line.")
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise DataInvalid(f"--threshold {options.threshold} is no probability. Fix: give one in [0, 1].")
     model = _answering(options) if options.model else predict.Shipped.read()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not options.json:

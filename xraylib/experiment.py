@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xraylib import paths
 from xraylib.datasets import audit, catalog, images, manifest, splits
 from xraylib.devices import Accelerator
 from xraylib.evaluation import scores
@@ -66,11 +65,6 @@ class Experiment:
     def has_images(self) -> bool:
         """Whether the images are on this machine, or are made here."""
         return catalog.find(self.dataset).phantom is not None or catalog.find(self.dataset).root.is_dir()
-
-    @property
-    def shipped(self) -> Run:
-        """The model that comes with the package."""
-        return runs.read(paths.SHIPPED)
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
