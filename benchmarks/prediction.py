@@ -5,6 +5,7 @@ that need none are measured. Nothing here chose a limit of the model; the kind o
 noise and photographs like these, and the share of the test that it flags, had been seen.
 """
 
+import importlib.metadata
 import io
 import json
 import subprocess
@@ -85,6 +86,17 @@ def formats(film: Path, place: Path) -> list[Path]:
     return files
 
 
+def worth(told: pd.DataFrame, label: np.ndarray) -> dict[str, Any]:
+    """Of what was answered: accuracy, Brier score, expected calibration error, and what the 95% sets hold."""
+    probability, held = told["probability"].to_numpy(), told["prediction_set"]
+    bins = np.minimum((probability * 10).astype(int), 9)
+    gaps = [abs(probability[bins == one].sum() - label[bins == one].sum()) for one in range(10)]
+    found = {"accuracy": share((told["label"] == "pneumonia") == label), "brier": share((probability - label) ** 2)}
+    found |= {"calibration_error": round(sum(gaps) / len(told), 4), "set_empty": share(held == "neither")}
+    covered = {name: held[label == (name == "pneumonia")].str.contains(name) for name in ("normal", "pneumonia")}
+    return found | {f"set_holds_{name}": share(values) for name, values in covered.items()}
+
+
 def cost(films: list[str], model: predict.Shipped) -> dict[str, Any]:
     """Cold start, throughput and memory of the command and of the call."""
     command = [sys.executable, "-m", "xraylib", "predict", "--json"]
@@ -93,21 +105,25 @@ def cost(films: list[str], model: predict.Shipped) -> dict[str, Any]:
         start = time.perf_counter()
         subprocess.run([*command, films[0]], check=True, capture_output=True)
         cold.append(time.perf_counter() - start)
-    peak = "from pathlib import Path; from xraylib import cli; import sys; cli.main(sys.argv[1:]); "
-    peak += "print(next(line for line in Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in line))"
-    done = subprocess.run([sys.executable, "-c", peak, *command[3:], *films], capture_output=True, text=True)
+    peak = "import resource, sys; from xraylib import cli; status = cli.main(sys.argv[1:]); "
+    peak += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(status)"  # kB on Linux
+    done = subprocess.run(
+        [sys.executable, "-c", peak, *command[3:], *films], capture_output=True, text=True, check=True
+    )
     answers(films[:32], model)
     start = time.perf_counter()
     answers(films, model)
     rate = len(films) / (time.perf_counter() - start)
     found = {"cold_start_s": round(float(np.median(cold)), 2), "images_per_s": round(rate, 1), "images": len(films)}
-    return found | {"peak_mb": round(int(done.stdout.split("VmHWM:")[-1].split()[0]) / 1024)}
+    return found | {"peak_mb": int(done.stdout.splitlines()[-1])}
 
 
 def main() -> None:
     """Measure everything and write the file."""
     model, found = predict.Shipped.read(), {}
-    found["model"], found["sha256"], found["machine"] = model.name, model.sha256, str(devices.use("cpu"))
+    version = importlib.metadata.version("ai-edge-litert")
+    found["model"], found["sha256"] = model.name, model.sha256
+    found["machine"] = f"{str(devices.use('cpu')).split(' · ')[0]} · LiteRT {version} on two threads"
     phantom = manifest.load(fetch.fetch("phantom"))
     found["phantom_answered"] = share(answers(phantom["path"], model)["status"] == "ok")
     with tempfile.TemporaryDirectory() as folder:
@@ -126,20 +142,20 @@ def main() -> None:
         test = whole[whole["split"] == "test"] if name == "kermany" else whole
         told = answers(test["path"], model)
         ok = (told["status"] == "ok").to_numpy()
-        right = ((told["label"] == "pneumonia") == (test["label"] == 1).to_numpy())[ok]
-        found[name] = {"n": len(told), "answered": share(ok), "accuracy_of_answered": share(right)}
+        label = (test["label"] == 1).to_numpy()
+        found[name] = {"n": len(told), "answered": share(ok)} | worth(told[ok], label[ok])
         films = list(test["path"]) if name == "kermany" else films
     originals = sorted((paths.DATA / "kermany_originals").rglob("*.jpeg"))
     if originals:
         copies = manifest.load("kermany").set_index("image_id")["path"]
         one, other = answers(originals, model), answers([copies[file.stem] for file in originals], model)
-        apart = (one["probability"] - other["probability"]).abs()
-        same = (one["probability"] >= model.threshold) == (other["probability"] >= model.threshold)
-        found["originals_and_copies"] = {"n": len(one), "median": share(apart.median()), "same_label": share(same)}
+        apart, same = (one["probability"] - other["probability"]).abs().dropna(), one["label"] == other["label"]
+        agreed = {"n": len(one), "both_answered": len(apart), "median": share(apart.median())}
+        found["originals_and_copies"] = agreed | {"same_label": share(same)}
         with tempfile.TemporaryDirectory() as folder:
             made = [answers(formats(film, Path(folder)), model)["probability"] for film in originals[:50]]
-        spread = [each.max() - each.min() for each in made]
-        found["formats"] = {"n": len(made), "median": share(np.median(spread)), "largest": share(np.max(spread))}
+        spread = [each.max() - each.min() for each in made if each.notna().all()]
+        found["formats"] = {"n": len(spread), "median": share(np.median(spread)), "largest": share(np.max(spread))}
     found["cost"] = cost(films, model)
     with atomic(paths.ROOT / "reports" / "prediction.json") as file:
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

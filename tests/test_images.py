@@ -172,12 +172,26 @@ def dicom(values, bits=8, colours="MONOCHROME2", syntax=pydicom.uid.ExplicitVRLi
             1,
         ),
         (encoded(RAMP, "TIFF"), 0),
+        (encoded(65535 - RAMP.astype(np.uint16) * 257, "TIFF", tiffinfo={262: 0}), 0),
         (encoded(RAMP.astype(np.uint16) * 257, "TIFF"), 0),
     ],
 )
 def test_one_film_is_read_alike_from_every_kind_of_file(tmp_path, content, off):
     (tmp_path / "film").write_bytes(content)
     assert np.abs(images.read_gray(tmp_path / "film").astype(int) - RAMP).max() <= off
+
+
+def test_padding_and_rescaling_do_not_move_the_window(tmp_path):
+    padded = np.where(np.arange(64) < 4, 65535, 1000.0 + RAMP)
+    for content in (
+        dicom(padded, bits=16, PixelPaddingValue=65535),
+        dicom(RAMP, RescaleSlope=16, RescaleIntercept=-1024),
+    ):
+        (tmp_path / "film").write_bytes(content)
+        found = images.read_gray(tmp_path / "film").astype(int)
+        assert (np.diff(found[0, 4:]) > 0).all() and found.max() == 255
+    (tmp_path / "film").write_bytes(dicom(padded, bits=16, PixelPaddingValue=65535))
+    assert not images.read_gray(tmp_path / "film")[:, :4].any()
 
 
 def test_without_a_window_many_bits_are_stretched_between_their_ends(tmp_path):
@@ -193,6 +207,11 @@ def test_without_a_window_many_bits_are_stretched_between_their_ends(tmp_path):
         ("film.gif", encoded(RAMP, "GIF"), "no JPEG, PNG, TIFF or DICOM"),
         ("film.dcm", b"\0" * 200, "no JPEG, PNG, TIFF or DICOM"),
         ("noname", b"\0" * 128 + b"DICM", "encrypted or holds no image"),
+        ("signed.tiff", encoded(Image.fromarray(RAMP.astype(np.int32) - 5), "TIFF"), "leave 0..65535"),
+        ("large.tiff", encoded(Image.fromarray(RAMP.astype(np.int32) * 1000), "TIFF"), "leave 0..65535"),
+        ("rgb.dcm", dicom(np.stack([RAMP] * 3, axis=-1), SamplesPerPixel=3, PlanarConfiguration=0), "shape"),
+        ("sigmoid.dcm", dicom(RAMP, VOILUTFunction="SIGMOID"), "SIGMOID"),
+        ("deflated.dcm", dicom(RAMP).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"), "deflated"),
         ("frames.dcm", dicom(RAMP, NumberOfFrames=2), "several frames"),
         ("report.dcm", dicom(RAMP, PixelData=None), "encrypted or holds no image"),
         ("hsv.dcm", dicom(RAMP, colours="PALETTE COLOR"), "PALETTE COLOR"),

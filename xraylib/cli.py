@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     except XraylibError as error:
         print(f"xraylib: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read has closed, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("xraylib: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
@@ -189,11 +192,15 @@ def _predict(options: argparse.Namespace) -> int:
 
     from xraylib import predict
 
-    given = [os.fsdecode(line.rstrip(b"\n")) for line in sys.stdin.buffer] if options.paths == ["-"] else options.paths
-    if not (files := predict.find(given)):
+    lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
+    if not (files := predict.find(filter(None, lines) if options.paths == ["-"] else options.paths)):
         raise NotFound("the list on standard input is empty. Fix: give a path a line.")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise DataInvalid(f"--threshold {options.threshold} is no probability. Fix: give one in [0, 1].")
+    if options.csv and options.csv.is_dir():
+        raise DataInvalid(f"--csv {options.csv} is a folder. Fix: name a file.")
+    if options.heatmap and options.model:
+        raise DataInvalid("--heatmap: the package's own model draws them. Fix: leave --model out, or see notebook 06.")
     model = _answering(options) if options.model else predict.Shipped.read()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not options.json:
@@ -202,13 +209,14 @@ def _predict(options: argparse.Namespace) -> int:
     failed, seen = 0, tqdm(files, unit="image", disable=None if len(files) > 50 else True)
     with ExitStack() as stack:
         if options.csv:
-            file = stack.enter_context(atomic(options.csv)).open("w", newline="", errors="backslashreplace")
+            whole = stack.enter_context(atomic(options.csv))
+            file = whole.open("w", newline="", encoding="utf-8", errors="backslashreplace")
             table = csv.DictWriter(stack.enter_context(file), predict.COLUMNS)
             table.writeheader()
         for row in predict.predict(seen, model, options.threshold, options.heatmap):
             failed += row["status"] == "error"
             shown = {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}
-            shown["probability"] = None if row["status"] == "error" else shown["probability"]
+            shown["probability"] = shown["probability"] if row["status"] == "ok" else None
             if options.csv:
                 table.writerow(shown)
             if options.json:
@@ -216,8 +224,8 @@ def _predict(options: argparse.Namespace) -> int:
             elif row["status"] == "error":
                 print(f"xraylib: {row['message']}", file=sys.stderr)
             else:
-                said = row["label"] or f"abstained: {row['message']}"
-                print(f"{row['path']}  {row['probability']:.3f}  {said}")
+                said = f"{row['probability']:.3f}  {row['label']}" if row["label"] else f"abstained: {row['message']}"
+                print(f"{row['path']}  {said}")
     return 1 if failed else 0
 
 

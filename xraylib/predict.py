@@ -26,7 +26,8 @@ COLUMNS = (
     *("path", "status", "probability", "label", "threshold", "prediction_set", "ood_score", "lowest", "highest"),
     *("model", "model_sha256", "preprocessing", "message"),
 )
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom"}
+# In a folder; DICOM files often have none.
+SUFFIXES = {"", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom"}
 _BATCH = 32
 
 
@@ -34,7 +35,7 @@ _BATCH = 32
 class Shipped:
     """The model that comes with the package, as `ship` wrote it; `about` is what its `run.json` says.
 
-    Its probability is calibrated, and `threshold` and the limits below belong to it: all were set on validation.
+    Its probability is calibrated on validation, as `threshold` and the limits were set there.
     """
 
     name: str
@@ -47,10 +48,15 @@ class Shipped:
     @classmethod
     def read(cls, folder: Path = SHIPPED) -> "Shipped":
         """Read the model; `DataInvalid` unless its file is the one that was shipped."""
-        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+        try:
+            from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+        except ImportError as error:
+            fix = "pip install ai-edge-litert; where it has no build, name a trained run with --model"
+            raise NotFound(f"LiteRT is not on this machine. Fix: {fix}.") from error
 
-        file, about = folder / "model.tflite", json.loads((folder / "run.json").read_text())
-        content = file.read_bytes() if file.is_file() else b""
+        file, said = folder / "model.tflite", folder / "run.json"
+        content = file.read_bytes() if file.is_file() and said.is_file() else b""
+        about: dict[str, Any] = json.loads(said.read_text()) if content else {"answers": {"sha256": ""}}
         if (digest := hashlib.sha256(content).hexdigest()) != about["answers"]["sha256"]:
             fix = "install the package again, or `git checkout` the file"
             raise DataInvalid(f"{file} is not the file that was shipped. Fix: {fix}.")
@@ -91,15 +97,18 @@ def find(paths: Iterable[str]) -> list[str]:
     """The files that paths, folders (with all below them) and patterns name; `NotFound` for a folder without any."""
     found = []
     for path in paths:
-        place = Path(path)
-        if place.is_dir():
-            inside = sorted(str(file) for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise NotFound(f"no image in {path}. Fix: name a folder with {', '.join(sorted(SUFFIXES))} files.")
-            found += inside
-        else:
-            pattern = str(place.relative_to(place.anchor)) if place.anchor else path
-            found += (not place.exists() and sorted(map(str, Path(place.anchor).glob(pattern)))) or [path]
+        place, inside = Path(path), list[Path]()
+        try:
+            if folder := place.is_dir():
+                inside = [file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+            elif not place.exists():
+                pattern = str(place.relative_to(place.anchor)) if place.anchor else path
+                inside = list(Path(place.anchor).glob(pattern))
+        except (OSError, ValueError):  # a name too long, a folder that is closed, no pattern: reading it tells
+            folder = False
+        if folder and not inside:
+            raise NotFound(f"no image in {path}. Fix: name a folder with JPEG, PNG, TIFF or DICOM files.")
+        found += sorted(map(str, inside)) or [path]
     return found
 
 
@@ -139,12 +148,13 @@ def predict(
                     yield line | {"status": "error", "message": film, "probability": np.nan}
                     continue
                 told = {"status": "ok"} | next(answers)
-                told["label"] = "pneumonia" if told["probability"] >= limit else "normal"
-                if told["status"] == "abstained":
-                    told["label"] = ""
+                if told["status"] == "ok":
+                    told["label"] = "pneumonia" if told["probability"] >= limit else "normal"
+                else:  # nothing that could pass for an answer
+                    told |= {"probability": np.nan, "prediction_set": "", "lowest": "", "highest": ""}
                 heat = told.pop("heat_map", None)
                 if heat_maps is not None and heat is not None:
-                    with atomic(heat_maps / f"{count:04d}-{Path(file).stem}.png") as temporary:
+                    with atomic(heat_maps / f"{count:04d}-{Path(file).stem[:80]}.png") as temporary:
                         overlay(film, heat).save(temporary)
                 yield line | told
 

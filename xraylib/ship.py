@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
+from scipy.special import expit, logit
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
@@ -31,8 +32,9 @@ def ship(run: runs.Run, films: pd.DataFrame) -> runs.Run:
     """Copy a run of `mobilenetv2_160` to `paths.SHIPPED`; `films` is the manifest that it was trained on.
 
     `model.weights.h5` for Keras; `model.tflite`, what `predict` answers with; and in `run.json`, as `answers`, its
-    SHA-256, the calibration of its log odds (Platt, on validation framed as the other class), the threshold on the
-    calibrated probability, the class-conditional prediction set, and the limits beyond which it abstains.
+    SHA-256, the calibration of its log odds (Platt, on validation as it is and framed as the other class), the
+    threshold on the calibrated probability, the class-conditional prediction set, and the limits beyond which it
+    abstains.
     """
     choices = run.settings["choices"]
     if choices["network"] != "mobilenetv2_160" or choices["head"] != "sigmoid":
@@ -55,17 +57,17 @@ def ship(run: runs.Run, films: pd.DataFrame) -> runs.Run:
             (new / "run.json").write_text(json.dumps(about | {"answers": answers}, indent=1) + "\n")
             return Shipped.read(new)
 
-        plain = write(raw)
-        swapped = np.array([one["probability"] for one in plain.answer(swap_framing(val, labels))])
-        odds = np.log(swapped / (1 - swapped))
-        fitted = LogisticRegression(C=1e6).fit(odds[:, None], labels)
+        plain, both = write(raw), np.tile(labels, 2)
+        views = np.concatenate([val, swap_framing(val, labels)])
+        odds = logit(np.array([one["probability"] for one in plain.answer(views)]))
+        fitted = LogisticRegression(C=1e6).fit(odds[:, None], both)
         slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-        old = np.log(run.threshold / (1 - run.threshold))
-        raw |= {"calibration": [slope, intercept], "threshold": float(1 / (1 + np.exp(-(slope * old + intercept))))}
+        threshold = float(expit(slope * logit(run.threshold) + intercept))
+        raw |= {"calibration": [slope, intercept], "threshold": threshold}
         told = pd.DataFrame(write(raw).answer(val)).drop(columns="heat_map")
-        probability = 1 / (1 + np.exp(-(slope * odds + intercept)))
-        raw["normal_up_to"] = float(np.quantile(probability[labels == 0], COVERAGE, method="higher"))
-        raw["pneumonia_from"] = float(np.quantile(probability[labels == 1], 1 - COVERAGE, method="lower"))
+        probability = expit(slope * odds + intercept)
+        raw["normal_up_to"] = float(np.quantile(probability[both == 0], COVERAGE, method="higher"))
+        raw["pneumonia_from"] = float(np.quantile(probability[both == 1], 1 - COVERAGE, method="lower"))
         raw["ood_limit"] = float(told["ood_score"].quantile(1 - REFUSED))
         raw["framing_limit"] = float((told["highest"] - told["lowest"]).quantile(1 - REFUSED))
         write(raw)

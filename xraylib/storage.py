@@ -30,6 +30,8 @@ _FIXES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some disk space, or {_MOVE}"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"make the folder writable, or {_MOVE}"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is needed: move it away"),
+    errno.EISDIR: "a folder stands where a file is needed: name a file",
+    errno.ENAMETOOLONG: "give a shorter name",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
 }
 

@@ -188,7 +188,7 @@ def overlay(manifest: pd.DataFrame, pixels: np.ndarray, film: str, limit: float 
     """Find films whose lower right corner bears the text that stands at the end of that of `film`, an `image_id`.
 
     `pixels` is uint8 (n, size, size, 1) of the manifest's rows. The text, `TEXT` pixels, is looked for in the last
-    `CORNER`; eight of the films where it correlates at 0.7 are the templates of the second search. One row a film that
+    `CORNER`; some of the films where it correlates at 0.7 are the templates of the second search. One row a film that
     correlates at `limit` with one of them: `image_id, split, label, correlation`.
     """
     corner = pixels[:, -CORNER[0] :, -CORNER[1] :, 0].astype(np.float32)
@@ -204,7 +204,7 @@ def overlay(manifest: pd.DataFrame, pixels: np.ndarray, film: str, limit: float 
         found = np.flatnonzero(best.max(axis=1) >= chosen)
         some = found[:: max(1, len(found) // 8)]
         templates = np.stack([windows[i][np.unravel_index(best[i].argmax(), like.shape[1:])] for i in some])
-    return manifest.loc[found, ["image_id", "split", "label"]].assign(correlation=best[found].max(axis=1))
+    return manifest.iloc[found][["image_id", "split", "label"]].assign(correlation=best[found].max(axis=1))
 
 
 def file_properties(manifest: pd.DataFrame) -> pd.DataFrame:

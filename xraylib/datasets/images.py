@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import shutil
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,10 +40,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL|pydicom")
 CHANGED = "other bytes than when the data set was indexed"
 _CHUNK = 256
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _PNG_END = b"IEND\xaeB`\x82"
 _EXPORT = "export it anew from its source as an 8-bit PNG"
-# What Pillow's parsers let through on damaged content (its own `open` expects most of these, too).
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error)
 
 
 class UnusableImage(DataInvalid):
@@ -100,10 +98,10 @@ def decode(path: Path, data: bytes, size: int | None) -> np.ndarray:
 
 
 def _open_dicom(path: Path, data: bytes) -> Image.Image:
-    """One frame as 8-bit gray; nothing of the file but its pixels is kept.
+    """One frame as 8-bit gray; nothing of the file but its pixels is kept, nor repeated in a message.
 
     Rescaled, then windowed as the file says (its first window, or its table), then MONOCHROME1 inverted. Without a
-    window 8-bit values stay, and others are stretched between their lowest and highest.
+    window plain 8-bit values stay, and others are stretched between their lowest and highest, padding apart.
     """
     import pydicom
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -111,6 +109,9 @@ def _open_dicom(path: Path, data: bytes) -> Image.Image:
     def refuse(detail: str, problem: str = "unreadable") -> UnusableImage:
         return UnusableImage(path, problem, detail)
 
+    if _DEFLATED in data[:2000]:  # a small file of that kind can unfold to any size
+        raise refuse("a deflated DICOM file")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
         film = pydicom.dcmread(io.BytesIO(data), force=False)
         if "EncryptedAttributesSequence" in film or "PixelData" not in film:
@@ -119,35 +120,40 @@ def _open_dicom(path: Path, data: bytes) -> Image.Image:
             raise refuse("a DICOM file of several frames, not one radiograph")
         if film.Rows * film.Columns > MAX_PIXELS:
             raise refuse(f"{film.Columns} x {film.Rows} pixels, more than {MAX_PIXELS:,}", "oversized")
-        kind, values = film.PhotometricInterpretation, film.pixel_array
-        if kind == "RGB":
-            return Image.fromarray(_scaled(values, 0, 2**film.BitsStored - 1)).convert("L")
-        if kind not in ("MONOCHROME1", "MONOCHROME2"):
-            raise refuse(f"its colours are {kind}, not gray or RGB")
-        values = apply_modality_lut(values, film)
+        kind, raw = film.PhotometricInterpretation, film.pixel_array
+        if kind == "RGB" and raw.ndim == 3:
+            return Image.fromarray(_scaled(raw, 0, 2**film.BitsStored - 1)).convert("L")
+        if kind not in ("MONOCHROME1", "MONOCHROME2") or raw.ndim != 2:
+            raise refuse(f"its pixels are {kind} of shape {raw.shape}, neither gray nor RGB")
+        if film.get("VOILUTFunction") not in (None, "", "LINEAR", "LINEAR_EXACT"):
+            raise refuse(f"its window is {film.VOILUTFunction}, not linear")
+        values = apply_modality_lut(raw, film)
+        inside = raw != film.get("PixelPaddingValue", raw.min() - 1.0)
         if film.get("WindowWidth"):
             centre, width = (np.ravel(film[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
             low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
         elif "VOILUTSequence" in film:
             values = apply_voi_lut(values, film)
             low, high = 0, 2 ** film.VOILUTSequence[0].LUTDescriptor[2] - 1
+        elif raw.dtype == np.uint8 and film.BitsStored == 8 and (values == raw).all():
+            low, high = 0, 255
         else:
-            low, high = (0, 255) if film.BitsStored == 8 else (values.min(), values.max())
+            low, high = values[inside].min(), values[inside].max()
         gray = _scaled(values, float(low), float(high))
-        return Image.fromarray(255 - gray if kind == "MONOCHROME1" else gray)
+        return Image.fromarray(np.where(inside, 255 - gray if kind == "MONOCHROME1" else gray, 0).astype(np.uint8))
     except UnusableImage:
         raise
     except Exception as error:  # pydicom and its decoders raise anything on damaged content
-        why = " ".join(str(error).split())[:120]
-        if "plugin" in why or "decompress" in why.lower():
+        if "plugin" in str(error) or "decompress" in str(error).lower():
             fix = 'pip install "xraylib-pneumonia[dicom]", or export it as an 8-bit PNG'
-            raise UnusableImage(path, "unreadable", f"its compression cannot be read ({why})", fix) from error
-        raise refuse(f"damaged ({why})") from error
+            raise UnusableImage(path, "unreadable", "its compression cannot be read here", fix) from error
+        raise refuse(f"damaged or incomplete ({type(error).__name__})") from error
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """From `low`…`high` to 0…255, uint8."""
-    return np.rint(np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8)
+    scaled = np.asarray(values, np.float32) - np.float32(low)
+    return np.rint(np.clip(scaled / np.float32(max(high - low, 1e-9)), 0, 1) * 255).astype(np.uint8)
 
 
 def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
@@ -160,7 +166,7 @@ def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 detail = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}"
                 raise UnusableImage(path, "oversized", detail)
-            if getattr(image, "n_frames", 1) > 1 and image.format != "JPEG":
+            if getattr(image, "n_frames", 1) > 1 and image.format in ("PNG", "TIFF"):
                 raise UnusableImage(path, "unreadable", "several pages or frames, not one radiograph")
             if image.format == "PNG" and _PNG_END not in data:
                 raise UnusableImage(path, "truncated", "the end of the PNG is missing")
@@ -171,7 +177,9 @@ def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
         raise UnusableImage(path, "oversized", f"more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise UnusableImage(path, "unreadable", "damaged: its header cannot be read") from error
-    except _DAMAGED as error:
+    except UnusableImage:
+        raise
+    except Exception as error:  # what Pillow's parsers let through on damaged content
         problem = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise UnusableImage(path, problem, f"damaged ({error})") from error
 
@@ -180,7 +188,11 @@ def _to_gray(path: Path, image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UnusableImage(path, "unreadable", "its values are fractions, of no known range")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.uint32)
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UnusableImage(path, "unreadable", "its values leave 0..65535")
+        if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF whose 0 is white; Pillow inverts 8 bits only
+            values = 65535 - values
         if 0 < values.max() < 4096:
             detail = f"its 16-bit values end at {values.max()} of 65535 and would turn black"
             raise UnusableImage(path, "unreadable", detail, "rescale them to 0..65535 or export as 8-bit PNG")

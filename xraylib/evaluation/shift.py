@@ -257,11 +257,11 @@ def _device_views(dataset: str, whole: pd.DataFrame, films: np.ndarray) -> tuple
 
 
 def device_response(views: pd.DataFrame, scores: pd.DataFrame, marked: pd.Series) -> pd.DataFrame:
-    """What a device's text and rendering cost, of `load_views(…, "device")`; `marked`: ids of the films with the text.
+    """How films are classified with a device's text and rendering and without, of `load_views(…, "device")`.
 
-    `scores` are those of the report, which tell the split. A row a recipe, group of images and view: `recipe, films,
-    view, runs, images, right` (specificity or sensitivity at the frozen threshold) with its interval over runs and
-    patients, `right_low, right_high`.
+    `marked`: ids of the films with the text; `scores` are those of the report, which tell the split. A row a recipe,
+    group of images and view: `recipe, films, view, runs, images, right` (specificity or sensitivity at the frozen
+    threshold) with its interval over runs and patients, `right_low, right_high`.
     """
     strict = scores.loc[scores["protocol"] == "strict"].loc[lambda own: own["split"].isin(["val", "test"])]
     views = views.merge(strict[["recipe", "seed", "image_id", "split"]]).assign(
@@ -277,7 +277,8 @@ def device_response(views: pd.DataFrame, scores: pd.DataFrame, marked: pd.Series
             found = metrics.evaluate(one, split=str(split), resamples=500, ranking=False).rename({metric: "right"})
             row = {"recipe": recipe, "films": films, "view": view, "runs": one["seed"].nunique()}
             rows.append(row | {"images": one["image_id"].nunique()} | metrics.ends(found, "right"))
-    return pd.DataFrame(rows)
+    columns = ("recipe", "films", "view", "runs", "images", "right", "right_low", "right_high")
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 STUDIES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
@@ -303,7 +304,7 @@ def load_views(dataset: str, study: str) -> pd.DataFrame:
     if not files:
         raise NotFound(f"nothing in {place}. Fix: `python -m xraylib {study} RECIPE --dataset {dataset}`.")
     table = pd.concat([_read(file) for file in files], ignore_index=True)
-    if study == "framing":
+    if study != "corruptions":
         table = table.dropna(ignore_index=True)  # runs that were not scored in every view yet
     clean = table.assign(protocol="strict", split="test" if study == "corruptions" else "val", kind="").rename(
         columns={CLEAN: "score"}
