@@ -107,7 +107,7 @@ def export(model: keras.Model, train: np.ndarray) -> bytes:
     kernel, bias = (np.asarray(weight) for weight in model.layers[-1].weights)
     pooled = keras.Model(model.input, model.layers[-3].output)
     features = pooled.predict(train, batch_size=32, verbose=0)
-    inside = PCA(COMPONENTS, random_state=0).fit(features)
+    inside = PCA(min(COMPONENTS, len(features) // 2), random_state=0).fit(features)
     axes, mean = inside.components_.astype(np.float32), inside.mean_.astype(np.float32)
     rest = features - inside.inverse_transform(inside.transform(features))
     usual = float(np.sqrt((rest**2).sum(axis=1).mean()))
