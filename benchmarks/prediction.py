@@ -105,8 +105,9 @@ def cost(films: list[str], model: predict.Shipped) -> dict[str, Any]:
         start = time.perf_counter()
         subprocess.run([*command, films[0]], check=True, capture_output=True)
         cold.append(time.perf_counter() - start)
-    peak = "import resource, sys; from xraylib import cli; status = cli.main(sys.argv[1:]); "
-    peak += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024); sys.exit(status)"  # kB on Linux
+    # Not getrusage, whose peak a child inherits from what started it.
+    peak = "import re, sys; from pathlib import Path; from xraylib import cli; status = cli.main(sys.argv[1:]); "
+    peak += "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]); sys.exit(status)"
     done = subprocess.run(
         [sys.executable, "-c", peak, *command[3:], *films], capture_output=True, text=True, check=True
     )
@@ -115,7 +116,7 @@ def cost(films: list[str], model: predict.Shipped) -> dict[str, Any]:
     answers(films, model)
     rate = len(films) / (time.perf_counter() - start)
     found = {"cold_start_s": round(float(np.median(cold)), 2), "images_per_s": round(rate, 1), "images": len(films)}
-    return found | {"peak_mb": int(done.stdout.splitlines()[-1])}
+    return found | {"peak_mb": int(done.stdout.splitlines()[-1]) // 1024}
 
 
 def main() -> None:
@@ -149,9 +150,9 @@ def main() -> None:
     if originals:
         copies = manifest.load("kermany").set_index("image_id")["path"]
         one, other = answers(originals, model), answers([copies[file.stem] for file in originals], model)
-        apart, same = (one["probability"] - other["probability"]).abs().dropna(), one["label"] == other["label"]
-        agreed = {"n": len(one), "both_answered": len(apart), "median": share(apart.median())}
-        found["originals_and_copies"] = agreed | {"same_label": share(same)}
+        apart, both = (one["probability"] - other["probability"]).abs(), (one["label"] != "") & (other["label"] != "")
+        agreed = {"n": len(one), "both_answered": int(both.sum()), "median": share(apart.median())}
+        found["originals_and_copies"] = agreed | {"same_label": share((one["label"] == other["label"])[both])}
         with tempfile.TemporaryDirectory() as folder:
             made = [answers(formats(film, Path(folder)), model)["probability"] for film in originals[:50]]
         spread = [each.max() - each.min() for each in made if each.notna().all()]

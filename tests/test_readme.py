@@ -62,6 +62,14 @@ FINDINGS = {
         ("paired_tests", "a == 'tiny-cnn-28' and b == 'tiny-cnn-28-reframed'", f"-{name}")
         for name in ("auc_difference", "high", "low")
     ],
+    "`mobilenetv2-frozen` gains <s3> (<s3>–<s3>)": [
+        ("paired_tests", "a == 'mobilenetv2-frozen' and b == 'mobilenetv2-frozen-reframed'", f"-{name}")
+        for name in ("auc_difference", "high", "low")
+    ],
+    "with its 136 films nothing (−<s3>, −<s3>–<s3>)": [
+        ("paired_tests", "a == 'mobilenetv2-small' and b == 'mobilenetv2-small-reframed'", name)
+        for name in ("auc_difference", "high", "-low")
+    ],
     "reaches an AUC of <s3> (<s3>–<s3>), accuracy <s3> (<s3>–<s3>), sensitivity <s3> and specificity <s3>": [
         *ends("leaderboard", "recipe == 'flagship'", "auc"),
         *ends("leaderboard", "recipe == 'flagship'", "accuracy"),
@@ -76,9 +84,9 @@ FINDINGS = {
         for metric in ("specificity", "sensitivity")
         for name in ("tiny-cnn-28", "tiny-cnn-28-reframed")
     ],
-    "calls <p0> of its 13 test normals normal, and <p0> of the others. Without the text it stays at <p0>, with the "
-    " histogram of training normals it is <p0>": [
-        ("device", f"{TINY} and films == 'test, normal, {films}' and view == '{view}'", "right")
+    "calls <p0> of its 13 test normals normal, and <p0> of the others. Without the text it is <p0>, with the "
+    "histogram of training normals <p0> ": [
+        ("device", f"recipe == 'flagship' and films == 'test, normal, {films}' and view == '{view}'", "right")
         for films, view in (
             ("with the text", "as it is"),
             ("without the text", "as it is"),
@@ -86,7 +94,7 @@ FINDINGS = {
             ("with the text", "rendered as training normals"),
         )
     ],
-    "averaged, <s3> and <s3> ": [("ensembles", "recipe == 'flagship'", name) for name in ("auc", "accuracy")],
+    "averaged, <s3> and <s3>, ": [("ensembles", "recipe == 'flagship'", name) for name in ("auc", "accuracy")],
     "than strangers' (<s3>, <s3>–<s3>; chance is 0.5)": [
         ("identity", "pairing == 'bacteria and virus: one number'", name) for name in ("auc", "low", "high")
     ],
