@@ -121,7 +121,7 @@ def cost(films: list[str], model: predict.Shipped) -> dict[str, Any]:
 
 def main() -> None:
     """Measure everything and write the file."""
-    model, found = predict.Shipped.read(), {}
+    model, found = predict.Shipped.load(), {}
     version = importlib.metadata.version("ai-edge-litert")
     found["model"], found["sha256"] = model.name, model.sha256
     found["machine"] = f"{str(devices.use('cpu')).split(' · ')[0]} · LiteRT {version} on two threads"

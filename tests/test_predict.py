@@ -43,7 +43,7 @@ def official_test(phantom):
 
 @pytest.fixture(scope="module")
 def shipped():
-    return predict.Shipped.read()
+    return predict.Shipped.load()
 
 
 def table(files, model, **options):
@@ -150,10 +150,10 @@ def test_a_tampered_model_is_refused_by_name(tmp_path):
     model = tmp_path / "weights" / "model.tflite"
     model.write_bytes(model.read_bytes()[:-1] + b"x")
     with pytest.raises(DataInvalid, match=r"model\.tflite is not the file that was shipped\. Fix: "):
-        predict.Shipped.read(tmp_path / "weights")
+        predict.Shipped.load(tmp_path / "weights")
     model.unlink()
     with pytest.raises(DataInvalid, match=r"model\.tflite"):
-        predict.Shipped.read(tmp_path / "weights")
+        predict.Shipped.load(tmp_path / "weights")
     keras_file = tmp_path / "weights" / "model.weights.h5"
     keras_file.write_bytes(keras_file.read_bytes()[:-1] + b"x")
     with pytest.raises(DataInvalid, match=r"model\.weights\.h5 is missing or is not what the run wrote"):
@@ -209,6 +209,7 @@ def test_the_command_answers_in_every_form(phantom, tmp_path, capsys, monkeypatc
 MUTANTS = int(os.environ.get("XRAYLIB_FUZZ", "400"))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damaged_files_never_give_a_traceback_or_a_hang(shipped, tmp_path):
     rng, film = np.random.default_rng(MUTANTS), texture(1, 64)
     kinds = [encoded(film, "JPEG"), encoded(film), encoded(film, "TIFF"), dicom(film)]
@@ -247,7 +248,7 @@ def test_shipping_sets_every_limit_on_validation(phantom, accelerator, tmp_path,
     run = train(recipe, phantom, accelerator)
     monkeypatch.setattr(paths, "SHIPPED", tmp_path / "weights")
     about = ship.ship(run, phantom).settings["answers"]
-    model = predict.Shipped.read(tmp_path / "weights")
+    model = predict.Shipped.load(tmp_path / "weights")
     own = run.scores[run.scores["split"] == "val"].merge(phantom[["image_id", "path"]])
     answers = table(own["path"].tolist(), model)
     assert (answers["ood_score"] > about["ood_limit"]).sum() <= 1  # a hundredth, but never none

@@ -201,7 +201,7 @@ def _predict(options: argparse.Namespace) -> int:
         raise DataInvalid(f"--csv {options.csv} is a folder. Fix: name a file.")
     if options.heatmap and options.model:
         raise DataInvalid("--heatmap: the package's own model draws them. Fix: leave --model out, or see notebook 06.")
-    model = _answering(options) if options.model else predict.Shipped.read()
+    model = _answering(options) if options.model else predict.Shipped.load()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if not options.json:
         limit = model.threshold if options.threshold is None else options.threshold

@@ -26,8 +26,7 @@ COLUMNS = (
     *("path", "status", "probability", "label", "threshold", "prediction_set", "ood_score", "lowest", "highest"),
     *("model", "model_sha256", "preprocessing", "message"),
 )
-# In a folder; DICOM files often have none.
-SUFFIXES = {"", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom"}
+SUFFIXES = {"", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom"}  # DICOM often has none
 _BATCH = 32
 
 
@@ -46,7 +45,7 @@ class Shipped:
     network: Any
 
     @classmethod
-    def read(cls, folder: Path = SHIPPED) -> "Shipped":
+    def load(cls, folder: Path = SHIPPED) -> "Shipped":
         """Read the model; `DataInvalid` unless its file is the one that was shipped."""
         try:
             from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
@@ -64,6 +63,10 @@ class Shipped:
         name = f"{about['recipe']} {about['dataset']} {about['seed']}"
         known = name, digest, about["choices"]["size"], about["answers"]["threshold"]
         return cls(*known, about["answers"], network.get_signature_runner())
+
+    def read(self, file: Path | str) -> np.ndarray:
+        """Pixels of a file, uint8 `(size, size, 1)`, prepared as the training images were."""
+        return images.read_gray(file, self.size)[..., None]
 
     def answer(self, films: np.ndarray) -> list[dict[str, Any]]:
         """Answer films one by one, each as it is and in two further framings."""
@@ -131,7 +134,7 @@ def predict(
 
     def read(file: str | Path) -> np.ndarray | str:
         try:
-            return images.read_gray(file, model.size)[..., None]
+            return model.read(file)
         except XraylibError as error:
             return str(error)
 

@@ -55,7 +55,7 @@ def ship(run: runs.Run, films: pd.DataFrame) -> runs.Run:
 
         def write(answers: dict[str, Any]) -> Shipped:
             (new / "run.json").write_text(json.dumps(about | {"answers": answers}, indent=1) + "\n")
-            return Shipped.read(new)
+            return Shipped.load(new)
 
         plain, both = write(raw), np.tile(labels, 2)
         views = np.concatenate([val, swap_framing(val, labels)])

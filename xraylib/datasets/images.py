@@ -34,8 +34,7 @@ MAX_BYTES = 200_000_000
 # Part of the cache's name: raise it whenever `read_gray` gives other pixels for the same file.
 DECODER_VERSION = 1
 
-# Of tags that break a standard and are not needed here.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL|pydicom")
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL|pydicom")  # of tags that are not needed
 
 CHANGED = "other bytes than when the data set was indexed"
 _CHUNK = 256
