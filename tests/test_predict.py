@@ -162,7 +162,7 @@ def test_a_tampered_model_is_refused_by_name(tmp_path):
 
 def test_folders_patterns_and_lists_are_found_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ("b/2.png", "b/1.JPG", "b/c/3.dcm", "b/notes.txt", "a.png"):
+    for name in ("b/2.png", "b/1.JPG", "b/c/3.dcm", "b/notes.txt", "b/.hidden", "a.png"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     assert predict.find(["a.png", "b"]) == ["a.png", "b/1.JPG", "b/2.png", "b/c/3.dcm"]

@@ -14,6 +14,7 @@ from xraylib.training.recipes import get_recipe
 
 TINY, SIZE = "recipe == 'tiny-cnn-28'", "feature == 'file size'"
 RULE = "rule == 'sensitivity 0.95' and not recipe.str.contains('reframed|flagship')"
+DEVICE = "recipe == 'flagship' and films =="
 ASPECT = "split == '{}' and diagnosis == '{}'"
 
 
@@ -84,15 +85,12 @@ FINDINGS = {
         for metric in ("specificity", "sensitivity")
         for name in ("tiny-cnn-28", "tiny-cnn-28-reframed")
     ],
-    "calls <p0> of its 13 test normals normal, and <p0> of the others. Without the text it is <p0>, with the "
-    "histogram of training normals <p0> ": [
-        ("device", f"recipe == 'flagship' and films == 'test, normal, {films}' and view == '{view}'", "right")
-        for films, view in (
-            ("with the text", "as it is"),
-            ("without the text", "as it is"),
-            ("with the text", "corner black"),
-            ("with the text", "rendered as training normals"),
-        )
+    "calls <p0> (<n0>–<n0>) of its 13 test normals normal, and <p0> (<n0>–<n0>) of the others. Without the text it is "
+    "<p0>, with the histogram of training normals <p0> (<n0>–<n0>)": [
+        *ends("device", f"{DEVICE} 'test, normal, with the text' and view == 'as it is'", "right"),
+        *ends("device", f"{DEVICE} 'test, normal, without the text' and view == 'as it is'", "right"),
+        ("device", f"{DEVICE} 'test, normal, with the text' and view == 'corner black'", "right"),
+        *ends("device", f"{DEVICE} 'test, normal, with the text' and view == 'rendered as training normals'", "right"),
     ],
     "averaged, <s3> and <s3>, ": [("ensembles", "recipe == 'flagship'", name) for name in ("auc", "accuracy")],
     "than strangers' (<s3>, <s3>–<s3>; chance is 0.5)": [

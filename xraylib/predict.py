@@ -86,14 +86,7 @@ class Shipped:
         elif views.max() - views.min() > known["framing_limit"]:
             what = f"the answer depends on the framing ({views.min():.2f} to {views.max():.2f})"
             told |= {"status": "abstained", "message": what}
-        return told | {"heat_map": heat_map(found["heat"][0], self.size)}
-
-
-def heat_map(cam: np.ndarray, size: int) -> np.ndarray:
-    """What speaks for pneumonia, float32 `(size, size)` in [0, 1], the largest value 1; zeros where nothing does."""
-    large = Image.fromarray(np.maximum(cam, 0).astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
-    heat = np.asarray(large)
-    return heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
+        return told | {"heat_map": images.heat_map(found["heat"][0], self.size)}
 
 
 def find(paths: Iterable[str]) -> list[str]:
@@ -103,7 +96,11 @@ def find(paths: Iterable[str]) -> list[str]:
         place, inside = Path(path), list[Path]()
         try:
             if folder := place.is_dir():
-                inside = [file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+                inside = [
+                    file
+                    for file in place.rglob("*")
+                    if file.suffix.lower() in SUFFIXES and file.name[0] != "." and file.is_file()
+                ]
             elif not place.exists():
                 pattern = str(place.relative_to(place.anchor)) if place.anchor else path
                 inside = list(Path(place.anchor).glob(pattern))

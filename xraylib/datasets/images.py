@@ -202,6 +202,13 @@ def _to_gray(path: Path, image: Image.Image) -> Image.Image:
     return image.convert("RGB").convert("L") if image.mode == "CMYK" else image.convert("L")
 
 
+def heat_map(cam: np.ndarray, size: int) -> np.ndarray:
+    """A class activation map `(h, w)` as float32 `(size, size)` in [0, 1]: the largest value 1, or zeros throughout."""
+    large = Image.fromarray(np.maximum(cam, 0).astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+    heat = np.asarray(large)
+    return heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
+
+
 def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str) -> Iterator[list[Any]]:
     """Apply `function` to the rows in parallel (Pillow releases the GIL); yields chunks of results."""
     workers, total = os.cpu_count() or 1, len(manifest)

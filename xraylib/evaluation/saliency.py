@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers
-from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
+from xraylib.datasets import images
 from xraylib.evaluation.resampling import share_interval
 from xraylib.storage import DataInvalid
 from xraylib.training.runs import Predictor
@@ -35,13 +35,8 @@ def heat_maps(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
         features = below(keras.ops.convert_to_tensor(pixels[start : start + BATCH]), training=False)
         slopes = np.asarray(_gradient(log_odds, features), dtype=np.float32)
         weights = slopes.mean(axis=(1, 2), keepdims=True)
-        found.append(np.maximum((np.asarray(features, dtype=np.float32) * weights).sum(axis=-1), 0))
-    size = pixels.shape[1]
-    maps = []
-    for cam in np.concatenate(found):
-        large = np.asarray(Image.fromarray(cam).resize((size, size), Image.Resampling.BILINEAR))
-        maps.append(large / large.max() if large.max() > 0 else np.zeros_like(large))
-    return np.stack(maps)
+        found.append((np.asarray(features, dtype=np.float32) * weights).sum(axis=-1))
+    return np.stack([images.heat_map(cam, pixels.shape[1]) for cam in np.concatenate(found)])
 
 
 def _split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
