@@ -121,7 +121,7 @@ notebooks: $(SETUP)  ## run the notebooks on the phantom and keep their outputs,
 
 flagship: $(SETUP)  ## train the model that comes with the package anew, from Kermany's data (hours; goes on where it stopped)
 	$(PY) -m xraylib train flagship --dataset kermany --overwrite
-	$(PY) -m xraylib ship flagship --seed 2
+	$(PY) -m xraylib ship flagship
 
 fuzz: $(SETUP)  ## give predict 10,000 damaged files
 	XRAYLIB_FUZZ=10000 $(PY) -m pytest tests/test_predict.py -k damaged --timeout 1800

@@ -27,7 +27,6 @@ COLUMNS = (
     *("model", "model_sha256", "preprocessing", "message"),
 )
 SUFFIXES = {"", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom"}  # DICOM often has none
-_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def predict(
 
     remaining, count = iter(files), 0
     with ThreadPoolExecutor(2) as pool:
-        while part := list(islice(remaining, _BATCH)):
+        while part := list(islice(remaining, 32)):
             films = list(pool.map(read, part))
             good = [film for film in films if isinstance(film, np.ndarray)]
             answers = iter(model.answer(np.stack(good)) if good else [])

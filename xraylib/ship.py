@@ -62,8 +62,7 @@ def ship(run: runs.Run, films: pd.DataFrame) -> runs.Run:
         odds = logit(np.array([one["probability"] for one in plain.answer(views)]))
         fitted = LogisticRegression(C=1e6).fit(odds[:, None], both)
         slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-        threshold = float(expit(slope * logit(run.threshold) + intercept))
-        raw |= {"calibration": [slope, intercept], "threshold": threshold}
+        raw |= {"calibration": [slope, intercept], "threshold": float(expit(slope * logit(run.threshold) + intercept))}
         told = pd.DataFrame(write(raw).answer(val)).drop(columns="heat_map")
         probability = expit(slope * odds + intercept)
         raw["normal_up_to"] = float(np.quantile(probability[both == 0], COVERAGE, method="higher"))

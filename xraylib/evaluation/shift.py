@@ -277,8 +277,7 @@ def device_response(views: pd.DataFrame, scores: pd.DataFrame, marked: pd.Series
             found = metrics.evaluate(one, split=str(split), resamples=500, ranking=False).rename({metric: "right"})
             row = {"recipe": recipe, "films": films, "view": view, "runs": one["seed"].nunique()}
             rows.append(row | {"images": one["image_id"].nunique()} | metrics.ends(found, "right"))
-    columns = ("recipe", "films", "view", "runs", "images", "right", "right_low", "right_high")
-    return pd.DataFrame(rows, columns=list(columns))
+    return pd.DataFrame(rows, columns=["recipe", "films", "view", "runs", "images", "right", "right_low", "right_high"])
 
 
 STUDIES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
