@@ -54,7 +54,7 @@ JSON_RECIPES := [$(subst $(space),$(comma),$(foreach r,$(RECIPES),"$(r)"))]
 PARAMETERS = -p dataset "$(DATASET)" -p seed $(SEED)
 TRAINING   = -p reuse $(REUSE) -p budget "$(BUDGET)" -p recipes '$(JSON_RECIPES)'
 
-.PHONY: help setup reproduce report test check lint notebooks flagship fuzz prediction bench colab badges clean FORCE
+.PHONY: help setup reproduce report test check lint notebooks flagship app fuzz prediction bench colab badges clean FORCE
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -117,11 +117,15 @@ lint: $(SETUP)
 
 notebooks: $(SETUP)  ## run the notebooks on the phantom and keep their outputs, for committing
 	for notebook in notebooks/0*.ipynb; do \
-	  $(PY) -m jupyter nbconvert --to notebook --inplace --execute "$$notebook"; done
+	  $(PY) -m jupyter nbconvert --to notebook --inplace --execute \
+	  --ExecutePreprocessor.store_widget_state=False "$$notebook"; done
 
 flagship: $(SETUP)  ## train the model that comes with the package anew, from Kermany's data (hours; goes on where it stopped)
 	$(PY) -m xraylib train flagship --dataset kermany --overwrite
 	$(PY) -m xraylib ship flagship
+
+app: $(SETUP)  ## open the shipped model as a page in the browser (notebook 07; on this machine only)
+	cd notebooks && $(PY) -m voila 07_predict.ipynb
 
 fuzz: $(SETUP)  ## give predict 10,000 damaged files
 	XRAYLIB_FUZZ=10000 $(PY) -m pytest tests/test_predict.py -k damaged --timeout 1800

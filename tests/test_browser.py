@@ -1,22 +1,65 @@
-"""The pages as a reader opens them: by double click, on a phone and on a desk, without a network."""
+"""Pages as a reader opens them: the report by double click, notebook 07 as an app; on a phone and a desk, offline."""
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from urllib.parse import urlsplit
 
 import pytest
-from browser import chromium
+from playwright.sync_api import expect, sync_playwright
 
 from xraylib.paths import ROOT
 from xraylib.report import notebooks
 
+OPTIONS = (
+    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-background-networking"),
+    *("--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
+)
+MEASURE = """() => ({
+  overflow: document.documentElement.scrollWidth - window.innerWidth,
+  pictures: [...document.images].map(i => [i.getAttribute('alt'), i.naturalWidth, i.clientWidth]),
+  smallest: Math.min(...[...document.querySelectorAll('p, td, th, a, li, figcaption, dd')]
+    .filter(e => e.offsetParent).map(e => parseFloat(getComputedStyle(e).fontSize))),
+})"""
+LOADED = """async () => {
+  document.querySelectorAll('img').forEach(i => { i.loading = 'eager' })
+  await Promise.allSettled([...document.images].map(i => i.decode()))
+}"""
+
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory):
+def browser():
     command = os.environ.get("XRAYLIB_BROWSER") or shutil.which("chromium")
     if not command:
         pytest.skip("there is no chromium on this machine (XRAYLIB_BROWSER names another browser's command)")
-    with chromium(command, tmp_path_factory.mktemp("profile")) as tab:
-        yield tab
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which(command), args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A page that keeps what it asks for and what it complains of."""
+    page = browser.new_page()
+    page.asked, page.complaints = [], []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.on("requestfailed", lambda request: page.complaints.append(f"{request.url} {request.failure}"))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda said: said.type in ("error", "warning") and page.complaints.append(said.text))
+    yield page
+    page.close()
+
+
+def see(page, file, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(file.resolve().as_uri())
+    page.evaluate(LOADED)
+    return page.evaluate(MEASURE)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +73,9 @@ def pages(tmp_path_factory):
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("which", ["report", "notebook"])
 def test_a_page_opens_offline_and_is_readable(tab, pages, which, width):
-    seen = tab.open(pages[which], width)
-    assert tab.complaints() == []
-    assert [url for url in tab.asked_for() if not url.startswith(("file:", "data:"))] == []
+    seen = see(tab, pages[which], width)
+    assert tab.complaints == []
+    assert [url for url in tab.asked if not url.startswith(("file:", "data:"))] == []
     assert len(seen["pictures"]) >= 10
     for alt, own_width, shown_width in seen["pictures"]:
         assert alt and alt != "figure", "a picture says nothing to those who cannot see it"
@@ -41,14 +84,84 @@ def test_a_page_opens_offline_and_is_readable(tab, pages, which, width):
     assert seen["smallest"] >= 11
 
 
+@pytest.mark.slow
 def test_the_check_finds_what_is_wrong(tab, tmp_path):
     page = tmp_path / "bad.html"
     page.write_text(
         "<img src='missing.png' alt=''><p style='width:900px;font-size:8px'>wide</p>"
         "<script>console.error('bad'); fetch('https://example.org/x').catch(() => {})</script>"
     )
-    seen = tab.open(page, 400)
+    seen = see(tab, page, 400)
     assert seen["overflow"] > 400 and seen["smallest"] == 8 and seen["pictures"][0][:2] == ["", 0]
-    said = " ".join(tab.complaints())
+    said = " ".join(tab.complaints)
     assert "bad" in said and "ERR_FILE_NOT_FOUND" in said
-    assert "https://example.org/x" in tab.asked_for()
+    assert "https://example.org/x" in tab.asked
+
+
+@pytest.fixture(scope="module")
+def app():
+    """The address of notebook 07, served as `make app` serves it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "voila", "07_predict.ipynb", "--no-browser", f"--port={port}"]
+    with subprocess.Popen(command, cwd=ROOT / "notebooks", stderr=subprocess.DEVNULL) as server:
+        for _ in range(300):
+            time.sleep(0.2)
+            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+                break
+        yield f"http://127.0.0.1:{port}/"
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """A film, the same as DICOM, a file that is none, and one that is too large."""
+    place = tmp_path_factory.mktemp("films")
+    for name in ("pneumonia.jpeg", "pneumonia.dcm"):
+        shutil.copy(ROOT / "data" / "examples" / name, place)
+    (place / "<b>bad.jpg").write_text("no picture")
+    with (place / "huge.png").open("wb") as file:
+        file.truncate(51_000_000)
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_app_answers_in_a_browser_and_asks_for_nothing_outside(tab, app, films, width):
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.goto(app)
+    field = tab.get_by_label("radiographs")
+    expect(field).to_be_visible(timeout=60_000)
+    expect(tab.get_by_text("not a medical device")).to_be_visible()
+
+    # The field and, once there is an answer, its slider are reached and used by keyboard alone.
+    tab.keyboard.press("Tab")
+    expect(field).to_be_focused()
+    field.set_input_files(films / "pneumonia.jpeg")
+    expect(tab.get_by_text("probability of pneumonia")).to_have_count(1, timeout=30_000)
+    picture = tab.locator("img").first
+    before = picture.get_attribute("src")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("End")
+    expect(picture).not_to_have_attribute("src", before)
+
+    field.set_input_files([films / name for name in ("pneumonia.dcm", "<b>bad.jpg", "huge.png")])
+    expect(tab.get_by_role("heading", level=3)).to_have_text(
+        ["huge.png", "<b>bad.jpg", "pneumonia.dcm", "pneumonia.jpeg"], timeout=30_000
+    )
+    expect(tab.get_by_text("No JPEG, PNG, TIFF or DICOM file")).to_be_visible()
+    expect(tab.get_by_text("51 MB. Fix: give files of at most 50 MB")).to_be_visible()
+    expect(tab.get_by_text("Pneumonia: probability of pneumonia 1.000.")).to_have_count(2)
+
+    assert tab.evaluate(MEASURE)["overflow"] <= 0
+    outside = {url for url in tab.asked if not url.startswith((app, "data:", "blob:"))}
+    blocked = {said.split(" ")[0] for said in tab.complaints if said.endswith(" csp")}
+    assert outside <= blocked, "only what the browser refuses to send"
+
+
+@pytest.mark.slow
+def test_the_app_listens_on_this_machine_only(app):
+    port = urlsplit(app).port
+    socket.create_connection(("127.0.0.1", port)).close()
+    with pytest.raises(ConnectionRefusedError):  # where it listened everywhere, this would be answered
+        socket.create_connection(("127.0.0.2", port))

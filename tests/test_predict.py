@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from test_images import dicom, encoded, texture
 
 from xraylib import cli, paths, predict, ship
-from xraylib.datasets import images
+from xraylib.datasets import images, manifest
 from xraylib.datasets.corruptions import SWAP, cut
 from xraylib.storage import DataInvalid, NotFound
 from xraylib.training import networks, runs
@@ -263,3 +263,19 @@ def test_shipping_sets_every_limit_on_validation(phantom, accelerator, tmp_path,
 def test_importing_it_does_not_load_keras():
     said = run_python("import sys, xraylib.predict; print([m in sys.modules for m in ('keras', 'tensorflow')])")
     assert said.strip() == "[False, False]"
+
+
+def test_the_examples_are_answered_as_data_readme_says(capsys):
+    assert cli.main(["predict", str(paths.ROOT / "data" / "examples"), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {Path(line["path"]).name: line["label"] or line["status"] for line in lines} == {
+        "abstained.jpeg": "abstained",
+        "normal.jpeg": "normal",
+        "pneumonia.dcm": "pneumonia",
+        "pneumonia.jpeg": "pneumonia",
+    }
+    made = {path.rsplit("/", 1)[1]: path for path in manifest.load("phantom")["path"]}
+    of = {"abstained": "person136_bacteria_243", "normal": "IM-0125-0001", "pneumonia": "person67_virus_144"}
+    for line in lines:
+        example, film = images.read_gray(line["path"]), images.read_gray(made[f"{of[Path(line['path']).stem]}.jpeg"])
+        assert np.abs(example.astype(float) - film).mean() < 1, line["path"]

@@ -158,9 +158,9 @@ def predict(
                 yield line | told
 
 
-def overlay(film: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A film, uint8 `(size, size, 1)`, under its heat map."""
+def overlay(film: np.ndarray, heat: np.ndarray, strength: float = 0.4) -> Image.Image:
+    """A film, uint8 `(size, size, 1)`, under its heat map, which hides it altogether at strength 1."""
     from matplotlib import colormaps
 
     colours = Image.fromarray((colormaps["inferno"](heat)[..., :3] * 255).astype(np.uint8))
-    return Image.blend(Image.fromarray(film[..., 0]).convert("RGB"), colours, 0.4)
+    return Image.blend(Image.fromarray(film[..., 0]).convert("RGB"), colours, strength)
