@@ -87,11 +87,17 @@ def formats(film: Path, place: Path) -> list[Path]:
 
 
 def worth(told: pd.DataFrame, label: np.ndarray) -> dict[str, Any]:
-    """Of what was answered: accuracy, Brier score, expected calibration error, and what the 95% sets hold."""
+    """Of what was answered: accuracy, Brier score, expected calibration error, what the 95% sets hold.
+
+    Apart, those whose label hangs on the framing.
+    """
+    changes, right = (told["message"] != "").to_numpy(), ((told["label"] == "pneumonia") == label).to_numpy()
     probability, held = told["probability"].to_numpy(), told["prediction_set"]
     bins = np.minimum((probability * 10).astype(int), 9)
     gaps = [abs(probability[bins == one].sum() - label[bins == one].sum()) for one in range(10)]
-    found = {"accuracy": share((told["label"] == "pneumonia") == label), "brier": share((probability - label) ** 2)}
+    found = {"accuracy": share(right), "brier": share((probability - label) ** 2)}
+    found |= {"label_hangs_on_framing": share(changes), "accuracy_of_those": share(right[changes])}
+    found |= {"accuracy_of_the_others": share(right[~changes])}
     found |= {"calibration_error": round(sum(gaps) / len(told), 4), "set_empty": share(held == "neither")}
     covered = {name: held[label == (name == "pneumonia")].str.contains(name) for name in ("normal", "pneumonia")}
     return found | {f"set_holds_{name}": share(values) for name, values in covered.items()}

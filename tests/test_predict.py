@@ -279,3 +279,10 @@ def test_the_examples_are_answered_as_data_readme_says(capsys):
     for line in lines:
         example, film = images.read_gray(line["path"]), images.read_gray(made[f"{of[Path(line['path']).stem]}.jpeg"])
         assert np.abs(example.astype(float) - film).mean() < 1, line["path"]
+
+
+def test_an_answer_whose_label_changes_with_the_framing_says_so(shipped):
+    film = paths.ROOT / "data" / "examples" / "normal.jpeg"
+    (usual,) = predict.predict([film], shipped)
+    (low,) = predict.predict([film], shipped, threshold=(usual["lowest"] + usual["highest"]) / 2)
+    assert usual["message"] == "" and "framing" in low["message"] and low["status"] == "ok" and low["label"]

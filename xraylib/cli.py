@@ -224,8 +224,8 @@ def _predict(options: argparse.Namespace) -> int:
             elif row["status"] == "error":
                 print(f"xraylib: {row['message']}", file=sys.stderr)
             else:
-                said = f"{row['probability']:.3f}  {row['label']}" if row["label"] else f"abstained: {row['message']}"
-                print(f"{row['path']}  {said}")
+                said = f"{row['probability']:.3f}  {row['label']}" if row["label"] else "abstained"
+                print(f"{row['path']}  {said}" + (f": {row['message']}" if row["message"] else ""))
     return 1 if failed else 0
 
 

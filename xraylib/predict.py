@@ -119,10 +119,10 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Answer files of one frontal radiograph each, in order and a few at a time: `COLUMNS`, a dict a file.
 
-    `status` is ok, abstained or error, and `message` says why. `probability` is P(pneumonia), `label` its side of
-    `threshold` (by default the model's own); `lowest` and `highest` are over further framings of the film. What a model
-    does not know stays empty; that of a run (`Run.predictor`) knows neither calibration nor limits. `heat_maps`: a
-    folder for overlays, named as the files.
+    `status` is ok, abstained or error; `message` says why, or that an answer's label changes with the framing.
+    `probability` is P(pneumonia), `label` its side of `threshold` (by default the model's own); `lowest` and `highest`
+    are over further framings of the film. What a model does not know stays empty; that of a run (`Run.predictor`)
+    knows neither calibration nor limits. `heat_maps`: a folder for overlays, named as the files.
     """
     limit = model.threshold if threshold is None else threshold
     common = {"threshold": limit, "model": model.name, "model_sha256": model.sha256[:12]}
@@ -149,6 +149,8 @@ def predict(
                 told = {"status": "ok"} | next(answers)
                 if told["status"] == "ok":
                     told["label"] = "pneumonia" if told["probability"] >= limit else "normal"
+                    if told.get("lowest", limit) < limit <= told.get("highest", limit):
+                        told["message"] = "the label changes with the framing"
                 else:  # nothing that could pass for an answer
                     told |= {"probability": np.nan, "prediction_set": "", "lowest": "", "highest": ""}
                 heat = told.pop("heat_map", None)
