@@ -28,7 +28,7 @@ from xraylib.storage import DataInvalid, NotFound
 
 _log = logging.getLogger(__name__)
 
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 40_000_000
 MAX_BYTES = 200_000_000
 
 # Part of the cache's name: raise it whenever `read_gray` gives other pixels for the same file.
@@ -120,26 +120,33 @@ def _open_dicom(path: Path, data: bytes) -> Image.Image:
         if film.Rows * film.Columns > MAX_PIXELS:
             raise refuse(f"{film.Columns} x {film.Rows} pixels, more than {MAX_PIXELS:,}", "oversized")
         kind, raw = film.PhotometricInterpretation, film.pixel_array
-        if kind == "RGB" and raw.ndim == 3:
-            return Image.fromarray(_scaled(raw, 0, 2**film.BitsStored - 1)).convert("L")
-        if kind not in ("MONOCHROME1", "MONOCHROME2") or raw.ndim != 2:
+        if (kind, raw.ndim) not in (("RGB", 3), ("MONOCHROME1", 2), ("MONOCHROME2", 2)):
             raise refuse(f"its pixels are {kind} of shape {raw.shape}, neither gray nor RGB")
         if film.get("VOILUTFunction") not in (None, "", "LINEAR", "LINEAR_EXACT"):
             raise refuse(f"its window is {film.VOILUTFunction}, not linear")
-        values = apply_modality_lut(raw, film)
-        inside = raw != film.get("PixelPaddingValue", raw.min() - 1.0)
-        if film.get("WindowWidth"):
+        if raw.itemsize > 2:
+            raise refuse(f"its values have {8 * raw.itemsize} bits, more than 16")
+        # Worked out for each level that occurs, not for each pixel: floats of a large film would fill the memory.
+        levels = np.unique(raw)
+        values = apply_modality_lut(levels, film)
+        inside = levels != film.get("PixelPaddingValue", levels[0] - 1.0)
+        if kind == "RGB":
+            values, low, high = levels, 0, 2**film.BitsStored - 1
+        elif film.get("WindowWidth"):
             centre, width = (np.ravel(film[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
             low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
         elif "VOILUTSequence" in film:
             values = apply_voi_lut(values, film)
             low, high = 0, 2 ** film.VOILUTSequence[0].LUTDescriptor[2] - 1
-        elif raw.dtype == np.uint8 and film.BitsStored == 8 and (values == raw).all():
+        elif raw.dtype == np.uint8 and film.BitsStored == 8 and (values == levels).all():
             low, high = 0, 255
         else:
             low, high = values[inside].min(), values[inside].max()
         gray = _scaled(values, float(low), float(high))
-        return Image.fromarray(np.where(inside, 255 - gray if kind == "MONOCHROME1" else gray, 0).astype(np.uint8))
+        gray = np.where(inside | (kind == "RGB"), 255 - gray if kind == "MONOCHROME1" else gray, 0).astype(np.uint8)
+        table = np.zeros(int(levels[-1]) - int(levels[0]) + 1, np.uint8)
+        table[levels.astype(int) - int(levels[0])] = gray
+        return Image.fromarray(table[np.subtract(raw, levels[0], dtype=np.int32)]).convert("L")
     except UnusableImage:
         raise
     except Exception as error:  # pydicom and its decoders raise anything on damaged content
@@ -187,7 +194,7 @@ def _to_gray(path: Path, image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UnusableImage(path, "unreadable", "its values are fractions, of no known range")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise UnusableImage(path, "unreadable", "its values leave 0..65535")
         if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF whose 0 is white; Pillow inverts 8 bits only
@@ -195,7 +202,9 @@ def _to_gray(path: Path, image: Image.Image) -> Image.Image:
         if 0 < values.max() < 4096:
             detail = f"its 16-bit values end at {values.max()} of 65535 and would turn black"
             raise UnusableImage(path, "unreadable", detail, "rescale them to 0..65535 or export as 8-bit PNG")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        values += 128
+        values //= 257
+        return Image.fromarray(values.astype(np.uint8))
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(opaque, image.convert("RGBA")).convert("L")
