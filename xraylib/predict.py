@@ -72,18 +72,25 @@ class Shipped:
         return [self._one(film) for film in films]
 
     def _one(self, film: np.ndarray) -> dict[str, Any]:
-        found, known = self.network(film=film[None].astype(np.float32)), self.about
+        known, picture = self.about, Image.fromarray(film[..., 0].astype(np.float32))
+        views = []
+        for rows, columns in known["framings"]:  # shares of the film that a view shows
+            top, left = ((1 - share) / 2 * self.size for share in (rows, columns))
+            box = (left, top, self.size - left, self.size - top)
+            views.append(np.asarray(picture.resize((known["input"],) * 2, Image.Resampling.BILINEAR, box=box)))
+        found = self.network(views=np.stack(views)[..., None])
         slope, intercept = known["calibration"]
         odds = found["log_odds"].astype(np.float64).ravel() * slope + intercept
-        views, ood = 1 / (1 + np.exp(-odds)), float(found["ood"].item())
-        classes = {"normal": views[0] <= known["normal_up_to"], "pneumonia": views[0] >= known["pneumonia_from"]}
-        told = {"probability": views[0], "lowest": views.min(), "highest": views.max(), "ood_score": ood}
+        chances, ood = 1 / (1 + np.exp(-odds)), float(found["ood"].item())
+        chance, lowest, highest = chances[0], chances.min(), chances.max()
+        classes = {"normal": chance <= known["normal_up_to"], "pneumonia": chance >= known["pneumonia_from"]}
+        told = {"probability": chance, "lowest": lowest, "highest": highest, "ood_score": ood}
         told |= {"prediction_set": " or ".join(name for name, inside in classes.items() if inside) or "neither"}
         if ood > known["ood_limit"]:
             what = f"unlike the films it was trained on (OOD score {ood:.1f}, limit {known['ood_limit']:.1f})"
             told |= {"status": "abstained", "message": what}
-        elif views.max() - views.min() > known["framing_limit"]:
-            what = f"the answer depends on the framing ({views.min():.2f} to {views.max():.2f})"
+        elif highest - lowest > known["framing_limit"]:
+            what = f"the answer depends on the framing ({lowest:.2f} to {highest:.2f})"
             told |= {"status": "abstained", "message": what}
         return told | {"heat_map": images.heat_map(found["heat"][0], self.size)}
 

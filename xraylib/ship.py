@@ -4,6 +4,8 @@ Everything that its answers need is set on validation films of other patients th
 """
 
 import json
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,8 +20,8 @@ from xraylib import paths
 from xraylib.datasets import images, splits
 from xraylib.datasets.corruptions import SWAP, swap_framing
 from xraylib.predict import Shipped
-from xraylib.storage import NotFound, atomic_folder
-from xraylib.training import runs
+from xraylib.storage import NotFound, atomic, atomic_folder
+from xraylib.training import networks, runs
 
 # Shares of rows and columns kept: the film as it is, cut as pneumonias are, and cut the other way.
 FRAMINGS = ((1.0, 1.0), (SWAP, 1.0), (1.0, SWAP))
@@ -44,13 +46,17 @@ def ship(run: runs.Run, films: pd.DataFrame) -> runs.Run:
     train, val = (pixels[assigned.index[assigned["split"] == name]] for name in ("train", "val"))
     labels = assigned.loc[assigned["split"] == "val", "label"].to_numpy()
     with atomic_folder(paths.SHIPPED) as new:
-        _halve(run, new / "model.weights.h5")
+        model = run.predictor().model
+        _fold(model)
+        networks.save_weights(model, new / "model.weights.h5")
+        _halve(new / "model.weights.h5")
         about = {"trained_model_sha256": run.settings["model_sha256"], "weights": "float16"}
         about["licences"] = {"data": "CC BY 4.0 (Kermany et al. 2018)", "initial weights": "Apache-2.0 (Keras)"}
         about = run.settings | about | {"model_sha256": runs.file_sha256(new / "model.weights.h5")}
         model = runs.Run(run.recipe, run.protocol, run.seed, new, about).predictor().model
         (new / "model.tflite").write_bytes(export(model, train))
-        raw: dict[str, Any] = {"sha256": runs.file_sha256(new / "model.tflite"), "calibration": [1.0, 0.0]}
+        raw: dict[str, Any] = {"framings": FRAMINGS, "input": model.get_layer("backbone").input_shape[1]}
+        raw |= {"sha256": runs.file_sha256(new / "model.tflite"), "calibration": [1.0, 0.0]}
         raw |= {"ood_limit": np.inf, "framing_limit": 1.0, "normal_up_to": 1.0, "pneumonia_from": 0.0, "threshold": 0.5}
 
         def write(answers: dict[str, Any]) -> Shipped:
@@ -73,17 +79,31 @@ def ship(run: runs.Run, films: pd.DataFrame) -> runs.Run:
     return runs.read(paths.SHIPPED)
 
 
-def _halve(run: runs.Run, file: Any) -> None:
-    """Copy a weights file in half precision, without its optimizer."""
+def _fold(model: keras.Model) -> None:
+    """Put batch norm into the convolutions before it, rounded to half precision.
+
+    LiteRT's converter does the same; done before, Keras and LiteRT compute with the same numbers.
+    """
+    inside = model.get_layer("backbone").layers
+    for convolution, norm in pairwise(inside):
+        if isinstance(norm, layers.BatchNormalization):
+            (kernel,), (gamma, beta, mean, variance) = convolution.get_weights(), norm.get_weights()
+            scale = gamma / np.sqrt(variance + norm.epsilon)
+            by_channel = scale[:, None] if isinstance(convolution, layers.DepthwiseConv2D) else scale
+            convolution.set_weights([(kernel * by_channel).astype(np.float16)])
+            one, shift = np.ones_like(gamma), (beta - mean * scale).astype(np.float16)
+            norm.set_weights([one, shift, 0 * one, one - norm.epsilon])
+
+
+def _halve(file: Path) -> None:
+    """Rewrite a weights file in half precision."""
     import h5py  # type: ignore[import-untyped]
 
-    with h5py.File(run.model_file) as old, h5py.File(file, "w") as small:
+    with atomic(file) as temporary, h5py.File(file) as old, h5py.File(temporary, "w") as small:
 
         def copy(name: str, item: Any) -> None:
-            if name.startswith("optimizer"):
-                return
             if isinstance(item, h5py.Dataset):
-                half = np.float16 if item.dtype == np.float32 else item.dtype
+                half = np.float16 if item.ndim > 1 else item.dtype  # a variance of 1 - epsilon needs all its digits
                 made = small.create_dataset(name, data=np.asarray(item).astype(half))
             else:
                 made = small.require_group(name)
@@ -94,15 +114,15 @@ def _halve(run: runs.Run, file: Any) -> None:
 
 
 def export(model: keras.Model, train: np.ndarray) -> bytes:
-    """A LiteRT model of one film, float32 `film` `(1, size, size, 1)` in 0…255.
+    """A LiteRT model of one film, in half precision; its input are the film's `views`, float32 `(3, small, small, 1)`.
 
-    It gives `log_odds` `(3,)`, one of each of `FRAMINGS`; `heat` `(1, h, w)`: the last feature maps, weighted by the
-    head, which is Grad-CAM for this network; and `ood` `(1,)`: how far its features lie outside the first `COMPONENTS`
-    principal components of those of the training films, uint8 `(n, size, size, 1)`, whose root mean square is 1.
+    It gives `log_odds` `(3,)`; `heat` `(1, h, w)` of the first view: the last feature maps, weighted by the head, which
+    is Grad-CAM for this network; and `ood` `(1,)`: how far its features lie outside the first `COMPONENTS` principal
+    components of those of the training films, uint8 `(n, size, size, 1)`, whose root mean square is 1.
     """
     import tensorflow as tf
 
-    size, small = train.shape[1], model.get_layer("backbone").input_shape[1]
+    small = model.get_layer("backbone").input_shape[1]
     kernel, bias = (np.asarray(weight) for weight in model.layers[-1].weights)
     pooled = keras.Model(model.input, model.layers[-3].output)
     features = pooled.predict(train, batch_size=32, verbose=0)
@@ -110,13 +130,9 @@ def export(model: keras.Model, train: np.ndarray) -> bytes:
     axes, mean = inside.components_.astype(np.float32), inside.mean_.astype(np.float32)
     rest = features - inside.inverse_transform(inside.transform(features))
     usual = float(np.sqrt((rest**2).sum(axis=1).mean()))
-    # Resizing is linear in rows and in columns: its matrix is what it makes of the identity.
-    resize = np.asarray(layers.Resizing(small, size, antialias=True)(np.eye(size, dtype=np.float32)[None, ..., None]))
-    rows, columns = (np.stack([resize[0, ..., 0] @ _cut(size, shares[axis]) for shares in FRAMINGS]) for axis in (0, 1))
 
     class Answers(layers.Layer):
-        def call(self, film: Any) -> dict[str, Any]:
-            views = ops.matmul(ops.matmul(rows, film[..., 0]), np.swapaxes(columns, 1, 2))[..., None]
+        def call(self, views: Any) -> dict[str, Any]:
             maps = model.get_layer("backbone")(ops.repeat(views / 127.5 - 1.0, 3, axis=-1), training=False)
             found = ops.mean(maps, axis=(1, 2))
             far = found[:1] - mean
@@ -125,15 +141,7 @@ def export(model: keras.Model, train: np.ndarray) -> bytes:
             odds = ops.matmul(found, kernel)[:, 0] + bias
             return {"log_odds": odds, "heat": ops.matmul(maps[:1], kernel)[..., 0], "ood": ood}
 
-    film = keras.Input((size, size, 1), batch_size=1, name="film")
-    converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(film, Answers()(film)))
+    views = keras.Input((small, small, 1), batch_size=len(FRAMINGS), name="views")
+    converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(views, Answers()(views)))
     converter.optimizations, converter.target_spec.supported_types = [tf.lite.Optimize.DEFAULT], [tf.float16]
     return converter.convert()
-
-
-def _cut(size: int, share: float) -> np.ndarray:
-    """Matrix `(size, size)` that stretches the central share of so many lines to all of them."""
-    lines = np.arange(size) + 0.5
-    wanted = size * (1 - share) / 2 + lines[:, None] * share
-    weights = np.maximum(0, 1 - np.abs(wanted - lines[None, :]))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
