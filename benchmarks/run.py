@@ -1,4 +1,4 @@
-"""`make bench`: measure speed and memory against peers in the same run, and write benchmarks/results.md.
+"""`make bench`: measure speed and memory against peers in one run; write benchmarks/results.md, reports/benchmarks.*.
 
 Usage: run.py [--quick] [GROUP FOLDER]. Each group runs in a process of its own with a cache of its own; Keras
 is imported inside the groups that need it, because elsewhere it would count as memory. The numbers of
@@ -6,6 +6,7 @@ is imported inside the groups that need it, because elsewhere it would count as 
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -58,34 +61,61 @@ def row(what: str, against: str, unit: str, times: dict[str, list[float]], count
 
 
 def read_folder(films: Path, quick: bool) -> list[dict]:
-    """From a folder to a uint8 array in memory, against Keras's own reader."""
+    """From a folder to a uint8 array in memory, and to the batches of later epochs, against Keras's own reader."""
     import keras
 
-    def ours() -> np.ndarray:
-        return np.array(images.load_pixels(manifest.load(films), SIZE))
+    from xraylib.training import train
 
     def read(batches: Any) -> np.ndarray:
         return np.concatenate([np.asarray(batch).astype(np.uint8) for batch in batches])
 
     options = {"labels": None, "color_mode": "grayscale", "shuffle": False, "verbose": False}
-    prepared = keras.utils.image_dataset_from_directory(films, image_size=(SIZE, SIZE), **options)
-    table = manifest.load(films)
-    if ours().shape != read(prepared).shape:
-        raise AssertionError("the readers found different images")
+    rows, repeats = [], 2 if quick else 5
+    for name, folder in (("of 224 px", films), large(films, quick)):
+        prepared = keras.utils.image_dataset_from_directory(folder, image_size=(SIZE, SIZE), **options)
+        table = manifest.load(folder)
+        if images.load_pixels(table, SIZE).shape != read(prepared).shape:
+            raise AssertionError("the readers found different images")
+        what = f"{len(table)} images {name}"
 
-    def decode() -> np.ndarray:
-        shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
-        return images.load_pixels(table, SIZE)
+        def decode(table=table) -> np.ndarray:
+            shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
+            return images.load_pixels(table, SIZE)
 
-    rows = []
-    for title, which, mine in (
-        ("`load_pixels`, first time (check, decode, write the cache)", "one pass", decode),
-        ("Folder to array, again (cache)", "second pass", ours),
-    ):
-        times = alternate(mine, lambda: read(prepared), 2 if quick else 5)
-        title, against = (f"{title}, {len(table)} images of {SIZE} px", f"`image_dataset_from_directory`, {which}")
-        rows.append(row(title, against, "images/s", times, len(table)))
+        def fresh(folder=folder) -> np.ndarray:
+            return np.array(images.load_pixels(manifest.load(folder), SIZE))
+
+        def peer(prepared=prepared) -> np.ndarray:
+            return read(prepared)
+
+        labels = table["label"].to_numpy()
+        epoch = train.Batches(images.load_pixels(table, SIZE), labels, np.arange(len(table)), labels, 32)
+
+        def later(epoch=epoch) -> None:
+            for number in range(len(epoch)):
+                epoch[number]
+
+        for title, which, mine, count in (
+            ("First pass (check, decode, write the cache)", "one pass", decode, len(table)),
+            ("A pass of another process (find the cache, copy it)", "a pass", fresh, len(table)),
+            ("A later epoch, batches of 32", "a later epoch, the same batches", later, epoch.rows.size),
+        ):
+            times = alternate(mine, peer, repeats)
+            rows.append(row(f"{title}, {what}", f"`image_dataset_from_directory`, {which}", "images/s", times, count))
     return rows
+
+
+def large(films: Path, quick: bool) -> tuple[str, Path]:
+    """Large JPEGs: Kermany's originals where they lie, otherwise films of the phantom, enlarged."""
+    originals = paths.DATA / "kermany_originals"
+    if originals.is_dir():
+        return "of Kermany's originals", originals
+    made = films.parent / "large"
+    for number, file in enumerate(sorted(films.rglob("*.jpeg"))[: 20 if quick else 100]):
+        target = made / "train" / ("NORMAL", "PNEUMONIA")[number % 2] / f"film-{number}.jpeg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).resize((1400, 1000)).save(target, quality=90)
+    return "of 1,400 × 1,000 px", made
 
 
 def bootstrap(films: Path, quick: bool) -> list[dict]:
@@ -159,6 +189,134 @@ def fit(films: Path, quick: bool) -> list[dict]:
     return rows
 
 
+def step(films: Path, quick: bool) -> list[dict]:
+    """What of a training step is input, and what augmentation: the flagship's, and Keras's own layers for the same."""
+    devices.use()
+    import keras
+    from keras import layers
+
+    from xraylib.training import networks, recipes, train
+
+    recipe, table = recipes.get_recipe("flagship"), manifest.load(films)
+    labels = table["label"].to_numpy()
+    # Zoom and shift of rows and columns by themselves, gamma left out: there is no such layer.
+    same = [layers.RandomZoom((-0.38, 0.0), (-0.38, 0.0)), layers.RandomTranslation(0.19, 0.19)]
+    same += [layers.RandomContrast(0.3, value_range=(0, 255)), layers.RandomBrightness(0.15, value_range=(0, 255))]
+    keras_own = keras.Sequential([keras.Input((recipe.size, recipe.size, 1)), layers.Rescaling(1.0), *same])
+    models = {}
+    for name, augmentation in (("none", None), ("ours", recipe.augmentation)):
+        model = networks.build(recipe.network, recipe.size, recipe.head, augmentation=augmentation)
+        models[name] = model
+    inputs = keras.Input((recipe.size, recipe.size, 1))
+    models["keras"] = keras.Model(inputs, models["none"](keras_own(inputs)))
+    rows, repeats, steps = [], 2 if quick else 5, 1 if quick else 4
+    pixels = images.load_pixels(table, recipe.size)
+    fed = train.Batches(pixels, labels, np.arange(len(table)), np.ones(len(table), np.float32), recipe.batch_size)
+    films_of_a_step, truth, _ = fed[0]
+
+    def trained(model: Any, films: Any = films_of_a_step, truth: Any = truth, steps: int = steps) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(steps):
+                model.train_on_batch(films, truth)
+
+        return run
+
+    for model in models.values():
+        model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
+        trained(model, steps=1)()
+    for name, words in (("ours", "its random framing and rendering"), ("keras", "Keras's random layers instead")):
+        times = alternate(trained(models[name]), trained(models["none"]), repeats)
+        what = f"Training step of `flagship`, 160 px, batches of {recipe.batch_size}, with {words}"
+        rows.append(row(what, "without augmentation", "images/s", times, steps * recipe.batch_size))
+    for name in ("tiny-cnn-28", "scratch-cnn", "flagship"):
+        other = recipes.get_recipe(name)
+        fed = train.Batches(images.load_pixels(table, other.size), labels, np.arange(len(table)), labels, 32)
+        model = networks.build(other.network, other.size, other.head, augmentation=other.augmentation)
+        model.compile(keras.optimizers.Adam(1e-3), networks.HEADS[other.head].loss())
+        batch, truth, _ = fed[0]
+        trained(model, batch, truth, 1)()
+        times = alternate(partial(fed.__getitem__, 1), trained(model, batch, truth, 1), repeats)
+        rows.append(row(f"Batch of 32 of `{name}` from the cache", "the training step it feeds", "s", times))
+    return rows
+
+
+def allocator(films: Path, quick: bool) -> list[dict]:
+    """CPU-seconds of training with `devices.steady_memory` and without, each in a fresh process."""
+    spent: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(1 if quick else 3):
+        for steady, values in spent.items():
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                values.append(pool.submit(_cpu_seconds, films, steady, 8 if quick else 40).result())
+    what = "CPU-seconds of 40 steps of `scratch-cnn`, batches of 16, memory kept (`devices.steady_memory`)"
+    return [row(what, "glibc's own settings", "s", {"ours": spent[True], "peer": spent[False]})]
+
+
+def _cpu_seconds(films: Path, steady: bool, steps: int) -> float:
+    if not steady:
+        devices.steady_memory = lambda: None
+    devices.use()
+    import keras
+
+    from xraylib.training import networks
+
+    table = manifest.load(films)
+    pixels, labels = images.load_pixels(table, 128)[:16], table["label"].to_numpy()[:16]
+    model = networks.build("scratch_cnn", 128, "sigmoid")
+    model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
+    model.train_on_batch(pixels, labels)
+    start = time.process_time()
+    for _ in range(steps):
+        model.train_on_batch(pixels, labels)
+    return time.process_time() - start
+
+
+def tutorial(films: Path, quick: bool) -> list[dict]:
+    """CPU-seconds from Kermany's files to the accuracy that the keras.io example claims, against its own training.
+
+    Ours: decoding into an empty cache, then `tiny-cnn-28-reframed` for five epochs. The example: the steps of the
+    epochs that `kerasio-tpu` took under `strict`, scaled from a few, its decoding left out.
+    """
+    try:
+        table = manifest.load("kermany")
+    except storage.NotFound:
+        return []
+    start = time.process_time()
+    accelerator = devices.use()
+
+    from xraylib.training import networks, recipes, runs, train
+
+    cheap = recipes.get_recipe("tiny-cnn-28-reframed")
+    cheap = dataclasses.replace(cheap, name="cheap", phases=(recipes.Phase(1 if quick else 5, 1e-3, decay=True),))
+    paths.REPORTS, paths.RUNS = paths.CACHE / "reports", paths.CACHE / "runs"
+    begun, spent, accuracy = time.process_time() - start, [], []
+    for seed in range(1 if quick else 5):
+        shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
+        start = time.process_time()
+        run = train.train(cheap, table.assign(), accelerator, seed=seed)
+        spent.append(begun + time.process_time() - start)
+        test = run.scores[run.scores["split"] == "test"]
+        accuracy.append(((test["score"] >= run.threshold) == test["label"]).mean())
+    import keras
+
+    peer = recipes.get_recipe("kerasio-tpu")
+    model = networks.build(peer.network, peer.size, peer.head)
+    model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
+    batch = np.zeros((peer.batch_size, peer.size, peer.size, 1), np.uint8), np.arange(peer.batch_size) % 2
+    model.train_on_batch(*batch)
+    paths.REPORTS = paths.ROOT / "reports"
+    published = runs.find("kermany", peer.name, "strict")
+    epochs = statistics.mean(run.settings["epochs"] for run in published)
+    steps, cost, some = epochs * (len(table) - len(published[0].scores)) / peer.batch_size, [], 1 if quick else 4
+    for _ in spent:
+        start = time.process_time()
+        for _ in range(some):
+            model.train_on_batch(*batch)
+        cost.append((time.process_time() - start) / some * steps)
+    reached = ", ".join(f"{value:.3f}" for value in accuracy)
+    what = f"CPU-seconds from Kermany's files to a test accuracy of .814: `{cheap.network}`, re-framed ({reached})"
+    return [row(what, f"`kerasio-tpu`, {epochs:.0f} epochs, scaled", "s", {"ours": spent, "peer": cost})]
+
+
 def memory(films: Path, quick: bool) -> list[dict]:
     """Peak memory of decoding, each in a fresh process."""
     few, many = (30, 300) if quick else (300, 3000)
@@ -190,16 +348,40 @@ def _peak(films: Path, how: str, count: int) -> float:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
 
 
-GROUPS = {"folder": read_folder, "bootstrap": bootstrap, "fit": fit, "memory": memory}
+GROUPS = {
+    **{"folder": read_folder, "bootstrap": bootstrap, "fit": fit, "step": step},
+    **{"allocator": allocator, "memory": memory, "tutorial": tutorial},
+}
 
 
 def line(found: dict[str, Any]) -> str:
     """One row of the Markdown table."""
-    unit, pairs = found["unit"], list(zip(found["ours"], found["peer"], strict=True))
-    ratios = [mine / other if found["more_is_better"] else other / mine for mine, other in pairs]
-    ours, peer, ratio = (_digits(statistics.median(values)) for values in (found["ours"], found["peer"], ratios))
-    ratio = f"{ratio} ({_digits(min(ratios))}–{_digits(max(ratios))})"
-    return f"| {found['what']} | {ours} {unit} | {found['against']}: {peer} {unit} | {ratio} | {len(pairs)} |"
+    unit, times = found["unit"], ratios(found)
+    ours, peer, ratio = (_digits(statistics.median(values)) for values in (found["ours"], found["peer"], times))
+    ratio = f"{ratio} ({_digits(min(times))}–{_digits(max(times))})"
+    return f"| {found['what']} | {ours} {unit} | {found['against']}: {peer} {unit} | {ratio} | {len(times)} |"
+
+
+def ratios(found: dict[str, Any]) -> list[float]:
+    """How many times better ours is, of each pair."""
+    pairs = zip(found["ours"], found["peer"], strict=True)
+    return [mine / other if found["more_is_better"] else other / mine for mine, other in pairs]
+
+
+def draw(rows: list[dict], file: Path) -> None:
+    """Every ratio with its range, on one axis."""
+    fig, ax = plt.subplots(figsize=(10, 0.42 * len(rows) + 1), layout="constrained")
+    for place, found in enumerate(reversed(rows)):
+        values = ratios(found)
+        ax.plot([min(values), max(values)], [place] * 2, color="#882255")
+        ax.plot(statistics.median(values), place, "o", color="#882255")
+    names = [textwrap.shorten(found["what"].replace("`", ""), 75, placeholder=" …") for found in reversed(rows)]
+    ax.set(
+        yticks=range(len(rows)), yticklabels=names, xscale="log", xlabel="times better than the other (below 1: worse)"
+    )
+    ax.axvline(1, color="black", linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+    fig.savefig(file, dpi=110, format="png")
 
 
 def _digits(value: float) -> str:
@@ -227,6 +409,10 @@ def main(quick: bool) -> None:
     if not quick:
         with storage.atomic(Path(__file__).with_name("results.md")) as file:
             file.write_text(text, encoding="utf-8")
+        with storage.atomic(paths.ROOT / "reports" / "benchmarks.json") as file:
+            file.write_text(json.dumps({"machine": machine, "load": round(load, 1), "rows": rows}, indent=1) + "\n")
+        with storage.atomic(paths.ROOT / "reports" / "benchmarks.png") as file:
+            draw(rows, file)
 
 
 if __name__ == "__main__":

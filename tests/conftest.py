@@ -63,6 +63,14 @@ def phantom():
 
 
 @pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Reports and unfinished runs of this test alone."""
+    monkeypatch.setenv("XRAYLIB_REPORTS", str(tmp_path / "reports"))
+    monkeypatch.setenv("XRAYLIB_RUNS", str(tmp_path / "unfinished"))
+    return tmp_path
+
+
+@pytest.fixture
 def small_phantom(phantom, monkeypatch):
     """The name `phantom` means the 60 small radiographs."""
     monkeypatch.setitem(catalog.DATASETS, "phantom", SMALL_PHANTOM)

@@ -33,14 +33,6 @@ PHASED = replace(
 FROZEN = replace(get_recipe("mobilenetv2-frozen"), network="tiny_cnn", size=32, init="random")
 
 
-@pytest.fixture
-def places(tmp_path, monkeypatch):
-    """Reports and unfinished runs of this test alone."""
-    monkeypatch.setenv("XRAYLIB_REPORTS", str(tmp_path / "reports"))
-    monkeypatch.setenv("XRAYLIB_RUNS", str(tmp_path / "unfinished"))
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def unbroken(phantom, accelerator):
     """The tiny network under the quick budget, trained without a break."""

@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     audit = command(actions, "audit", _data_audit, "read every file; list bad, duplicate and mislabelled ones")
     audit("name", metavar="NAME|PATH")
     audit("--max-bad", type=float, default=0.01, help="largest share of bad files (0.01)")
+    shard = command(actions, "shard", _data_shard, "write a data set's films into shards, to train from where they lie")
+    shard("name", metavar="NAME|PATH")
+    shard("folder", type=Path)
+    shard("--size", type=int, default=224, help="pixels of a side (224)")
+    shard("--films", type=int, default=4096, help="films a shard (4096)")
     train = command(commands, "train", _train, "train a recipe with some seeds and add the runs to the report")
     train("recipe", help=known)
     train("--dataset", default="phantom", help="name, or path of a folder split/class/*.jpg (phantom)")
@@ -142,6 +147,14 @@ def _data_audit(options: argparse.Namespace) -> None:
     _tell_file_features(good)
     print("\nPatients and images shared by the published splits:")
     _show(audit.leakage(good, images.load_pixels(good, 64)))
+
+
+def _data_shard(options: argparse.Namespace) -> None:
+    from xraylib.datasets import images, manifest, shards
+
+    films = manifest.load(_dataset(options.name))
+    shards.write(films, options.size, options.folder, images.decoded, options.films)
+    print(f"{len(films)} films of {options.size} pixels: train with --dataset {options.folder.resolve()}")
 
 
 def _tell_file_features(films: Any) -> None:

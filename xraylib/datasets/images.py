@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from xraylib import paths, storage
+from xraylib.datasets import shards
 from xraylib.storage import DataInvalid, NotFound
 
 _log = logging.getLogger(__name__)
@@ -218,6 +219,11 @@ def heat_map(cam: np.ndarray, size: int) -> np.ndarray:
     return heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
 
 
+def decoded(manifest: pd.DataFrame, size: int) -> Iterator[list[np.ndarray]]:
+    """Decode the films of a manifest, a chunk of uint8 `(size, size)` at a time."""
+    return map_rows(lambda row: checked(row, size), manifest, "decoding")
+
+
 def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str) -> Iterator[list[Any]]:
     """Apply `function` to the rows in parallel (Pillow releases the GIL); yields chunks of results."""
     workers, total = os.cpu_count() or 1, len(manifest)
@@ -231,6 +237,19 @@ def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str)
             bar.update(len(rows))
 
 
+def checked(row: Any, size: int) -> np.ndarray:
+    """Decode the film of one row of a manifest, uint8 `(size, size)`; `UnusableImage` unless it is the one indexed."""
+    path = Path(row.path)
+    try:
+        data = read_bytes(path)
+        if hashlib.sha256(data).hexdigest() != row.sha256:
+            raise UnusableImage(path, "changed", CHANGED)
+        return decode(path, data, size)
+    except UnusableImage as error:
+        fix = "run `python -m xraylib data audit NAME`, which writes a quarantine list"
+        raise UnusableImage(path, error.problem, error.detail, fix) from error
+
+
 def fingerprint(manifest: pd.DataFrame) -> str:
     """Name a manifest's images by 16 hex digits of their order, ids and content, not of labels or splits."""
     text = "\0".join(manifest["image_id"] + "\0" + manifest["sha256"])
@@ -242,9 +261,12 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
 
     Returns a read-only memory map, uint8 (n, size, size, 1), in manifest order. The cache is keyed by `fingerprint`:
     load the whole manifest of a data set and take subsets by row number, because a subset or another order is decoded
-    anew. Of two processes that ask at once the second waits and reads what the first decoded. `DataInvalid` when a file
-    cannot be used or is not the one that was indexed.
+    anew. Of two processes that ask at once the second waits and reads what the first decoded. A manifest of shards
+    gives `shards.Shards`, which reads rows when they are asked for. `DataInvalid` when a file cannot be used or is not
+    the one that was indexed.
     """
+    if "shards" in manifest.attrs:
+        return cast(np.ndarray, shards.Shards(Path(manifest.attrs["shards"]), size))
     if manifest.empty:
         raise DataInvalid("the manifest is empty. Fix: check the data set's folder and its quarantine list.")
     name = f"{fingerprint(manifest)}-{size}px-decoder{DECODER_VERSION}-pillow{PIL.__version__}.npy"
@@ -282,20 +304,9 @@ def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -
         raise OSError(errno.ENOSPC, f"{needed:,} bytes needed, {free:,} free")
     _log.info("decoding %d images to %s", len(manifest), target)
 
-    def pixels_of(row: Any) -> np.ndarray:
-        path = Path(row.path)
-        try:
-            data = read_bytes(path)
-            if hashlib.sha256(data).hexdigest() != row.sha256:
-                raise UnusableImage(path, "changed", CHANGED)
-            return decode(path, data, shape[1])
-        except UnusableImage as error:
-            fix = "run `python -m xraylib data audit NAME`, which writes a quarantine list"
-            raise UnusableImage(path, error.problem, error.detail, fix) from error
-
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with storage.atomic(target) as temporary, temporary.open("wb") as file:
         # Plain writes, because the written pages of a memory map would count as this process's memory.
         np.lib.format.write_array_header_1_0(file, header)
-        for chunk in map_rows(pixels_of, manifest, "decoding"):
+        for chunk in decoded(manifest, shape[1]):
             file.write(np.stack(chunk).data)

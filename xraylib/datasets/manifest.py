@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from xraylib import paths
-from xraylib.datasets import phantom
+from xraylib.datasets import phantom, shards
 from xraylib.datasets.catalog import Dataset, find
 from xraylib.storage import DataInvalid, NotFound, atomic
 
@@ -37,14 +37,15 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
     """Return the manifest of a data set, without the images in its quarantine list.
 
     `name` is a key of `catalog.DATASETS`, or the path of a folder {train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg (or jpg,
-    png). The phantom is written on first use; nothing is ever downloaded here. `attrs` holds `dataset` (its name) and
-    `patients_known` (False when each image counts as its own patient). `DataInvalid` when a split holds one class only,
-    two images have one name, or a name contradicts its folder.
+    png), or of one that `shards.write` wrote. The phantom is written on first use; nothing is ever downloaded here.
+    `attrs` holds `dataset` (its name) and `patients_known` (False when each image counts as its own patient).
+    `DataInvalid` when a split holds one class only, two images have one name, or a name contradicts its folder.
     """
     dataset = find(name)
     if dataset.phantom:
         phantom.write(dataset.root, dataset.phantom)
-    manifest = index(dataset)
+    sharded = (dataset.root / "shards.json").is_file()
+    manifest = shards.read_manifest(dataset.root) if sharded else index(dataset)
     listed = quarantine_path(dataset)
     if listed.exists():
         total, bad = len(manifest), manifest["image_id"].isin(read_quarantine(listed))

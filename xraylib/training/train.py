@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from xraylib.training.recipes import Phase, Recipe
 
 log = logging.getLogger(__name__)
 
+# Batches between two checkpoints within an epoch: an hour of a large data set must not be lost to a preemption.
+CHECKPOINT_STEPS = 2000
 IMBALANCE_METHODS = ("class_weight", "oversample", "undersample")
 
 
@@ -140,11 +142,16 @@ def _fit_network(
         _prepare(model, recipe, phase, steps=len(first) // recipe.batch_size)
         progress.begin_phase(number)
         while not progress.phase_over(phase.epochs, recipe.patience):
-            started, epoch = time.perf_counter(), progress.epoch
+            epoch = progress.epoch
             rows, row_weights = balance(train, labels, recipe.imbalance, np.random.default_rng([seed, epoch]))
             order = np.random.default_rng([seed, epoch, 1]).permutation(rows)
             batches = Batches(pixels, labels, order, row_weights, recipe.batch_size)
-            seen = model.fit(batches, epochs=1, verbose=0, shuffle=False).history
+            for part in batches.parts(progress.step, CHECKPOINT_STEPS):
+                started = time.perf_counter()
+                fitted = model.fit(part, epochs=1, verbose=0, shuffle=False).history
+                seconds = time.perf_counter() - started
+                seen = progress.end_part(len(part), fitted["loss"][0], fitted["accuracy"][0], seconds)
+            started = time.perf_counter()
             validated = score(pixels, val)
             views = {
                 f"val_auc_{view}": roc_auc_score(labels[val], score(films, all_val)) for view, films in swapped.items()
@@ -152,13 +159,13 @@ def _fit_network(
             val_loss = log_loss(labels[val], validated, labels=[0, 1])
             progress.end_epoch(
                 **views,
-                loss=seen["loss"][0],
-                accuracy=seen["accuracy"][0],
+                loss=seen["loss"],
+                accuracy=seen["accuracy"],
                 val_loss=val_loss,
                 val_accuracy=np.mean((validated > 0.5) == labels[val]),
-                seconds=time.perf_counter() - started,
+                seconds=seen["seconds"] + time.perf_counter() - started,
             )
-            bar.set_postfix(loss=f"{seen['loss'][0]:.3f}", val_loss=f"{val_loss:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{seen['loss']:.3f}", val_loss=f"{val_loss:.3f}", refresh=False)
             bar.update()
         progress.end_phase(keep_best=recipe.patience is not None)
     bar.close()
@@ -240,10 +247,17 @@ class Batches(keras.utils.PyDataset):
     """Batches of one length from the memory-mapped pixels; what fills no batch waits for another epoch."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray, weights: np.ndarray, size: int):
-        super().__init__()
+        # Shards are read ahead by threads; a memory map is as fast as the step needs.
+        super().__init__(workers=1 if isinstance(pixels, np.ndarray) else 4)
         self.pixels, self.labels, self.weights = pixels, labels, weights
         self.size = min(size, len(rows))
         self.rows = rows[: len(rows) // self.size * self.size].reshape(-1, self.size)
+
+    def parts(self, start: int, steps: int) -> Iterator["Batches"]:
+        """What is left from batch `start` on, `steps` batches at a time."""
+        for first in range(start, len(self), steps):
+            rows = self.rows[first : first + steps].ravel()
+            yield Batches(self.pixels, self.labels, rows, self.weights, self.size)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -276,8 +290,9 @@ def balance(
 class Progress:
     """Where a run stands: phase, epochs done, learning curves, and the best epoch on validation.
 
-    All of it is in one checkpoint, written atomically after each epoch. Keras's `BackupAndRestore` keeps weights and
-    epoch only; early stopping, phases and the learning curves decide the outcome as well.
+    All of it is in one checkpoint, written atomically after each epoch and after `CHECKPOINT_STEPS` batches of one.
+    Keras's `BackupAndRestore` keeps weights and epoch only; early stopping, phases and the learning curves decide the
+    outcome as well.
     """
 
     def __init__(self, folder: Path, model: keras.Model, hardware: str = ""):
@@ -285,6 +300,7 @@ class Progress:
         self.model, self.hardware = model, hardware
         self.phase = 0
         self.history: list[dict[str, float]] = []
+        self.parts: list[tuple[int, float, float, float]] = []
         self.best: list[np.ndarray] = []
         self.best_loss = np.inf
         self.best_epoch = -1
@@ -323,8 +339,23 @@ class Progress:
         since = self.epoch - 1 - max(self.best_epoch, self.epoch - len(done) - 1)
         return patience is not None and since >= patience
 
+    @property
+    def step(self) -> int:
+        """Batches done of the epoch that is under way."""
+        return sum(part[0] for part in self.parts)
+
+    def end_part(self, steps: int, loss: float, accuracy: float, seconds: float) -> dict[str, float]:
+        """Add some batches to the epoch, write the checkpoint; gives what the epoch has measured so far."""
+        self.parts.append((steps, float(loss), float(accuracy), seconds))
+        if steps == CHECKPOINT_STEPS:  # a shorter part ends the epoch, which is saved after validation
+            self._save()
+        counts, losses, accuracies, spent = zip(*self.parts, strict=True)
+        seen = {"loss": np.average(losses, weights=counts), "accuracy": np.average(accuracies, weights=counts)}
+        return seen | {"seconds": sum(spent)}
+
     def end_epoch(self, **measured: float) -> None:
         """Add a row to the learning curves, keep the best weights, write the checkpoint."""
+        self.parts = []
         row = {"epoch": self.epoch + 1, "phase": self.phase}
         self.history.append(row | {name: float(value) for name, value in measured.items()})
         swapped = [value for name, value in measured.items() if name.startswith("val_auc_")]
@@ -367,7 +398,7 @@ class Progress:
         _assign(self.model.variables, groups["model"])
 
 
-_STATE = ("phase", "history", "best_loss", "best_epoch", "hardware")
+_STATE = ("phase", "history", "parts", "best_loss", "best_epoch", "hardware")
 
 
 def _values(variables: list[Any]) -> list[np.ndarray]:

@@ -1,0 +1,138 @@
+"""Films in shards: the same pixels and the same training as from files, and what is damaged is named."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import run_python
+
+from xraylib.cli import main
+from xraylib.datasets import images, manifest, shards
+from xraylib.datasets.manifest import load
+from xraylib.storage import DataInvalid
+from xraylib.training import train as training
+from xraylib.training.recipes import Phase, get_recipe
+from xraylib.training.train import Progress, train
+
+PEAK = """
+import re, sys, numpy as np
+from pathlib import Path
+from xraylib.datasets import shards
+films = shards.Shards(Path(sys.argv[1]), 224)
+rows = np.random.default_rng(0).permutation(len(films))
+for start in range(0, len(rows), 32):
+    films[rows[start : start + 32]]
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1], "tensorflow" in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(phantom, tmp_path_factory):
+    place = tmp_path_factory.mktemp("shards")
+    shards.write(phantom, 28, place, images.decoded, films=25)
+    return place
+
+
+def test_a_folder_of_shards_is_the_data_set_it_was_written_from(phantom, folder):
+    table = load(folder)
+    films, pixels = images.load_pixels(table, 28), images.load_pixels(phantom, 28)
+    assert table.drop(columns="path").equals(phantom.drop(columns="path"))
+    assert films.shape == pixels.shape and len(list(folder.glob("*.arrayrecord"))) > 1
+    for rows in (slice(3, 60), np.array([40, 2, 2]), np.arange(len(table)) % 3 == 0, 5):
+        np.testing.assert_array_equal(films[rows], pixels[rows])
+    np.testing.assert_array_equal(np.asarray(films), pixels)
+
+
+def test_what_was_cut_goes_on_after_the_last_whole_shard(phantom, folder, tmp_path, capsys):
+    decoded = []
+
+    def once(part, size):
+        decoded.append(len(part))
+        if len(decoded) == 3:
+            raise KeyboardInterrupt
+        return images.decoded(part, size)
+
+    with pytest.raises(KeyboardInterrupt):
+        shards.write(phantom, 28, tmp_path, once, films=25)
+    with pytest.raises(DataInvalid, match=r"no whole set of shards.*Fix: "):
+        shards.read_manifest(tmp_path)
+    done = len(decoded) - 1
+    shards.write(phantom, 28, tmp_path, once, films=25)
+    assert len(decoded) - 1 - done == len(list(folder.glob("*.arrayrecord"))) - 2
+    assert [file.read_bytes() for file in sorted(tmp_path.glob("shard*"))] == [
+        file.read_bytes() for file in sorted(folder.glob("shard*"))
+    ]
+    with pytest.raises(DataInvalid, match=r"other films or another size\. Fix: "):
+        shards.write(phantom, 32, tmp_path, images.decoded, films=25)
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "version", "bytes", "table"])
+def test_what_is_damaged_is_named(folder, tmp_path, harm):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    victim, said = tmp_path / "shard-00001.arrayrecord", json.loads((tmp_path / "shards.json").read_text())
+    content = bytearray(victim.read_bytes())
+    if harm == "cut":
+        victim.write_bytes(content[:-100])
+    elif harm == "gone":
+        victim.unlink()
+    elif harm == "bytes":
+        content[2000:2100] = bytes(100)
+        victim.write_bytes(content)
+    elif harm == "version":
+        (tmp_path / "shards.json").write_text(json.dumps(said | {"version": 99}))
+    else:
+        (tmp_path / "films.csv").write_text("image_id,label\n")
+    with pytest.raises(DataInvalid, match=r"Fix: "):
+        films = images.load_pixels(load(tmp_path), 28)
+        films[:]
+    with pytest.raises(DataInvalid, match=r"holds films of 28 pixels, 64 are asked for\. Fix: .*--size 64"):
+        shards.Shards(folder, 64)
+
+
+def test_the_command_writes_shards_that_hold_a_folder_too(capsys, tmp_path):
+    assert main(["data", "shard", "phantom", str(tmp_path / "out"), "--size", "32"]) == 0
+    assert "--dataset" in capsys.readouterr().out
+    assert len(manifest.load(tmp_path / "out")) == len(manifest.load("phantom"))
+
+
+@pytest.mark.slow
+def test_training_from_shards_broken_within_an_epoch_ends_as_from_files_unbroken(
+    phantom, folder, accelerator, places, monkeypatch
+):
+    recipe = replace(get_recipe("tiny-cnn-28"), batch_size=8, phases=(Phase(2, 1e-3),))
+    whole = train(recipe, phantom, accelerator)
+    save, breaks = Progress._save, []
+
+    def save_and_break(self, **options):
+        save(self, **options)
+        if len(breaks) < 3 and self.parts:
+            breaks.append(self.step)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr(Progress, "_save", save_and_break)
+    run = None
+    while run is None:
+        try:
+            run = train(recipe, load(folder), accelerator)
+        except KeyboardInterrupt:
+            assert len(breaks) < 4
+    assert breaks == [1, 2, 3]
+    assert run.settings["dataset"] != whole.settings["dataset"]
+    np.testing.assert_array_equal(run.scores["score"], whole.scores["score"])
+    np.testing.assert_allclose(run.history["loss"], whole.history["loss"], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_twenty_times_the_films_take_no_more_memory(phantom, tmp_path):
+    rng, peaks = np.random.default_rng(0), {}
+    for times in (1, 20):
+        table = phantom.iloc[np.resize(np.arange(len(phantom)), 120 * times)].reset_index(drop=True)
+        noise = rng.integers(0, 256, (224, 224), dtype=np.uint8)
+        shards.write(table, 224, tmp_path / str(times), lambda part, _, noise=noise: [[noise] * len(part)], films=500)
+        said = run_python(PEAK, tmp_path / str(times))
+        peaks[times], loaded = int(said.split()[0]), said.split()[1]
+        assert loaded == "False", "TensorFlow"
+    assert peaks[20] < 1.25 * peaks[1], "2,400 films are 120 MB; a shard costs some, a film none"
