@@ -75,22 +75,19 @@ def summary(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
 
     NaN where a seed's scores could not be recalibrated.
     """
+    if part["score"].isna().any():
+        return pd.DataFrame(np.nan, ["brier", "slope", "intercept", "ece"], ["value", "low", "high"])
     names, weights = _weights(part, resamples)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("brier", "slope", "intercept", "ece")}
+    by_seed = []
     for _, one in part.groupby("seed"):
         labels, scores = one["label"].to_numpy(), one["score"].to_numpy()
         own = weights[:, np.searchsorted(names, one["patient"])]
-        if np.isnan(scores).any():
-            for each in found.values():
-                each.append(np.full(len(own), np.nan))
-            continue
-        found["brier"].append(own @ (scores - labels) ** 2 / own.sum(axis=1))
-        for name, values in slope_intercept(labels, scores, own).items():
-            found[name].append(values)
-        found["ece"].append(expected_error(labels, scores, own))
+        brier = own @ (scores - labels) ** 2 / own.sum(axis=1)
+        line = slope_intercept(labels, scores, own)
+        by_seed.append({"brier": brier, **line, "ece": expected_error(labels, scores, own)})
     rows = {}
-    for name, each in found.items():
-        mean = np.mean(each, axis=0)
+    for name in by_seed[0]:
+        mean = np.mean([found[name] for found in by_seed], axis=0)
         low, high = interval(mean[1:]) if np.isfinite(mean[0]) else (np.nan, np.nan)
         rows[name] = {"value": mean[0], "low": low, "high": high}
     return pd.DataFrame.from_dict(rows, orient="index")
