@@ -3,16 +3,16 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from xraylib import paths
-from xraylib.datasets import catalog
 from xraylib.evaluation import comparisons, metrics, scores
 from xraylib.figures import style
-from xraylib.storage import NotFound, atomic
+from xraylib.storage import atomic
 from xraylib.training import runs
 from xraylib.training.recipes import RECIPES
 from xraylib.training.thresholds import thresholds
@@ -34,17 +34,6 @@ LEADERBOARD = (
 def folder(dataset: str) -> Path:
     """Return the report folder of the data set of that name."""
     return paths.REPORTS / dataset
-
-
-def title(dataset: str) -> str:
-    """What the data set is, or its name where the report is of a user's folder."""
-    return catalog.find(dataset).title if dataset in catalog.DATASETS else f"Images of {dataset}"
-
-
-def note(dataset: str) -> str:
-    """What must be known of the images that the scores were made from: `note.txt`, if there is one."""
-    file = folder(dataset) / "note.txt"
-    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
 
 
 def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFrame:
@@ -117,17 +106,10 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown, index=table.index)
 
 
-def load_table(dataset: str, name: str) -> pd.DataFrame:
-    """Read a table that `save_table` wrote."""
-    if not has_table(dataset, name):
-        place = folder(dataset) / "tables"
-        raise NotFound(f"there is no {name}.csv in {place}. Fix: run the notebook that writes it.")
-    return pd.read_csv(folder(dataset) / "tables" / f"{name}.csv")
-
-
-def has_table(dataset: str, name: str) -> bool:
-    """Whether a report holds a table of that name."""
-    return (folder(dataset) / "tables" / f"{name}.csv").exists()
+def read_rows(dataset: str, name: str) -> list[dict[Any, Any]]:
+    """Rows of a table that `save_table` wrote; none where it is not there."""
+    file = folder(dataset) / "tables" / f"{name}.csv"
+    return pd.read_csv(file).to_dict(orient="records") if file.exists() else []
 
 
 def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patients: bool = False) -> Path:
