@@ -16,7 +16,6 @@ from xraylib.evaluation.resampling import (
     delong,
     interval,
     two_level,
-    weighted_auc,
     weighted_ranking,
     wilson_if_degenerate,
 )
@@ -165,9 +164,10 @@ def auc_interval(
     labels: np.ndarray, values: np.ndarray, patients: np.ndarray, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
     """AUC of one value an image `(n,)`, in any range and higher for positives, with its interval."""
-    whole = float(weighted_auc(labels == 1, values, np.ones((1, len(labels))))[0])
     names, own = np.unique(patients, return_inverse=True)
-    return whole, *interval(weighted_auc(labels == 1, values, bootstrap_weights(len(names), resamples)[:, own]))
+    weights = np.vstack([np.ones(len(names)), bootstrap_weights(len(names), resamples)])
+    aucs, _ = weighted_ranking(labels == 1, values, weights[:, own])
+    return float(aucs[0]), *interval(aucs[1:])
 
 
 def effective_size(part: pd.DataFrame) -> float:
