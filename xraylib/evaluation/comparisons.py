@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from xraylib.datasets import audit, splits
 from xraylib.datasets.splits import PROTOCOLS
 from xraylib.evaluation import metrics
-from xraylib.evaluation.resampling import RESAMPLES, Z, bootstrap_weights, delong, delong_interval, interval
+from xraylib.evaluation.resampling import RESAMPLES, Z, bootstrap_weights, delong, delong_interval, interval, two_level
 from xraylib.storage import DataInvalid
 from xraylib.training.recipes import RECIPES, Recipe
 from xraylib.training.thresholds import RULES, threshold, thresholds, validation_split
@@ -69,8 +69,7 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
         spread = float(np.sqrt(max(0.0, variance)))
         half = Z * spread
         if over := min(len(one), len(other)) >= metrics.MIN_RUNS:
-            sides = np.r_[np.zeros(len(one), int), np.ones(len(other), int)]
-            half = max(half, _two_level_difference(aucs, covariance, sides))
+            half = max(half, two_level(aucs, covariance, second=len(other)))
         row: dict[str, object] = {"a": a, "b": b, "n": len(about), "auc_difference": difference}
         row |= {"low": difference - half, "high": difference + half, "p_auc": _p(difference, half / Z)}
         row |= {"over": "runs and patients" if over else "patients", "p_patients": _p(difference, spread)}
@@ -82,20 +81,6 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
     for p_value in ("p_auc", "p_mcnemar") if rows else ():
         table[f"{p_value}_holm"] = multipletests(table[p_value], method="holm")[1]
     return table
-
-
-def _two_level_difference(values: np.ndarray, covariance: np.ndarray, sides: np.ndarray) -> float:
-    """Half width of the interval over runs and patients of a difference of two means over runs.
-
-    As `resampling.two_level`: what the runs of a side share through the patients, and each side's own spread.
-    """
-    shared, runs = 0.0, 0.0
-    for side in (0, 1):
-        own = sides == side
-        block, k = covariance[np.ix_(own, own)], own.sum()
-        shared += (block.sum() - np.trace(block)) / (k * (k - 1)) - covariance[np.ix_(own, ~own)].mean()
-        runs += student.ppf(0.975, k - 1) ** 2 * values[own].var(ddof=1) / k
-    return float(np.sqrt(Z**2 * max(0.0, shared) + runs))
 
 
 def _p(difference: float, spread: float) -> float:

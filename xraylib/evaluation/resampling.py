@@ -41,17 +41,24 @@ def wilson_if_degenerate(share: float, low: float, high: float, patients: int) -
     return float(low), float(high)
 
 
-def two_level(by_run: np.ndarray, covariance: np.ndarray) -> float:
-    """Half width of the interval over runs and patients of a mean over runs.
+def two_level(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> float:
+    """Half width of the interval over runs and patients of a mean over runs, or of a difference of two.
 
-    `by_run` `(k,)` are the values of two or more runs, `covariance` `(k, k)` theirs over patients. Runs and patients
-    are crossed random effects: the variance of the mean is what the runs share through the patients, plus the runs'
-    spread divided by k. The spread of so few runs is known poorly, so its part is multiplied by Student's t with k - 1
-    degrees of freedom, the shared part by the normal quantile.
+    `by_run` `(k,)` are the values of two or more runs, `covariance` `(k, k)` theirs over patients; the last `second` of
+    them, two or more, are those whose mean is subtracted. Runs and patients are crossed random effects: the variance of
+    a mean is what the runs share through the patients, plus the runs' spread divided by k. The spread of so few runs is
+    known poorly, so its part is multiplied by Student's t with k - 1 degrees of freedom, the shared part by the normal
+    quantile.
     """
-    k = len(by_run)
-    shared = max(0.0, (covariance.sum() - np.trace(covariance)) / (k * (k - 1)))
-    return float(np.hypot(t.ppf(0.975, k - 1) * by_run.std(ddof=1) / np.sqrt(k), Z * np.sqrt(shared)))
+    first, shared, spread = len(by_run) - second, 0.0, 0.0
+    for own in (slice(first), slice(first, None)) if second else (slice(None),):
+        values, block = by_run[own], covariance[own, own]
+        k = len(values)
+        shared += (block.sum() - np.trace(block)) / (k * (k - 1))
+        spread += t.ppf(0.975, k - 1) ** 2 * values.var(ddof=1) / k
+    if second:
+        shared -= 2 * covariance[:first, first:].mean()
+    return float(np.sqrt(spread + Z**2 * max(0.0, shared)))
 
 
 def share_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
