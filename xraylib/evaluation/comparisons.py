@@ -44,7 +44,7 @@ CLAIMS = (
 SERIES = {"IM-": "normal, series IM-", "NORMAL2-": "normal, series NORMAL2-"}
 
 
-def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.DataFrame:
+def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:
     """Compare every pair of recipes of one protocol on the same test: one row a pair, `PAIRED_COLUMNS`.
 
     The difference of the mean AUC over runs, a minus b, with the interval over runs and patients and its p; `over` is
@@ -53,7 +53,7 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
     halved), with McNemar's p over patients. `_holm`: with Holm's correction over all pairs.
     """
     names = list(dict.fromkeys(scores["recipe"]))
-    own = {name: _for_pairs(scores[scores["recipe"] == name], rule) for name in names}
+    own = {name: _for_pairs(scores[scores["recipe"] == name]) for name in names}
     rows = []
     for a, b in combinations(names, 2):
         about, one, right = own[a]
@@ -105,16 +105,15 @@ def differences_by_run(scores: pd.DataFrame, base: str, metric: str = "auc") -> 
     return table.assign(p_holm=multipletests(table["p"], method="holm")[1]) if rows else table
 
 
-def _for_pairs(part: pd.DataFrame, rule: str | float) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
+def _for_pairs(part: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
     """Label and patient of each image, the scores `(seeds, n)`, and which images are classified correctly."""
-    points = thresholds(part, rule)
     own = part[part["split"] == "test"].sort_values(["image_id", "seed"])
     about = own.drop_duplicates("image_id").set_index("image_id")[["label", "patient"]]
     by_seed = own.pivot(index="image_id", columns="seed", values="score")
     if by_seed.isna().any().any():
         name = part["recipe"].iloc[0]
         raise DataInvalid(f"seeds of {name} were tested on different images. Fix: compare `strict` runs.")
-    classified = (own["score"] >= own["seed"].map(points)).groupby(own["image_id"]).mean() >= 0.5
+    classified = (own["score"] >= own["threshold"]).groupby(own["image_id"]).mean() >= 0.5
     return about, by_seed.T.to_numpy(), classified.eq(about["label"] == 1)
 
 
