@@ -87,13 +87,11 @@ def generalisation_gap(scores: pd.DataFrame, external: pd.DataFrame) -> pd.DataF
             raise DataInvalid(f"external scores of {recipe} are of other runs. Fix: run `external` again.")
         test, outside = metrics.evaluate(here), metrics.evaluate(there, split="external")
         for metric in ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity"):
-            row: dict[str, object] = {"recipe": recipe, "metric": metric}
-            ends = []
-            for split, found in (("test", test), ("external", outside)):
-                value, low, high = found.loc[metric, ["value", "low", "high"]].to_numpy(dtype=float)
-                row |= {split: value, f"{split}_low": low, f"{split}_high": high}
-                ends.append((value, low, high))
-            (a, a_low, a_high), (b, b_low, b_high) = ends
+            (a, a_low, a_high), (b, b_low, b_high) = (
+                found.loc[metric, ["value", "low", "high"]].to_numpy(dtype=float) for found in (test, outside)
+            )
+            row = {"recipe": recipe, "metric": metric, "test": a, "test_low": a_low, "test_high": a_high}
+            row |= {"external": b, "external_low": b_low, "external_high": b_high}
             row |= {"gap": a - b, "gap_low": a - b - np.hypot(a - a_low, b_high - b)}
             rows.append(row | {"gap_high": a - b + np.hypot(a_high - a, b - b_low)})
     return pd.DataFrame(rows)
