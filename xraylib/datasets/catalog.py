@@ -205,17 +205,11 @@ def verify(name: str | Path | Dataset) -> pd.DataFrame:
     indexed = manifest.index(dataset)
     manifest.check_classes(dataset, indexed)
     table = indexed.groupby(["split", "label"]).size().rename("images").reset_index()
-    table["expected"] = pd.array([pd.NA] * len(table), dtype="Int64")
     table.attrs.update(dataset=dataset.name, fingerprint=images.fingerprint(indexed))
-    if dataset.phantom and len(indexed) != dataset.phantom.images:
-        held = f"{len(indexed)} of {dataset.phantom.images} images"
-        raise DataInvalid(f"{dataset.root} holds {held}. Fix: {dataset.fix}.")
-    if dataset.expected:
-        counts = _nearest_edition(dataset, table)
-        for row, split, label in table[["split", "label"]].itertuples(name=None):
-            due = counts[split]
-            table.loc[row, "expected"] = pd.NA if isinstance(due, int) else due[label]
-    return table
+    counts: Counts = _nearest_edition(dataset, table) if dataset.expected else {}
+    due = [(counts.get(split), label) for split, label in zip(table["split"], table["label"], strict=True)]
+    known = [both[label] if isinstance(both, tuple) else None for both, label in due]
+    return table.assign(expected=pd.array(known, dtype="Int64"))
 
 
 def _nearest_edition(dataset: Dataset, table: pd.DataFrame) -> Counts:
