@@ -80,15 +80,13 @@ def _copies(manifest: pd.DataFrame, digests: pd.Series) -> list[dict[str, Any]]:
     found = []
     for places in digests.groupby(digests).indices.values():
         rows: list[Any] = list(manifest.iloc[places].itertuples(index=False))
-        first = rows[0]
-        if len({row.label for row in rows}) == 1:
-            detail = f"the same bytes as {first.image_id}"
-            found += [_finding(row, "duplicate", detail, first.image_id) for row in rows[1:]]
-            continue
+        first = rows[0].image_id
         for row in rows:
-            other = next(candidate for candidate in rows if candidate.label != row.label)
-            detail = f"label {row.label}, but {other.image_id} has the same bytes and label {other.label}"
-            found.append(_finding(row, "conflict", detail, other.image_id))
+            if other := next((each for each in rows if each.label != row.label), None):
+                detail = f"label {row.label}, but {other.image_id} has the same bytes and label {other.label}"
+                found.append(_finding(row, "conflict", detail, other.image_id))
+            elif row.image_id != first:
+                found.append(_finding(row, "duplicate", f"the same bytes as {first}", first))
     return found
 
 
