@@ -383,16 +383,13 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
         for share in SHARES:
             swapped = part[f"columns {share}"].where(part["label"] == 1, part[f"rows {share}"])
             part = part.assign(**{f"swapped {share}": swapped})
-        runs_, names = part["seed"].nunique(), [name for name in part if name in RESPONSES]
-        for view in names:
+        runs_ = part["seed"].nunique()
+        for view in part.columns.drop([*ABOUT, "split", "protocol"]):
             one, ranked = part.assign(score=part[view]), view.startswith(("swapped", "as"))
             found = metrics.evaluate(one, split="val", resamples=500, ranking=ranked)
             row: dict[str, object] = {"recipe": recipe, "view": view, "runs": runs_, "n": len(part) // runs_}
             rows.append(row | metrics.ends(found, "specificity", "sensitivity", "auc"))
     return pd.DataFrame(rows)
-
-
-RESPONSES = ("as it is", *FRAMINGS, *(f"swapped {share}" for share in SHARES))
 
 
 def framing_explained(views: pd.DataFrame, scores: pd.DataFrame, aspects: pd.DataFrame) -> pd.DataFrame:
