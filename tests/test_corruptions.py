@@ -8,7 +8,6 @@ from PIL import Image
 
 from xraylib.datasets import corruptions, phantom
 from xraylib.datasets.corruptions import CORRUPTIONS, HANDLING, MEDMNIST_C, corrupt
-from xraylib.storage import NotFound
 
 NOISE = ("gaussian noise", "speckle noise", "impulse noise", "shot noise")
 EVERY = [(name, step + 1) for name in CORRUPTIONS for step in range(len(CORRUPTIONS[name][1]))]
@@ -140,12 +139,6 @@ def test_handling_changes_geometry_and_frame_as_said(film):
         assert marked.max() > 220 and rows.max() < 60
         corners.add((bool(columns.max() < 60), bool(columns.min() > 160)))
     assert turns == {-15, 15} and corners == {(True, False), (False, True)}
-
-
-@pytest.mark.parametrize(("name", "severity"), [("fog", 1), ("jpeg", 0), ("jpeg", 6), ("inversion", 2)])
-def test_what_does_not_exist_is_refused(name, severity):
-    with pytest.raises(NotFound, match=rf"no corruption '{name}' of severity {severity}\. Fix: "):
-        corrupt(flat(0), name, severity)
 
 
 def test_each_class_is_framed_and_rendered_as_the_other():

@@ -135,4 +135,8 @@ def test_figures_and_tables_go_to_the_report_and_come_back(accelerator):
     assert experiment.figure(figure, "01_empty", "Nothing.") is figure
     assert (experiment.folder / "figures" / "01_empty.png").exists()
     table = experiment.manifest.head(2)[["image_id"]]
-    assert experiment.table(table, "some") is table and tables.has_table("phantom", "some")
+    assert experiment.table(table, "some") is table
+    assert (
+        tables.read_rows("phantom", "some") == table.to_dict(orient="records")
+        and tables.read_rows("phantom", "other") == []
+    )

@@ -144,7 +144,7 @@ def test_arrays_become_images_pixel_for_pixel_and_no_patient_is_claimed(host):
     dataset = replace(dataset, checksum=f"md5:{digest}")
     fetch.fetch(dataset)
     table = manifest.load(dataset)
-    assert table.attrs == {"dataset": "pneumoniamnist", "patients_known": False}
+    assert table.attrs == {"dataset": "pneumoniamnist"}
     assert table["patient"].is_unique
     assert table.groupby("label")["kind"].unique().str[0].tolist() == ["normal", "unknown"]
     row = table.set_index("image_id").loc["val-00001"]

@@ -95,7 +95,7 @@ def test_a_manifest_has_the_agreed_columns_types_and_order(kermany):
         "split": "train",
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
-    assert table.attrs == {"dataset": "kermany", "patients_known": True}
+    assert table.attrs == {"dataset": "kermany"}
 
 
 def test_ids_do_not_depend_on_where_the_data_lies(kermany, tmp_path):
@@ -136,7 +136,6 @@ def test_names_without_a_patient_are_said(tmp_path, caplog):
     files = [f"train/{c}/{c}{i}.png" for c in ("NORMAL", "PNEUMONIA") for i in range(2)]
     table = manifest.load(plant(tmp_path / "mine", files))
     assert table["patient"].tolist() == table["image_id"].tolist()
-    assert table.attrs["patients_known"] is False
     assert "each image counts as its own" in caplog.text
 
 

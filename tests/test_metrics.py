@@ -10,7 +10,7 @@ from scipy.stats import norm
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from xraylib.evaluation.metrics import METRICS, auc_interval, effective_size, evaluate, point_metrics, predictive, table
+from xraylib.evaluation.metrics import METRICS, auc_interval, effective_size, evaluate, point_metrics, predictive
 from xraylib.storage import DataInvalid
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -168,22 +168,6 @@ def test_predictive_values_follow_bayes_rule():
     assert found.loc[(0.1, "npv"), "value"] == pytest.approx(720 / 730)
     assert found.loc[(0.5, "ppv"), "value"] == pytest.approx(9 / 11)
     assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
-
-
-def test_the_table_has_one_row_a_recipe_and_protocol():
-    ours = builders.scores(n=90, images=2, seeds=(0, 1))
-    theirs = builders.scores(sample=1, threshold=0.4).assign(recipe="theirs", protocol="published")
-    rows = table(pd.concat([ours, theirs]))
-    assert rows[["recipe", "protocol", "seeds", "n_test"]].to_numpy().tolist() == [
-        ["ours", "strict", 2, 180],
-        ["theirs", "published", 1, 120],
-    ]
-    found = evaluate(theirs)
-    for metric in METRICS:
-        columns = [metric, f"{metric}_low", f"{metric}_high"]
-        expected = found.loc[metric, ["value", "low", "high"]].tolist()
-        assert rows.loc[1, columns].tolist() == pytest.approx(expected)
-    assert rows["threshold"].tolist() == [0.5, 0.4]
 
 
 def test_images_of_one_patient_count_as_fewer():

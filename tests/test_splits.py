@@ -305,6 +305,3 @@ def test_a_split_without_both_classes_is_refused(keep, said):
 def test_unknown_names_are_told_the_known_ones():
     with pytest.raises(NotFound, match=f"'honest'.*Fix: .*{', '.join((*PROTOCOLS, *SPLIT_STRATEGIES))}"):
         assign(hospital(), "honest", 0)
-    for protocol in PROTOCOLS:
-        with pytest.raises(NotFound, match=f"'by-luck'.*Fix: .*{', '.join(SPLIT_STRATEGIES)}"):
-            assign(hospital(), protocol, 0, split_strategy="by-luck")

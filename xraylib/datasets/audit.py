@@ -1,6 +1,7 @@
 """What is wrong with files, what crosses the splits, and what a network could learn instead of pneumonia."""
 
 import hashlib
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,13 @@ def _copies(manifest: pd.DataFrame, digests: pd.Series) -> list[dict[str, Any]]:
     found = []
     for places in digests.groupby(digests).indices.values():
         rows: list[Any] = list(manifest.iloc[places].itertuples(index=False))
-        first = rows[0]
-        if len({row.label for row in rows}) == 1:
-            detail = f"the same bytes as {first.image_id}"
-            found += [_finding(row, "duplicate", detail, first.image_id) for row in rows[1:]]
-            continue
+        first = rows[0].image_id
         for row in rows:
-            other = next(candidate for candidate in rows if candidate.label != row.label)
-            detail = f"label {row.label}, but {other.image_id} has the same bytes and label {other.label}"
-            found.append(_finding(row, "conflict", detail, other.image_id))
+            if other := next((each for each in rows if each.label != row.label), None):
+                detail = f"label {row.label}, but {other.image_id} has the same bytes and label {other.label}"
+                found.append(_finding(row, "conflict", detail, other.image_id))
+            elif row.image_id != first:
+                found.append(_finding(row, "duplicate", f"the same bytes as {first}", first))
     return found
 
 
@@ -153,13 +152,10 @@ def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.Data
     present = [split for split in ("train", "val", "test") if (marked["split"] == split).any()]
     rows = []
     for check, column in checks.items():
-        for i, first in enumerate(present):
-            for second in present[i + 1 :]:
-                known = marked.loc[marked["split"] == first, column].unique()
-                later = marked[marked["split"] == second]
-                hit = later[later[column].isin(known)]
-                pair, share = f"{first} and {second}", len(hit) / len(later)
-                rows.append((check, pair, hit[column].nunique(), len(hit), share))
+        for first, second in combinations(present, 2):
+            known, later = (marked.loc[marked["split"] == split, column] for split in (first, second))
+            hit = later[later.isin(known)]
+            rows.append((check, f"{first} and {second}", hit.nunique(), len(hit), len(hit) / len(later)))
     return pd.DataFrame(rows, columns=["check", "splits", "patients_or_images", "images", "share"])
 
 
@@ -208,19 +204,18 @@ def overlay(manifest: pd.DataFrame, pixels: np.ndarray, film: str, limit: float 
 
 
 def file_properties(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Describe files without decoding them: `width`, `height`, `bytes`, `label`, `split`, `patient`."""
+    """Describe files without decoding them: `width`, `height`, `bytes`."""
     rows = []
     for path in manifest["path"]:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             rows.append((image.width, image.height, Path(path).stat().st_size))
-    table = pd.DataFrame(rows, columns=["width", "height", "bytes"], index=manifest.index)
-    return table.join(manifest[["image_id", "label", "split", "patient"]])
+    return pd.DataFrame(rows, columns=["width", "height", "bytes"], index=manifest.index)
 
 
 def originals(name: str | Path | Dataset) -> pd.DataFrame | None:
-    """What `file_properties` says of the original files, where the data set's list of them is here.
+    """`file_properties` of the original files and their `image_id, patient`, where the data set's list of them is here.
 
-    For copies that were all brought to one size. The list has the columns `path, width, height, bytes`.
+    For copies that were all brought to one size. The list has the columns `path, label, width, height, bytes`.
     """
     dataset = find(name)
     if not dataset.originals or not (file := paths.DATA / dataset.originals).exists():
@@ -228,7 +223,7 @@ def originals(name: str | Path | Dataset) -> pd.DataFrame | None:
     table = pd.read_csv(file)
     table["image_id"] = table["path"].map(image_id)
     table["patient"] = [patient_and_kind(path)[0] for path in table["path"]]
-    return table.assign(split=table["path"].str.split("/").str[0])
+    return table
 
 
 def file_features(described: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The data sets by name: where from, under which licence, whom to cite, how many images to expect."""
+"""The data sets by name: where from, under which licence, how many images to expect (whom to cite: data/README.md)."""
 
 import difflib
 import hashlib
@@ -37,7 +37,6 @@ class Dataset:
     title: str
     source: str
     licence: str
-    citation: str
     folder: str
     url: str = ""
     file: str = ""
@@ -69,12 +68,6 @@ class Dataset:
 
 
 _TEST = {"test": (234, 390)}
-_KERMANY = (
-    "Kermany DS, Goldbaum M, Cai W, et al. Identifying medical diagnoses and treatable diseases by "
-    "image-based deep learning. Cell 2018;172(5):1122-1131.e9. doi:10.1016/j.cell.2018.02.010. Data: Kermany "
-    "D, Zhang K, Goldbaum M. Labeled optical coherence tomography (OCT) and chest X-ray images for "
-    "classification. Mendeley Data 2018, version 2. doi:10.17632/rscbjbr9sj.2"
-)
 _ROBOFLOW = "https://huggingface.co/datasets/keremberke/chest-xray-classification"
 
 _ALL = (
@@ -83,7 +76,6 @@ _ALL = (
         title="Synthetic radiographs with a known lesion",
         source="xraylib.datasets.phantom",
         licence="Apache-2.0",
-        citation="written by this repository",
         folder="",
         phantom=PhantomSettings(),
     ),
@@ -92,7 +84,6 @@ _ALL = (
         title="Chest radiographs of children, Guangzhou (Kermany et al. 2018)",
         source="https://data.mendeley.com/datasets/rscbjbr9sj/2",
         licence="CC BY 4.0",
-        citation=_KERMANY,
         folder="chest_xray",
         originals="kermany_originals.csv",
         url="https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
@@ -111,8 +102,6 @@ _ALL = (
         title="Kermany's radiographs at 640×640, split anew image by image (Roboflow export)",
         source=_ROBOFLOW,
         licence="CC BY 4.0",
-        citation=f"{_KERMANY}. Export: Traore M. chest-x-rays-qjmia, version 2. Roboflow Universe 2022. "
-        "https://universe.roboflow.com/mohamed-traore-2ekkp/chest-x-rays-qjmia/dataset/2",
         folder="chest_xray_roboflow",
         by_hand=f"unpack data/train.zip, data/valid.zip and data/test.zip of {_ROBOFLOW} into the folders "
         "train, val and test there",
@@ -123,9 +112,6 @@ _ALL = (
         title="PneumoniaMNIST: Kermany's radiographs, centre-cropped, 28×28",
         source="https://zenodo.org/records/10519652",
         licence="CC BY 4.0",
-        citation="Yang J, Shi R, Wei D, et al. MedMNIST v2: a large-scale lightweight benchmark for 2D and "
-        "3D biomedical image classification. Sci Data 2023;10:41. doi:10.1038/s41597-022-01721-8. "
-        f"{_KERMANY}",
         folder="pneumoniamnist_28",
         url="https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1",
         file="pneumoniamnist.npz",
@@ -138,9 +124,6 @@ _ALL = (
         title="NIH ChestX-ray14, a selection of frontal radiographs for external validation",
         source="https://nihcc.app.box.com/v/ChestXray-NIHCC",
         licence="no restriction on use; credit the NIH Clinical Center and cite the paper",
-        citation="Wang X, Peng Y, Lu L, Lu Z, Bagheri M, Summers RM. ChestX-ray8: hospital-scale chest X-ray "
-        "database and benchmarks on weakly-supervised classification and localization of common thorax "
-        "diseases. CVPR 2017, 3462-3471. doi:10.1109/CVPR.2017.369. Images: NIH Clinical Center",
         folder="nih_external",
         by_hand="download images and Data_Entry_2017.csv from https://nihcc.app.box.com/v/ChestXray-NIHCC, "
         "and put those labelled 'No Finding' into a folder NORMAL and those labelled Pneumonia into a folder "
@@ -172,7 +155,6 @@ def find(name: str | Path | Dataset) -> Dataset:
         title=f"Images in the folder {folder.name}",
         source="",
         licence="",
-        citation="",
         folder=str(folder),
         by_hand="put images there as <split>/<class>/<image>",
     )
@@ -205,17 +187,11 @@ def verify(name: str | Path | Dataset) -> pd.DataFrame:
     indexed = manifest.index(dataset)
     manifest.check_classes(dataset, indexed)
     table = indexed.groupby(["split", "label"]).size().rename("images").reset_index()
-    table["expected"] = pd.array([pd.NA] * len(table), dtype="Int64")
     table.attrs.update(dataset=dataset.name, fingerprint=images.fingerprint(indexed))
-    if dataset.phantom and len(indexed) != dataset.phantom.images:
-        held = f"{len(indexed)} of {dataset.phantom.images} images"
-        raise DataInvalid(f"{dataset.root} holds {held}. Fix: {dataset.fix}.")
-    if dataset.expected:
-        counts = _nearest_edition(dataset, table)
-        for row, split, label in table[["split", "label"]].itertuples(name=None):
-            due = counts[split]
-            table.loc[row, "expected"] = pd.NA if isinstance(due, int) else due[label]
-    return table
+    counts: Counts = _nearest_edition(dataset, table) if dataset.expected else {}
+    due = [(counts.get(split), label) for split, label in zip(table["split"], table["label"], strict=True)]
+    known = [both[label] if isinstance(both, tuple) else None for both, label in due]
+    return table.assign(expected=pd.array(known, dtype="Int64"))
 
 
 def _nearest_edition(dataset: Dataset, table: pd.DataFrame) -> Counts:

@@ -14,8 +14,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from scipy.ndimage import gaussian_filter
 
-from xraylib.storage import NotFound
-
 Corruption = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
 
 
@@ -136,9 +134,6 @@ def corrupt(films: np.ndarray, name: str, severity: int, seed: int = 0) -> np.nd
 
     The same seed gives the same pixels; each image has its own noise, angle and place of the marker.
     """
-    if name not in CORRUPTIONS or not 1 <= severity <= len(CORRUPTIONS[name][1]):
-        fix = f"1 to 5 (inversion 1) of {', '.join(CORRUPTIONS)}"
-        raise NotFound(f"there is no corruption {name!r} of severity {severity}. Fix: {fix}.")
     function, parameters = CORRUPTIONS[name]
     changed = np.empty_like(films)
     for place, film in enumerate(films):

@@ -38,7 +38,7 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
 
     `name` is a key of `catalog.DATASETS`, or the path of a folder {train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg (or jpg,
     png), or of one that `shards.write` wrote. The phantom is written on first use; nothing is ever downloaded here.
-    `attrs` holds `dataset` (its name) and `patients_known` (False when each image counts as its own patient).
+    `attrs["dataset"]` is its name.
     `DataInvalid` when a split holds one class only, two images have one name, or a name contradicts its folder.
     """
     dataset = find(name)
@@ -58,10 +58,9 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
         path, kind = wrong.iloc[0][["path", "kind"]]
         fix = f"move it, or run `python -m xraylib data audit {dataset.name}` to leave it out"
         raise DataInvalid(f"{path} lies among the normals but its name says {kind}. Fix: {fix}.")
-    parsed = bool((manifest["patient"] != manifest["image_id"]).any())
-    if dataset.names != "none" and not parsed:
+    if dataset.names != "none" and (manifest["patient"] == manifest["image_id"]).all():
         _log.warning("%s: the names do not tell the patient; each image counts as its own", dataset.name)
-    manifest.attrs.update(dataset=dataset.name, patients_known=parsed)
+    manifest.attrs["dataset"] = dataset.name
     return manifest
 
 

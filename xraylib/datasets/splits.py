@@ -48,9 +48,6 @@ def assign(
         known = ", ".join((*PROTOCOLS, *SPLIT_STRATEGIES))
         raise NotFound(f"there is no protocol {protocol!r}. Fix: choose one of {known}.")
     split_strategy = protocol if protocol in SPLIT_STRATEGIES else split_strategy
-    if split_strategy not in SPLIT_STRATEGIES:
-        known = ", ".join(SPLIT_STRATEGIES)
-        raise NotFound(f"there is no split strategy {split_strategy!r}. Fix: choose one of {known}.")
     if protocol == "strict" and split_strategy not in BY_PATIENT:
         fix = f"under strict choose one of {', '.join(BY_PATIENT)}"
         raise DataInvalid(f"the split strategy {split_strategy} splits images, not patients. Fix: {fix}.")

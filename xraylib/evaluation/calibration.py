@@ -5,9 +5,9 @@ A `part` is the scores of one recipe, protocol and split; values are means over 
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 
 from xraylib.evaluation.resampling import bootstrap_weights, interval, share_interval, wilson_if_degenerate
 from xraylib.storage import DataInvalid
@@ -75,22 +75,19 @@ def summary(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
 
     NaN where a seed's scores could not be recalibrated.
     """
+    if part["score"].isna().any():
+        return pd.DataFrame(np.nan, ["brier", "slope", "intercept", "ece"], ["value", "low", "high"])
     names, weights = _weights(part, resamples)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in ("brier", "slope", "intercept", "ece")}
+    by_seed = []
     for _, one in part.groupby("seed"):
         labels, scores = one["label"].to_numpy(), one["score"].to_numpy()
         own = weights[:, np.searchsorted(names, one["patient"])]
-        if np.isnan(scores).any():
-            for each in found.values():
-                each.append(np.full(len(own), np.nan))
-            continue
-        found["brier"].append(own @ (scores - labels) ** 2 / own.sum(axis=1))
-        for name, values in slope_intercept(labels, scores, own).items():
-            found[name].append(values)
-        found["ece"].append(expected_error(labels, scores, own))
+        brier = own @ (scores - labels) ** 2 / own.sum(axis=1)
+        line = slope_intercept(labels, scores, own)
+        by_seed.append({"brier": brier, **line, "ece": expected_error(labels, scores, own)})
     rows = {}
-    for name, each in found.items():
-        mean = np.mean(each, axis=0)
+    for name in by_seed[0]:
+        mean = np.mean([found[name] for found in by_seed], axis=0)
         low, high = interval(mean[1:]) if np.isfinite(mean[0]) else (np.nan, np.nan)
         rows[name] = {"value": mean[0], "low": low, "high": high}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -103,35 +100,20 @@ def recalibrate(scores: pd.DataFrame, method: str) -> pd.DataFrame:
     """
     parts = []
     table = scores.reset_index(drop=True)
+    # To scikit-learn, log odds that are already there are those of a regression with slope 1.
+    plain = LogisticRegression()
+    plain.classes_, plain.coef_, plain.intercept_ = np.array([0, 1]), np.ones((1, 1)), np.zeros(1)
     for _, one in table.groupby(["recipe", "protocol", "seed"], sort=False):
         val = one[one["split"] == "val"]
         classes = val.groupby("label")["score"]
         if method == "temperature" and classes.min()[1] > classes.max()[0]:
             parts.append(one.assign(score=np.nan))
             continue
-        fitted = CalibratedClassifierCV(FrozenEstimator(_LogOdds()), method=METHODS[method])
+        fitted = CalibratedClassifierCV(FrozenEstimator(plain), method=METHODS[method])
         fitted.fit(logit(val["score"].to_numpy())[:, None], val["label"].to_numpy())
         calibrated = fitted.predict_proba(logit(one["score"].to_numpy())[:, None])[:, 1]
         parts.append(one.assign(score=np.clip(calibrated, 0, 1)))
     return pd.concat(parts).sort_index().set_index(scores.index)
-
-
-class _LogOdds(ClassifierMixin, BaseEstimator):
-    """Shows scikit-learn log odds that are already there as a fitted classifier."""
-
-    classes_ = np.array([0, 1])
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return True
-
-    def fit(self, X: np.ndarray, y: np.ndarray) -> "_LogOdds":
-        return self
-
-    def decision_function(self, X: np.ndarray) -> np.ndarray:
-        return np.asarray(X)[:, 0]
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        return (self.decision_function(X) > 0).astype(int)
 
 
 def reliability(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from xraylib.datasets import audit, splits
 from xraylib.datasets.splits import PROTOCOLS
 from xraylib.evaluation import metrics
-from xraylib.evaluation.resampling import RESAMPLES, Z, bootstrap_weights, delong, delong_interval, interval
+from xraylib.evaluation.resampling import RESAMPLES, Z, bootstrap_weights, delong, delong_interval, interval, two_level
 from xraylib.storage import DataInvalid
 from xraylib.training.recipes import RECIPES, Recipe
 from xraylib.training.thresholds import RULES, threshold, thresholds, validation_split
@@ -44,7 +44,7 @@ CLAIMS = (
 SERIES = {"IM-": "normal, series IM-", "NORMAL2-": "normal, series NORMAL2-"}
 
 
-def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.DataFrame:
+def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:
     """Compare every pair of recipes of one protocol on the same test: one row a pair, `PAIRED_COLUMNS`.
 
     The difference of the mean AUC over runs, a minus b, with the interval over runs and patients and its p; `over` is
@@ -53,7 +53,7 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
     halved), with McNemar's p over patients. `_holm`: with Holm's correction over all pairs.
     """
     names = list(dict.fromkeys(scores["recipe"]))
-    own = {name: _for_pairs(scores[scores["recipe"] == name], rule) for name in names}
+    own = {name: _for_pairs(scores[scores["recipe"] == name]) for name in names}
     rows = []
     for a, b in combinations(names, 2):
         about, one, right = own[a]
@@ -69,8 +69,7 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
         spread = float(np.sqrt(max(0.0, variance)))
         half = Z * spread
         if over := min(len(one), len(other)) >= metrics.MIN_RUNS:
-            sides = np.r_[np.zeros(len(one), int), np.ones(len(other), int)]
-            half = max(half, _two_level_difference(aucs, covariance, sides))
+            half = max(half, two_level(aucs, covariance, second=len(other)))
         row: dict[str, object] = {"a": a, "b": b, "n": len(about), "auc_difference": difference}
         row |= {"low": difference - half, "high": difference + half, "p_auc": _p(difference, half / Z)}
         row |= {"over": "runs and patients" if over else "patients", "p_patients": _p(difference, spread)}
@@ -82,20 +81,6 @@ def paired_tests(scores: pd.DataFrame, *, rule: str | float = "frozen") -> pd.Da
     for p_value in ("p_auc", "p_mcnemar") if rows else ():
         table[f"{p_value}_holm"] = multipletests(table[p_value], method="holm")[1]
     return table
-
-
-def _two_level_difference(values: np.ndarray, covariance: np.ndarray, sides: np.ndarray) -> float:
-    """Half width of the interval over runs and patients of a difference of two means over runs.
-
-    As `resampling.two_level`: what the runs of a side share through the patients, and each side's own spread.
-    """
-    shared, runs = 0.0, 0.0
-    for side in (0, 1):
-        own = sides == side
-        block, k = covariance[np.ix_(own, own)], own.sum()
-        shared += (block.sum() - np.trace(block)) / (k * (k - 1)) - covariance[np.ix_(own, ~own)].mean()
-        runs += student.ppf(0.975, k - 1) ** 2 * values[own].var(ddof=1) / k
-    return float(np.sqrt(Z**2 * max(0.0, shared) + runs))
 
 
 def _p(difference: float, spread: float) -> float:
@@ -120,16 +105,15 @@ def differences_by_run(scores: pd.DataFrame, base: str, metric: str = "auc") -> 
     return table.assign(p_holm=multipletests(table["p"], method="holm")[1]) if rows else table
 
 
-def _for_pairs(part: pd.DataFrame, rule: str | float) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
+def _for_pairs(part: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
     """Label and patient of each image, the scores `(seeds, n)`, and which images are classified correctly."""
-    points = thresholds(part, rule)
     own = part[part["split"] == "test"].sort_values(["image_id", "seed"])
     about = own.drop_duplicates("image_id").set_index("image_id")[["label", "patient"]]
     by_seed = own.pivot(index="image_id", columns="seed", values="score")
     if by_seed.isna().any().any():
         name = part["recipe"].iloc[0]
         raise DataInvalid(f"seeds of {name} were tested on different images. Fix: compare `strict` runs.")
-    classified = (own["score"] >= own["seed"].map(points)).groupby(own["image_id"]).mean() >= 0.5
+    classified = (own["score"] >= own["threshold"]).groupby(own["image_id"]).mean() >= 0.5
     return about, by_seed.T.to_numpy(), classified.eq(about["label"] == 1)
 
 

@@ -16,7 +16,6 @@ from xraylib.evaluation.resampling import (
     delong,
     interval,
     two_level,
-    weighted_auc,
     weighted_ranking,
     wilson_if_degenerate,
 )
@@ -165,9 +164,10 @@ def auc_interval(
     labels: np.ndarray, values: np.ndarray, patients: np.ndarray, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
     """AUC of one value an image `(n,)`, in any range and higher for positives, with its interval."""
-    whole = float(weighted_auc(labels == 1, values, np.ones((1, len(labels))))[0])
     names, own = np.unique(patients, return_inverse=True)
-    return whole, *interval(weighted_auc(labels == 1, values, bootstrap_weights(len(names), resamples)[:, own]))
+    weights = np.vstack([np.ones(len(names)), bootstrap_weights(len(names), resamples)])
+    aucs, _ = weighted_ranking(labels == 1, values, weights[:, own])
+    return float(aucs[0]), *interval(aucs[1:])
 
 
 def effective_size(part: pd.DataFrame) -> float:
@@ -182,22 +182,3 @@ def effective_size(part: pd.DataFrame) -> float:
     units = (about["patient"].to_numpy(), by_seed.index.to_numpy())
     over = [delong(about["label"].to_numpy(), by_seed.T.to_numpy(), unit)[1].mean() for unit in units]
     return len(by_seed) * float(over[1] / over[0]) if over[0] > 0 else np.nan
-
-
-def table(scores: pd.DataFrame, *, split: str = "test", rule: str | float = "frozen") -> pd.DataFrame:
-    """`evaluate` of every recipe and protocol, one row each.
-
-    `recipe, protocol, seeds, n_<split>` (images a seed)`, metric, metric_low, metric_high, metric_patients_low,
-    metric_patients_high, metric_seed_sd`, …, and the mean `threshold`.
-    """
-    rows = []
-    for (recipe, protocol), part in scores.groupby(["recipe", "protocol"], sort=False):
-        found, own = evaluate(part, split=split, rule=rule), part[part["split"] == split]
-        row: dict[str, object] = {"recipe": recipe, "protocol": protocol, "seeds": own["seed"].nunique()}
-        row[f"n_{split}"] = round(len(own) / own["seed"].nunique())
-        for metric in METRICS:
-            row[metric] = found.loc[metric, "value"]
-            row |= {f"{metric}_{end}": found.loc[metric, end] for end in found.columns[1:]}
-        row["threshold"] = thresholds(part, rule).mean()
-        rows.append(row)
-    return pd.DataFrame(rows)

@@ -41,17 +41,24 @@ def wilson_if_degenerate(share: float, low: float, high: float, patients: int) -
     return float(low), float(high)
 
 
-def two_level(by_run: np.ndarray, covariance: np.ndarray) -> float:
-    """Half width of the interval over runs and patients of a mean over runs.
+def two_level(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> float:
+    """Half width of the interval over runs and patients of a mean over runs, or of a difference of two.
 
-    `by_run` `(k,)` are the values of two or more runs, `covariance` `(k, k)` theirs over patients. Runs and patients
-    are crossed random effects: the variance of the mean is what the runs share through the patients, plus the runs'
-    spread divided by k. The spread of so few runs is known poorly, so its part is multiplied by Student's t with k - 1
-    degrees of freedom, the shared part by the normal quantile.
+    `by_run` `(k,)` are the values of two or more runs, `covariance` `(k, k)` theirs over patients; the last `second` of
+    them, two or more, are those whose mean is subtracted. Runs and patients are crossed random effects: the variance of
+    a mean is what the runs share through the patients, plus the runs' spread divided by k. The spread of so few runs is
+    known poorly, so its part is multiplied by Student's t with k - 1 degrees of freedom, the shared part by the normal
+    quantile.
     """
-    k = len(by_run)
-    shared = max(0.0, (covariance.sum() - np.trace(covariance)) / (k * (k - 1)))
-    return float(np.hypot(t.ppf(0.975, k - 1) * by_run.std(ddof=1) / np.sqrt(k), Z * np.sqrt(shared)))
+    first, shared, spread = len(by_run) - second, 0.0, 0.0
+    for own in (slice(first), slice(first, None)) if second else (slice(None),):
+        values, block = by_run[own], covariance[own, own]
+        k = len(values)
+        shared += (block.sum() - np.trace(block)) / (k * (k - 1))
+        spread += t.ppf(0.975, k - 1) ** 2 * values.var(ddof=1) / k
+    if second:
+        shared -= 2 * covariance[:first, first:].mean()
+    return float(np.sqrt(spread + Z**2 * max(0.0, shared)))
 
 
 def share_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
@@ -63,37 +70,25 @@ def share_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, flo
     return share, *wilson_if_degenerate(share, *found, len(names))
 
 
-def weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC `(resamples,)` of scores in any range under weights `(resamples, n)`; NaN without both classes."""
-    return _auc(*_cumulated(positive, scores, weights))
-
-
 def weighted_ranking(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`weighted_auc` and, in the same pass, the average precision as scikit-learn defines it."""
-    true, false = _cumulated(positive, scores, weights)
-    classified = true + false
-    # Where nothing has weight yet, no recall is gained either.
-    precision = np.divide(true, classified, out=np.zeros_like(classified), where=classified > 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        average = (precision * np.diff(true, axis=0, prepend=0.0)).sum(axis=0) / true[-1]
-    return _auc(true, false), average
+    """AUC and average precision, as scikit-learn defines them, of scores in any range, each `(resamples,)`.
 
-
-def _cumulated(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of positives and negatives from the highest score down, each `(distinct scores, resamples)`."""
+    Under weights `(resamples, n)`; NaN without both classes.
+    """
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     ordered = weights.T[order]
+    # Weight of positives and negatives from the highest score down, each `(distinct scores, resamples)`.
     true = np.cumsum(ordered * positive[order, None], axis=0)[ends]
-    return true, np.cumsum(ordered, axis=0)[ends] - true
-
-
-def _auc(true: np.ndarray, false: np.ndarray) -> np.ndarray:
+    classified = np.cumsum(ordered, axis=0)[ends]
+    false = classified - true
+    # Where nothing has weight yet, no recall is gained either.
+    precision = np.divide(true, classified, out=np.zeros_like(classified), where=classified > 0)
+    gained, negative = np.diff(true, axis=0, prepend=0.0), np.diff(false, axis=0, prepend=0.0)
     # A negative is below all positives that come before it, and beside half of those in its tie.
-    negative = np.diff(false, axis=0, prepend=0.0)
-    below = (negative * (true - np.diff(true, axis=0, prepend=0.0) / 2)).sum(axis=0)
+    below = (negative * (true - gained / 2)).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return below / (true[-1] * false[-1])
+        return below / (true[-1] * false[-1]), (precision * gained).sum(axis=0) / true[-1]
 
 
 def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

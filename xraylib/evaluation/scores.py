@@ -10,7 +10,6 @@ from collections.abc import Collection
 import pandas as pd
 
 from xraylib import paths
-from xraylib.datasets import catalog
 from xraylib.storage import DataInvalid, NotFound
 from xraylib.training import runs
 
@@ -30,10 +29,8 @@ def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
 
 
 def load_external(dataset: str, other: str) -> pd.DataFrame:
-    """Return the scores that `shift.external` wrote for another data set (its name or path), checked."""
-    place = paths.REPORTS / dataset / "external"
-    known = place.is_dir() and other in [path.name for path in place.iterdir()]
-    place /= other if known else catalog.find(other).name
+    """Return the scores that `shift.external` wrote for another data set, by its name, checked."""
+    place = paths.REPORTS / dataset / "external" / other
     files = sorted(place.glob("*.csv"), key=lambda file: runs.rank(file.stem))
     if not files:
         command = f"python -m xraylib external RECIPE --dataset {dataset} --on {other}"

@@ -87,13 +87,11 @@ def generalisation_gap(scores: pd.DataFrame, external: pd.DataFrame) -> pd.DataF
             raise DataInvalid(f"external scores of {recipe} are of other runs. Fix: run `external` again.")
         test, outside = metrics.evaluate(here), metrics.evaluate(there, split="external")
         for metric in ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity"):
-            row: dict[str, object] = {"recipe": recipe, "metric": metric}
-            ends = []
-            for split, found in (("test", test), ("external", outside)):
-                value, low, high = found.loc[metric, ["value", "low", "high"]].to_numpy(dtype=float)
-                row |= {split: value, f"{split}_low": low, f"{split}_high": high}
-                ends.append((value, low, high))
-            (a, a_low, a_high), (b, b_low, b_high) = ends
+            (a, a_low, a_high), (b, b_low, b_high) = (
+                found.loc[metric, ["value", "low", "high"]].to_numpy(dtype=float) for found in (test, outside)
+            )
+            row = {"recipe": recipe, "metric": metric, "test": a, "test_low": a_low, "test_high": a_high}
+            row |= {"external": b, "external_low": b_low, "external_high": b_high}
             row |= {"gap": a - b, "gap_low": a - b - np.hypot(a - a_low, b_high - b)}
             rows.append(row | {"gap_high": a - b + np.hypot(a_high - a, b - b_low)})
     return pd.DataFrame(rows)
@@ -385,16 +383,13 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
         for share in SHARES:
             swapped = part[f"columns {share}"].where(part["label"] == 1, part[f"rows {share}"])
             part = part.assign(**{f"swapped {share}": swapped})
-        runs_, names = part["seed"].nunique(), [name for name in part if name in RESPONSES]
-        for view in names:
+        runs_ = part["seed"].nunique()
+        for view in part.columns.drop([*ABOUT, "split", "protocol"]):
             one, ranked = part.assign(score=part[view]), view.startswith(("swapped", "as"))
             found = metrics.evaluate(one, split="val", resamples=500, ranking=ranked)
             row: dict[str, object] = {"recipe": recipe, "view": view, "runs": runs_, "n": len(part) // runs_}
             rows.append(row | metrics.ends(found, "specificity", "sensitivity", "auc"))
     return pd.DataFrame(rows)
-
-
-RESPONSES = ("as it is", *FRAMINGS, *(f"swapped {share}" for share in SHARES))
 
 
 def framing_explained(views: pd.DataFrame, scores: pd.DataFrame, aspects: pd.DataFrame) -> pd.DataFrame:

@@ -49,7 +49,7 @@ def panels(
 def head(fig: Figure, title: str, note: str = "", recipes: Iterable[str] = ()) -> Figure:
     """Return the figure with its message above, what a reader must know below, and the recipes' colours named."""
     width, height = fig.get_size_inches()
-    colours = style.recipe_colours(list(recipes))
+    colours = recipe_colours(list(recipes))
     text, at = textwrap.fill(title, int(width * 9.2)), {"x": 0.008, "ha": "left"}
     if colours:
         lines = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
@@ -122,8 +122,8 @@ def forest(
     that ends at 1, unless an interval reaches beyond it; `line` is a reference value, dotted; with `text`, `0.85
     (0.82–0.88)` stands right of the axes.
     """
-    rows, colours = list(labels), _colours(panels[0][0], within)
-    names = list(colours)
+    colours = SPLIT_COLOURS if within == "split" else recipe_colours(panels[0][0][within])
+    rows, names = list(labels), [name for name in colours if (panels[0][0][within] == name).any()]
     for ax, (table, value, xlabel) in zip(axes, panels, strict=True):
         low, high = (f"{value}_low", f"{value}_high") if f"{value}_low" in table else ("low", "high")
         several = table.duplicated(row).any()
@@ -148,12 +148,6 @@ def forest(
         ax.spines[["left", "top", "right"]].set_visible(False)
         ax.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(rows)), list(labels.values()))
-
-
-def _colours(table: pd.DataFrame, within: str) -> dict[str, str]:
-    if within == "recipe":
-        return style.recipe_colours(table["recipe"])
-    return {split: colour for split, colour in SPLIT_COLOURS.items() if (table["split"] == split).any()}
 
 
 @style.styled
@@ -204,7 +198,7 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     `comparison` is of `comparisons.protocol_comparison` (its first recipe is drawn), `response` of
     `shift.framing_response`, `board` the leaderboard, whose strict rows are the official test's.
     """
-    colours, first = style.recipe_colours(response["recipe"]), comparison["recipe"].iloc[0]
+    colours, first = recipe_colours(response["recipe"]), comparison["recipe"].iloc[0]
     one = comparison[comparison["recipe"] == first]
     labels = {name: textwrap.fill(name, 22) for name in one["comparison"]}
     fig, ((left, right),) = blank(10, 4.4, 1, 2, width_ratios=(1, 1.5))

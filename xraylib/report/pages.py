@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from xraylib import paths
+from xraylib.datasets import catalog
 from xraylib.evaluation import metrics, scores
 from xraylib.report import tables
 from xraylib.storage import atomic
@@ -34,15 +35,20 @@ def build(dataset: str) -> Path:
     claims = tables.claims(dataset)
     tables.save_table(claims, dataset, "claims")
     files = (place / "leaderboard.csv", *sorted((place / "tables").glob("*.csv")))
-    external = tables.load_table(dataset, "external") if tables.has_table(dataset, "external") else board[:0]
     strict = board[(board["protocol"] == "strict") & ~board["recipe"].isin(IMBALANCE_RECIPES[1:])]
     own = table[(table["protocol"] == "strict") & table["recipe"].isin(strict["recipe"])].groupby("recipe")
     tested = table[(table["protocol"] == "strict") & (table["split"] == "test")]
     protocols = board.groupby("recipe", sort=False)["protocol"].agg(list)
+    figures = {file.stem: _figure(file) for file in sorted(place.glob("figures/*.png"))}
+    supplement: dict[str, list[tuple[Any, ...]]] = {}  # by the number of the notebook that draws them
+    for stem, figure in figures.items():
+        if stem not in MAIN:
+            supplement.setdefault(stem[:2], []).append(figure)
+    note = place / "note.txt"  # what must be known of the images that the scores were made from
     facts = {
         "dataset": dataset,
-        "title": tables.title(dataset),
-        "note": tables.note(dataset),
+        "title": catalog.DATASETS[dataset].title if dataset in catalog.DATASETS else f"Images of {dataset}",
+        "note": note.read_text(encoding="utf-8").strip() if note.exists() else "",
         "test_images": tested["image_id"].nunique(),
         "test_patients": tested["patient"].nunique(),
         "images": f"{table['image_id'].nunique():,}",
@@ -53,15 +59,15 @@ def build(dataset: str) -> Path:
         "strict": strict.to_dict(orient="records"),
         "prevalences": PREVALENCES,
         "predictive": {name: metrics.predictive(part, PREVALENCES).to_dict("records") for name, part in own},
-        "external": external[~external["recipe"].isin(IMBALANCE_RECIPES[1:])].to_dict(orient="records"),
+        "external": [
+            row for row in tables.read_rows(dataset, "external") if row["recipe"] not in IMBALANCE_RECIPES[1:]
+        ],
         "recipes": [(RECIPES[name], some) for name, some in protocols.items() if name in RECIPES],
         "tables": {file.stem: file.relative_to(place).as_posix() for file in files},
-        "figures": _figures(place),
-        "main": [figure for stem in MAIN for figure in _figures(place, main=True).get(stem, [])],
+        "figures": supplement,
+        "main": [figures[stem] for stem in MAIN if stem in figures],
         "compute": [(row, _choices(dataset, row)) for row in board.to_dict(orient="records")],
-        "explained": tables.load_table(dataset, "framing_explained").to_dict(orient="records")
-        if tables.has_table(dataset, "framing_explained")
-        else [],
+        "explained": tables.read_rows(dataset, "framing_explained"),
         "notebooks": list(_notebooks(place)),
         "checklist": (place / "checklist.md").exists(),
     }
@@ -116,19 +122,10 @@ def _choices(dataset: str, row: Any) -> dict[str, Any]:
     return choices | {"epochs": sum(phase["epochs"] for phase in choices.get("phases", []))}
 
 
-def _figures(place: Path, main: bool = False) -> dict[str, list[tuple[Any, ...]]]:
-    """Figures of the main part by name, or the others by the number of the notebook that draws them.
-
-    Each is source, caption, width and height in pixels.
-    """
-    found: dict[str, list[tuple[Any, ...]]] = {}
-    for file in sorted(place.glob("figures/*.png")):
-        if (file.stem in MAIN) is main:
-            with Image.open(file) as image:
-                caption, size = image.info.get("Description", file.stem), image.size
-            key = file.stem if main else file.stem[:2]
-            found.setdefault(key, []).append((f"figures/{file.name}", caption, *size))
-    return found
+def _figure(file: Path) -> tuple[Any, ...]:
+    """Source, caption, width and height in pixels."""
+    with Image.open(file) as image:
+        return f"figures/{file.name}", image.info.get("Description", file.stem), *image.size
 
 
 def _notebooks(place: Path) -> Iterator[tuple[str, str]]:

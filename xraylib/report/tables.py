@@ -3,23 +3,23 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from xraylib import paths
-from xraylib.datasets import catalog
 from xraylib.evaluation import comparisons, metrics, scores
 from xraylib.figures import style
-from xraylib.storage import NotFound, atomic
+from xraylib.storage import atomic
 from xraylib.training import runs
 from xraylib.training.recipes import RECIPES
+from xraylib.training.thresholds import thresholds
 
 log = logging.getLogger(__name__)
 
 _INTERVALS = ("sensitivity", "specificity", "balanced_accuracy", "precision", "npv", "f1", "mcc", "brier")
-ENDS = {"": "value", "_low": "low", "_high": "high"}
 LEADERBOARD = (
     *("recipe", "protocol", "init", "seeds", "n_test", "n_effective"),
     *(f"{name}{end}" for name in ("auc", "accuracy") for end in ("", "_low", "_high")),
@@ -36,47 +36,45 @@ def folder(dataset: str) -> Path:
     return paths.REPORTS / dataset
 
 
-def title(dataset: str) -> str:
-    """What the data set is, or its name where the report is of a user's folder."""
-    return catalog.find(dataset).title if dataset in catalog.DATASETS else f"Images of {dataset}"
-
-
-def note(dataset: str) -> str:
-    """What must be known of the images that the scores were made from: `note.txt`, if there is one."""
-    file = folder(dataset) / "note.txt"
-    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
-
-
 def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFrame:
     """Compute one row a recipe and protocol (`published`, `strict`), of all recipes or of some.
 
-    Values are means over seeds at each run's frozen threshold, with 95% intervals (`metrics.table`). Empty where none
-    of `recipes` has run.
+    Values are means over seeds at each run's frozen threshold, with 95% intervals (`metrics.evaluate`). Empty where
+    none of `recipes` has run.
     """
     some = None if recipes is None else list(recipes)
     if some is not None and not any(runs.find(dataset, name) for name in some):
         return pd.DataFrame(columns=list(LEADERBOARD))
     table, rows = comparisons.of_protocols(scores.load(dataset, some)), []
-    for row in metrics.table(table).to_dict(orient="records") if len(table) else []:
-        recipe, made = row["recipe"], runs.find(dataset, row["recipe"], row["protocol"])
+    for names, part in table.groupby(["recipe", "protocol"], sort=False):
+        recipe, protocol = map(str, names)
+        made, test = runs.find(dataset, recipe, protocol), part[part["split"] == "test"]
         if any(run.settings[key] != made[0].settings[key] for run in made for key in ("choices", "init")):
             log.warning(
                 "%s, %s: seeds of different settings are averaged. Fix: train all of them with one budget",
-                *(recipe, row["protocol"]),
+                *(recipe, protocol),
             )
         # A claim about children's radiographs says nothing of simulated ones.
         known = recipe in RECIPES and dataset != "phantom"
-        part = table[(table["recipe"] == recipe) & (table["protocol"] == row["protocol"])]
-        youden = metrics.evaluate(part, rule="youden", ranking=False).loc["accuracy"]  # beside the frozen threshold
-        about = {
-            "init": made[0].settings["init"],
-            "n_effective": metrics.effective_size(part[part["split"] == "test"]),
-            **{f"accuracy_youden{end}": youden[column] for end, column in ENDS.items()},
-            "train_seconds": float(np.mean([run.settings["train_seconds"] for run in made])),
-            "hardware": "; ".join(sorted({run.settings["hardware"] for run in made})),
-            "claimed_accuracy": RECIPES[recipe].claims.get("accuracy", np.nan) if known else np.nan,
-        }
-        rows.append(row | about)
+        seeds, found = test["seed"].nunique(), metrics.evaluate(part)
+        youden = metrics.evaluate(part, rule="youden", ranking=False)  # beside the frozen threshold
+        rows.append(
+            {f"{metric}_{column}": value for metric, row in found.iterrows() for column, value in row.items()}
+            | metrics.ends(found, *metrics.METRICS)
+            | metrics.ends(youden.rename({"accuracy": "accuracy_youden"}), "accuracy_youden")
+            | {
+                "recipe": recipe,
+                "protocol": protocol,
+                "init": made[0].settings["init"],
+                "seeds": seeds,
+                "n_test": round(len(test) / seeds),
+                "n_effective": metrics.effective_size(test),
+                "threshold": thresholds(part, "frozen").mean(),
+                "train_seconds": float(np.mean([run.settings["train_seconds"] for run in made])),
+                "hardware": "; ".join(sorted({run.settings["hardware"] for run in made})),
+                "claimed_accuracy": RECIPES[recipe].claims.get("accuracy", np.nan) if known else np.nan,
+            }
+        )
     return pd.DataFrame(rows, columns=list(LEADERBOARD))
 
 
@@ -108,17 +106,10 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown, index=table.index)
 
 
-def load_table(dataset: str, name: str) -> pd.DataFrame:
-    """Read a table that `save_table` wrote."""
-    if not has_table(dataset, name):
-        place = folder(dataset) / "tables"
-        raise NotFound(f"there is no {name}.csv in {place}. Fix: run the notebook that writes it.")
-    return pd.read_csv(folder(dataset) / "tables" / f"{name}.csv")
-
-
-def has_table(dataset: str, name: str) -> bool:
-    """Whether a report holds a table of that name."""
-    return (folder(dataset) / "tables" / f"{name}.csv").exists()
+def read_rows(dataset: str, name: str) -> list[dict[Any, Any]]:
+    """Rows of a table that `save_table` wrote; none where it is not there."""
+    file = folder(dataset) / "tables" / f"{name}.csv"
+    return pd.read_csv(file).to_dict(orient="records") if file.exists() else []
 
 
 def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patients: bool = False) -> Path:
