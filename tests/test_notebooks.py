@@ -122,6 +122,11 @@ def test_bootstrap_does_nothing_outside_colab_and_parameters_follow(path):
     assert [cell for cell in code if "parameters" in cell.metadata.get("tags", [])] == [code[1]]
 
 
+@EACH
+def test_a_cell_is_read_at_one_glance(path):
+    assert not [cell.source for cell in code_of(path) if len(cell.source.splitlines()) > 20]
+
+
 def test_the_notebooks_need_few_names():
     names = set()
     for path in STORED:
