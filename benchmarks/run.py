@@ -247,7 +247,7 @@ def allocator(films: Path, quick: bool) -> list[dict]:
         for steady, values in spent.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 values.append(pool.submit(_cpu_seconds, films, steady, 8 if quick else 40).result())
-    what = "CPU-seconds of 40 steps of `scratch-cnn`, batches of 16, memory kept (`devices.steady_memory`)"
+    what = "CPU-seconds of 40 steps of `scratch-cnn`, batches of 32, memory kept (`devices.steady_memory`)"
     return [row(what, "glibc's own settings", "s", {"ours": spent[True], "peer": spent[False]})]
 
 
@@ -260,7 +260,7 @@ def _cpu_seconds(films: Path, steady: bool, steps: int) -> float:
     from xraylib.training import networks
 
     table = manifest.load(films)
-    pixels, labels = images.load_pixels(table, 128)[:16], table["label"].to_numpy()[:16]
+    pixels, labels = images.load_pixels(table, 128)[:32], table["label"].to_numpy()[:32]
     model = networks.build("scratch_cnn", 128, "sigmoid")
     model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
     model.train_on_batch(pixels, labels)
