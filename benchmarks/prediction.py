@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 from matplotlib import cbook
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sklearn.datasets import load_sample_images
 
 from xraylib import devices, paths, predict
@@ -64,6 +64,27 @@ def others(place: Path) -> list[Path]:
             found.append(place / f"{kind}-{number}.png")
             picture.save(found[-1])
     return found
+
+
+ALTERED = {
+    "on its side": lambda film: film.rotate(90, expand=True),
+    "upside down": ImageOps.flip,
+    "inverted": ImageOps.invert,
+    "one half": lambda film: film.crop((0, 0, film.width // 2, film.height)),
+    "turned by 20 degrees": lambda film: film.rotate(20),
+}
+
+
+def altered(films: list[str], model: predict.Shipped) -> dict[str, float]:
+    """Share abstained of real films that are not as a frontal chest film should be."""
+    found = {}
+    for name, alter in ALTERED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / f"{number}.png" for number in range(len(films))]
+            for film, file in zip(films, files, strict=True):
+                alter(Image.open(film).convert("L")).save(file)
+            found[name] = share(answers(files, model)["status"] == "abstained")
+    return {"n": len(films)} | found
 
 
 def formats(film: Path, place: Path) -> list[Path]:
@@ -151,7 +172,9 @@ def main() -> None:
         ok = (told["status"] == "ok").to_numpy()
         label = (test["label"] == 1).to_numpy()
         found[name] = {"n": len(told), "answered": share(ok)} | worth(told[ok], label[ok])
-        films = list(test["path"]) if name == "kermany" else films
+        if name == "kermany":
+            films = list(test["path"])
+            found["altered_abstained"] = altered(films[::4], model)
     originals = sorted((paths.DATA / "kermany_originals").rglob("*.jpeg"))
     if originals:
         copies = manifest.load("kermany").set_index("image_id")["path"]
