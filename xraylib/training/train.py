@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +187,7 @@ def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> No
     for layer in model.layers:
         if layer.name == "backbone":
             layer.trainable = not phase.freeze_backbone
-    head = networks.HEADS[recipe.head]
-    accuracy: Callable[..., keras.metrics.Metric] = (
-        keras.metrics.BinaryAccuracy if head.units == 1 else keras.metrics.SparseCategoricalAccuracy
-    )
-    model.compile(optimizer=keras.optimizers.Adam(rate), loss=head.loss(), metrics=[accuracy(name="accuracy")])
+    model.compile(keras.optimizers.Adam(rate), networks.HEADS[recipe.head].loss(), metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
 
 
