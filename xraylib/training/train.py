@@ -182,7 +182,8 @@ def _fit_network(
     if swapped:
         films = assigned[assigned["split"] == "val"].assign(split="swapped")
         table = pd.concat([table, films.assign(score=score(swapped["framing"], all_val))])
-    networks.save_weights(model, folder / runs.MODEL_FILES["network"])
+    with atomic(folder / runs.MODEL_FILES["network"]) as temporary:
+        model.save_weights(temporary)
     history = pd.DataFrame(progress.history)
     kept = len(history) if recipe.patience is None else progress.best_epoch + 1
     seconds = float(history["seconds"].sum())  # those before a break included
