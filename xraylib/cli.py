@@ -61,7 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     shard("name", metavar="NAME|PATH")
     shard("folder", type=Path)
     shard("--size", type=int, default=224, help="pixels of a side (224)")
-    shard("--films", type=int, default=4096, help="films a shard (4096)")
     train = command(commands, "train", _train, "train a recipe with some seeds and add the runs to the report")
     train("recipe", help=known)
     train("--dataset", default="phantom", help="name, or path of a folder split/class/*.jpg (phantom)")
@@ -152,7 +151,7 @@ def _data_shard(options: argparse.Namespace) -> None:
     from xraylib.datasets import images, manifest, shards
 
     films = manifest.load(_dataset(options.name))
-    shards.write(films, options.size, options.folder, images.decoded, options.films)
+    shards.write(films, options.size, options.folder, images.decoded)
     print(f"{len(films)} films of {options.size} pixels: train with --dataset {options.folder.resolve()}")
 
 
