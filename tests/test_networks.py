@@ -113,13 +113,7 @@ def test_the_head_gives_the_probability_that_the_loss_sees(accelerator):
     np.testing.assert_array_equal(HEADS["sigmoid"].probability(given), given[:, 0].astype(float))
 
 
-def test_unknown_names_are_told_the_known_ones():
-    with pytest.raises(NotFound, match=r"'resnet'.*tiny_cnn"):
-        build("resnet", 32, "sigmoid")
-    with pytest.raises(NotFound, match=r"'softmax'.*sigmoid"):
-        build("tiny_cnn", 32, "softmax")
-    with pytest.raises(NotFound, match=r"'mixup'.*flip"):
-        build("tiny_cnn", 32, "sigmoid", augmentation="mixup")
+def test_unknown_initial_weights_are_told_the_known_ones():
     with pytest.raises(NotFound, match=r"'noisy-student'.*random, imagenet, or the path"):
         get_weights("mobilenetv2", "noisy-student")
 

@@ -260,9 +260,6 @@ def build(
     From uint8 `(batch, size, size, 1)` to float32 `(batch, head.units)`. `weights` are from `get_weights`, by default
     random; augmentation acts in training only.
     """
-    for name, table in ((network, NETWORKS), (head, HEADS), (augmentation, AUGMENTATIONS)):
-        if name is not None and name not in table:
-            raise NotFound(f"there is no {name!r}. Fix: choose one of {', '.join(table)}.")
     inputs = keras.Input((size, size, 1), dtype="uint8", name="radiograph")
     x = layers.Rescaling(1.0)(inputs)
     if augmentation is not None:
