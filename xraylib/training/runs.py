@@ -227,9 +227,9 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def digest(settings: dict[str, Any]) -> str:
-    """Twelve hex digits of the SHA-256 of some settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+def digest(settings: dict[str, Any], digits: int = 12) -> str:
+    """Name some settings by hex digits of their SHA-256."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def file_sha256(file: Path) -> str:
