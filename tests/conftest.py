@@ -105,12 +105,12 @@ def networks(accelerator):
 @pytest.fixture(scope="session")
 def saved(networks, phantom, tmp_path_factory):
     """A folder with the weights of `networks` and, in `scores.npz`, what they say of the phantom."""
-    from xraylib.training.networks import predict, save_weights
+    from xraylib.training.networks import predict
 
     folder = tmp_path_factory.mktemp("saved")
     pixels = images.load_pixels(phantom, 32)
     for name, model in networks.items():
-        save_weights(model, folder / f"{name}.weights.h5")
+        model.save_weights(folder / f"{name}.weights.h5")
     scores = {name: predict(m, "sigmoid", pixels, np.arange(16), 8) for name, m in networks.items()}
     np.savez(folder / "scores.npz", **scores)
     return folder

@@ -109,7 +109,7 @@ def test_wrong_usage_is_status_2(arguments, capsys):
         (["predict", "film.png", "--model", "tiny-cnn-28", "--dataset", "nosuch"], "nosuch'"),
         (["predict", str(Path(__file__).parent)], "no image in"),
         (["predict", "film.png", "--threshold", "7"], "--threshold 7.0 is no probability"),
-        (["predict", __file__, "--model", "mobilenetv2-frozen"], "no model of mobilenetv2-frozen (seed any)"),
+        (["predict", __file__, "--model", "mobilenetv2-frozen"], "no model of mobilenetv2-frozen, trained on"),
         (["external", "vgg99"], "vgg99'"),
         (["external", "tiny-cnn-28"], "nih"),
         (["corruptions", "tiny-cnn-28", "vgg99"], "vgg99'"),

@@ -232,7 +232,7 @@ def test_jax_finds_the_maps_of_tensorflow(accelerator, tmp_path):
         model = bodies.build(name, 32, head)
         for weight in model.trainable_variables:
             weight.assign(weight.numpy() + rng.normal(0, 0.05, weight.shape))
-        bodies.save_weights(model, tmp_path / f"{name}.weights.h5")
+        model.save_weights(tmp_path / f"{name}.weights.h5")
         here[name] = maps_of(model, pixels)
     run_python(UNDER_JAX, tmp_path)
     there = np.load(tmp_path / "found.npz")

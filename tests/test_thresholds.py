@@ -96,8 +96,6 @@ def test_swapped_films_choose_where_there_are_any():
 def test_the_frozen_threshold_is_read_and_never_recomputed():
     table = pd.concat([scores(threshold=0.3), scores(seeds=(1,), threshold=0.7)]).query("split == 'test'")
     assert thresholds(table, "frozen").to_dict() == {0: 0.3, 1: 0.7}
-    with pytest.raises(DataInvalid, match=r"no column threshold\. Fix: "):
-        thresholds(table.drop(columns="threshold"), "frozen")
 
 
 def test_a_seed_without_validation_is_named():

@@ -125,7 +125,7 @@ class Losses(Progress):
     """Progress along given validation losses, without a network."""
 
     def __init__(self, folder):
-        super().__init__(folder, keras.Sequential())
+        super().__init__(folder, keras.Sequential(), "")
 
     def _save(self, with_optimizer=True):
         pass

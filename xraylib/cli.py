@@ -61,7 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     shard("name", metavar="NAME|PATH")
     shard("folder", type=Path)
     shard("--size", type=int, default=224, help="pixels of a side (224)")
-    shard("--films", type=int, default=4096, help="films a shard (4096)")
     train = command(commands, "train", _train, "train a recipe with some seeds and add the runs to the report")
     train("recipe", help=known)
     train("--dataset", default="phantom", help="name, or path of a folder split/class/*.jpg (phantom)")
@@ -81,10 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     predict("--json", action="store_true", help="one JSON object a line, with every column")
     predict("--csv", type=Path, metavar="FILE", help="write every column here as well")
     predict("--heatmap", type=Path, metavar="DIR", help="write each film under its heat map into this folder")
-    ship = command(commands, "ship", _ship, "make a trained run the model that comes with the package")
+    ship = command(commands, "ship", _ship, "make the run of the best validation the model that comes with the package")
     ship("recipe", help=known)
     ship("--dataset", default="kermany", help=trained)
-    ship("--seed", type=int, help="which run; by default the one of the best validation")
     external = command(commands, "external", _external, "external validation: score another data set")
     external("recipe", help=known)
     external("--dataset", default="kermany", help=trained)
@@ -153,7 +151,7 @@ def _data_shard(options: argparse.Namespace) -> None:
     from xraylib.datasets import images, manifest, shards
 
     films = manifest.load(_dataset(options.name))
-    shards.write(films, options.size, options.folder, images.decoded, options.films)
+    shards.write(films, options.size, options.folder, images.decoded)
     print(f"{len(films)} films of {options.size} pixels: train with --dataset {options.folder.resolve()}")
 
 
@@ -249,34 +247,30 @@ def _answering(options: argparse.Namespace) -> Any:
     if (options.model / "run.json").is_file():
         _trained(options)
         return runs.read(options.model).predictor()
-    options.recipe = str(options.model)
-    return _model(_trained(options, options.recipe), options).predictor()
+    return _models(str(options.model), options)[0].predictor()
 
 
-def _model(name: str, options: argparse.Namespace, seed: int | None = None) -> Any:
-    """Find a strict run, of any seed or of one, whose model is on this machine."""
+def _models(recipe: str, options: argparse.Namespace) -> list[Any]:
+    """The strict runs of a recipe whose models are on this machine."""
+    name = _trained(options, recipe)
     from xraylib.training import runs
 
-    found = (run for run in runs.find(name, options.recipe, "strict") if seed in (None, run.seed))
-    if (run := next((run for run in found if run.has_model), None)) is None:
-        fix = f"python -m xraylib train {options.recipe} --dataset {options.dataset}"
+    found = [run for run in runs.find(name, recipe, "strict") if run.has_model]
+    if not found:
+        fix = f"python -m xraylib train {recipe} --dataset {options.dataset}"
         fix += " --overwrite" if name in runs.COMMITTED else ""
-        which = f"{options.recipe} (seed {'any' if seed is None else seed}), trained on {name},"
-        raise NotFound(f"no model of {which} is on this machine. Fix: {fix}")
-    return run
+        raise NotFound(f"no model of {recipe}, trained on {name}, is on this machine. Fix: {fix}")
+    return found
 
 
 def _ship(options: argparse.Namespace) -> None:
-    name = _trained(options, options.recipe)
+    found = _models(options.recipe, options)
     from xraylib import ship
     from xraylib.datasets import manifest
-    from xraylib.training import runs
 
-    found = [run for run in runs.find(name, options.recipe, "strict") if run.has_model and options.seed is None]
     # The criterion of `recipes`, validation `worst`: the AUC in the worst swapped view, at the best epoch.
-    best = max(found, key=lambda run: run.history.filter(like="val_auc_").min(axis=1).max(), default=None)
-    run = best or _model(name, options, options.seed)
-    shipped = ship.ship(run, manifest.load(options.dataset))
+    best = max(found, key=lambda run: run.history.filter(like="val_auc_").min(axis=1).max())
+    shipped = ship.ship(best, manifest.load(options.dataset))
     print(*(f"{file}: {file.stat().st_size / 1e6:.1f} MB" for file in sorted(shipped.folder.iterdir())), sep="\n")
 
 

@@ -21,7 +21,7 @@ from xraylib.datasets import images, splits
 from xraylib.datasets.corruptions import SWAP, swap_framing
 from xraylib.predict import Shipped
 from xraylib.storage import NotFound, atomic, atomic_folder
-from xraylib.training import networks, runs
+from xraylib.training import runs
 
 # Shares of rows and columns kept: the film as it is, cut as pneumonias are, and cut the other way.
 FRAMINGS = ((1.0, 1.0), (SWAP, 1.0), (1.0, SWAP))
@@ -48,7 +48,7 @@ def ship(run: runs.Run, films: pd.DataFrame) -> runs.Run:
     with atomic_folder(paths.SHIPPED) as new:
         model = run.predictor().model
         _fold(model)
-        networks.save_weights(model, new / "model.weights.h5")
+        model.save_weights(new / "model.weights.h5")
         _halve(new / "model.weights.h5")
         about = {"trained_model_sha256": run.settings["model_sha256"], "weights": "float16"}
         about["licences"] = {"data": "CC BY 4.0 (Kermany et al. 2018)", "initial weights": "Apache-2.0 (Keras)"}

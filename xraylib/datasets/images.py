@@ -143,7 +143,8 @@ def _open_dicom(path: Path, data: bytes) -> Image.Image:
             low, high = 0, 255
         else:
             low, high = values[inside].min(), values[inside].max()
-        gray = _scaled(values, float(low), float(high))
+        shares = (np.asarray(values, np.float32) - np.float32(low)) / np.float32(max(float(high) - float(low), 1e-9))
+        gray = np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
         gray = np.where(inside | (kind == "RGB"), 255 - gray if kind == "MONOCHROME1" else gray, 0).astype(np.uint8)
         table = np.zeros(int(levels[-1]) - int(levels[0]) + 1, np.uint8)
         table[levels.astype(int) - int(levels[0])] = gray
@@ -155,12 +156,6 @@ def _open_dicom(path: Path, data: bytes) -> Image.Image:
             fix = 'pip install "xraylib-pneumonia[dicom]", or export it as an 8-bit PNG'
             raise UnusableImage(path, "unreadable", "its compression cannot be read here", fix) from error
         raise refuse(f"damaged or incomplete ({type(error).__name__})") from error
-
-
-def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """From `low`…`high` to 0…255, uint8."""
-    scaled = np.asarray(values, np.float32) - np.float32(low)
-    return np.rint(np.clip(scaled / np.float32(max(high - low, 1e-9)), 0, 1) * 255).astype(np.uint8)
 
 
 def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
@@ -272,28 +267,13 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
     name = f"{fingerprint(manifest)}-{size}px-decoder{DECODER_VERSION}-pillow{PIL.__version__}.npy"
     target, shape = paths.CACHE / "pixels" / name, (len(manifest), int(size), int(size), 1)
     with storage.storage_errors(target):
-        pixels = _read_cache(target, shape)
-        if pixels is None:
+        if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{target}.lock"):
-                pixels = _read_cache(target, shape)
-                if pixels is None:
+                # Of two at once the second finds what the first has written, whole.
+                if not target.exists():
                     _write_cache(manifest, shape, target)
-                    pixels = np.load(target, mmap_mode="r")
-    return pixels
-
-
-def _read_cache(target: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        pixels = np.load(target, mmap_mode="r")
-        if pixels.shape == shape and pixels.dtype == np.uint8:
-            return pixels
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, EOFError):
-        pass
-    _log.warning("%s is damaged: decoding anew", target)
-    return None
+        return np.load(target, mmap_mode="r")
 
 
 def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -> None:

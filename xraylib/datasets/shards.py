@@ -6,6 +6,7 @@ part of a batch only, and the order of an epoch is that of the seed, as everywhe
 """
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,9 +46,8 @@ def write(
             file = folder / f"shard-{number:05d}.arrayrecord"
             if not file.exists():
                 with atomic(file) as temporary:
-                    writer = _array_record().array_record_module.ArrayRecordWriter(
-                        str(temporary), "group_size:1,zstd:3"
-                    )
+                    arrays = _array_record("array_record_module")
+                    writer = arrays.ArrayRecordWriter(str(temporary), "group_size:1,zstd:3")
                     for part in decoded(manifest.iloc[start : start + films], size):
                         for film in part:
                             writer.write(film.tobytes())
@@ -84,7 +84,7 @@ class Shards:
             if not file.is_file() or file.stat().st_size != length:
                 raise DataInvalid(f"{file} is missing or cut short. Fix: delete it and write the shards again.")
         files = [str(folder / name) for name in said["shards"]]
-        self.folder, self.source = folder, _array_record().array_record_data_source.ArrayRecordDataSource(files)
+        self.folder, self.source = folder, _array_record("array_record_data_source").ArrayRecordDataSource(files)
         self.shape = (len(self.source), size, size, 1)
 
     def __len__(self) -> int:
@@ -113,11 +113,8 @@ def _about(folder: Path) -> dict[str, Any]:
     return said
 
 
-def _array_record() -> Any:
+def _array_record(module: str) -> Any:
     try:
-        from array_record.python import array_record_data_source, array_record_module  # noqa: F401
+        return importlib.import_module(f"array_record.python.{module}")
     except ImportError as error:
         raise NotFound('shards need array-record. Fix: pip install "xraylib-pneumonia[shards]".') from error
-    from array_record import python
-
-    return python

@@ -17,7 +17,7 @@ from keras import layers
 from scipy.special import expit
 
 from xraylib import paths
-from xraylib.storage import NotFound, atomic
+from xraylib.storage import NotFound
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,6 @@ def build(
     From uint8 `(batch, size, size, 1)` to float32 `(batch, head.units)`. `weights` are from `get_weights`, by default
     random; augmentation acts in training only.
     """
-    for name, table in ((network, NETWORKS), (head, HEADS), (augmentation, AUGMENTATIONS)):
-        if name is not None and name not in table:
-            raise NotFound(f"there is no {name!r}. Fix: choose one of {', '.join(table)}.")
     inputs = keras.Input((size, size, 1), dtype="uint8", name="radiograph")
     x = layers.Rescaling(1.0)(inputs)
     if augmentation is not None:
@@ -330,12 +327,6 @@ def _from_keras(network: str, name: str) -> Weights:
             f"network, set XRAYLIB_WEIGHTS to a folder that holds {name}, or ask for init=random."
         ) from error
     return Weights("imagenet (Keras)")
-
-
-def save_weights(model: keras.Model, file: Path) -> None:
-    """Write a network's weights so that a reader sees the whole file or the old one."""
-    with atomic(file) as temporary:
-        model.save_weights(temporary)
 
 
 def predict(model: keras.Model, head: str, pixels: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:

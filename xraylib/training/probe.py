@@ -1,6 +1,5 @@
 """The linear probe: pooled features of a frozen network, and a calibrated logistic regression on them."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,7 +18,7 @@ from xraylib import paths
 from xraylib.datasets import images
 from xraylib.storage import atomic, storage_errors
 from xraylib.training import networks
-from xraylib.training.runs import TRAINING_VERSION, versions
+from xraylib.training.runs import TRAINING_VERSION, digest, versions
 
 BATCH = 32
 
@@ -45,8 +44,7 @@ def pooled(manifest: pd.DataFrame, network: str, size: int, weights: networks.We
         "versions": versions(keras.backend.backend()),
         "training_version": TRAINING_VERSION,
     }
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    file = paths.CACHE / "features" / f"{network}-{size}-{key}.npy"
+    file = paths.CACHE / "features" / f"{network}-{size}-{digest(about, 16)}.npy"
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):

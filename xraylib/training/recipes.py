@@ -24,7 +24,7 @@ class Phase:
     freeze_backbone: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A system that can be trained and compared with its claim. The fields are what it does under `strict`.
 
@@ -49,11 +49,11 @@ class Recipe:
 
     name: str
     title: str
-    source: str
+    source: str = "this repository"
     network: str
-    head: str
+    head: str = "sigmoid"
     size: int
-    phases: tuple[Phase, ...]
+    phases: tuple[Phase, ...] = ()
     fit: str = "network"
     init: str = "random"
     batch_size: int = 32
@@ -72,11 +72,6 @@ class Recipe:
     remark: str = ""
     retained: tuple[str, ...] = ()
     corrected: tuple[str, ...] = ()
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of all phases together."""
-        return sum(phase.epochs for phase in self.phases)
 
     def under(self, protocol: str, budget: str = "full") -> "Recipe":
         """Return the recipe as it runs under a protocol and a budget.
@@ -148,7 +143,6 @@ SCRATCH_CNN = Recipe(
     title="Xray-Classification",
     source="README of the system: accuracy 0.83, recall above precision, test below validation",
     network="scratch_cnn",
-    head="sigmoid",
     size=128,
     phases=(Phase(20, learning_rate=1e-3, decay=True), Phase(6, learning_rate=1e-4, decay=True)),
     batch_size=16,
@@ -174,7 +168,6 @@ KERASIO = Recipe(
     title="Pneumonia Classification on TPU (keras.io)",
     source="page of the example: test accuracy 0.814, precision 0.781, recall 0.977, loss 2.72",
     network="separable_cnn",
-    head="sigmoid",
     size=180,
     phases=(Phase(epochs=100, learning_rate=0.015),),
     batch_size=200,
@@ -201,7 +194,6 @@ RESNET = Recipe(
     title="Chest X-Ray Pneumonia Prediction",
     source='README of the system: "excellent recall"; its notebook\'s stored output: test loss 3.63',
     network="resnet50v2",
-    head="sigmoid",
     size=224,
     phases=(Phase(epochs=8, learning_rate=1e-3),),
     init="imagenet",
@@ -239,7 +231,6 @@ INCEPTION = Recipe(
     title="X-ray Pneumonia Classification",
     source="README of the system; its notebook's stored output is another network's",
     network="inceptionv3",
-    head="sigmoid",
     size=180,
     phases=(
         Phase(epochs=3, learning_rate=1e-3, freeze_backbone=True),
@@ -271,7 +262,6 @@ MOBILENET_SMALL = Recipe(
     title="Pneumonia Lung X-Ray Detection",
     source="README of the system: validation accuracy 65% to 95% over 20 epochs, 136 and 40 images",
     network="mobilenetv2_small",
-    head="sigmoid",
     size=160,
     phases=(Phase(epochs=20, learning_rate=1e-3, freeze_backbone=True),),
     init="imagenet",
@@ -325,18 +315,14 @@ def _reframed(recipe: Recipe) -> Recipe:
 
 def _single_feature(feature: str) -> Recipe:
     name, title = feature.replace(" ", "-"), f"Single-feature baseline: {feature}, logistic regression (ours)"
-    about = (name, title, "this repository", feature, "sigmoid", 64, ())
-    return Recipe(*about, fit="single-feature", init="none")
+    return Recipe(name=name, title=title, network=feature, size=64, fit="single-feature", init="none")
 
 
 MOBILENET_FROZEN = Recipe(
     name="mobilenetv2-frozen",
     title="Features of an ImageNet MobileNetV2, calibrated logistic regression (ours)",
-    source="this repository",
     network="mobilenetv2",
-    head="sigmoid",
     size=224,
-    phases=(),
     fit="linear-probe",
     init="imagenet",
 )
@@ -345,9 +331,7 @@ MOBILENET_FROZEN = Recipe(
 FLAGSHIP = Recipe(
     name="flagship",
     title="MobileNetV2 fine-tuned on films of random framing and rendering (ours)",
-    source="this repository",
     network="mobilenetv2_160",
-    head="sigmoid",
     size=224,
     phases=(
         Phase(epochs=1, learning_rate=1e-3, freeze_backbone=True),
@@ -357,7 +341,6 @@ FLAGSHIP = Recipe(
     patience=20,
     augmentation="reframe-render",
     validation="worst",
-    seeds=3,
 )
 
 # The small experiment without and with each class-imbalance method.

@@ -162,23 +162,18 @@ def read_scores(file: Path) -> pd.DataFrame:
     except (ValueError, KeyError) as error:
         why = str(error).strip()
         raise DataInvalid(f"{file} is not a scores table ({why}). Fix: delete it and train again.") from error
-    for column, kind in (("seed", "int64"), ("label", "int64"), ("score", "float64")):
-        table[column] = numbers(table, column, kind, file)
-    return table
-
-
-def numbers(table: pd.DataFrame, column: str, kind: str, file: Path) -> pd.Series:
-    """A column of text as int64 or float64; `DataInvalid` names the first image whose entry is no number."""
-    found = pd.to_numeric(table[column], errors="coerce")
-    bad = found.isna() | ~np.isfinite(found) | ((found % 1 != 0) & (kind == "int64"))
-    if bad.any():
-        row = table[bad].iloc[0]
-        raise DataInvalid(
-            f"{file}: {row['image_id']} has {row[column]!r} as {column}, which is no number "
-            f"({int(bad.sum())} rows, the first in line {bad.idxmax() + 2}). Fix: delete it, and run the "
-            "command that wrote it again."
-        )
-    return found.astype("int64" if kind == "int64" else "float64")
+    for column in ("seed", "label", "score"):
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        bad = ~np.isfinite(numbers) | ((numbers % 1 != 0) & (column != "score"))
+        if bad.any():
+            row = table[bad].iloc[0]
+            raise DataInvalid(
+                f"{file}: {row['image_id']} has {row[column]!r} as {column}, which is no number "
+                f"({int(bad.sum())} rows, the first in line {bad.idxmax() + 2}). Fix: delete it, and run the "
+                "command that wrote it again."
+            )
+        table[column] = numbers
+    return table.astype({"seed": "int64", "label": "int64", "score": "float64"})
 
 
 @dataclass(frozen=True)
@@ -232,9 +227,9 @@ def plain(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings))
 
 
-def digest(settings: dict[str, Any]) -> str:
-    """Twelve hex digits of the SHA-256 of some settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+def digest(settings: dict[str, Any], digits: int = 12) -> str:
+    """Name some settings by hex digits of their SHA-256."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def file_sha256(file: Path) -> str:

@@ -51,15 +51,13 @@ def threshold(labels: np.ndarray, scores: np.ndarray, rule: str | float) -> floa
 def thresholds(scores: pd.DataFrame, rule: str | float) -> pd.Series:
     """Threshold by seed of one recipe and protocol, under a rule.
 
-    A rule is applied to the `swapped` rows where there are any, to `val` elsewhere. `DataInvalid` where a seed has
-    none, or where `frozen` is asked of a table that does not hold the runs' thresholds.
+    A rule is applied to the `swapped` rows where there are any, to `val` elsewhere; `DataInvalid` where a seed has
+    none. `frozen` needs a table from `scores.load`.
     """
     seeds = sorted(scores["seed"].unique())
     if not isinstance(rule, str):
         return pd.Series(float(rule), index=seeds)
     if rule == "frozen":
-        if "threshold" not in scores:
-            raise DataInvalid("the scores table has no column threshold. Fix: read it with `scores.load`.")
         return scores.groupby("seed")["threshold"].first()
     val = scores[scores["split"] == validation_split(scores)]
     if without := sorted(set(seeds) - set(val["seed"])):

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,10 @@ def train(
             log.info("training %s, %s, seed %d on %s", recipe.name, protocol, seed, accelerator)
             fit = _fit_network if chosen.fit == "network" else _fit_probe
             history, scored, extra = fit(chosen, manifest, assigned, weights, settings, folder)
-            model, table = folder / runs.MODEL_FILES[chosen.fit], _scores(settings, scored)
-            run = runs.write(settings | extra, history, table, chosen.threshold_rule, model)
+            scored = scored.assign(recipe=recipe.name, protocol=protocol, seed=seed)[list(runs.SCORE_COLUMNS)]
+            scored = scored[scored["split"] != "train"].sort_values(["split", "image_id"])
+            model = folder / runs.MODEL_FILES[chosen.fit]
+            run = runs.write(settings | extra, history, scored, chosen.threshold_rule, model)
         shutil.rmtree(folder, ignore_errors=True)
     return run
 
@@ -124,7 +126,13 @@ def _fit_network(
     model = networks.build(recipe.network, recipe.size, recipe.head, weights=weights, augmentation=recipe.augmentation)
 
     def score(films: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return _finite(networks.predict(model, recipe.head, films, rows, recipe.batch_size), recipe)
+        scored = networks.predict(model, recipe.head, films, rows, recipe.batch_size)
+        if not np.isfinite(scored).all():
+            raise Failed(
+                f"{recipe.name}: the network's scores are not numbers, its training diverged. Fix: a lower "
+                "learning rate in xraylib/training/recipes.py, or another seed."
+            )
+        return scored
 
     swapped: dict[str, np.ndarray] = {}
     if recipe.validation != "plain":
@@ -132,9 +140,9 @@ def _fit_network(
         if recipe.validation == "framing":
             swapped = {"framing": swapped["framing"]}
     all_val = np.arange(len(val))
-    progress = Progress.resume(folder, model, settings["hardware"])
+    progress = Progress(folder, model, settings["hardware"])
     about = {"desc": f"{recipe.name}, seed {seed}", "unit": "epoch", "disable": "TQDM_DISABLE" in os.environ}
-    bar = tqdm(total=recipe.epochs, initial=progress.epoch, **about)
+    bar = tqdm(total=sum(phase.epochs for phase in recipe.phases), initial=progress.epoch, **about)
     for number, phase in enumerate(recipe.phases):
         if progress.phase > number:
             continue
@@ -174,10 +182,12 @@ def _fit_network(
     if swapped:
         films = assigned[assigned["split"] == "val"].assign(split="swapped")
         table = pd.concat([table, films.assign(score=score(swapped["framing"], all_val))])
-    networks.save_weights(model, folder / runs.MODEL_FILES["network"])
+    with atomic(folder / runs.MODEL_FILES["network"]) as temporary:
+        model.save_weights(temporary)
     history = pd.DataFrame(progress.history)
     kept = len(history) if recipe.patience is None else progress.best_epoch + 1
-    return history, table, {"train_seconds": progress.seconds, "epochs": len(history), "kept_epoch": kept}
+    seconds = float(history["seconds"].sum())  # those before a break included
+    return history, table, {"train_seconds": seconds, "epochs": len(history), "kept_epoch": kept}
 
 
 def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> None:
@@ -187,11 +197,7 @@ def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> No
     for layer in model.layers:
         if layer.name == "backbone":
             layer.trainable = not phase.freeze_backbone
-    head = networks.HEADS[recipe.head]
-    accuracy: Callable[..., keras.metrics.Metric] = (
-        keras.metrics.BinaryAccuracy if head.units == 1 else keras.metrics.SparseCategoricalAccuracy
-    )
-    model.compile(optimizer=keras.optimizers.Adam(rate), loss=head.loss(), metrics=[accuracy(name="accuracy")])
+    model.compile(keras.optimizers.Adam(rate), networks.HEADS[recipe.head].loss(), metrics=["accuracy"])
     model.optimizer.build(model.trainable_variables)
 
 
@@ -226,21 +232,6 @@ def _fit_probe(
         films = assigned[split == "val"].assign(split="swapped", score=probe.predict(head, swapped))
         scored = pd.concat([scored, films])
     return history, scored, {"train_seconds": time.perf_counter() - started, "epochs": 0}
-
-
-def _finite(scored: np.ndarray, recipe: Recipe) -> np.ndarray:
-    if not np.isfinite(scored).all():
-        raise Failed(
-            f"{recipe.name}: the network's scores are not numbers, its training diverged. Fix: a lower "
-            "learning rate in xraylib/training/recipes.py, or another seed."
-        )
-    return scored
-
-
-def _scores(settings: dict[str, Any], table: pd.DataFrame) -> pd.DataFrame:
-    table = table.assign(**{name: settings[name] for name in ("recipe", "protocol", "seed")})
-    columns = list(runs.SCORE_COLUMNS)
-    return table.loc[table["split"] != "train", columns].sort_values(["split", "image_id"])
 
 
 class Batches(keras.utils.PyDataset):
@@ -290,12 +281,13 @@ def balance(
 class Progress:
     """Where a run stands: phase, epochs done, learning curves, and the best epoch on validation.
 
-    All of it is in one checkpoint, written atomically after each epoch and after `CHECKPOINT_STEPS` batches of one.
+    All of it is in one checkpoint in `folder`, taken up where there is one, and written atomically after each epoch and
+    after `CHECKPOINT_STEPS` batches of one.
     Keras's `BackupAndRestore` keeps weights and epoch only; early stopping, phases and the learning curves decide the
     outcome as well.
     """
 
-    def __init__(self, folder: Path, model: keras.Model, hardware: str = ""):
+    def __init__(self, folder: Path, model: keras.Model, hardware: str):
         self.file = folder / "checkpoint.npz"
         self.model, self.hardware = model, hardware
         self.phase = 0
@@ -305,24 +297,13 @@ class Progress:
         self.best_loss = np.inf
         self.best_epoch = -1
         self._optimizer: list[np.ndarray] | None = None
-
-    @classmethod
-    def resume(cls, folder: Path, model: keras.Model, hardware: str = "") -> "Progress":
-        """Take up the checkpoint in `folder`, or begin where there is none."""
-        progress = cls(folder, model, hardware)
-        if progress.file.exists():
-            progress._load()
-        return progress
+        if self.file.exists():
+            self._load()
 
     @property
     def epoch(self) -> int:
         """Epochs done, in all phases."""
         return len(self.history)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training and validation, those before a break included."""
-        return float(sum(row["seconds"] for row in self.history))
 
     def begin_phase(self, number: int) -> None:
         """Enter a phase whose optimiser was just made; a resumed one gets its state back."""
