@@ -267,13 +267,28 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
     name = f"{fingerprint(manifest)}-{size}px-decoder{DECODER_VERSION}-pillow{PIL.__version__}.npy"
     target, shape = paths.CACHE / "pixels" / name, (len(manifest), int(size), int(size), 1)
     with storage.storage_errors(target):
-        if not target.exists():
+        pixels = _read_cache(target, shape)
+        if pixels is None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{target}.lock"):
-                # Of two at once the second finds what the first has written, whole.
-                if not target.exists():
+                pixels = _read_cache(target, shape)
+                if pixels is None:
                     _write_cache(manifest, shape, target)
-        return np.load(target, mmap_mode="r")
+                    pixels = np.load(target, mmap_mode="r")
+    return pixels
+
+
+def _read_cache(target: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        pixels = np.load(target, mmap_mode="r")
+        if pixels.shape == shape and pixels.dtype == np.uint8:
+            return pixels
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, EOFError):
+        pass
+    _log.warning("%s is damaged: decoding anew", target)
+    return None
 
 
 def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -> None:
