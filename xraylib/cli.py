@@ -293,7 +293,7 @@ def _views(options: argparse.Namespace) -> None:
         elif options.command == "framing":
             table = shift.framing_response(table)
         else:
-            table = shift.corruption_losses(table, averaged=True)
+            table = shift.corruption_losses(table)
         _show(table)
 
 

@@ -257,8 +257,7 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
     Returns a read-only memory map, uint8 (n, size, size, 1), in manifest order. The cache is keyed by `fingerprint`:
     load the whole manifest of a data set and take subsets by row number, because a subset or another order is decoded
     anew. Of two processes that ask at once the second waits and reads what the first decoded. A manifest of shards
-    gives `shards.Shards`, which reads rows when they are asked for. `DataInvalid` when a file cannot be used or is not
-    the one that was indexed.
+    gives `shards.Shards`, read by row. `DataInvalid` when a file cannot be used or is not the one that was indexed.
     """
     if "shards" in manifest.attrs:
         return cast(np.ndarray, shards.Shards(Path(manifest.attrs["shards"]), size))
@@ -267,28 +266,16 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
     name = f"{fingerprint(manifest)}-{size}px-decoder{DECODER_VERSION}-pillow{PIL.__version__}.npy"
     target, shape = paths.CACHE / "pixels" / name, (len(manifest), int(size), int(size), 1)
     with storage.storage_errors(target):
-        pixels = _read_cache(target, shape)
-        if pixels is None:
+        if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{target}.lock"):
-                pixels = _read_cache(target, shape)
-                if pixels is None:
+                # Of two at once the second finds what the first has written, whole.
+                if not target.exists():
                     _write_cache(manifest, shape, target)
-                    pixels = np.load(target, mmap_mode="r")
-    return pixels
-
-
-def _read_cache(target: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        pixels = np.load(target, mmap_mode="r")
-        if pixels.shape == shape and pixels.dtype == np.uint8:
-            return pixels
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, EOFError):
-        pass
-    _log.warning("%s is damaged: decoding anew", target)
-    return None
+        try:
+            return np.load(target, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            raise DataInvalid(f"{target} is damaged. Fix: delete it; the images are decoded anew.") from error
 
 
 def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -> None:

@@ -37,8 +37,7 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
     """Return the manifest of a data set, without the images in its quarantine list.
 
     `name` is a key of `catalog.DATASETS`, or the path of a folder {train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg (or jpg,
-    png), or of one that `shards.write` wrote. The phantom is written on first use; nothing is ever downloaded here.
-    `attrs["dataset"]` is its name.
+    png), or of one that `shards.write` wrote; `attrs["dataset"]` is its name. Nothing is ever downloaded here.
     `DataInvalid` when a split holds one class only, two images have one name, or a name contradicts its folder.
     """
     dataset = find(name)

@@ -28,10 +28,7 @@ def write(
     decoded: Callable[[pd.DataFrame, int], Iterator[list[np.ndarray]]],
     films: int = 4096,
 ) -> None:
-    """Write every film of a manifest into shards of so many films; cut, it goes on after the last whole shard.
-
-    `decoded` (`images.decoded`) gives the pixels of some rows, a chunk at a time.
-    """
+    """Write every film of a manifest, as `images.decoded` gives them; cut, it goes on after the last whole shard."""
     table = manifest[list(_COLUMNS)].to_csv(index=False)
     said = {"version": VERSION, "size": size, "films": films, "table": hashlib.sha256(table.encode()).hexdigest()}
     with storage_errors(folder):

@@ -329,31 +329,26 @@ def _read(file: Path) -> pd.DataFrame:
     return table.astype({"seed": "int64", "label": "int64"})
 
 
-def corruption_losses(scores: pd.DataFrame, *, averaged: bool = False) -> pd.DataFrame:
+def corruption_losses(scores: pd.DataFrame) -> pd.DataFrame:
     """How much AUC is lost and balanced error gained by each corruption, against the same images untouched.
 
-    `LOSSES`, with DeLong's 95% intervals of paired differences over patients, one row a corruption and severity; or,
-    `averaged`, one row a corruption with equal weight on its severities, as MedMNIST-C does, whose number is then
-    `severity`. The balanced error is that at the frozen threshold: the AUC of a yes or no is its balanced accuracy, so
-    DeLong's covariance holds for it too.
+    `LOSSES`, with DeLong's 95% intervals of paired differences over patients: one row a corruption with equal weight on
+    its severities, as MedMNIST-C does, whose number is `severity`. The balanced error is that at the frozen threshold:
+    the AUC of a yes or no is its balanced accuracy, so DeLong's covariance holds for it too.
     """
     tables = []
     for (recipe, seed), part in scores.groupby(["recipe", "seed"], sort=False):
         columns = [str(name) for name in part if name not in ABOUT and part[name].notna().any()]
-        named = pd.DataFrame([name.rsplit(" ", 1) for name in columns], columns=["corruption", "severity"])
-        codes = pd.factorize(named["corruption"])[0] if averaged else np.arange(len(named))
-        member = codes == np.arange(codes.max() + 1)[:, None]
-        table = named.iloc[member.argmax(axis=1)].astype({"severity": int}).reset_index(drop=True)
-        if averaged:
-            table["severity"] = member.sum(axis=1)
-            steps = table["corruption"].map({name: len(values) for name, (_, values) in CORRUPTIONS.items()})
-            if (cut := table["severity"] < steps.fillna(1)).any():
-                raise DataInvalid(
-                    f"{recipe} was scored on some severities of {table.loc[cut, 'corruption'].iloc[0]} only. "
-                    f"Fix: `python -m xraylib corruptions {recipe}`, which goes on where it stopped."
-                )
-        table = table.assign(recipe=recipe, seed=seed, n=len(part))
-        mean = member / member.sum(axis=1, keepdims=True)
+        codes, names = pd.factorize(pd.Series(columns).str.rsplit(" ", n=1).str[0])
+        member = codes == np.arange(len(names))[:, None]
+        table = pd.DataFrame({"recipe": recipe, "seed": seed, "corruption": names, "severity": member.sum(axis=1)})
+        steps = table["corruption"].map({name: len(values) for name, (_, values) in CORRUPTIONS.items()})
+        if (cut := table["severity"] < steps.fillna(1)).any():
+            raise DataInvalid(
+                f"{recipe} was scored on some severities of {table.loc[cut, 'corruption'].iloc[0]} only. "
+                f"Fix: `python -m xraylib corruptions {recipe}`, which goes on where it stopped."
+            )
+        table["n"], mean = len(part), member / member.sum(axis=1, keepdims=True)
         against = np.eye(len(columns))[columns.index(CLEAN)] - mean
         values = part[columns].to_numpy(dtype=float).T
         classified = (values >= part["threshold"].iloc[0]).astype(float)

@@ -73,6 +73,11 @@ class Recipe:
     retained: tuple[str, ...] = ()
     corrected: tuple[str, ...] = ()
 
+    @property
+    def epochs(self) -> int:
+        """Of all phases."""
+        return sum(phase.epochs for phase in self.phases)
+
     def under(self, protocol: str, budget: str = "full") -> "Recipe":
         """Return the recipe as it runs under a protocol and a budget.
 

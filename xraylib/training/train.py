@@ -142,7 +142,7 @@ def _fit_network(
     all_val = np.arange(len(val))
     progress = Progress(folder, model, settings["hardware"])
     about = {"desc": f"{recipe.name}, seed {seed}", "unit": "epoch", "disable": "TQDM_DISABLE" in os.environ}
-    bar = tqdm(total=sum(phase.epochs for phase in recipe.phases), initial=progress.epoch, **about)
+    bar = tqdm(total=recipe.epochs, initial=progress.epoch, **about)
     for number, phase in enumerate(recipe.phases):
         if progress.phase > number:
             continue
