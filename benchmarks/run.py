@@ -1,6 +1,6 @@
 """`make bench`: measure speed and memory against peers in one run; write benchmarks/results.md, reports/benchmarks.*.
 
-Usage: run.py [--quick] [GROUP FOLDER]. Each group runs in a process of its own with a cache of its own; Keras
+Usage: run.py [--quick] [GROUP ...]. Each group runs in a process of its own with a cache of its own; Keras
 is imported inside the groups that need it, because elsewhere it would count as memory. The numbers of
 `--quick` show that everything runs; they are printed, not kept.
 """
@@ -289,7 +289,7 @@ def tutorial(films: Path, quick: bool) -> list[dict]:
     cheap = dataclasses.replace(cheap, name="cheap", phases=(recipes.Phase(1 if quick else 5, 1e-3, decay=True),))
     paths.REPORTS, paths.RUNS = paths.CACHE / "reports", paths.CACHE / "runs"
     begun, spent, accuracy = time.process_time() - start, [], []
-    for seed in range(1 if quick else 5):
+    for seed in range(1 if quick else 3):
         shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
         start = time.process_time()
         run = train.train(cheap, table.assign(), accelerator, seed=seed)
@@ -306,7 +306,7 @@ def tutorial(films: Path, quick: bool) -> list[dict]:
     paths.REPORTS = paths.ROOT / "reports"
     published = runs.find("kermany", peer.name, "strict")
     epochs = statistics.mean(run.settings["epochs"] for run in published)
-    steps, cost, some = epochs * (len(table) - len(published[0].scores)) / peer.batch_size, [], 1 if quick else 4
+    steps, cost, some = epochs * (len(table) - len(published[0].scores)) / peer.batch_size, [], 1 if quick else 2
     for _ in spent:
         start = time.process_time()
         for _ in range(some):
@@ -344,7 +344,7 @@ def _peak(films: Path, how: str, count: int) -> float:
         shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
         images.load_pixels(table, SIZE)
     else:
-        np.stack([np.asarray(Image.open(path).convert("L")) for path in table["path"]])
+        np.stack([np.asarray(Image.open(path).convert("L").resize((SIZE, SIZE))) for path in table["path"]])
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
 
 
@@ -388,40 +388,48 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def main(quick: bool) -> None:
-    """Measure all groups and write the table."""
-    load, rows = os.getloadavg()[0], []
+def main(quick: bool, groups: list[str]) -> None:
+    """Measure the groups, keep what was measured of the others, and write the table."""
+    kept = paths.ROOT / "reports" / "benchmarks.json"
+    found = json.loads(kept.read_text()) if kept.exists() and not quick else {}
+    names = ("keras", "scikit-learn", "numpy", "pillow")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    machine = f"{devices.use()}. {platform.system()}, Python {platform.python_version()}, {versions}."
     with tempfile.TemporaryDirectory() as folder:
         written = phantom.write(Path(folder) / "films", phantom.PhantomSettings(images=60 if quick else 600))
         # Keras's reader would take the masks for radiographs.
         shutil.rmtree(written / "masks")
         quiet = {"XRAYLIB_CACHE": f"{folder}/cache", "TQDM_DISABLE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        for group in GROUPS:
-            command = [sys.executable, __file__, group, str(written), *["--quick"] * quick]
+        for group in groups:
+            load = round(os.getloadavg()[0], 1)
+            command = [sys.executable, __file__, "--one", group, str(written), *["--quick"] * quick]
             done = subprocess.run(command, env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True)
-            rows += json.loads(done.stdout.splitlines()[-1])
-    names = ("keras", "scikit-learn", "numpy", "pillow")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    machine = f"{devices.use()}. {platform.system()}, Python {platform.python_version()}, {versions}."
+            found[group] = {"machine": machine, "load": load, "rows": json.loads(done.stdout.splitlines()[-1])}
+            if not quick:  # so that a group that fails takes none of the others with it
+                with storage.atomic(kept) as file:
+                    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = {group: found[group] for group in GROUPS if group in found}
+    rows = [one for each in found.values() for one in each["rows"]]
+    machines = sorted({each["machine"] for each in found.values()})
+    loads = ", ".join(f"{group} {each['load']}" for group, each in found.items())
     head = "| what | ours | the other | times better | repeats |\n|---|---|---|---|---|"
-    text = "\n".join([f"{ABOUT}\n{machine} Load at the start: {load:.1f}.\n", head, *map(line, rows), ""])
+    about = f"{ABOUT}\n{' '.join(machines)} Load at the start of each group: {loads}.\n"
+    text = "\n".join([about, head, *map(line, rows), ""])
     print(text)
     if not quick:
         with storage.atomic(Path(__file__).with_name("results.md")) as file:
             file.write_text(text, encoding="utf-8")
-        with storage.atomic(paths.ROOT / "reports" / "benchmarks.json") as file:
-            file.write_text(json.dumps({"machine": machine, "load": round(load, 1), "rows": rows}, indent=1) + "\n")
-        with storage.atomic(paths.ROOT / "reports" / "benchmarks.png") as file:
+        with storage.atomic(kept.with_suffix(".png")) as file:
             draw(rows, file)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("group", nargs="?", choices=GROUPS)
-    parser.add_argument("films", nargs="?", type=Path)
+    parser.add_argument("groups", nargs="*", help=f"by default all: {', '.join(GROUPS)}")
+    parser.add_argument("--one", nargs=2, metavar=("GROUP", "FILMS"), help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
-    if asked.group:
-        print(json.dumps(GROUPS[asked.group](asked.films, asked.quick)))
+    if asked.one:
+        print(json.dumps(GROUPS[asked.one[0]](Path(asked.one[1]), asked.quick)))
     else:
-        main(asked.quick)
+        main(asked.quick, asked.groups or list(GROUPS))
