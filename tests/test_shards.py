@@ -8,7 +8,7 @@ import pytest
 from conftest import run_python
 
 from xraylib.cli import main
-from xraylib.datasets import images, manifest, shards
+from xraylib.datasets import audit, images, manifest, shards
 from xraylib.datasets.manifest import load
 from xraylib.storage import DataInvalid
 from xraylib.training import train as training
@@ -42,6 +42,10 @@ def test_a_folder_of_shards_is_the_data_set_it_was_written_from(phantom, folder)
     for rows in (slice(3, 60), np.array([40, 2, 2]), np.arange(len(table)) % 3 == 0, 5):
         np.testing.assert_array_equal(films[rows], pixels[rows])
     np.testing.assert_array_equal(np.asarray(films), pixels)
+    with pytest.raises(DataInvalid, match=r"other films than the manifest\. Fix: "):
+        images.load_pixels(table[:-1], 28)
+    with pytest.raises(DataInvalid, match=r"no files to describe\. Fix: "):
+        audit.file_properties(table)
 
 
 def test_what_was_cut_goes_on_after_the_last_whole_shard(phantom, folder, tmp_path, capsys):

@@ -63,10 +63,6 @@ class Shipped:
         known = name, digest, about["choices"]["size"], about["answers"]["threshold"]
         return cls(*known, about["answers"], network.get_signature_runner())
 
-    def read(self, file: Path | str) -> np.ndarray:
-        """Pixels of a file, uint8 `(size, size, 1)`, prepared as the training images were."""
-        return images.read_gray(file, self.size)[..., None]
-
     def answer(self, films: np.ndarray) -> list[dict[str, Any]]:
         """Answer films one by one, each as it is and in two further framings."""
         return [self._one(film) for film in films]
@@ -137,7 +133,7 @@ def predict(
 
     def read(file: str | Path) -> np.ndarray | str:
         try:
-            return model.read(file)
+            return images.read_gray(file, model.size)[..., None]
         except XraylibError as error:
             return str(error)
 

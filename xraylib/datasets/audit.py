@@ -205,6 +205,8 @@ def overlay(manifest: pd.DataFrame, pixels: np.ndarray, film: str, limit: float 
 
 def file_properties(manifest: pd.DataFrame) -> pd.DataFrame:
     """Describe files without decoding them: `width`, `height`, `bytes`."""
+    if "shards" in manifest.attrs:
+        raise DataInvalid("shards hold no files to describe. Fix: name the folder that they were written from.")
     rows = []
     for path in manifest["path"]:
         with Image.open(path, formats=("JPEG", "PNG")) as image:

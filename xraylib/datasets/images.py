@@ -260,7 +260,10 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
     gives `shards.Shards`, read by row. `DataInvalid` when a file cannot be used or is not the one that was indexed.
     """
     if "shards" in manifest.attrs:
-        return cast(np.ndarray, shards.Shards(Path(manifest.attrs["shards"]), size))
+        films = shards.Shards(Path(manifest.attrs["shards"]), size)
+        if len(films) != len(manifest):
+            raise DataInvalid(f"{films.folder} holds other films than the manifest. Fix: load the whole manifest.")
+        return cast(np.ndarray, films)
     if manifest.empty:
         raise DataInvalid("the manifest is empty. Fix: check the data set's folder and its quarantine list.")
     name = f"{fingerprint(manifest)}-{size}px-decoder{DECODER_VERSION}-pillow{PIL.__version__}.npy"

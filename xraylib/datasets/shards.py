@@ -36,9 +36,10 @@ def write(
         begun = folder / "begun.json"
         if begun.exists() and json.loads(begun.read_text()) != said:
             raise DataInvalid(f"{folder} holds other films or another size. Fix: name another folder, or delete it.")
-        begun.write_text(json.dumps(said))
-        (folder / "films.csv").write_text(table, encoding="utf-8")
         lengths = {}
+        for file, content in ((begun, json.dumps(said)), (folder / "films.csv", table)):
+            with atomic(file) as temporary:
+                temporary.write_text(content, encoding="utf-8")
         for number, start in enumerate(range(0, len(manifest), films)):
             file = folder / f"shard-{number:05d}.arrayrecord"
             if not file.exists():

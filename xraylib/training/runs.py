@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from xraylib import paths
-from xraylib.datasets import images
 from xraylib.storage import DataInvalid, NotFound, atomic, atomic_folder
 from xraylib.training.recipes import RECIPES
 from xraylib.training.thresholds import thresholds
@@ -203,10 +202,6 @@ class Predictor:
     def size(self) -> int:
         """Height and width of its films in pixels."""
         return self.run.settings["choices"]["size"]
-
-    def read(self, file: Path | str) -> np.ndarray:
-        """Pixels of a file, uint8 `(size, size, 1)`, prepared as the training images were."""
-        return images.read_gray(file, self.size)[..., None]
 
     def answer(self, films: np.ndarray) -> list[dict[str, Any]]:
         """What `xraylib.predict` asks of a model: the score of each film, uncalibrated."""
