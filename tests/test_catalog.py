@@ -18,6 +18,8 @@ def kermany_of(*editions):
 def test_a_misspelt_name_gets_a_hint_and_a_missing_folder_is_named(tmp_path):
     with pytest.raises(NotFound, match="Did you mean 'kermany'"):
         catalog.find("kermani")
+    with pytest.raises(NotFound, match="gcsfuse"):
+        catalog.find("gs://bucket/films")
     with pytest.raises(NotFound, match="nowhere"):
         manifest.load(tmp_path / "nowhere")
 

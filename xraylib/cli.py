@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xraylib import __version__, paths
-from xraylib.storage import DataInvalid, NotFound, XraylibError, atomic
+from xraylib.storage import DataInvalid, Failed, NotFound, XraylibError, atomic
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,6 +185,8 @@ def _train(options: argparse.Namespace) -> None:
     from xraylib.training.recipes import get_recipe
 
     get_recipe(options.recipe)
+    if devices.in_job() and "XRAYLIB_WATCHED" not in os.environ:
+        return _watched()
     accelerator = devices.use(options.device, options.backend, precision=options.precision)
     from xraylib.experiment import Experiment
 
@@ -192,6 +194,20 @@ def _train(options: argparse.Namespace) -> None:
     experiment = Experiment(options.dataset, accelerator, options.budget, options.seed, **given)
     for run in experiment.runs(options.recipe, options.protocol):
         print(run.folder)
+
+
+def _watched() -> None:
+    """Run this command in a child: JAX aborts a process that has lost another of its job, and says it in C++."""
+    import signal
+    import subprocess
+
+    with subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=os.environ | {"XRAYLIB_WATCHED": "1"}) as child:
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        status = child.wait()
+    if status == -signal.SIGABRT:
+        fix = "start all processes of the job again; training goes on after the last checkpoint"
+        raise Failed(f"another process of the job did not come or has gone (above). Fix: {fix}.")
+    sys.exit(status if status >= 0 else 128 - status)
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -9,8 +9,13 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from xraylib.storage import NotFound
 
@@ -28,7 +33,8 @@ _FIXES = {
 class Accelerator:
     """What training runs on; `str()` of it is the one line to log.
 
-    `kind` is cpu, gpu or tpu; `count` devices share each batch; `precision` is Keras's dtype policy.
+    `kind` is cpu, gpu or tpu; `count` devices of `processes` processes share each batch; `precision` is Keras's dtype
+    policy.
     """
 
     kind: str
@@ -36,9 +42,11 @@ class Accelerator:
     count: int
     backend: str
     precision: str
+    processes: int = 1
 
     def __str__(self) -> str:
         share = "one device" if self.count == 1 else f"each batch shared by {self.count} devices"
+        share += f" of {self.processes} processes" if self.processes > 1 else ""
         return f"{self.kind.upper()} {self.name} · {self.backend} · {self.precision} · {share}"
 
 
@@ -50,7 +58,8 @@ def use(
     `device="auto"` takes a TPU before a GPU before the CPU; another name is taken or refused with `NotFound`. `backend`
     is by default `KERAS_BACKEND` where it is set, JAX on a TPU or where only JAX sees the GPU, TensorFlow elsewhere.
     `devices` share each batch (`keras.distribution.DataParallel`, JAX only), by default all of an accelerator and one
-    CPU; more CPUs than one are simulated, for testing. `precision` is by default mixed_bfloat16 on a TPU, float32
+    CPU; more CPUs than one are simulated, for testing. Of a job of several processes (see `in_job`) each brings its
+    `devices`, and the call waits for all of them. `precision` is by default mixed_bfloat16 on a TPU, float32
     elsewhere; heads end in float32 all the same.
     """
     backend = backend or os.environ.get("KERAS_BACKEND") or _default_backend(device)
@@ -69,13 +78,88 @@ def use(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if backend == "jax":
         _prepare_jax(device, devices)
+    elif in_job():
+        raise NotFound("a job of several processes trains under JAX only. Fix: pass backend='jax' as well.")
     steady_memory()
     _load_keras()
+    if in_job():
+        _join()
     find = _jax_devices if backend == "jax" else _tensorflow_devices
     kind, name, count = find(device, devices)
     precision = precision or ("mixed_bfloat16" if kind == "tpu" else "float32")
     _set_up_keras(backend, kind, count, precision)
-    return Accelerator(kind, name, count, backend, precision)
+    return Accelerator(kind, name, count, backend, precision, process()[1])
+
+
+def in_job() -> bool:
+    """Whether this process is one of several that train together.
+
+    Keras's variables say so: `KERAS_DISTRIBUTION_JOB_ADDRESSES` is `host:port` of the first process, or empty on a TPU
+    pod, which knows it; then `KERAS_DISTRIBUTION_NUM_PROCESSES` and `KERAS_DISTRIBUTION_PROCESS_ID`, from 0.
+    """
+    return "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ
+
+
+def process() -> tuple[int, int]:
+    """Which process of the job this is, and of how many: (0, 1) where it is alone."""
+    jax = sys.modules.get("jax")
+    return (jax.process_index(), jax.process_count()) if jax and jax.distributed.is_initialized() else (0, 1)
+
+
+def meet(where: str) -> None:
+    """Wait until every process of the job is here."""
+    if process()[1] > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(where)
+
+
+def gather(part: np.ndarray) -> np.ndarray:
+    """Join what the processes of the job hold, arrays of one shape, in their order."""
+    if process()[1] == 1:
+        return part
+    from jax.experimental import multihost_utils
+
+    return np.concatenate(multihost_utils.process_allgather(part))
+
+
+def answers(model: Any) -> Callable[[np.ndarray], Any]:
+    """What answers a batch with this Keras model on this process.
+
+    In a job Keras's own prediction would take it for this process's part of one, and give no process the whole.
+    """
+    if process()[1] == 1:
+        return model.predict_on_batch
+    groups = model.trainable_variables, model.non_trainable_variables
+    values = [[np.asarray(variable.value) for variable in group] for group in groups]
+    return lambda films: _compiled(model)(*values, films)[0]
+
+
+@lru_cache(maxsize=1)
+def _compiled(model: Any) -> Callable[..., Any]:
+    import jax
+
+    return jax.jit(partial(model.stateless_call, training=False))
+
+
+# Seconds until the others have come, and until one that says nothing is taken for dead.
+JOIN_SECONDS, SILENCE_SECONDS = 120, 30
+
+
+def _join() -> None:
+    """Join the job. Where a process does not come, or dies later, JAX ends this one with SIGABRT."""
+    import jax
+
+    names = "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID"
+    count, index = (int(os.environ[name]) if name in os.environ else None for name in names)
+    if not jax.distributed.is_initialized():
+        jax.distributed.initialize(
+            os.environ["KERAS_DISTRIBUTION_JOB_ADDRESSES"] or None,
+            count,
+            index,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=SILENCE_SECONDS,
+        )
 
 
 def steady_memory() -> None:
@@ -146,7 +230,7 @@ def _jax_devices(device: str, devices: int | None) -> tuple[str, str, int]:
     except RuntimeError as error:
         raise _missing(device, "jax") from error
     kind = {"cuda": "gpu", "rocm": "gpu"}.get(found[0].platform, found[0].platform)
-    count = devices or (1 if kind == "cpu" else len(found))
+    count = len(found) if process()[1] > 1 else devices or (1 if kind == "cpu" else len(found))
     if count > len(found):
         fix = "ask for fewer, or, to simulate CPUs, restart and set JAX_NUM_CPU_DEVICES before JAX is imported"
         raise NotFound(f"{count} {kind} devices were asked for, JAX shows {len(found)}. Fix: {fix}.")
@@ -180,8 +264,11 @@ def _set_up_keras(backend: str, kind: str, count: int, precision: str) -> None:
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(0)
     if backend == "jax":
-        names = [f"{kind}:{i}" for i in range(count)]
-        shared = keras.distribution.DataParallel(devices=names) if count > 1 else None
+        import jax
+
+        names = [f"{kind}:{device.id}" for device in jax.devices()[:count]]
+        # Each process reads its own part of a batch, see `train.Batches`.
+        shared = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False) if count > 1 else None
         keras.distribution.set_distribution(shared)
     else:
         import tensorflow as tf

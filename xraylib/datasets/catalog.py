@@ -141,6 +141,8 @@ def find(name: str | Path | Dataset) -> Dataset:
         return name
     if name in DATASETS:
         return DATASETS[str(name)]
+    if "://" in str(name):
+        raise NotFound(f"{name} is an address. Fix: mount it (`gcsfuse` for a bucket) and give the folder.")
     folder = Path(name).expanduser()
     if not (folder.is_dir() or isinstance(name, Path) or os.sep in name):
         near = difflib.get_close_matches(name, DATASETS, n=1)

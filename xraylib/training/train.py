@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from filelock import FileLock
 from sklearn.metrics import log_loss, roc_auc_score
 from tqdm.auto import tqdm
 
-from xraylib import paths
+from xraylib import devices, paths
 from xraylib.datasets import audit, corruptions, images, splits
 from xraylib.devices import Accelerator
 from xraylib.storage import DataInvalid, Failed, atomic, storage_errors
@@ -57,6 +58,8 @@ def train(
             f"a batch of {batch} images cannot be divided among {accelerator.count} devices. Fix: use one "
             "device, or a number of devices that divides the batch."
         )
+    if accelerator.processes > 1 and chosen.fit != "network":
+        raise DataInvalid(f"{recipe.name} is fitted by one process. Fix: unset KERAS_DISTRIBUTION_JOB_ADDRESSES.")
     settings = {
         "dataset": manifest.attrs.get("dataset", "unnamed"),
         "recipe": recipe.name,
@@ -76,8 +79,10 @@ def train(
     folder = paths.RUNS / "{dataset}-{recipe}-{protocol}-{seed}-{key}".format(**settings)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    first = devices.process()[0] == 0  # of a job the one that writes; the others read the same folder
     # Beside the folder, which is removed while others may wait.
-    with FileLock(f"{folder}.lock"):
+    with FileLock(f"{folder}.lock") if first else nullcontext():
+        devices.meet("train")
         # Of two processes at once the second finds the run of the first.
         if (run := _finished(settings, overwrite)) is None:
             log.info("training %s, %s, seed %d on %s", recipe.name, protocol, seed, accelerator)
@@ -86,8 +91,12 @@ def train(
             scored = scored.assign(recipe=recipe.name, protocol=protocol, seed=seed)[list(runs.SCORE_COLUMNS)]
             scored = scored[scored["split"] != "train"].sort_values(["split", "image_id"])
             model = folder / runs.MODEL_FILES[chosen.fit]
-            run = runs.write(settings | extra, history, scored, chosen.threshold_rule, model)
-        shutil.rmtree(folder, ignore_errors=True)
+            if first:
+                runs.write(settings | extra, history, scored, chosen.threshold_rule, model)
+            devices.meet("written")
+            run = runs.read(runs.folder(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed"))))
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
     return run
 
 
@@ -183,7 +192,7 @@ def _fit_network(
         films = assigned[assigned["split"] == "val"].assign(split="swapped")
         table = pd.concat([table, films.assign(score=score(swapped["framing"], all_val))])
     with atomic(folder / runs.MODEL_FILES["network"]) as temporary:
-        model.save_weights(temporary)
+        model.save_weights(temporary)  # of a job every process must: each gives what it holds
     history = pd.DataFrame(progress.history)
     kept = len(history) if recipe.patience is None else progress.best_epoch + 1
     seconds = float(history["seconds"].sum())  # those before a break included
@@ -235,7 +244,10 @@ def _fit_probe(
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of one length from the memory-mapped pixels; what fills no batch waits for another epoch."""
+    """Batches of one length from the memory-mapped pixels; what fills no batch waits for another epoch.
+
+    Of a job each process reads its own part of each batch.
+    """
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray, weights: np.ndarray, size: int):
         # Shards are read ahead by threads; a memory map is as fast as the step needs.
@@ -254,7 +266,8 @@ class Batches(keras.utils.PyDataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = self.rows[index]
+        process, processes = devices.process()
+        rows = self.rows[index].reshape(processes, -1)[process]
         return self.pixels[rows], self.labels[rows], self.weights[rows]
 
 
@@ -355,6 +368,8 @@ class Progress:
         self._save(with_optimizer=False)
 
     def _save(self, with_optimizer: bool = True) -> None:
+        if devices.process()[0]:
+            return
         state = {name: getattr(self, name) for name in _STATE}
         groups = {"model": _values(self.model.variables), "best": self.best}
         if with_optimizer:

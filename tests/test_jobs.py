@@ -1,0 +1,87 @@
+"""Several processes that train together, here on loopback with two simulated devices each."""
+
+import os
+import socket
+import time
+
+import numpy as np
+import pytest
+from conftest import start_python
+
+from xraylib.training import runs
+
+TRAIN = """
+import sys
+from dataclasses import replace
+from xraylib import cli, devices
+from xraylib.datasets import catalog
+from xraylib.datasets.phantom import PhantomSettings
+
+catalog.DATASETS["phantom"] = replace(catalog.DATASETS["phantom"], phantom=PhantomSettings(images=60, size=64))
+devices.JOIN_SECONDS, devices.SILENCE_SECONDS = int(sys.argv[1]), 10
+sys.exit(cli.main(["train", "tiny-cnn-28", "--budget", "quick", "--backend", "jax"]))
+"""
+
+
+def start(port, process, *, devices="2", wait=60):
+    job = {"JOB_ADDRESSES": f"127.0.0.1:{port}", "NUM_PROCESSES": "2", "PROCESS_ID": str(process)}
+    names = {f"KERAS_DISTRIBUTION_{name}": value for name, value in job.items()} if port else {}
+    given = {"KERAS_BACKEND": "jax", "JAX_NUM_CPU_DEVICES": devices, "NPROC": "8"}
+    return start_python(TRAIN, wait, env=os.environ | given | names)
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def end(process):
+    out, err = process.communicate(timeout=250)
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_job_that_loses_a_process_stops_and_goes_on_and_trains_what_one_process_trains(places, port):
+    alone = end(start(None, 0, devices="1"))
+    assert alone[0] == 0, alone[2]
+    expected = runs.find("phantom")
+    for run in expected:
+        run.folder.rename(run.folder.with_name(f"alone-{run.settings['seed']}"))
+
+    first, second = (start(port, process) for process in (0, 1))
+    while not list(places.glob("**/checkpoint.npz")) and first.poll() is None:
+        time.sleep(0.05)
+    # The second is a watcher and its child, which does the work.
+    os.system(f"pkill -KILL -P {second.pid}")
+    status, _, said = end(first)
+    assert status == 1 and "another process of the job" in said.splitlines()[-1]
+    assert end(second)[0] == 128 + 9
+
+    job = [start(port, process) for process in (0, 1)]
+    ended = [end(process) for process in job]
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert all("going on after epoch" in said for _, _, said in ended)
+    found = [run for run in runs.find("phantom") if "of 2 processes" in run.settings["hardware"]]
+    assert len(found) == len(expected) == 2
+    for one, four in zip(expected, found, strict=True):
+        for column in ("loss", "val_loss"):
+            np.testing.assert_allclose(four.history[column], one.history[column], atol=1e-3)
+        np.testing.assert_allclose(four.scores["score"], one.scores["score"], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_process_that_does_not_come_is_told(places, port):
+    status, _, said = end(start(port, 0, wait=5))
+    assert status == 1 and "did not come" in said.splitlines()[-1] and "Fix: " in said
+
+
+def test_a_job_trains_under_jax_only(monkeypatch):
+    from xraylib import devices
+    from xraylib.storage import NotFound
+
+    monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "127.0.0.1:1")
+    with pytest.raises(NotFound, match="JAX"):
+        devices.use("cpu", "tensorflow")
