@@ -31,7 +31,7 @@ import pandas as pd
 from PIL import Image
 
 from xraylib import devices, paths, storage
-from xraylib.datasets import images, manifest, phantom
+from xraylib.datasets import images, manifest, phantom, shards
 
 SIZE = 224
 ABOUT = """# Speed and memory
@@ -245,8 +245,7 @@ def allocator(films: Path, quick: bool) -> list[dict]:
     spent: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(1 if quick else 3):
         for steady, values in spent.items():
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                values.append(pool.submit(_cpu_seconds, films, steady, 8 if quick else 40).result())
+            values.append(_alone(_cpu_seconds, films, steady, 8 if quick else 40))
     what = "CPU-seconds of 40 steps of `scratch-cnn`, batches of 32, memory kept (`devices.steady_memory`)"
     return [row(what, "glibc's own settings", "s", {"ours": spent[True], "peer": spent[False]})]
 
@@ -317,6 +316,35 @@ def tutorial(films: Path, quick: bool) -> list[dict]:
     return [row(what, f"`kerasio-tpu`, {epochs:.0f} epochs, scaled", "s", {"ours": spent, "peer": cost})]
 
 
+def shared(films: Path, quick: bool) -> list[dict]:
+    """What sharing a batch costs: the same steps under JAX on one device and on four simulated ones."""
+    spent: dict[int, list[float]] = {4: [], 1: []}
+    for _ in range(1 if quick else 5):
+        for count, values in spent.items():
+            values.append(_alone(_shared_steps, films, count, 2 if quick else 20))
+    what = "Training step of `scratch-cnn` under JAX, batches of 32 shared by 4 simulated devices"
+    times = {"ours": spent[4], "peer": spent[1]}
+    return [row(what, "one device, the same cores", "s", times)]
+
+
+def _shared_steps(films: Path, count: int, steps: int) -> float:
+    devices.use("cpu", "jax", count)
+    import keras
+
+    from xraylib.training import networks, train
+
+    table = manifest.load(films)
+    pixels, labels = images.load_pixels(table, 128), table["label"].to_numpy()
+    model = networks.build("scratch_cnn", 128, "sigmoid")
+    model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
+    rows, weights = np.resize(np.arange(len(table)), 32 * steps), np.ones(len(table), np.float32)
+    fed = train.Batches(pixels, labels, rows, weights, 32)
+    model.fit(fed, verbose=0)
+    start = time.perf_counter()
+    model.fit(fed, verbose=0)
+    return (time.perf_counter() - start) / steps
+
+
 def memory(films: Path, quick: bool) -> list[dict]:
     """Peak memory of decoding, each in a fresh process."""
     few, many = (30, 300) if quick else (300, 3000)
@@ -324,23 +352,47 @@ def memory(films: Path, quick: bool) -> list[dict]:
     peaks: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(1 if quick else 3):
         for name, (how, count) in asked.items():
-            # Spawned, not forked: a fork would begin with this process's peak.
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                peaks[name].append(pool.submit(_peak, films, how, count).result())
+            peaks[name].append(_alone(_peak, films, how, count))
     what, stacked = (
         f"Peak memory of `load_pixels`, {many} images of {SIZE} px",
         "Pillow and `np.stack`, the same images",
     )
     against = {f"the same, {few} images": "few", stacked: "stacked"}
-    return [row(what, name, "MB", {"ours": peaks["many"], "peer": peaks[key]}) for name, key in against.items()]
+    rows = [row(what, name, "MB", {"ours": peaks["many"], "peer": peaks[key]}) for name, key in against.items()]
+    sharded: dict[int, list[float]] = {few: [], 20 * few: []}
+    for count, values in sharded.items():
+        _alone(_write_shards, films, count)
+        values += [_alone(_peak, films, "shards", count) for _ in range(1 if quick else 3)]
+    what = f"Peak memory of an epoch read from shards, {20 * few} images of {SIZE} px"
+    return [*rows, row(what, f"the same, {few} images", "MB", {"ours": sharded[20 * few], "peer": sharded[few]})]
 
 
-def _peak(films: Path, how: str, count: int) -> float:
-    """MB this process has held at most after reading `count` images; files recur under other names."""
+def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a fresh process. Spawned, not forked: a fork would begin with this process's peak."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _repeated(films: Path, count: int) -> pd.DataFrame:
+    """A manifest of `count` films, which recur under other names."""
     table = manifest.load(films)
     table = table.iloc[np.resize(np.arange(len(table)), count)].reset_index(drop=True)
     table["image_id"] = [f"film-{number}" for number in range(count)]
-    if how == "load_pixels":
+    return table
+
+
+def _write_shards(films: Path, count: int) -> None:
+    shards.write(_repeated(films, count), SIZE, paths.CACHE / f"shards-{count}", images.decoded, films=512)
+
+
+def _peak(films: Path, how: str, count: int) -> float:
+    """MB this process has held at most after reading `count` images."""
+    table = _repeated(films, count)
+    if how == "shards":
+        found, rows = shards.Shards(paths.CACHE / f"shards-{count}", SIZE), np.random.default_rng(0).permutation(count)
+        for start in range(0, count, 32):
+            found[rows[start : start + 32]]
+    elif how == "load_pixels":
         shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
         images.load_pixels(table, SIZE)
     else:
@@ -350,7 +402,7 @@ def _peak(films: Path, how: str, count: int) -> float:
 
 GROUPS = {
     **{"folder": read_folder, "bootstrap": bootstrap, "fit": fit, "step": step},
-    **{"allocator": allocator, "memory": memory, "tutorial": tutorial},
+    **{"allocator": allocator, "memory": memory, "shared": shared, "tutorial": tutorial},
 }
 
 
