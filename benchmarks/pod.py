@@ -107,8 +107,8 @@ Reading is one process, batches of 64 in random order, from shards of simulated 
 
 The lower speed is what 819 GB/s of memory allows for that traffic; fusing lowers the traffic. The upper is {share:.0%}
 of the 197 TFLOP/s in bfloat16, an assumption: notebook 05 measures the share where there is a chip. Price: {price:.2f}
-dollars a chip and hour, an assumption too. `cores` is how many of each host's reading takes at that speed. Compiling
-and validation come on top: minutes.
+dollars a chip and hour, an assumption too. `cores`: how many cores of each host the reading keeps busy at
+that speed. Compiling and validation come on top: minutes.
 
 | recipe | slice | hosts | batch | steps an epoch | films/s | cores | minutes | dollars |
 |---|---|---|---|---|---|---|---|---|
@@ -116,17 +116,19 @@ and validation come on top: minutes.
 
 ## What follows
 
-- **Data.** {count} shards of {shard:,} films (`python -m xraylib data shard NAME FOLDER`), on a folder that all hosts
-  see. A bucket is mounted (`gcsfuse`): ArrayRecord opens files, not `gs://` addresses. Each host reads only its part of
-  each batch.
+- **Data.** {count} shards of {shard:,} films (`python -m xraylib data shard NAME FOLDER`). ArrayRecord opens files, not
+  `gs://` addresses: a bucket is mounted (`gcsfuse`). Each host reads only its part of each batch.
 - **Hosts.** One process a host, the same command on each, with `KERAS_DISTRIBUTION_JOB_ADDRESSES` empty: a TPU slice
-  knows its hosts. `XRAYLIB_RUNS` and `XRAYLIB_REPORTS` lie on the shared folder; the first process writes.
-- **Batch.** With 64 chips a batch is 64 times that of one chip, and an epoch has a few dozen steps. The learning rate
-  must follow, which is an experiment of its own. No recipe here was trained at such a batch.
-- **Where it waits.** These networks are small: one chip asks one to several cores for films, eight chips on one host
-  ask eight times as many. Where a host has fewer, reading is the limit, and a smaller slice is as fast and cheaper.
+  knows its hosts. `XRAYLIB_RUNS` and `XRAYLIB_REPORTS` lie on one shared file system (NFS, Filestore), not on a mounted
+  bucket: they need locks and renames. The first process writes.
+- **Batch.** The batches above are not those of the recipes (200 and 32), which do not divide among 64 chips and are
+  refused there. A new `batch_size` in `recipes.py` comes first, and a learning rate that suits it: an experiment of its
+  own. No recipe here was trained at such a batch.
+- **Where it waits.** These networks are small: one chip keeps one to several cores busy with reading, eight chips on
+  one host eight times as many. One process reads with four threads. Beyond that reading is the limit, and a smaller
+  slice is as fast and cheaper.
 - **Exchange.** All chips exchange the gradients once a step: a few MB at 400 GB/s, microseconds.
-- **Preemption.** A checkpoint is written after each epoch and every 2,000 batches. A host that goes stops the job
+- **Preemption.** A checkpoint is written after each epoch and every 2,000 batches. When a host dies, the job stops
   within half a minute; the same commands go on after the checkpoint.
 """
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import start_python
 
+from xraylib import devices
+from xraylib.storage import NotFound
 from xraylib.training import runs
 
 TRAIN = """
@@ -19,14 +21,14 @@ from xraylib.datasets.phantom import PhantomSettings
 
 catalog.DATASETS["phantom"] = replace(catalog.DATASETS["phantom"], phantom=PhantomSettings(images=60, size=64))
 devices.JOIN_SECONDS, devices.SILENCE_SECONDS = int(sys.argv[1]), 10
-sys.exit(cli.main(["train", "tiny-cnn-28", "--budget", "quick", "--backend", "jax"]))
+sys.exit(cli.main(["train", "tiny-cnn-28", "--budget", "quick"]))
 """
 
 
-def start(port, process, *, devices="2", wait=60):
+def start(port, process, *, cpus="2", wait=60):
     job = {"JOB_ADDRESSES": f"127.0.0.1:{port}", "NUM_PROCESSES": "2", "PROCESS_ID": str(process)}
     names = {f"KERAS_DISTRIBUTION_{name}": value for name, value in job.items()} if port else {}
-    given = {"KERAS_BACKEND": "jax", "JAX_NUM_CPU_DEVICES": devices, "NPROC": "8"}
+    given = {"KERAS_BACKEND": "jax", "JAX_NUM_CPU_DEVICES": cpus, "NPROC": "8"}
     return start_python(TRAIN, wait, env=os.environ | given | names)
 
 
@@ -45,7 +47,7 @@ def end(process):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_that_loses_a_process_stops_and_goes_on_and_trains_what_one_process_trains(places, port):
-    alone = end(start(None, 0, devices="1"))
+    alone = end(start(None, 0, cpus="1"))
     assert alone[0] == 0, alone[2]
     expected = runs.find("phantom")
     for run in expected:
@@ -54,11 +56,10 @@ def test_a_job_that_loses_a_process_stops_and_goes_on_and_trains_what_one_proces
     first, second = (start(port, process) for process in (0, 1))
     while not list(places.glob("**/checkpoint.npz")) and first.poll() is None:
         time.sleep(0.05)
-    # The second is a watcher and its child, which does the work.
-    os.system(f"pkill -KILL -P {second.pid}")
+    second.terminate()
+    assert end(second)[0] == 128 + 15, "SIGTERM reaches the process that trains"
     status, _, said = end(first)
     assert status == 1 and "another process of the job" in said.splitlines()[-1]
-    assert end(second)[0] == 128 + 9
 
     job = [start(port, process) for process in (0, 1)]
     ended = [end(process) for process in job]
@@ -78,10 +79,22 @@ def test_a_process_that_does_not_come_is_told(places, port):
     assert status == 1 and "did not come" in said.splitlines()[-1] and "Fix: " in said
 
 
-def test_a_job_trains_under_jax_only(monkeypatch):
-    from xraylib import devices
-    from xraylib.storage import NotFound
+@pytest.mark.slow
+def test_processes_that_see_other_folders_are_told(places, port, monkeypatch):
+    first = start(port, 0)
+    for place in ("REPORTS", "RUNS"):
+        monkeypatch.setenv(f"XRAYLIB_{place}", str(places / "elsewhere" / place))
+    for status, _, said in (end(start(port, 1)), end(first)):
+        assert status == 1 and "one folder" in said.splitlines()[-1]
 
-    monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "127.0.0.1:1")
-    with pytest.raises(NotFound, match="JAX"):
-        devices.use("cpu", "tensorflow")
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["two", "2"])
+def test_a_job_that_is_named_wrongly_is_told(places, port, process):
+    status, _, said = end(start(port, process))
+    assert status == 1 and "PROCESS_ID=0" in said.splitlines()[-1]
+
+
+def test_a_job_trains_under_jax_only():
+    with pytest.raises(NotFound, match="jax"):
+        devices.use("cpu", "tensorflow", job=True)

@@ -185,15 +185,24 @@ def _train(options: argparse.Namespace) -> None:
     from xraylib.training.recipes import get_recipe
 
     get_recipe(options.recipe)
-    if devices.in_job() and "XRAYLIB_WATCHED" not in os.environ:
+    job = devices.in_job()
+    if job and "XRAYLIB_WATCHED" not in os.environ:
         return _watched()
-    accelerator = devices.use(options.device, options.backend, precision=options.precision)
-    from xraylib.experiment import Experiment
+    try:
+        accelerator = devices.use(options.device, options.backend, precision=options.precision, job=job)
+        from xraylib.experiment import Experiment
 
-    given = {"init": options.init, "overwrite": options.overwrite}
-    experiment = Experiment(options.dataset, accelerator, options.budget, options.seed, **given)
-    for run in experiment.runs(options.recipe, options.protocol):
-        print(run.folder)
+        given = {"init": options.init, "overwrite": options.overwrite}
+        experiment = Experiment(options.dataset, accelerator, options.budget, options.seed, **given)
+        for run in experiment.runs(options.recipe, options.protocol):
+            print(run.folder, flush=True)
+    except Exception as error:
+        if not job:
+            raise
+        if not isinstance(error, XraylibError):
+            logging.getLogger("xraylib").exception("unexpected")
+        print(f"xraylib: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # the usual way out waits for the others
 
 
 def _watched() -> None:
@@ -203,6 +212,7 @@ def _watched() -> None:
 
     with subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=os.environ | {"XRAYLIB_WATCHED": "1"}) as child:
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it from the terminal as well
         status = child.wait()
     if status == -signal.SIGABRT:
         fix = "start all processes of the job again; training goes on after the last checkpoint"

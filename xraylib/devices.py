@@ -9,15 +9,14 @@ import importlib.util
 import os
 import platform
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from xraylib.storage import NotFound
+from xraylib.storage import Failed, NotFound
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 BACKENDS = ("tensorflow", "jax")
@@ -51,18 +50,23 @@ class Accelerator:
 
 
 def use(
-    device: str = "auto", backend: str | None = None, devices: int | None = None, precision: str | None = None
+    device: str = "auto",
+    backend: str | None = None,
+    devices: int | None = None,
+    precision: str | None = None,
+    *,
+    job: bool = False,
 ) -> Accelerator:
     """Set Keras up for the device that is there, or for the one asked for, and seed its generators with 0.
 
     `device="auto"` takes a TPU before a GPU before the CPU; another name is taken or refused with `NotFound`. `backend`
-    is by default `KERAS_BACKEND` where it is set, JAX on a TPU or where only JAX sees the GPU, TensorFlow elsewhere.
-    `devices` share each batch (`keras.distribution.DataParallel`, JAX only), by default all of an accelerator and one
-    CPU; more CPUs than one are simulated, for testing. Of a job of several processes (see `in_job`) each brings its
-    `devices`, and the call waits for all of them. `precision` is by default mixed_bfloat16 on a TPU, float32
-    elsewhere; heads end in float32 all the same.
+    is by default `KERAS_BACKEND` where it is set, JAX on a TPU, in a job or where only JAX sees the GPU, TensorFlow
+    elsewhere. `devices` share each batch (`keras.distribution.DataParallel`, JAX only), by default all of an
+    accelerator and one CPU; more CPUs than one are simulated, for testing. With `job` the call waits for the other
+    processes (see `in_job`), and all devices of all of them share each batch. `precision` is by default mixed_bfloat16
+    on a TPU, float32 elsewhere; heads end in float32 all the same.
     """
-    backend = backend or os.environ.get("KERAS_BACKEND") or _default_backend(device)
+    backend = backend or os.environ.get("KERAS_BACKEND") or ("jax" if job else _default_backend(device))
     asked = ("device", device, DEVICES), ("backend", backend, BACKENDS), ("precision", precision, PRECISIONS)
     for what, value, known in asked:
         if value is not None and value not in known:
@@ -78,11 +82,11 @@ def use(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if backend == "jax":
         _prepare_jax(device, devices)
-    elif in_job():
-        raise NotFound("a job of several processes trains under JAX only. Fix: pass backend='jax' as well.")
+    elif job:
+        raise NotFound("a job of several processes trains under JAX only. Fix: ask for the backend jax.")
     steady_memory()
     _load_keras()
-    if in_job():
+    if job:
         _join()
     find = _jax_devices if backend == "jax" else _tensorflow_devices
     kind, name, count = find(device, devices)
@@ -91,13 +95,16 @@ def use(
     return Accelerator(kind, name, count, backend, precision, process()[1])
 
 
-def in_job() -> bool:
-    """Whether this process is one of several that train together.
+_ADDRESS, _COUNT, _INDEX = (f"KERAS_DISTRIBUTION_{end}" for end in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID"))
 
-    Keras's variables say so: `KERAS_DISTRIBUTION_JOB_ADDRESSES` is `host:port` of the first process, or empty on a TPU
-    pod, which knows it; then `KERAS_DISTRIBUTION_NUM_PROCESSES` and `KERAS_DISTRIBUTION_PROCESS_ID`, from 0.
+
+def in_job() -> bool:
+    """Whether Keras's variables say that this process is one of several that train together.
+
+    `KERAS_DISTRIBUTION_JOB_ADDRESSES` is `host:port` of the first process, or empty on a TPU slice, which knows it;
+    then `KERAS_DISTRIBUTION_NUM_PROCESSES` and `KERAS_DISTRIBUTION_PROCESS_ID`, from 0.
     """
-    return "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ
+    return _ADDRESS in os.environ
 
 
 def process() -> tuple[int, int]:
@@ -106,32 +113,37 @@ def process() -> tuple[int, int]:
     return (jax.process_index(), jax.process_count()) if jax and jax.distributed.is_initialized() else (0, 1)
 
 
-def meet(where: str) -> None:
-    """Wait until every process of the job is here."""
-    if process()[1] > 1:
-        from jax.experimental import multihost_utils
+def agree(what: str) -> None:
+    """Wait for every process of the job; `Failed` unless all say the same."""
+    import numpy as np
 
-        multihost_utils.sync_global_devices(where)
+    if len(np.unique(gather(np.array([zlib.crc32(what.encode())], np.uint32)))) > 1:
+        fix = "let XRAYLIB_RUNS and XRAYLIB_REPORTS name one folder that all processes see"
+        raise Failed(f"the processes of the job see different runs (here: {what}). Fix: {fix}.")
 
 
-def gather(part: np.ndarray) -> np.ndarray:
+def gather(part: Any) -> Any:
     """Join what the processes of the job hold, arrays of one shape, in their order."""
     if process()[1] == 1:
         return part
     from jax.experimental import multihost_utils
 
-    return np.concatenate(multihost_utils.process_allgather(part))
+    return multihost_utils.process_allgather(part).reshape(-1, *part.shape[1:])
 
 
-def answers(model: Any) -> Callable[[np.ndarray], Any]:
+def answers(model: Any) -> Callable[[Any], Any]:
     """What answers a batch with this Keras model on this process.
 
     In a job Keras's own prediction would take it for this process's part of one, and give no process the whole.
     """
     if process()[1] == 1:
         return model.predict_on_batch
+    import jax
+    import numpy as np
+
     groups = model.trainable_variables, model.non_trainable_variables
     values = [[np.asarray(variable.value) for variable in group] for group in groups]
+    values = jax.device_put(values, jax.local_devices()[0])
     return lambda films: _compiled(model)(*values, films)[0]
 
 
@@ -150,16 +162,22 @@ def _join() -> None:
     """Join the job. Where a process does not come, or dies later, JAX ends this one with SIGABRT."""
     import jax
 
-    names = "KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_PROCESS_ID"
-    count, index = (int(os.environ[name]) if name in os.environ else None for name in names)
-    if not jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
+        return
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+    try:
+        count, index = (int(os.environ[name]) if name in os.environ else None for name in (_COUNT, _INDEX))
         jax.distributed.initialize(
-            os.environ["KERAS_DISTRIBUTION_JOB_ADDRESSES"] or None,
+            os.environ[_ADDRESS].split(",")[0] or None,
             count,
             index,
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=SILENCE_SECONDS,
+            shutdown_timeout_seconds=SILENCE_SECONDS,
         )
+    except (ValueError, IndexError, RuntimeError) as error:
+        fix = f"{_ADDRESS}=host:port of the first process, {_COUNT}=2 and {_INDEX}=0 or 1, for two"
+        raise NotFound(f"the job cannot be joined ({error}). Fix: {fix}.") from error
 
 
 def steady_memory() -> None:
@@ -230,7 +248,11 @@ def _jax_devices(device: str, devices: int | None) -> tuple[str, str, int]:
     except RuntimeError as error:
         raise _missing(device, "jax") from error
     kind = {"cuda": "gpu", "rocm": "gpu"}.get(found[0].platform, found[0].platform)
-    count = len(found) if process()[1] > 1 else devices or (1 if kind == "cpu" else len(found))
+    count = devices or (1 if kind == "cpu" else len(found))
+    if process()[1] > 1:
+        count = len(found)
+        if devices not in (None, jax.local_device_count()) or count != process()[1] * jax.local_device_count():
+            raise NotFound("of a job every process brings all its devices, as many as the others. Fix: set no number.")
     if count > len(found):
         fix = "ask for fewer, or, to simulate CPUs, restart and set JAX_NUM_CPU_DEVICES before JAX is imported"
         raise NotFound(f"{count} {kind} devices were asked for, JAX shows {len(found)}. Fix: {fix}.")
@@ -266,7 +288,7 @@ def _set_up_keras(backend: str, kind: str, count: int, precision: str) -> None:
     if backend == "jax":
         import jax
 
-        names = [f"{kind}:{device.id}" for device in jax.devices()[:count]]
+        names = [f"{kind}:{device.id}" for device in jax.devices(kind)[:count]]
         # Each process reads its own part of a batch, see `train.Batches`.
         shared = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False) if count > 1 else None
         keras.distribution.set_distribution(shared)

@@ -128,9 +128,12 @@ class Experiment:
         return shown if columns is None else shown[columns.split()]
 
     def figure(self, figure: Figure, name: str, caption: str, *, patients: bool = False) -> Figure:
-        """Write a figure into the report (see `tables.save_figure`) and return it to be shown."""
+        """Write a figure into the report (see `tables.save_figure`), show its caption, and return it to be shown."""
+        from IPython.display import Markdown, display
+
         figure.caption = caption
         tables.save_figure(figure, self.name, name, caption, patients=patients)
+        display(Markdown(f"*{caption}*"))
         return figure
 
     def _run(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:

@@ -12,6 +12,10 @@ from pathlib import Path
 class XraylibError(Exception):
     """Something the user can fix; the message names the thing and the fix. The command line exits with 1."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message, without a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class NotFound(XraylibError):
     """A name, data set, file of weights or device that is not there."""

@@ -170,7 +170,7 @@ def leaderboard(table: pd.DataFrame) -> Figure:
     # An empty line without clipping has no extent, and the layout would collapse.
     if len(claimed):
         axes[1].plot(claimed["claimed_accuracy"], claimed["row"], "D", **look)
-    note = f"Test images, best AUC first. {OVER_PATIENTS} Diamond: claimed accuracy."
+    note = f"Test images, best AUC first. {OVER_PATIENTS}" + " Diamond: claimed accuracy." * bool(len(claimed))
     return head(fig, "How good are the recipes, and what was claimed?", note)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -74,7 +75,7 @@ def train(
     settings["key"] = runs.digest(settings)
     settings["hardware"] = str(accelerator)
     settings["versions"] = runs.versions(keras.backend.backend())
-    if run := _finished(settings, overwrite):
+    if accelerator.processes == 1 and (run := _finished(settings, overwrite)):
         return run
     folder = paths.RUNS / "{dataset}-{recipe}-{protocol}-{seed}-{key}".format(**settings)
     with storage_errors(folder):
@@ -82,9 +83,12 @@ def train(
     first = devices.process()[0] == 0  # of a job the one that writes; the others read the same folder
     # Beside the folder, which is removed while others may wait.
     with FileLock(f"{folder}.lock") if first else nullcontext():
-        devices.meet("train")
+        if accelerator.processes > 1:
+            _share(folder, first)
         # Of two processes at once the second finds the run of the first.
-        if (run := _finished(settings, overwrite)) is None:
+        run = _finished(settings, overwrite)
+        devices.agree(f"{folder.name}, {'to be trained' if run is None else 'finished'}")
+        if run is None:
             log.info("training %s, %s, seed %d on %s", recipe.name, protocol, seed, accelerator)
             fit = _fit_network if chosen.fit == "network" else _fit_probe
             history, scored, extra = fit(chosen, manifest, assigned, weights, settings, folder)
@@ -93,11 +97,20 @@ def train(
             model = folder / runs.MODEL_FILES[chosen.fit]
             if first:
                 runs.write(settings | extra, history, scored, chosen.threshold_rule, model)
-            devices.meet("written")
+            devices.agree("written")
             run = runs.read(runs.folder(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed"))))
         if first:
             shutil.rmtree(folder, ignore_errors=True)
     return run
+
+
+def _share(folder: Path, first: bool) -> None:
+    """See to it that all processes of a job see one folder: the first writes a mark, and all read it."""
+    mark = folder / "job"
+    if first:
+        mark.write_text(f"{os.getpid()} {time.time()}")
+    devices.agree("marked")
+    devices.agree(mark.read_text() if mark.exists() else "the first process's folder is not here")
 
 
 def _finished(settings: dict[str, Any], overwrite: bool) -> runs.Run | None:
@@ -150,6 +163,7 @@ def _fit_network(
             swapped = {"framing": swapped["framing"]}
     all_val = np.arange(len(val))
     progress = Progress(folder, model, settings["hardware"])
+    devices.agree(f"{recipe.name}, seed {seed}, after epoch {progress.epoch} and {progress.step} batches")
     about = {"desc": f"{recipe.name}, seed {seed}", "unit": "epoch", "disable": "TQDM_DISABLE" in os.environ}
     bar = tqdm(total=recipe.epochs, initial=progress.epoch, **about)
     for number, phase in enumerate(recipe.phases):
@@ -191,8 +205,10 @@ def _fit_network(
     if swapped:
         films = assigned[assigned["split"] == "val"].assign(split="swapped")
         table = pd.concat([table, films.assign(score=score(swapped["framing"], all_val))])
-    with atomic(folder / runs.MODEL_FILES["network"]) as temporary:
-        model.save_weights(temporary)  # of a job every process must: each gives what it holds
+    # Of a job every process must save, or the first would wait for them; its file counts.
+    place = folder if devices.process()[0] == 0 else Path(tempfile.mkdtemp())
+    with atomic(place / runs.MODEL_FILES["network"]) as temporary:
+        model.save_weights(temporary)
     history = pd.DataFrame(progress.history)
     kept = len(history) if recipe.patience is None else progress.best_epoch + 1
     seconds = float(history["seconds"].sum())  # those before a break included
