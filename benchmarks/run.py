@@ -319,9 +319,9 @@ def tutorial(films: Path, quick: bool) -> list[dict]:
 def shared(films: Path, quick: bool) -> list[dict]:
     """What sharing a batch costs: the same steps under JAX on one device and on four simulated ones."""
     spent: dict[int, list[float]] = {4: [], 1: []}
-    for _ in range(1 if quick else 5):
+    for _ in range(1 if quick else 3):
         for count, values in spent.items():
-            values.append(_alone(_shared_steps, films, count, 2 if quick else 20))
+            values.append(_alone(_shared_steps, films, count, 2 if quick else 10))
     what = "Training step of `scratch-cnn` under JAX, batches of 32 shared by 4 simulated devices"
     times = {"ours": spent[4], "peer": spent[1]}
     return [row(what, "one device, the same cores", "s", times)]

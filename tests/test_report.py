@@ -123,6 +123,23 @@ def test_the_committed_leaderboard_recomputes():
     assert_recomputes(COMMITTED)
 
 
+def test_the_committed_ablation_recomputes():
+    table, runs_, scored = (pd.read_csv(COMMITTED / "ablation" / f"{name}.csv") for name in ("table", "runs", "scores"))
+
+    def auc(variant, seeds):
+        return np.mean([sk.roc_auc_score(scored["label"], scored[f"{variant}/{seed}"]) for seed in seeds])
+
+    for row in table.itertuples():
+        own = runs_[runs_["variant"] == row.variant]
+        assert row.runs == len(own) and row.test_auc == pytest.approx(auc(row.variant, own["seed"]), abs=1e-6)
+        worst = own[["framing", "rendering", "both"]].min(axis=1).mean()
+        assert row.validation_worst_view == pytest.approx(worst, abs=1e-6)
+        if row.variant != "reframed":
+            base = auc("reframed", own["seed"])
+            assert row.difference == pytest.approx(row.test_auc - base, abs=1e-6)
+            assert row.low < row.difference < row.high
+
+
 def test_the_committed_scores_hold_no_path_and_no_pixels():
     for file in COMMITTED.glob("runs/*/*/scores.csv"):
         table = pd.read_csv(file)
