@@ -90,8 +90,8 @@ def main() -> None:
 
 TEXT = """# A large collection on a TPU, on paper
 
-Written by `python benchmarks/pod.py`. **No TPU was at hand: nothing here was run on one.** CheXpert has {films:,}
-films; this page says what {epochs} epochs of them would ask for.
+Written by `python benchmarks/pod.py`. **No TPU was at hand: nothing here was run on one.** CheXpert has some
+{films:,} films; this page says what {epochs} epochs of them would ask for.
 
 ## Measured
 

@@ -39,7 +39,6 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL|pydicom")  
 
 CHANGED = "other bytes than when the data set was indexed"
 _CHUNK = 256
-_SMALL = 50_000  # bytes
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -205,9 +204,6 @@ def _to_gray(path: Path, image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(opaque, image.convert("RGBA")).convert("L")
-    image.load()
-    if image.mode == "L":
-        return image
     return image.convert("RGB").convert("L") if image.mode == "CMYK" else image.convert("L")
 
 
@@ -224,20 +220,15 @@ def decoded(manifest: pd.DataFrame, size: int) -> Iterator[list[np.ndarray]]:
 
 
 def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str) -> Iterator[list[Any]]:
-    """Apply `function` to the rows, large files in parallel; yields chunks of results.
-
-    Pillow releases the GIL while it decodes. Of small files that is half of the time, and threads that wait for each
-    other are slower than one.
-    """
-    sizes, total = [path.stat().st_size for path in map(Path, manifest["path"][:32]) if path.exists()], len(manifest)
-    workers = (os.cpu_count() or 1) if not sizes or np.mean(sizes) > _SMALL else 1
+    """Apply `function` to the rows in parallel (Pillow releases the GIL); yields chunks of results."""
+    workers, total = os.cpu_count() or 1, len(manifest)
     with (
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=total, desc=title, unit="image", disable="TQDM_DISABLE" in os.environ) as bar,
     ):
         for start in range(0, total, _CHUNK):
             rows = list(manifest.iloc[start : start + _CHUNK].itertuples(index=False))
-            yield list(pool.map(function, rows) if workers > 1 else map(function, rows))
+            yield list(pool.map(function, rows))
             bar.update(len(rows))
 
 

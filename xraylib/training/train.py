@@ -206,9 +206,10 @@ def _fit_network(
         films = assigned[assigned["split"] == "val"].assign(split="swapped")
         table = pd.concat([table, films.assign(score=score(swapped["framing"], all_val))])
     # Of a job every process must save, or the first would wait for them; its file counts.
-    place = folder if devices.process()[0] == 0 else Path(tempfile.mkdtemp())
-    with atomic(place / runs.MODEL_FILES["network"]) as temporary:
-        model.save_weights(temporary)
+    with tempfile.TemporaryDirectory() as aside:
+        place = folder if devices.process()[0] == 0 else Path(aside)
+        with atomic(place / runs.MODEL_FILES["network"]) as temporary:
+            model.save_weights(temporary)
     history = pd.DataFrame(progress.history)
     kept = len(history) if recipe.patience is None else progress.best_epoch + 1
     seconds = float(history["seconds"].sum())  # those before a break included
