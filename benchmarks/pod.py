@@ -23,7 +23,7 @@ from xraylib.training import networks  # noqa: E402
 from xraylib.training.recipes import get_recipe  # noqa: E402
 
 FILMS, EPOCHS, SHARD = 224_000, 10, 4096
-# docs.cloud.google.com/tpu/docs/v5e: FLOP/s in bfloat16; slices of up to 8 chips are one host, larger have 4 a host.
+# docs.cloud.google.com/tpu/docs/v5e: FLOP/s in bfloat16; slices of up to 8 chips are one host; larger are taken to have 4 a host.
 PEAK, BANDWIDTH = 197e12, 819e9
 SLICES = {"v5e-1": (1, 1), "v5e-8": (8, 1), "v5e-64": (64, 16)}
 SHARE = 0.30  # of the peak at best: small and depthwise convolutions fill a matrix unit badly
@@ -108,7 +108,8 @@ Reading is one process, batches of 64 in random order, from shards of simulated 
 The lower speed is what 819 GB/s of memory allows for that traffic; fusing lowers the traffic. The upper is {share:.0%}
 of the 197 TFLOP/s in bfloat16, an assumption: notebook 05 measures the share where there is a chip. Price: {price:.2f}
 dollars a chip and hour, an assumption too. `cores`: how many cores of each host the reading keeps busy at
-that speed. Compiling and validation come on top: minutes.
+that speed. Compiling and validation come on top: minutes. Of the
+largest slice 4 chips a host are assumed.
 
 | recipe | slice | hosts | batch | steps an epoch | films/s | cores | minutes | dollars |
 |---|---|---|---|---|---|---|---|---|
