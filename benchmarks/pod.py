@@ -23,7 +23,7 @@ from xraylib.training import networks  # noqa: E402
 from xraylib.training.recipes import get_recipe  # noqa: E402
 
 FILMS, EPOCHS, SHARD = 224_000, 10, 4096
-# docs.cloud.google.com/tpu/docs/v5e: FLOP/s in bfloat16; slices of up to 8 chips are one host; larger are taken to have 4 a host.
+# docs.cloud.google.com/tpu/docs/v5e: FLOP/s in bfloat16; slices of up to 8 chips are one host; larger: 4 a host.
 PEAK, BANDWIDTH = 197e12, 819e9
 SLICES = {"v5e-1": (1, 1), "v5e-8": (8, 1), "v5e-64": (64, 16)}
 SHARE = 0.30  # of the peak at best: small and depthwise convolutions fill a matrix unit badly
