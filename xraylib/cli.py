@@ -123,8 +123,7 @@ def _data_fetch(options: argparse.Namespace) -> None:
 def _data_verify(options: argparse.Namespace) -> None:
     from xraylib.datasets import catalog
 
-    table = catalog.verify(_dataset(options.name))
-    _show(table)
+    _show(table := catalog.verify(_dataset(options.name)))
     print(f"fingerprint {table.attrs['fingerprint']}")
 
 
@@ -202,6 +201,8 @@ def _train(options: argparse.Namespace) -> None:
         if not isinstance(error, XraylibError):
             logging.getLogger("xraylib").exception("unexpected")
         print(f"xraylib: {error}", file=sys.stderr, flush=True)
+        if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" not in str(error):
+            os.abort()  # as JAX itself does where it is the first to see that another process has gone
         os._exit(1)  # the usual way out waits for the others
 
 
@@ -283,8 +284,8 @@ def _models(recipe: str, options: argparse.Namespace) -> list[Any]:
 
     found = [run for run in runs.find(name, recipe, "strict") if run.has_model]
     if not found:
-        fix = f"python -m xraylib train {recipe} --dataset {options.dataset}"
-        fix += " --overwrite" if name in runs.COMMITTED else ""
+        anew = " --overwrite" if name in runs.COMMITTED else ""
+        fix = f"python -m xraylib train {recipe} --dataset {options.dataset}{anew}"
         raise NotFound(f"no model of {recipe}, trained on {name}, is on this machine. Fix: {fix}")
     return found
 
@@ -362,8 +363,7 @@ def _run_notebook(options: argparse.Namespace) -> None:
     from xraylib.report import notebooks
 
     parameters = {name: notebooks.parse_parameter(value) for name, value in options.given}
-    html = options.html
-    if html == Path():
+    if (html := options.html) == Path():
         from xraylib.datasets import catalog
 
         report = paths.REPORTS / catalog.find(parameters.get("dataset", "phantom")).name
