@@ -104,7 +104,7 @@ test: check  ## everything: check, then what trains, then every notebook (what i
 	$(PY) -m pytest -m slow -n 2 --dist worksteal
 	rm -rf build/nbval
 	# The last ones first: alone in an empty report, each has to make what it needs.
-	XRAYLIB_REPORTS=$(abspath build/nbval) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 900 \
+	XRAYLIB_REPORTS=$(abspath build/nbval) $(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 900 --timeout 1000 \
 	  -p no:cacheprovider -n 2 --dist loadscope notebooks/07* notebooks/06* notebooks/03* notebooks/0[1245]*
 
 check: lint  ## lint, types and unit tests

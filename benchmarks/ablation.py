@@ -60,7 +60,10 @@ def degrade(films: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the base; `batch` changes films and labels of a batch before the network's layers do."""
+    """What differs from the base; `batch` changes films and labels of a batch before the network's layers do.
+
+    `freeze` is a class of layers of the backbone that stay frozen throughout.
+    """
 
     words: str
     augment: Callable[[], list[layers.Layer]] = framing
@@ -68,7 +71,7 @@ class Variant:
     size: int = 96
     init: str = "imagenet"
     epochs: tuple[int, int] = (1, 2)
-    batch_norm: bool | None = False
+    freeze: str = ""
     optimizer: dict = field(default_factory=dict)
 
 
@@ -89,7 +92,7 @@ VARIANTS = {
     "averaged weights": Variant(
         "+ exponential moving average of the weights", optimizer={"use_ema": True, "ema_momentum": 0.99}
     ),
-    "tuned batch norm": Variant("batch norm learns its statistics anew", batch_norm=None),
+    "frozen batch norm": Variant("batch norm keeps its weights and statistics", freeze="BatchNormalization"),
     "head only": Variant("the backbone stays frozen", epochs=(3, 0)),
     "no head first": Variant("all layers at once, no epoch of the head", epochs=(0, 3)),
     "random weights": Variant("random initial weights, all layers at once", init="random", epochs=(0, 3)),
@@ -124,7 +127,7 @@ def network(variant: Variant) -> keras.Model:
     for layer in variant.augment():
         x = layer(x)
     x = layers.Resizing(variant.size, variant.size, antialias=True)(x)
-    x = networks.backbone(x, "mobilenetv2", variant.size, weights, training=variant.batch_norm)
+    x = networks.backbone(x, "mobilenetv2", variant.size, weights)
     x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, layers.Dense(1, "sigmoid")(x))
 
@@ -135,6 +138,8 @@ def fit(variant: Variant, films: np.ndarray, labels: np.ndarray, rows: np.ndarra
     model, rng = network(variant), np.random.default_rng(seed)
     for epochs, rate, frozen in ((variant.epochs[0], 1e-3, True), (variant.epochs[1], 2e-4, False)):
         model.get_layer("backbone").trainable = not frozen
+        for layer in model.get_layer("backbone").layers if not frozen else ():
+            layer.trainable = type(layer).__name__ != variant.freeze
         if not frozen:
             rate = keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * (len(rows) // BATCH)), alpha=0.01)
         model.compile(keras.optimizers.Adam(rate, **variant.optimizer), "binary_crossentropy")

@@ -107,11 +107,11 @@ Reading is one process, batches of 64 in random order, from shards of simulated 
 
 The lower speed is what 819 GB/s of memory allows for that traffic; fusing lowers the traffic. The upper is {share:.0%}
 of the 197 TFLOP/s in bfloat16, an assumption: notebook 05 measures the share where there is a chip. Price: {price:.2f}
-dollars a chip and hour, an assumption too. `cores`: how many cores of each host the reading keeps busy at
+dollars a chip and hour, an assumption too. `readers`: how many processes that read as this one each host needs at
 that speed. Compiling and validation come on top: minutes. Of the
 largest slice 4 chips a host are assumed.
 
-| recipe | slice | hosts | batch | steps an epoch | films/s | cores | minutes | dollars |
+| recipe | slice | hosts | batch | steps an epoch | films/s | readers | minutes | dollars |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
@@ -125,7 +125,7 @@ largest slice 4 chips a host are assumed.
 - **Batch.** The batches above are not those of the recipes (200 and 32), which do not divide among 64 chips and are
   refused there. A new `batch_size` in `recipes.py` comes first, and a learning rate that suits it: an experiment of its
   own. No recipe here was trained at such a batch.
-- **Where it waits.** These networks are small: one chip keeps one to several cores busy with reading, eight chips on
+- **Where it waits.** These networks are small: one chip keeps one to several such readers busy, eight chips on
   one host eight times as many. One process reads with four threads. Beyond that reading is the limit, and a smaller
   slice is as fast and cheaper.
 - **Exchange.** All chips exchange the gradients once a step: a few MB at 400 GB/s, microseconds.

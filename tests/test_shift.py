@@ -374,6 +374,17 @@ def test_what_framing_explains_is_the_fall_at_the_tests_own_framing(framed, smal
     fallen = (test.loc[test["label"] == 0, "score"] < 0.5).mean()
     assert row[["validation", "at_test_framing"]].tolist() == [1, 0] and row["test"] == pytest.approx(fallen)
     assert row["explained"] == pytest.approx(1 / (1 - fallen))
+    assert row["explained_low"] < row["explained"] < row["explained_high"]
+
+
+def test_folders_that_are_framed_alike_explain_no_fall(framed, small_phantom):
+    test = small_phantom[small_phantom["split"] == "test"].assign(recipe="r", protocol="strict", threshold=0.5)
+    scores = pd.concat([test.assign(seed=seed, score=0.8) for seed in (0, 1, 2)])
+    wide = np.where(np.arange(len(small_phantom)) % 2, 1.4, 1.0)  # half of each folder wider than the mean
+    aspects = small_phantom[["image_id", "split", "label"]].assign(aspect=wide)
+    row = shift.framing_explained(framed, scores, aspects).iloc[0]
+    assert row["validation"] == 1 and row["test"] == 0 and row["at_validation_framing"] < 0.8
+    assert row["explained"] == pytest.approx(0, abs=0.2)
 
 
 def test_aspect_ratios_are_read_off_files_that_differ_in_it(small_phantom):

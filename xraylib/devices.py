@@ -32,8 +32,7 @@ _FIXES = {
 class Accelerator:
     """What training runs on; `str()` of it is the one line to log.
 
-    `kind` is cpu, gpu or tpu; `count` devices of `processes` processes share each batch; `precision` is Keras's dtype
-    policy.
+    `kind` is cpu, gpu or tpu; `count` devices of `processes` processes share a batch; `precision`: Keras's policy.
     """
 
     kind: str

@@ -113,10 +113,12 @@ def near_duplicates(pixels: np.ndarray) -> pd.DataFrame:
     """Find pairs of images that look like copies: their 32 x 32 thumbnails correlate at `COPY_CORRELATION`.
 
     `pixels` is uint8 (n, height, width, 1). One row a pair, with the row numbers `a` < `b` and the Pearson
-    `correlation` of their thumbnails, blind to brightness and contrast, highest first. An image of one intensity
-    correlates with none.
+    `correlation` of their thumbnails, blind to brightness and contrast, highest first. A blank image has none.
     """
-    thumbnails = np.stack([_standardised(image) for image in pixels])
+    size, films = (_THUMBNAIL, _THUMBNAIL), (Image.fromarray(image[..., 0]) for image in pixels)
+    small = np.stack([np.asarray(film.resize(size, Image.Resampling.BOX), np.float32) for film in films])
+    thumbnails = small.reshape(len(pixels), -1) - small.mean(axis=(1, 2))[:, None]
+    thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True).clip(1e-6)
     pairs = []
     for top in range(0, len(pixels), _TILE):
         for left in range(top, len(pixels), _TILE):
@@ -125,13 +127,6 @@ def near_duplicates(pixels: np.ndarray) -> pd.DataFrame:
             pairs.append(pd.DataFrame({"a": a + top, "b": b + left, "correlation": tile[a, b]}))
     table = pd.concat(pairs).query("a < b")
     return table.sort_values(["correlation", "a", "b"], ascending=[False, True, True], ignore_index=True)
-
-
-def _standardised(image: np.ndarray) -> np.ndarray:
-    thumbnail = Image.fromarray(image[..., 0]).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-    values = np.asarray(thumbnail, dtype=np.float32).ravel()
-    values -= values.mean()
-    return values / max(float(np.linalg.norm(values)), 1e-6)
 
 
 def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.DataFrame:

@@ -148,8 +148,7 @@ def _whole(film: np.ndarray) -> np.ndarray:
 
 # Kermany's training normals show the whole film (median aspect ratio 1.21), its pneumonias are cut to the chest (1.49),
 # so a network can tell the classes by framing alone. Validation therefore also shows each class framed and rendered as
-# the other. The share of the rows of a normal that leaves it the aspect ratio of a pneumonia, and of columns the other
-# way:
+# the other. The share of rows that leaves a normal the aspect ratio of a pneumonia, and of columns the other way:
 SWAP = 1.21 / 1.49
 
 

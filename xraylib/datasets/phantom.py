@@ -55,8 +55,7 @@ _LETTERS: dict[str, list[tuple[float, float, float, float]]] = {
 class PhantomSettings:
     """What is simulated: 20 or more `images` over all splits, squares of `size` (28 or more) pixels.
 
-    `framing_shift` cuts the films at top and bottom as Kermany's are (`ASPECTS`); without it each shows the whole
-    square.
+    `framing_shift` cuts the films at top and bottom as Kermany's are (`ASPECTS`); without it none is.
     """
 
     images: int = 600

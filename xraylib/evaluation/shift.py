@@ -29,7 +29,7 @@ from xraylib import paths
 from xraylib.datasets import audit, catalog, images, manifest, splits
 from xraylib.datasets.corruptions import CORRUPTIONS, FRAMINGS, SHARES, corrupt
 from xraylib.evaluation import metrics
-from xraylib.evaluation.resampling import delong, share_interval
+from xraylib.evaluation.resampling import bootstrap_weights, delong, share_interval
 from xraylib.evaluation.scores import check
 from xraylib.storage import DataInvalid, NotFound, atomic
 from xraylib.training import runs
@@ -390,31 +390,44 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
 def framing_explained(views: pd.DataFrame, scores: pd.DataFrame, aspects: pd.DataFrame) -> pd.DataFrame:
     """How much of the fall in specificity from validation to the official test the framing explains.
 
-    `views` are of `load_views`, `scores` those of the report, `aspects` of `aspect_ratios`. Each normal of the test is
-    given the specificity that its recipe has on validation normals cut to the same aspect ratio (linear between the
-    doses), which gives `at_test_framing`. `recipe, runs, validation, at_test_framing, test, explained`: the share of
-    the fall, with Student's interval over runs, `explained_low, explained_high`.
+    `views` are of `load_views`, `scores` the report's, `aspects` of `aspect_ratios`. Each normal has the specificity of
+    validation normals cut to its aspect ratio (linear between doses): `at_validation_framing`, `at_test_framing`. The
+    difference of these two as a share of the fall from `validation` to `test` is `explained`, so that folders framed
+    alike explain nothing. Its interval adds Student's over runs and the bootstrap's over patients.
     """
-    normal = aspects[aspects["label"] == 0]
-    usual = normal.loc[normal["split"] != "test", "aspect"].mean()
-    kept = np.minimum(1.0, usual / normal.loc[normal["split"] == "test", "aspect"])
-    rows = []
+    ratio = aspects.set_index("image_id")["aspect"]
+    usual = aspects.loc[(aspects["label"] == 0) & (aspects["split"] != "test"), "aspect"].mean()
+    steps, rows = np.array([*SHARES[::-1], 1.0]), []
     for recipe, part in views[views["label"] == 0].groupby("recipe", sort=False):
         own = scores[(scores["recipe"] == recipe) & (scores["protocol"] == "strict") & (scores["label"] == 0)]
+        patients = np.unique([*part["patient"], *own["patient"]])
+        drawn = np.vstack([np.ones(len(patients)), bootstrap_weights(len(patients), 500)])
+
+        def means(films: pd.DataFrame, values: Any, patients: Any = patients, drawn: Any = drawn) -> np.ndarray:
+            weights = drawn[:, np.searchsorted(patients, films["patient"])]
+            with np.errstate(invalid="ignore"):  # a resample without these patients
+                return weights @ values / weights.sum(axis=1, keepdims=True)
+
         by_run = []
         for seed, one in part.groupby("seed"):
-            doses = [one[CLEAN], *(one[f"rows {share}"] for share in SHARES)]
-            curve = [(dose < one["threshold"]).mean() for dose in doses]
-            expected = np.interp(kept, (1.0, *SHARES)[::-1], curve[::-1]).mean()
             test = own[(own["seed"] == seed) & (own["split"] == "test")]
-            by_run.append((curve[0], expected, (test["score"] < test["threshold"]).mean()))
-        values = np.array(by_run)
-        share = (values[:, 0] - values[:, 1]) / (values[:, 0] - values[:, 2])
-        row = {"recipe": recipe, "runs": len(values)}
-        row |= dict(zip(("validation", "at_test_framing", "test"), values.mean(axis=0), strict=True))
-        half = student.ppf(0.975, len(share) - 1) * share.std(ddof=1) / len(share) ** 0.5 if len(share) > 1 else np.nan
-        ends = {"explained_low": share.mean() - half, "explained_high": share.mean() + half}
-        rows.append(row | {"explained": share.mean()} | ends)
+            cut = one[[*(f"rows {share}" for share in SHARES[::-1]), CLEAN]]
+            curve, at = means(one, cut.lt(one["threshold"], axis=0).to_numpy(dtype=float)), []
+            for films in (one, test):
+                kept = np.minimum(1.0, usual / ratio[films["image_id"]].to_numpy())
+                near = np.stack([np.interp(kept, steps, dose) for dose in np.eye(len(steps))], axis=1)
+                at.append((curve * means(films, near)).sum(axis=1))
+            found = means(test, (test["score"] < test["threshold"]).to_numpy(dtype=float)[:, None])[:, 0]
+            fall, predicted = curve[:, -1] - found, at[0] - at[1]
+            share = predicted[0] / fall[0]
+            # Of resamples the linear part: where the fall is small, a ratio has no bounds.
+            by_run.append((curve[:, -1], *at, found, share + (predicted - share * fall) / fall[0]))
+        values = np.array(by_run)  # runs, quantities, resamples
+        names = ("validation", "at_validation_framing", "at_test_framing", "test", "explained")
+        row = {"recipe": recipe, "runs": len(values)} | dict(zip(names, values[:, :, 0].mean(axis=0), strict=True))
+        spread = student.ppf(0.975, max(1, len(values) - 1)) * pd.Series(values[:, -1, 0]).sem()
+        half = np.hypot(spread, norm.ppf(0.975) * np.nanstd(values[:, -1, 1:].mean(axis=0)))
+        rows.append(row | {"explained_low": row["explained"] - half, "explained_high": row["explained"] + half})
     return pd.DataFrame(rows)
 
 

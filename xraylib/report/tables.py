@@ -115,8 +115,7 @@ def read_rows(dataset: str, name: str) -> list[dict[Any, Any]]:
 def save_figure(figure: Figure, dataset: str, name: str, caption: str, *, patients: bool = False) -> Path:
     """Write a figure as PNG with its caption inside; the page shows figures in the order of their names.
 
-    `patients` says that it shows radiographs: unless these are the phantom's, it goes to `local/`, which never enters
-    the repository.
+    `patients` says that it shows radiographs: unless these are the phantom's, it goes to `local/`, which git ignores.
     """
     place = folder(dataset) / ("local" if patients and dataset != "phantom" else "figures")
     with atomic(place / f"{name}.png") as temporary:

@@ -54,10 +54,11 @@ def scratch_cnn(x: Any, size: int, weights: Weights) -> Any:
     return layers.Dropout(0.3)(x)
 
 
-def backbone(x: Any, network: str, size: int, weights: Weights, *, scaled: bool = True, **options: Any) -> Any:
+def backbone(x: Any, network: str, size: int, weights: Weights, *, scaled: bool = True) -> Any:
     """Features of a Keras application without its top, which is one layer `backbone`, to freeze or free.
 
-    Its input is in -1…1, or in 0…255 where it is not `scaled`.
+    Its input is in -1…1, or in 0…255 where it is not `scaled`. While it is frozen, batch norm uses its own statistics;
+    while it is free they learn as well: `fit` overrides a `training=False` of the call (Keras 3.15).
     """
     if scaled:
         x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
@@ -70,27 +71,26 @@ def backbone(x: Any, network: str, size: int, weights: Weights, *, scaled: bool 
     )
     if weights.file is not None:
         load_weights(application, weights.file)
-    return application(x, **options)
+    return application(x)
 
 
 def mobilenetv2(x: Any, size: int, weights: Weights) -> Any:
     """MobileNetV2 (1,280 channels), averaged over the image."""
-    # Batch norm stays in inference mode, here and below: its statistics belong to the pre-trained weights.
-    x = backbone(x, "mobilenetv2", size, weights, training=False)
+    x = backbone(x, "mobilenetv2", size, weights)
     return layers.GlobalAveragePooling2D()(x)
 
 
 def mobilenetv2_160(x: Any, size: int, weights: Weights) -> Any:
     """MobileNetV2 on 160 × 160 pixels of a larger film, so that what is cut from it loses no detail."""
     x = layers.Resizing(160, 160, antialias=True)(x)
-    x = backbone(x, "mobilenetv2_160", 160, weights, training=False)
+    x = backbone(x, "mobilenetv2_160", 160, weights)
     x = layers.GlobalAveragePooling2D()(x)
     return layers.Dropout(0.2)(x)
 
 
 def mobilenetv2_small(x: Any, size: int, weights: Weights) -> Any:
     """MobileNetV2, then max pooling and flattening, as the 176-image system publishes it."""
-    x = backbone(x, "mobilenetv2_small", size, weights, training=False)
+    x = backbone(x, "mobilenetv2_small", size, weights)
     x = layers.MaxPooling2D()(x)
     return layers.Flatten()(x)
 
@@ -294,8 +294,7 @@ def get_weights(network: str, init: str) -> Weights:
     """Find the initial weights that are asked for, never others in their place; `NotFound` otherwise.
 
     `init` is `random`; `imagenet`: the file `<backbone>_imagenet_notop.weights.h5` in the folder `XRAYLIB_WEIGHTS`
-    where that is set, Keras's own download elsewhere; the path of a `.weights.h5` file; or `none`, of a recipe without
-    a network.
+    where that is set, Keras's own download elsewhere; the path of a `.weights.h5` file; or `none`, without a network.
     """
     if init in ("random", "none"):
         return Weights(init)

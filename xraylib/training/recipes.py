@@ -14,8 +14,7 @@ from xraylib.storage import NotFound
 class Phase:
     """Some epochs at one learning rate; a later phase starts from the best epoch before it.
 
-    `learning_rate` decays along a cosine to a hundredth with `decay`; `freeze_backbone` trains the layers above the
-    backbone only.
+    `learning_rate` decays along a cosine to a hundredth with `decay`; `freeze_backbone` trains the others only.
     """
 
     epochs: int
@@ -156,13 +155,13 @@ SCRATCH_CNN = Recipe(
     claimed_on=624,
     ours="layers, input size and epochs are ours",
     remark=(
-        "Its README gives neither layers, input size nor epochs: the network here is ours within its words. "
-        "What else it says holds here: recall above precision, and the test below validation."
+        "The network is ours within the words of its README, which gives no layers, size or epochs. It quotes the "
+        "keras.io example of July 2020, so its network is likely that of kerasio-tpu, in two stages. What else it says "
+        "holds here: recall above precision, and the test below validation."
     ),
     published={"split_strategy": "per-image-validation", "patience": None, "threshold_rule": 0.5},
     retained=(
-        "no augmentation",
-        "regularisation, then a fine-tuning phase at a lower rate; the last epoch",
+        "no augmentation; regularisation, then a fine-tuning phase at a lower rate; the last epoch",
         "a random fifth of the training images validates (its README does not say which did)",
     ),
     corrected=("validation by patient, cut from train", "the best epoch of each phase is kept"),
@@ -318,11 +317,7 @@ def _reframed(recipe: Recipe) -> Recipe:
     return replace(recipe, name=name, title=title, **changed)
 
 
-def _single_feature(feature: str) -> Recipe:
-    name, title = feature.replace(" ", "-"), f"Single-feature baseline: {feature}, logistic regression (ours)"
-    return Recipe(name=name, title=title, network=feature, size=64, fit="single-feature", init="none")
-
-
+_ONE = "Single-feature baseline: {}, logistic regression (ours)"
 MOBILENET_FROZEN = Recipe(
     name="mobilenetv2-frozen",
     title="Features of an ImageNet MobileNetV2, calibrated logistic regression (ours)",
@@ -335,7 +330,7 @@ MOBILENET_FROZEN = Recipe(
 
 FLAGSHIP = Recipe(
     name="flagship",
-    title="MobileNetV2 fine-tuned on films of random framing and rendering (ours)",
+    title="MobileNetV2 at 160 px, head then all layers, on films of random framing and rendering (ours)",
     network="mobilenetv2_160",
     size=224,
     phases=(
@@ -359,7 +354,10 @@ _ALL = (
     _balanced("undersample", "undersampled"),
     *(KERASIO, MOBILENET_FROZEN, FLAGSHIP),
     *map(_reframed, (TINY_CNN, SCRATCH_CNN, KERASIO, MOBILENET_SMALL, MOBILENET_FROZEN)),
-    *map(_single_feature, ("majority class", "file size", "mean intensity")),
+    *(
+        Recipe(name=x.replace(" ", "-"), title=_ONE.format(x), network=x, size=64, fit="single-feature", init="none")
+        for x in ("majority class", "file size", "mean intensity")
+    ),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
