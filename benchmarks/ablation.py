@@ -95,7 +95,11 @@ VARIANTS = {
     "frozen batch norm": Variant("batch norm keeps its weights and statistics", freeze="BatchNormalization"),
     "head only": Variant("the backbone stays frozen", epochs=(3, 0)),
     "no head first": Variant("all layers at once, no epoch of the head", epochs=(0, 3)),
-    "random weights": Variant("random initial weights, all layers at once", init="random", epochs=(0, 3)),
+    "random weights": Variant(
+        "random weights, all layers at once; in so few steps batch norm's statistics stay behind",
+        init="random",
+        epochs=(0, 3),
+    ),
     "64 px": Variant("64 px", size=64),
     "128 px": Variant("128 px", size=128),
 }
