@@ -51,7 +51,7 @@ def ship(run: runs.Run, films: pd.DataFrame) -> runs.Run:
         model.save_weights(new / "model.weights.h5")
         _halve(new / "model.weights.h5")
         about = {"trained_model_sha256": run.settings["model_sha256"], "weights": "float16"}
-        about["licences"] = {"data": "CC BY 4.0 (Kermany et al. 2018)", "initial weights": "Apache-2.0 (TensorFlow)"}
+        about["licences"] = {"data": "CC BY 4.0 (Kermany et al. 2018)", "initial weights": "Apache-2.0"}
         about = run.settings | about | {"model_sha256": runs.file_sha256(new / "model.weights.h5")}
         model = runs.Run(run.recipe, run.protocol, run.seed, new, about).predictor().model
         (new / "model.tflite").write_bytes(export(model, train))

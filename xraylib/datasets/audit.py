@@ -113,7 +113,7 @@ def near_duplicates(pixels: np.ndarray) -> pd.DataFrame:
     """Find pairs of images that look like copies: their 32 x 32 thumbnails correlate at `COPY_CORRELATION`.
 
     `pixels` is uint8 (n, height, width, 1). One row a pair, with the row numbers `a` < `b` and the Pearson
-    `correlation` of their thumbnails, blind to brightness and contrast, highest first. A blank image has none.
+    `correlation` of their thumbnails, blind to brightness and contrast, highest first. A blank image has no copies.
     """
     size, films = (_THUMBNAIL, _THUMBNAIL), (Image.fromarray(image[..., 0]) for image in pixels)
     small = np.stack([np.asarray(film.resize(size, Image.Resampling.BOX), np.float32) for film in films])

@@ -217,7 +217,7 @@ def risk_coverage(scores: pd.DataFrame) -> pd.DataFrame:
     """Error among the test images that are answered when the least sure are left out first.
 
     Of one recipe and protocol; how sure a score is: the distance of its log odds from the threshold's. `answered` (0.05
-    to 1)`, error, low, high`: mean over seeds. Ties are broken in any order: the expected error.
+    to 1)`, error, low, high`: mean over seeds. Of ties, the mean over their orders.
     """
     points = thresholds(scores, "frozen")
     own = scores[scores["split"] == "test"]

@@ -14,7 +14,7 @@ from xraylib.storage import NotFound
 class Phase:
     """Some epochs at one learning rate; a later phase starts from the best epoch before it.
 
-    `learning_rate` decays along a cosine to a hundredth with `decay`; `freeze_backbone` trains the others only.
+    `learning_rate` decays along a cosine to a hundredth with `decay`; `freeze_backbone` trains the head only.
     """
 
     epochs: int
