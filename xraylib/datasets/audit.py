@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from xraylib import paths, storage
 from xraylib.datasets.catalog import Dataset, find
 from xraylib.datasets.images import CHANGED, UnusableImage, decode, load_pixels, map_rows, read_bytes
-from xraylib.datasets.manifest import image_id, patient_and_kind, person_number
+from xraylib.datasets.manifest import image_id, other_readings, patient_and_kind, series_and_number
 from xraylib.storage import DataInvalid, NotFound
 
 # Of the 5,840 Kermany radiographs at 224 px no two that differ in their bytes correlate above 0.975; copies re-encoded
@@ -130,15 +130,19 @@ def near_duplicates(pixels: np.ndarray) -> pd.DataFrame:
 
 
 def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.DataFrame:
-    """Count what crosses the borders between splits, under both readings of a name.
+    """Count what crosses the borders between splits, under each reading of who is one patient.
 
-    Either `personN` of one kind is one child (the manifest's `patient`), or the bare number is, whatever the kind;
-    which is true is not documented. With `pixels`, uint8 (n, size, size, 1) of the same rows, near duplicates are
-    counted as well. One row a check and pair of splits: `check`, `splits`, `patients_or_images`, `images` (those of the
-    second split concerned) and their `share` of it.
+    `same patient` follows the authors' numbering (the manifest's `patient`). `same number and kind` and `same number`
+    are the readings that it contradicts (see `manifest.other_readings`). With `pixels`, uint8 (n, size, size, 1) of the
+    same rows, near duplicates are counted as well. One row a check and pair of splits: `check`, `splits`,
+    `patients_or_images`, `images` (those of the second split concerned) and their `share` of it.
     """
-    marked = manifest.assign(person=manifest["patient"].map(person_number))
-    checks = {"same patient": "patient", "same bare number": "person", "byte-identical": "sha256"}
+    # The index can repeat: a system may validate on images that it trained on.
+    readings = pd.DataFrame(map(other_readings, manifest["image_id"]))
+    marked = pd.concat([manifest.reset_index(drop=True), readings], axis=1)
+    checks = {"same patient": "patient"}
+    checks |= {reading: reading for reading in readings}
+    checks["byte-identical"] = "sha256"
     if pixels is not None:
         pairs, n = near_duplicates(pixels), len(marked)
         links = coo_array((np.ones(len(pairs)), (pairs["a"], pairs["b"])), shape=(n, n))
@@ -154,20 +158,13 @@ def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.Data
     return pd.DataFrame(rows, columns=["check", "splits", "patients_or_images", "images", "share"])
 
 
-def numbers(manifest: pd.DataFrame) -> pd.DataFrame:
-    """The `series` and `number` of each patient: normals by their names' beginning, others by kind; NaN without."""
-    named = manifest["patient"].str.extract(r"^(?P<series>.*?)(?P<number>\d+)\D*$")
-    series = named["series"].where(manifest["label"] == 0, manifest["kind"])
-    return pd.DataFrame({"series": series, "number": named["number"].astype(float)})
-
-
 def numbering(manifest: pd.DataFrame) -> pd.DataFrame:
     """Where the official splits lie in each series of numbers: a row a series and split.
 
     `series, split, images, first, last`, and `inside`: the share of the other splits' images of the series whose number
     lies between the two. Blocks that share no number may differ in date, device or ward.
     """
-    table, rows = manifest[["split"]].join(numbers(manifest)).dropna(), []
+    table, rows = manifest[["split"]].join(series_and_number(manifest)).dropna(), []
     for (name, split), own in table.groupby(["series", "split"]):
         first, last = own["number"].min(), own["number"].max()
         others = table[(table["series"] == name) & (table["split"] != split)]["number"]

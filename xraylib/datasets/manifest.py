@@ -28,8 +28,16 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 
 _SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
 _ROBOFLOW = re.compile(r"_(jpe?g|png)\.rf\.[0-9A-Za-z]+$")
-_PNEUMONIA = re.compile(r"(person[0-9]+_(bacteria|virus))(?:_[0-9]+)+")
-_NORMAL = re.compile(r"((?:NORMAL2-)?IM-[0-9]+)(?:-[0-9]+)+")
+_PNEUMONIA = re.compile(r"person([0-9]+)_(bacteria|virus)(?:_[0-9]+)+")
+_NORMAL = re.compile(r"(NORMAL2-IM|IM)-([0-9]+)(?:-[0-9]+)+")
+# The numbers (first, last) that Kermany's test folder has in each series of names. The training folder has none of
+# them, so a name tells its folder even where a copy was split anew.
+_TEST_NUMBERS = {
+    "bacteria": ((78, 175),),
+    "virus": ((1, 79), (1608, 1608), (1610, 1685)),
+    "IM": ((1, 111),),
+    "NORMAL2-IM": ((1, 381),),
+}
 _NIH = re.compile(r"([0-9]+)_[0-9]+")
 
 
@@ -201,18 +209,50 @@ def image_id(filename: str) -> str:
 
 
 def patient_and_kind(filename: str) -> tuple[str, str]:
-    """Read patient and kind (normal, bacteria, virus) from a file name of Kermany's family.
+    """Read the patient and the kind (normal, bacteria, virus) from a file name of Kermany's family.
 
-    A name of another family is of kind unknown and its own patient. Whether `person100_bacteria` and `person100_virus`
-    are one child is not documented by Kermany et al. (2018); they are two patients here, and `person_number` gives the
-    other reading.
+    The patients are those of the authors' own numbering, in version 3 of the data (doi 10.17632/rscbjbr9sj.3):
+    `person7_bacteria` and `person7_virus` of one folder are one child, and so are `IM-0300` and `NORMAL2-IM-0300` of
+    the training folder. In the test folder these two series are two children. Numbers start anew in the test folder,
+    whose patients are called `test-…` here. A name of another family has the kind `unknown` and is its own patient.
     """
     stem = image_id(filename)
-    if found := _PNEUMONIA.fullmatch(stem):
-        return found[1], found[2]
-    if found := _NORMAL.fullmatch(stem):
-        return found[1], "normal"
+    if match := _PNEUMONIA.fullmatch(stem):
+        number, kind = int(match[1]), match[2]
+        return f"{_folder_prefix(kind, number)}person{number}", kind
+    if match := _NORMAL.fullmatch(stem):
+        series, number = match[1], int(match[2])
+        if prefix := _folder_prefix(series, number):
+            return f"{prefix}{series}-{number:04d}", "normal"
+        return f"IM-{number:04d}", "normal"
     return stem, "unknown"
+
+
+def _folder_prefix(series: str, number: int) -> str:
+    in_test = any(first <= number <= last for first, last in _TEST_NUMBERS[series])
+    return "test-" if in_test else ""
+
+
+def other_readings(image: str) -> dict[str, str]:
+    """Read the patient of a Kermany image in the ways that the authors' numbering contradicts.
+
+    Parameters
+    ----------
+    image : str
+        An `image_id` or file name.
+
+    Returns
+    -------
+    dict of str to str
+        `same number and kind`: each kind, and each series of normals, has patients of its own.
+        `same number`: a number is one child in both folders. An image of another family of names is its own patient.
+    """
+    stem = image_id(image)
+    if match := _PNEUMONIA.fullmatch(stem):
+        return {"same number and kind": f"person{match[1]}_{match[2]}", "same number": f"person{match[1]}"}
+    if match := _NORMAL.fullmatch(stem):
+        return {"same number and kind": f"{match[1]}-{match[2]}", "same number": f"IM-{match[2]}"}
+    return {"same number and kind": stem, "same number": stem}
 
 
 def _nih_patient_and_kind(filename: str) -> tuple[str, str]:
@@ -228,7 +268,23 @@ _READERS = {
 }
 
 
-def person_number(patient: str) -> str:
-    """Return the bare number of a Kermany patient, "person100"; any other patient is returned unchanged."""
-    found = re.fullmatch(r"(person[0-9]+)_(?:bacteria|virus)", patient)
-    return found[1] if found else patient
+def series_and_number(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Read the series of names, and the patient's number in it, of every image.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `series`: `bacteria`, `virus`, `IM` or `NORMAL2-IM` for names of Kermany's family, else the text before the
+        number in `patient`. `number`: float, missing where there is none. The index is that of `manifest`.
+    """
+    rows = []
+    for stem, patient in zip(manifest["image_id"], manifest["patient"], strict=True):
+        if match := _PNEUMONIA.fullmatch(stem):
+            rows.append((match[2], float(match[1])))
+        elif match := _NORMAL.fullmatch(stem):
+            rows.append((match[1], float(match[2])))
+        elif match := re.search(r"^(.*?)([0-9]+)[^0-9]*$", patient):
+            rows.append((match[1], float(match[2])))
+        else:
+            rows.append(("", float("nan")))
+    return pd.DataFrame(rows, columns=["series", "number"], index=manifest.index)

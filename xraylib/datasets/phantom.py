@@ -28,7 +28,7 @@ from scipy.ndimage import gaussian_filter
 from xraylib.storage import DataInvalid, atomic_folder, storage_errors
 
 # Part of every key: raise it whenever the same settings would give other bytes.
-VERSION = 3
+VERSION = 4
 
 _MU = 0.2  # attenuation of water per cm at the mean energy of a child's film
 _WORKERS = 2
@@ -392,8 +392,8 @@ def simulate(
 def _plan(settings: PhantomSettings) -> Iterator[tuple[str, str, str, tuple[int, ...], int]]:
     """Image, mask, kind, patient's seed and number of the film, in about the proportions of Kermany's data.
 
-    Names are as there. Bacterial and viral patients are numbered apart, in no order of split: so a bare person number
-    of the test folder may stand in train as well, for another child.
+    Names are as there. Every patient has a number of their own, in no order of split. The numbers lie above those of
+    Kermany's test folder, so that a name of a phantom is never taken for one of its patients.
     """
     rng, total = np.random.default_rng([settings.seed, 1]), settings.images
     val, test = max(2, min(16, 2 * round(total / 75))), round(total * 154 / 600)
@@ -403,6 +403,7 @@ def _plan(settings: PhantomSettings) -> Iterator[tuple[str, str, str, tuple[int,
         pneumonias = images - counts[split, "normal"]
         counts[split, "virus"] = round(0.35 * pneumonias)
         counts[split, "bacteria"] = pneumonias - counts[split, "virus"]
+    first_number = 2001
     for k, kind in enumerate(_KINDS):
         patients = []
         for split in ("train", "val", "test"):
@@ -416,11 +417,12 @@ def _plan(settings: PhantomSettings) -> Iterator[tuple[str, str, str, tuple[int,
             series = "NORMAL2-IM" if rng.random() < 0.55 else "IM"
             for film in range(1, films + 1):
                 number += 1
-                stem = f"person{person}_{kind}_{number}"
+                stem = f"person{first_number + person}_{kind}_{number}"
                 if kind == "normal":
-                    stem = f"{series}-{114 + person:04d}-{film:04d}"
+                    stem = f"{series}-{first_number + person:04d}-{film:04d}"
                 image = f"{split}/{'NORMAL' if kind == 'normal' else 'PNEUMONIA'}/{stem}.jpeg"
                 yield image, f"masks/{split}/{stem}.png", kind, (settings.seed, k, order), film
+        first_number += len(patients)
 
 
 def write(folder: Path | str, settings: PhantomSettings) -> Path:

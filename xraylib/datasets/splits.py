@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from xraylib.datasets.manifest import person_number
+from xraylib.datasets.manifest import series_and_number
 from xraylib.storage import DataInvalid, NotFound
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ VALIDATION_FOLDS = 7
 # Images of the small experiment, train and validation.
 SMALL = {"train": 136, "val": 40}
 # Split strategies under which `strict` holds.
-BY_PATIENT = ("patient-grouped", "patient-grouped-176")
+BY_PATIENT = ("patient-grouped", "patient-grouped-176", "number-blocks")
 
 
 def assign(
@@ -90,14 +90,40 @@ def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _inseparable(manifest: pd.DataFrame) -> pd.Series:
-    """Group images that must stay in one split: of one bare number, whatever the kind, or byte-identical."""
-    images = np.arange(len(manifest))
-    persons = len(manifest) + pd.factorize(manifest["patient"].map(person_number))[0]
-    contents = len(manifest) + persons.max() + 1 + pd.factorize(manifest["sha256"])[0]
-    ends = np.concatenate([persons, contents])
-    size = int(ends.max()) + 1
-    links = coo_array((np.ones(2 * len(images)), (np.tile(images, 2), ends)), shape=(size, size))
-    return pd.Series(connected_components(links, directed=False)[1][: len(images)], index=manifest.index)
+    """Number the groups of images that must stay in one split.
+
+    Two images are linked if they show the same patient or have the same bytes. A group holds all images that can be
+    reached from one another through such links.
+    """
+    images = len(manifest)
+    patients = pd.factorize(manifest["patient"])[0]
+    contents = pd.factorize(manifest["sha256"])[0]
+    # The nodes of the graph are the images, then the patients, then the contents.
+    first_patient = images
+    first_content = first_patient + images
+    sources = np.tile(np.arange(images), 2)
+    targets = np.concatenate([first_patient + patients, first_content + contents])
+    nodes = 3 * images
+    links = coo_array((np.ones(len(sources)), (sources, targets)), shape=(nodes, nodes))
+    groups = connected_components(links, directed=False)[1]
+    return pd.Series(groups[:images], index=manifest.index)
+
+
+def _number_blocks(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Validate on the lowest seventh of each series of patient numbers, whatever the seed.
+
+    The official test is such a block: it has the lowest or highest numbers of every series. Patients and copies stay
+    together, so that a block can grow beyond a seventh.
+    """
+    pool = manifest[manifest["split"] != "test"]
+    named = pool.join(series_and_number(pool)).dropna(subset=["number"])
+    if named.empty:
+        raise DataInvalid("the file names hold no numbers of patients. Fix: choose another split strategy.")
+    rank = named.groupby("series")["number"].rank(method="average", pct=True)
+    lowest = rank.index[rank <= 1 / VALIDATION_FOLDS]
+    groups = _inseparable(pool)
+    validation = groups.index[groups.isin(groups[lowest])]
+    return _with_splits(manifest, {"train": pool.index, "val": validation})
 
 
 def _patient_grouped_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -157,6 +183,7 @@ def _random_per_image(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
 SPLIT_STRATEGIES: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
     "patient-grouped": _patient_grouped,
     "patient-grouped-176": _patient_grouped_176,
+    "number-blocks": _number_blocks,
     "official": _official,
     "per-image-validation": _per_image_validation,
     "random-per-image": _random_per_image,

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from xraylib import paths
 from xraylib.datasets import audit, catalog, images, manifest, splits
+from xraylib.datasets.manifest import series_and_number
 from xraylib.datasets.corruptions import CORRUPTIONS, FRAMINGS, SHARES, corrupt
 from xraylib.evaluation import metrics
 from xraylib.evaluation.resampling import bootstrap_weights, delong, share_interval
@@ -144,7 +145,7 @@ def identity(films: pd.DataFrame, features: np.ndarray | None = None) -> pd.Data
     row a pairing: `pairing, pairs, auc, low, high`: how often the namesake's correlation exceeds that with another
     child's image of the same series (chance: 0.5), averaged over pairs, with a normal interval over them.
     """
-    named = audit.numbers(films).reset_index(drop=True)[~films["sha256"].duplicated().to_numpy()].dropna()
+    named = series_and_number(films).reset_index(drop=True)[~films["sha256"].duplicated().to_numpy()].dropna()
     known = (frozen_features(films) if features is None else features).astype(np.float64)[named.index]
     known = StandardScaler().fit_transform(
         known - pd.DataFrame(known).groupby(named["series"].to_numpy()).transform("mean")

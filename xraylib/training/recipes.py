@@ -317,6 +317,25 @@ def _reframed(recipe: Recipe) -> Recipe:
     return replace(recipe, name=name, title=title, **changed)
 
 
+def _two_by_two() -> tuple[Recipe, Recipe]:
+    """The two cells between `tiny-cnn-28` and its re-framed twin: its validation alone, its augmentation alone."""
+    reframed = _reframed(TINY_CNN)
+    selection = replace(
+        reframed,
+        name="tiny-cnn-28-reframed-validation",
+        title=f"{TINY_CNN.title}, epoch and threshold chosen on re-framed images (ours)",
+        augmentation=TINY_CNN.augmentation,
+    )
+    augmentation = replace(
+        reframed,
+        name="tiny-cnn-28-reframed-training",
+        title=f"{TINY_CNN.title}, framing made random in training, epoch chosen as before (ours)",
+        patience=TINY_CNN.patience,
+        validation=TINY_CNN.validation,
+    )
+    return selection, augmentation
+
+
 _ONE = "Single-feature baseline: {}, logistic regression (ours)"
 MOBILENET_FROZEN = Recipe(
     name="mobilenetv2-frozen",
@@ -354,6 +373,7 @@ _ALL = (
     _balanced("undersample", "undersampled"),
     *(KERASIO, MOBILENET_FROZEN, FLAGSHIP),
     *map(_reframed, (TINY_CNN, SCRATCH_CNN, KERASIO, MOBILENET_SMALL, MOBILENET_FROZEN)),
+    *_two_by_two(),
     *(
         Recipe(name=x.replace(" ", "-"), title=_ONE.format(x), network=x, size=64, fit="single-feature", init="none")
         for x in ("majority class", "file size", "mean intensity")
