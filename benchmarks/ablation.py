@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 from sklearn.metrics import roc_auc_score
 
 from xraylib import devices, paths, storage
-from xraylib.datasets import corruptions, images, manifest, splits
+from xraylib.datasets import framing, images, manifest, splits
 from xraylib.evaluation import resampling
 
 HERE = devices.use()
@@ -35,25 +35,33 @@ SIZE, BATCH, VIEWS = 224, 32, 8
 ABOUT = ["image_id", "label", "patient"]
 
 
-def framing() -> list[layers.Layer]:
+def random_framing() -> list[layers.Layer]:
     """Random framing, the augmentation of the base."""
     return [networks.RandomFraming()]
 
 
-def mix(films: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def mix(
+    films: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Mixup (Zhang et al. 2018) with alpha .2."""
     share, other = rng.beta(0.2, 0.2), rng.permutation(len(films))
     return share * films + (1 - share) * films[other], share * labels + (1 - share) * labels[other]
 
 
-def degrade(films: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def degrade(
+    films: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Half of the films blurred (by up to 1.5 px), with noise (by up to 8 of 255), as JPEG of quality 30 to 90."""
     films = films.copy()
     for index in np.flatnonzero(rng.random(len(films)) < 0.5):
-        film = Image.fromarray(films[index, ..., 0]).filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.5)))
+        film = Image.fromarray(films[index, ..., 0]).filter(
+            ImageFilter.GaussianBlur(rng.uniform(0, 1.5))
+        )
         noisy = np.asarray(film) + rng.normal(0, rng.uniform(0, 8), film.size[::-1])
         stream = io.BytesIO()
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=int(rng.integers(30, 91)))
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(
+            stream, "JPEG", quality=int(rng.integers(30, 91))
+        )
         films[index, ..., 0] = np.asarray(Image.open(stream))
     return films, labels
 
@@ -66,7 +74,7 @@ class Variant:
     """
 
     words: str
-    augment: Callable[[], list[layers.Layer]] = framing
+    augment: Callable[[], list[layers.Layer]] = random_framing
     batch: Callable | None = None
     size: int = 96
     init: str = "imagenet"
@@ -81,18 +89,24 @@ VARIANTS = {
     "rendered": Variant("random rendering alone", augment=lambda: [networks.RandomRendering()]),
     "reframed, rendered": Variant(
         "+ random gamma, contrast, brightness (the flagship's)",
-        augment=lambda: [*framing(), networks.RandomRendering()],
+        augment=lambda: [*random_framing(), networks.RandomRendering()],
     ),
     "blur, noise, JPEG": Variant("+ blur, noise, JPEG", batch=degrade),
     "erased": Variant(
         "+ random erasing",
-        augment=lambda: [*framing(), layers.RandomErasing(factor=0.5, scale=(0.02, 0.2), value_range=(0, 255))],
+        augment=lambda: [
+            *random_framing(),
+            layers.RandomErasing(factor=0.5, scale=(0.02, 0.2), value_range=(0, 255)),
+        ],
     ),
     "mixup": Variant("+ mixup", batch=mix),
     "averaged weights": Variant(
-        "+ exponential moving average of the weights", optimizer={"use_ema": True, "ema_momentum": 0.99}
+        "+ exponential moving average of the weights",
+        optimizer={"use_ema": True, "ema_momentum": 0.99},
     ),
-    "frozen batch norm": Variant("batch norm keeps its weights and statistics", freeze="BatchNormalization"),
+    "frozen batch norm": Variant(
+        "batch norm keeps its weights and statistics", freeze="BatchNormalization"
+    ),
     "head only": Variant("the backbone stays frozen", epochs=(3, 0)),
     "no head first": Variant("all layers at once, no epoch of the head", epochs=(0, 3)),
     "random weights": Variant(
@@ -108,7 +122,14 @@ VARIANTS = {
 class Batches(keras.utils.PyDataset):
     """Batches in the order of `rows`."""
 
-    def __init__(self, films: np.ndarray, labels: np.ndarray, rows: np.ndarray, change: Callable | None, seed: int):
+    def __init__(
+        self,
+        films: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        change: Callable | None,
+        seed: int,
+    ):
         super().__init__()
         self.films, self.labels, self.change, self.seed = films, labels, change, seed
         self.rows = rows.reshape(-1, BATCH)
@@ -117,7 +138,10 @@ class Batches(keras.utils.PyDataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        films, labels = self.films[self.rows[index]], self.labels[self.rows[index]].astype("float32")
+        films, labels = (
+            self.films[self.rows[index]],
+            self.labels[self.rows[index]].astype("float32"),
+        )
         if self.change:
             films, labels = self.change(films, labels, np.random.default_rng([self.seed, index]))
         return films.astype("float32"), labels
@@ -136,7 +160,9 @@ def network(variant: Variant) -> keras.Model:
     return keras.Model(inputs, layers.Dense(1, "sigmoid")(x))
 
 
-def fit(variant: Variant, films: np.ndarray, labels: np.ndarray, rows: np.ndarray, seed: int) -> keras.Model:
+def fit(
+    variant: Variant, films: np.ndarray, labels: np.ndarray, rows: np.ndarray, seed: int
+) -> keras.Model:
     """Train the network of a variant on some rows."""
     keras.utils.set_random_seed(seed)
     model, rng = network(variant), np.random.default_rng(seed)
@@ -145,10 +171,14 @@ def fit(variant: Variant, films: np.ndarray, labels: np.ndarray, rows: np.ndarra
         for layer in model.get_layer("backbone").layers if not frozen else ():
             layer.trainable = type(layer).__name__ != variant.freeze
         if not frozen:
-            rate = keras.optimizers.schedules.CosineDecay(rate, max(1, epochs * (len(rows) // BATCH)), alpha=0.01)
+            rate = keras.optimizers.schedules.CosineDecay(
+                rate, max(1, epochs * (len(rows) // BATCH)), alpha=0.01
+            )
         model.compile(keras.optimizers.Adam(rate, **variant.optimizer), "binary_crossentropy")
         if epochs:  # in one go, because an average of weights takes their place when `fit` ends
-            order = np.concatenate([rng.permutation(rows)[: len(rows) // BATCH * BATCH] for _ in range(epochs)])
+            order = np.concatenate(
+                [rng.permutation(rows)[: len(rows) // BATCH * BATCH] for _ in range(epochs)]
+            )
             model.fit(Batches(films, labels, order, variant.batch, seed), verbose=0, shuffle=False)
     return model
 
@@ -156,7 +186,9 @@ def fit(variant: Variant, films: np.ndarray, labels: np.ndarray, rows: np.ndarra
 def score(model: keras.Model, films: np.ndarray) -> np.ndarray:
     """P(pneumonia) of uint8 films, float64 `(n,)`."""
     parts = (films[start : start + 64].astype("float32") for start in range(0, len(films), 64))
-    return np.concatenate([np.asarray(model.predict_on_batch(part))[:, 0] for part in parts]).astype(np.float64)
+    return np.concatenate(
+        [np.asarray(model.predict_on_batch(part))[:, 0] for part in parts]
+    ).astype(np.float64)
 
 
 def score_views(model: keras.Model, films: np.ndarray) -> np.ndarray:
@@ -175,16 +207,26 @@ def run(name: str, seed: int, films: np.ndarray, table: pd.DataFrame) -> None:
     """Train a variant once and append what it scored."""
     labels, started = table["label"].to_numpy(), time.perf_counter()
     assigned = splits.assign(table, "strict", seed, split_strategy="patient-grouped")
-    rows = {split: assigned.index[assigned["split"] == split].to_numpy() for split in ("train", "val", "test")}
+    rows = {
+        split: assigned.index[assigned["split"] == split].to_numpy()
+        for split in ("train", "val", "test")
+    }
     model = fit(VARIANTS[name], films, labels, rows["train"], seed)
     seconds = time.perf_counter() - started
     own = films[rows["val"]]
-    views = {"as it is": own} | corruptions.swaps(own, labels[rows["val"]], seed)
+    views = {"as it is": own} | framing.swaps(own, labels[rows["val"]], seed)
     ways = {name: score} | ({"8 views": score_views} if name == "reframed" else {})
     for way, scored in ways.items():
-        found = {view: roc_auc_score(labels[rows["val"]], scored(model, shown)) for view, shown in views.items()}
-        record = {"variant": way, "seed": seed} | found | {"seconds": seconds, "hardware": str(HERE)}
-        tests = table.loc[rows["test"], ABOUT].assign(**{f"{way}/{seed}": scored(model, films[rows["test"]])})
+        found = {
+            view: roc_auc_score(labels[rows["val"]], scored(model, shown))
+            for view, shown in views.items()
+        }
+        record = (
+            {"variant": way, "seed": seed} | found | {"seconds": seconds, "hardware": str(HERE)}
+        )
+        tests = table.loc[rows["test"], ABOUT].assign(
+            **{f"{way}/{seed}": scored(model, films[rows["test"]])}
+        )
         keep("scores.csv", lambda old, new=tests: new if old is None else joined(old, new))
         keep("runs.csv", lambda old, new=record: pd.concat([old, pd.DataFrame([new])]))
         print(record, flush=True)
@@ -192,7 +234,9 @@ def run(name: str, seed: int, films: np.ndarray, table: pd.DataFrame) -> None:
 
 def joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     """Scores of the same images side by side; a column of a run that was cut is replaced."""
-    return old.drop(columns=[c for c in new if c not in ABOUT], errors="ignore").merge(new, on=ABOUT)
+    return old.drop(columns=[c for c in new if c not in ABOUT], errors="ignore").merge(
+        new, on=ABOUT
+    )
 
 
 def keep(name: str, change: Callable[[pd.DataFrame | None], pd.DataFrame]) -> None:
@@ -200,7 +244,7 @@ def keep(name: str, change: Callable[[pd.DataFrame | None], pd.DataFrame]) -> No
     file = FOLDER / name
     file.parent.mkdir(parents=True, exist_ok=True)
     changed = change(pd.read_csv(file) if file.exists() else None)
-    with storage.atomic(file) as temporary:
+    with storage.atomic_write(file) as temporary:
         changed.to_csv(temporary, index=False, float_format="%.7g")
 
 
@@ -210,7 +254,9 @@ def tabulate(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     The interval is over patients, with the runs as they are (DeLong), paired by seed.
     """
     labels, patients = scores["label"].to_numpy(), scores["patient"].to_numpy()
-    words = {name: variant.words for name, variant in VARIANTS.items()} | {"8 views": "mean of 8 random framings"}
+    words = {name: variant.words for name, variant in VARIANTS.items()} | {
+        "8 views": "mean of 8 random framings"
+    }
     found = []
     for name in [name for name in words if name in set(runs["variant"])]:
         own = runs[runs["variant"] == name]
@@ -247,7 +293,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     asked = parser.parse_args()
     if unknown := set(asked.variants) - set(VARIANTS):
-        parser.error(f"no such variant: {', '.join(sorted(unknown))}. Fix: choose of {', '.join(VARIANTS)}.")
+        parser.error(
+            f"no such variant: {', '.join(sorted(unknown))}. Fix: choose of {', '.join(VARIANTS)}."
+        )
     table = manifest.load("kermany")
     films = images.load_pixels(table, SIZE)
     file = FOLDER / "runs.csv"
@@ -258,7 +306,9 @@ def main() -> None:
                 run(name, seed, films, table)
                 keep(
                     "table.csv",
-                    lambda old: tabulate(*(pd.read_csv(FOLDER / f"{kind}.csv") for kind in ("runs", "scores"))),
+                    lambda old: tabulate(
+                        *(pd.read_csv(FOLDER / f"{kind}.csv") for kind in ("runs", "scores"))
+                    ),
                 )
 
 

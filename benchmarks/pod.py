@@ -40,7 +40,11 @@ def measure(name: str) -> dict[str, float]:
     gradients = sum(np.prod(each.shape) for each in model.trainable_variables) * 4
     # Half of the bytes: bfloat16.
     traffic = 3 * forward["bytes accessed"] / 2
-    return {"gflop": 3 * forward["flops"] / 1e9, "traffic_mb": traffic / 1e6, "gradients_mb": gradients / 1e6}
+    return {
+        "gflop": 3 * forward["flops"] / 1e9,
+        "traffic_mb": traffic / 1e6,
+        "gradients_mb": gradients / 1e6,
+    }
 
 
 def films_a_second(size: int) -> float:
@@ -48,7 +52,10 @@ def films_a_second(size: int) -> float:
     phantom = manifest.load("phantom")
     with tempfile.TemporaryDirectory() as folder:
         shards.write(phantom, size, Path(folder), images.decoded, films=256)
-        found, rows = shards.Shards(Path(folder), size), np.random.default_rng(0).permutation(len(phantom))
+        found, rows = (
+            shards.Shards(Path(folder), size),
+            np.random.default_rng(0).permutation(len(phantom)),
+        )
         batches = [rows[start : start + 64] for start in range(0, len(rows) // 64 * 64, 64)]
         started = time.perf_counter()
         for batch in batches:
@@ -83,7 +90,7 @@ def main() -> None:
         films=FILMS, epochs=EPOCHS, shard=SHARD, count=-(-FILMS // SHARD), hardware=HERE,
         share=SHARE, price=PRICE, facts="\n".join(facts), rows="\n".join(lines),
     )  # fmt: skip
-    with storage.atomic(paths.ROOT / "benchmarks" / "pod.md") as file:
+    with storage.atomic_write(paths.ROOT / "benchmarks" / "pod.md") as file:
         file.write_text(page, encoding="utf-8")
     print(json.dumps(measured, indent=1))
 

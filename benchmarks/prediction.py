@@ -25,7 +25,7 @@ from sklearn.datasets import load_sample_images
 
 from xraylib import devices, paths, predict
 from xraylib.datasets import catalog, fetch, manifest
-from xraylib.storage import atomic
+from xraylib.storage import atomic_write
 
 
 def answers(files: Iterable[Any], model: predict.Shipped) -> pd.DataFrame:
@@ -43,7 +43,8 @@ def others(place: Path) -> list[Path]:
     rng = np.random.default_rng(1)
     photographs = [Image.fromarray(photo) for photo in load_sample_images().images]
     photographs += [
-        Image.open(cbook.get_sample_data(name)) for name in ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png")
+        Image.open(cbook.get_sample_data(name))
+        for name in ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png")
     ]
     found = []
     for number in range(60):
@@ -53,14 +54,23 @@ def others(place: Path) -> list[Path]:
         page = Image.new("L", (850, 1100), 255)
         font = ImageFont.load_default(int(rng.integers(12, 40)))
         for y in range(40, 1060, int(font.size * 1.4)):
-            words = " ".join("".join(rng.choice(list("etaoinshrdlu"), rng.integers(2, 9))) for _ in range(12))
+            words = " ".join(
+                "".join(rng.choice(list("etaoinshrdlu"), rng.integers(2, 9))) for _ in range(12)
+            )
             ImageDraw.Draw(page).text((40, y), words, fill=0, font=font)
         side = int(rng.integers(4, 300))
-        noise = Image.fromarray(rng.integers(0, 256, (side, side), dtype=np.uint8)).resize((300, 300))
+        noise = Image.fromarray(rng.integers(0, 256, (side, side), dtype=np.uint8)).resize(
+            (300, 300)
+        )
         slope = np.add.outer(*(rng.uniform(-1, 1) * np.linspace(0, 255, 256) for _ in range(2)))
         blank = Image.fromarray(np.clip(slope + rng.uniform(0, 255), 0, 255).astype(np.uint8))
         crop = photo.crop((left, top, left + width, top + height))
-        for kind, picture in (("photograph", crop), ("page", page), ("noise", noise), ("blank", blank)):
+        for kind, picture in (
+            ("photograph", crop),
+            ("page", page),
+            ("noise", noise),
+            ("blank", blank),
+        ):
             found.append(place / f"{kind}-{number}.png")
             picture.save(found[-1])
     return found
@@ -94,8 +104,18 @@ def formats(film: Path, place: Path) -> list[Path]:
     dicom.file_meta = pydicom.dataset.FileMetaDataset()
     dicom.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     dicom.SOPClassUID, dicom.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3"
-    dicom.Rows, dicom.Columns, dicom.SamplesPerPixel, dicom.PixelRepresentation = picture.height, picture.width, 1, 0
-    dicom.PhotometricInterpretation, dicom.BitsAllocated, dicom.BitsStored, dicom.HighBit = "MONOCHROME2", 8, 8, 7
+    dicom.Rows, dicom.Columns, dicom.SamplesPerPixel, dicom.PixelRepresentation = (
+        picture.height,
+        picture.width,
+        1,
+        0,
+    )
+    dicom.PhotometricInterpretation, dicom.BitsAllocated, dicom.BitsStored, dicom.HighBit = (
+        "MONOCHROME2",
+        8,
+        8,
+        7,
+    )
     dicom.PixelData = picture.tobytes() + b"\0" * (picture.height * picture.width % 2)
     buffer = io.BytesIO()
     dicom.save_as(buffer, enforce_file_format=True)
@@ -112,15 +132,24 @@ def worth(told: pd.DataFrame, label: np.ndarray) -> dict[str, Any]:
 
     Apart, those whose label hangs on the framing.
     """
-    changes, right = (told["message"] != "").to_numpy(), ((told["label"] == "pneumonia") == label).to_numpy()
+    changes, right = (
+        (told["message"] != "").to_numpy(),
+        ((told["label"] == "pneumonia") == label).to_numpy(),
+    )
     probability, held = told["probability"].to_numpy(), told["prediction_set"]
     bins = np.minimum((probability * 10).astype(int), 9)
     gaps = [abs(probability[bins == one].sum() - label[bins == one].sum()) for one in range(10)]
     found = {"accuracy": share(right), "brier": share((probability - label) ** 2)}
     found |= {"label_hangs_on_framing": share(changes), "accuracy_of_those": share(right[changes])}
     found |= {"accuracy_of_the_others": share(right[~changes])}
-    found |= {"calibration_error": round(sum(gaps) / len(told), 4), "set_empty": share(held == "neither")}
-    covered = {name: held[label == (name == "pneumonia")].str.contains(name) for name in ("normal", "pneumonia")}
+    found |= {
+        "calibration_error": round(sum(gaps) / len(told), 4),
+        "set_empty": share(held == "neither"),
+    }
+    covered = {
+        name: held[label == (name == "pneumonia")].str.contains(name)
+        for name in ("normal", "pneumonia")
+    }
     return found | {f"set_holds_{name}": share(values) for name, values in covered.items()}
 
 
@@ -136,13 +165,20 @@ def cost(films: list[str], model: predict.Shipped) -> dict[str, Any]:
     peak = "import re, sys; from pathlib import Path; from xraylib import cli; status = cli.main(sys.argv[1:]); "
     peak += "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]); sys.exit(status)"
     done = subprocess.run(
-        [sys.executable, "-c", peak, *command[3:], *films], capture_output=True, text=True, check=True
+        [sys.executable, "-c", peak, *command[3:], *films],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     answers(films[:32], model)
     start = time.perf_counter()
     answers(films, model)
     rate = len(films) / (time.perf_counter() - start)
-    found = {"cold_start_s": round(float(np.median(cold)), 2), "images_per_s": round(rate, 1), "images": len(films)}
+    found = {
+        "cold_start_s": round(float(np.median(cold)), 2),
+        "images_per_s": round(rate, 1),
+        "images": len(films),
+    }
     return found | {"peak_mb": int(done.stdout.splitlines()[-1]) // 1024}
 
 
@@ -151,7 +187,9 @@ def main() -> None:
     model, found = predict.Shipped.load(), {}
     version = importlib.metadata.version("ai-edge-litert")
     found["model"], found["sha256"] = model.name, model.sha256
-    found["machine"] = f"{str(devices.use('cpu')).split(' · ')[0]} · LiteRT {version} on two threads"
+    found["machine"] = (
+        f"{str(devices.use('cpu')).split(' · ')[0]} · LiteRT {version} on two threads"
+    )
     phantom = manifest.load(fetch.fetch("phantom"))
     found["phantom_answered"] = share(answers(phantom["path"], model)["status"] == "ok")
     with tempfile.TemporaryDirectory() as folder:
@@ -159,11 +197,12 @@ def main() -> None:
         told, kinds = answers(files, model), pd.Series([file.name.split("-")[0] for file in files])
         abstained = (told["status"] == "abstained").groupby(kinds).agg(["mean", "size"])
         found["abstained"] = {
-            kind: {"share": share(row["mean"]), "n": int(row["size"])} for kind, row in abstained.iterrows()
+            kind: {"share": share(row["mean"]), "n": int(row["size"])}
+            for kind, row in abstained.iterrows()
         }
     films = list(phantom["path"])
     for name in ("kermany", "nih"):
-        if not catalog.find(name).root.is_dir():
+        if not catalog.get_dataset(name).root.is_dir():
             print(f"{name}: its images are not here, left out", file=sys.stderr)
             continue
         whole = manifest.load(name)
@@ -178,16 +217,31 @@ def main() -> None:
     originals = sorted((paths.DATA / "kermany_originals").rglob("*.jpeg"))
     if originals:
         copies = manifest.load("kermany").set_index("image_id")["path"]
-        one, other = answers(originals, model), answers([copies[file.stem] for file in originals], model)
-        apart, both = (one["probability"] - other["probability"]).abs(), (one["label"] != "") & (other["label"] != "")
+        one, other = (
+            answers(originals, model),
+            answers([copies[file.stem] for file in originals], model),
+        )
+        apart, both = (
+            (one["probability"] - other["probability"]).abs(),
+            (one["label"] != "") & (other["label"] != ""),
+        )
         agreed = {"n": len(one), "both_answered": int(both.sum()), "median": share(apart.median())}
-        found["originals_and_copies"] = agreed | {"same_label": share((one["label"] == other["label"])[both])}
+        found["originals_and_copies"] = agreed | {
+            "same_label": share((one["label"] == other["label"])[both])
+        }
         with tempfile.TemporaryDirectory() as folder:
-            made = [answers(formats(film, Path(folder)), model)["probability"] for film in originals[:50]]
+            made = [
+                answers(formats(film, Path(folder)), model)["probability"]
+                for film in originals[:50]
+            ]
         spread = [each.max() - each.min() for each in made if each.notna().all()]
-        found["formats"] = {"n": len(spread), "median": share(np.median(spread)), "largest": share(np.max(spread))}
+        found["formats"] = {
+            "n": len(spread),
+            "median": share(np.median(spread)),
+            "largest": share(np.max(spread)),
+        }
     found["cost"] = cost(films, model)
-    with atomic(paths.ROOT / "reports" / "prediction.json") as file:
+    with atomic_write(paths.ROOT / "reports" / "prediction.json") as file:
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
 

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xraylib import devices, paths, storage
+from xraylib import devices, errors, paths, storage
 from xraylib.datasets import images, manifest, phantom, shards
 
 SIZE = 224
@@ -42,7 +42,9 @@ highest. Files are in the operating system's cache for both.
 """
 
 
-def alternate(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) -> dict[str, list[float]]:
+def alternate(
+    ours: Callable[[], Any], peer: Callable[[], Any], repeats: int
+) -> dict[str, list[float]]:
     """Time two calls in turn, so that a change of the machine's load meets both."""
     times: dict[str, list[float]] = {"ours": [], "peer": []}
     for _ in range(repeats):
@@ -53,7 +55,9 @@ def alternate(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int) ->
     return times
 
 
-def row(what: str, against: str, unit: str, times: dict[str, list[float]], count: float = 0) -> dict:
+def row(
+    what: str, against: str, unit: str, times: dict[str, list[float]], count: float = 0
+) -> dict:
     """One line of the table; with `count`, seconds become `count` a second, and more is better."""
     if count:
         times = {name: [count / value for value in values] for name, values in times.items()}
@@ -72,7 +76,9 @@ def read_folder(films: Path, quick: bool) -> list[dict]:
     options = {"labels": None, "color_mode": "grayscale", "shuffle": False, "verbose": False}
     rows, repeats = [], 2 if quick else 5
     for name, folder in (("of 224 px", films), large(films, quick)):
-        prepared = keras.utils.image_dataset_from_directory(folder, image_size=(SIZE, SIZE), **options)
+        prepared = keras.utils.image_dataset_from_directory(
+            folder, image_size=(SIZE, SIZE), **options
+        )
         table = manifest.load(folder)
         if images.load_pixels(table, SIZE).shape != read(prepared).shape:
             raise AssertionError("the readers found different images")
@@ -89,7 +95,9 @@ def read_folder(films: Path, quick: bool) -> list[dict]:
             return read(prepared)
 
         labels = table["label"].to_numpy()
-        epoch = train.Batches(images.load_pixels(table, SIZE), labels, np.arange(len(table)), labels, 32)
+        epoch = train.Batches(
+            images.load_pixels(table, SIZE), labels, np.arange(len(table)), labels, 32
+        )
 
         def later(epoch=epoch) -> None:
             for number in range(len(epoch)):
@@ -98,10 +106,23 @@ def read_folder(films: Path, quick: bool) -> list[dict]:
         for title, which, mine, count in (
             ("First pass (check, decode, write the cache)", "one pass", decode, len(table)),
             ("A pass of another process (find the cache, copy it)", "a pass", fresh, len(table)),
-            ("A later epoch, batches of 32", "a later epoch, the same batches", later, epoch.rows.size),
+            (
+                "A later epoch, batches of 32",
+                "a later epoch, the same batches",
+                later,
+                epoch.rows.size,
+            ),
         ):
             times = alternate(mine, peer, repeats)
-            rows.append(row(f"{title}, {what}", f"`image_dataset_from_directory`, {which}", "images/s", times, count))
+            rows.append(
+                row(
+                    f"{title}, {what}",
+                    f"`image_dataset_from_directory`, {which}",
+                    "images/s",
+                    times,
+                    count,
+                )
+            )
     return rows
 
 
@@ -141,7 +162,9 @@ def bootstrap(films: Path, quick: bool) -> list[dict]:
     auc = partial(metrics.auc_interval, labels, score, patients)
     whole = partial(metrics.evaluate, table, rule=0.5)
     ends = np.percentile(loop(), [2.5, 97.5])
-    if not np.allclose(auc()[1:], ends, atol=0.01) or not np.isclose(auc()[0], whole().loc["auc", "value"]):
+    if not np.allclose(auc()[1:], ends, atol=0.01) or not np.isclose(
+        auc()[0], whole().loc["auc", "value"]
+    ):
         raise AssertionError(f"the intervals differ: {auc()}, {whole().loc['auc']}, {ends}")
     rows, against = [], f"`roc_auc_score` in a loop, AUC alone ({looped} resamples, scaled)"
     for what, work in (("`auc_interval`", auc), ("`evaluate`, six metrics", whole)):
@@ -161,7 +184,9 @@ def fit(films: Path, quick: bool) -> list[dict]:
 
     def compiled(recipe: recipes.Recipe) -> keras.Model:
         model = networks.build(recipe.network, recipe.size, recipe.head)
-        model.compile(keras.optimizers.Adam(1e-3), networks.HEADS[recipe.head].loss(), metrics=["accuracy"])
+        model.compile(
+            keras.optimizers.Adam(1e-3), networks.HEADS[recipe.head].loss(), metrics=["accuracy"]
+        )
         return model
 
     rows, table, epochs = [], manifest.load(films), 2
@@ -176,7 +201,9 @@ def fit(films: Path, quick: bool) -> list[dict]:
         def ours(recipe=recipe, pixels=pixels, chosen=chosen, mine=mine, rng=rng) -> None:
             for _ in range(epochs):
                 some, weights = train.balance(chosen, labels, recipe.imbalance, rng)
-                fed = train.Batches(pixels, labels, rng.permutation(some), weights, recipe.batch_size)
+                fed = train.Batches(
+                    pixels, labels, rng.permutation(some), weights, recipe.batch_size
+                )
                 mine.fit(fed, epochs=1, verbose=0, shuffle=False)
 
         def peer(recipe=recipe, in_memory=in_memory, theirs=theirs) -> None:
@@ -185,7 +212,9 @@ def fit(films: Path, quick: bool) -> list[dict]:
         ours(), peer()
         times = alternate(ours, peer, 2 if quick else 5)
         title = f"Training `{name}`, {recipe.size} px, batches of {recipe.batch_size}"
-        rows.append(row(title, "`model.fit` on arrays in memory", "images/s", times, epochs * len(chosen)))
+        rows.append(
+            row(title, "`model.fit` on arrays in memory", "images/s", times, epochs * len(chosen))
+        )
     return rows
 
 
@@ -201,8 +230,13 @@ def step(films: Path, quick: bool) -> list[dict]:
     labels = table["label"].to_numpy()
     # Zoom and shift of rows and columns by themselves, gamma left out: there is no such layer.
     same = [layers.RandomZoom((-0.38, 0.0), (-0.38, 0.0)), layers.RandomTranslation(0.19, 0.19)]
-    same += [layers.RandomContrast(0.3, value_range=(0, 255)), layers.RandomBrightness(0.15, value_range=(0, 255))]
-    keras_own = keras.Sequential([keras.Input((recipe.size, recipe.size, 1)), layers.Rescaling(1.0), *same])
+    same += [
+        layers.RandomContrast(0.3, value_range=(0, 255)),
+        layers.RandomBrightness(0.15, value_range=(0, 255)),
+    ]
+    keras_own = keras.Sequential(
+        [keras.Input((recipe.size, recipe.size, 1)), layers.Rescaling(1.0), *same]
+    )
     models = {}
     for name, augmentation in (("none", None), ("ours", recipe.augmentation)):
         model = networks.build(recipe.network, recipe.size, recipe.head, augmentation=augmentation)
@@ -211,10 +245,14 @@ def step(films: Path, quick: bool) -> list[dict]:
     models["keras"] = keras.Model(inputs, models["none"](keras_own(inputs)))
     rows, repeats, steps = [], 2 if quick else 5, 1 if quick else 4
     pixels = images.load_pixels(table, recipe.size)
-    fed = train.Batches(pixels, labels, np.arange(len(table)), np.ones(len(table), np.float32), recipe.batch_size)
+    fed = train.Batches(
+        pixels, labels, np.arange(len(table)), np.ones(len(table), np.float32), recipe.batch_size
+    )
     films_of_a_step, truth, _ = fed[0]
 
-    def trained(model: Any, films: Any = films_of_a_step, truth: Any = truth, steps: int = steps) -> Callable[[], None]:
+    def trained(
+        model: Any, films: Any = films_of_a_step, truth: Any = truth, steps: int = steps
+    ) -> Callable[[], None]:
         def run() -> None:
             for _ in range(steps):
                 model.train_on_batch(films, truth)
@@ -224,19 +262,28 @@ def step(films: Path, quick: bool) -> list[dict]:
     for model in models.values():
         model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
         trained(model, steps=1)()
-    for name, words in (("ours", "its random framing and rendering"), ("keras", "Keras's random layers instead")):
+    for name, words in (
+        ("ours", "its random framing and rendering"),
+        ("keras", "Keras's random layers instead"),
+    ):
         times = alternate(trained(models[name]), trained(models["none"]), repeats)
         what = f"Training step of `flagship`, 160 px, batches of {recipe.batch_size}, with {words}"
         rows.append(row(what, "without augmentation", "images/s", times, steps * recipe.batch_size))
     for name in ("tiny-cnn-28", "scratch-cnn", "flagship"):
         other = recipes.get_recipe(name)
-        fed = train.Batches(images.load_pixels(table, other.size), labels, np.arange(len(table)), labels, 32)
-        model = networks.build(other.network, other.size, other.head, augmentation=other.augmentation)
+        fed = train.Batches(
+            images.load_pixels(table, other.size), labels, np.arange(len(table)), labels, 32
+        )
+        model = networks.build(
+            other.network, other.size, other.head, augmentation=other.augmentation
+        )
         model.compile(keras.optimizers.Adam(1e-3), networks.HEADS[other.head].loss())
         batch, truth, _ = fed[0]
         trained(model, batch, truth, 1)()
         times = alternate(partial(fed.__getitem__, 1), trained(model, batch, truth, 1), repeats)
-        rows.append(row(f"Batch of 32 of `{name}` from the cache", "the training step it feeds", "s", times))
+        rows.append(
+            row(f"Batch of 32 of `{name}` from the cache", "the training step it feeds", "s", times)
+        )
     return rows
 
 
@@ -277,7 +324,7 @@ def tutorial(films: Path, quick: bool) -> list[dict]:
     """
     try:
         table = manifest.load("kermany")
-    except storage.NotFound:
+    except errors.NotFoundError:
         return []
     start = time.process_time()
     accelerator = devices.use()
@@ -285,7 +332,9 @@ def tutorial(films: Path, quick: bool) -> list[dict]:
     from xraylib.training import networks, recipes, runs, train
 
     cheap = recipes.get_recipe("tiny-cnn-28-reframed")
-    cheap = dataclasses.replace(cheap, name="cheap", phases=(recipes.Phase(1 if quick else 5, 1e-3, decay=True),))
+    cheap = dataclasses.replace(
+        cheap, name="cheap", phases=(recipes.Phase(1 if quick else 5, 1e-3, decay=True),)
+    )
     paths.REPORTS, paths.RUNS = paths.CACHE / "reports", paths.CACHE / "runs"
     begun, spent, accuracy = time.process_time() - start, [], []
     for seed in range(1 if quick else 3):
@@ -300,12 +349,19 @@ def tutorial(films: Path, quick: bool) -> list[dict]:
     peer = recipes.get_recipe("kerasio-tpu")
     model = networks.build(peer.network, peer.size, peer.head)
     model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
-    batch = np.zeros((peer.batch_size, peer.size, peer.size, 1), np.uint8), np.arange(peer.batch_size) % 2
+    batch = (
+        np.zeros((peer.batch_size, peer.size, peer.size, 1), np.uint8),
+        np.arange(peer.batch_size) % 2,
+    )
     model.train_on_batch(*batch)
     paths.REPORTS = paths.ROOT / "reports"
-    published = runs.find("kermany", peer.name, "strict")
+    published = runs.list_runs("kermany", peer.name, "strict")
     epochs = statistics.mean(run.settings["epochs"] for run in published)
-    steps, cost, some = epochs * (len(table) - len(published[0].scores)) / peer.batch_size, [], 1 if quick else 2
+    steps, cost, some = (
+        epochs * (len(table) - len(published[0].scores)) / peer.batch_size,
+        [],
+        1 if quick else 2,
+    )
     for _ in spent:
         start = time.process_time()
         for _ in range(some):
@@ -359,13 +415,21 @@ def memory(films: Path, quick: bool) -> list[dict]:
         "Pillow and `np.stack`, the same images",
     )
     against = {f"the same, {few} images": "few", stacked: "stacked"}
-    rows = [row(what, name, "MB", {"ours": peaks["many"], "peer": peaks[key]}) for name, key in against.items()]
+    rows = [
+        row(what, name, "MB", {"ours": peaks["many"], "peer": peaks[key]})
+        for name, key in against.items()
+    ]
     sharded: dict[int, list[float]] = {few: [], 20 * few: []}
     for count, values in sharded.items():
         _alone(_write_shards, films, count)
         values += [_alone(_peak, films, "shards", count) for _ in range(1 if quick else 3)]
     what = f"Peak memory of an epoch read from shards, {20 * few} images of {SIZE} px"
-    return [*rows, row(what, f"the same, {few} images", "MB", {"ours": sharded[20 * few], "peer": sharded[few]})]
+    return [
+        *rows,
+        row(
+            what, f"the same, {few} images", "MB", {"ours": sharded[20 * few], "peer": sharded[few]}
+        ),
+    ]
 
 
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -383,21 +447,31 @@ def _repeated(films: Path, count: int) -> pd.DataFrame:
 
 
 def _write_shards(films: Path, count: int) -> None:
-    shards.write(_repeated(films, count), SIZE, paths.CACHE / f"shards-{count}", images.decoded, films=512)
+    shards.write(
+        _repeated(films, count), SIZE, paths.CACHE / f"shards-{count}", images.decoded, films=512
+    )
 
 
 def _peak(films: Path, how: str, count: int) -> float:
     """MB this process has held at most after reading `count` images."""
     table = _repeated(films, count)
     if how == "shards":
-        found, rows = shards.Shards(paths.CACHE / f"shards-{count}", SIZE), np.random.default_rng(0).permutation(count)
+        found, rows = (
+            shards.Shards(paths.CACHE / f"shards-{count}", SIZE),
+            np.random.default_rng(0).permutation(count),
+        )
         for start in range(0, count, 32):
             found[rows[start : start + 32]]
     elif how == "load_pixels":
         shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
         images.load_pixels(table, SIZE)
     else:
-        np.stack([np.asarray(Image.open(path).convert("L").resize((SIZE, SIZE))) for path in table["path"]])
+        np.stack(
+            [
+                np.asarray(Image.open(path).convert("L").resize((SIZE, SIZE)))
+                for path in table["path"]
+            ]
+        )
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
 
 
@@ -410,7 +484,9 @@ GROUPS = {
 def line(found: dict[str, Any]) -> str:
     """One row of the Markdown table."""
     unit, times = found["unit"], ratios(found)
-    ours, peer, ratio = (_digits(statistics.median(values)) for values in (found["ours"], found["peer"], times))
+    ours, peer, ratio = (
+        _digits(statistics.median(values)) for values in (found["ours"], found["peer"], times)
+    )
     ratio = f"{ratio} ({_digits(min(times))}–{_digits(max(times))})"
     return f"| {found['what']} | {ours} {unit} | {found['against']}: {peer} {unit} | {ratio} | {len(times)} |"
 
@@ -428,9 +504,15 @@ def draw(rows: list[dict], file: Path) -> None:
         values = ratios(found)
         ax.plot([min(values), max(values)], [place] * 2, color="#882255")
         ax.plot(statistics.median(values), place, "o", color="#882255")
-    names = [textwrap.shorten(found["what"].replace("`", ""), 75, placeholder=" …") for found in reversed(rows)]
+    names = [
+        textwrap.shorten(found["what"].replace("`", ""), 75, placeholder=" …")
+        for found in reversed(rows)
+    ]
     ax.set(
-        yticks=range(len(rows)), yticklabels=names, xscale="log", xlabel="times better than the other (below 1: worse)"
+        yticks=range(len(rows)),
+        yticklabels=names,
+        xscale="log",
+        xlabel="times better than the other (below 1: worse)",
     )
     ax.axvline(1, color="black", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
@@ -447,19 +529,33 @@ def main(quick: bool, groups: list[str]) -> None:
     found = json.loads(kept.read_text()) if kept.exists() and not quick else {}
     names = ("keras", "scikit-learn", "numpy", "pillow")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    machine = f"{devices.use()}. {platform.system()}, Python {platform.python_version()}, {versions}."
+    machine = (
+        f"{devices.use()}. {platform.system()}, Python {platform.python_version()}, {versions}."
+    )
     with tempfile.TemporaryDirectory() as folder:
-        written = phantom.write(Path(folder) / "films", phantom.PhantomSettings(images=60 if quick else 600))
+        written = phantom.write(
+            Path(folder) / "films", phantom.PhantomSettings(images=60 if quick else 600)
+        )
         # Keras's reader would take the masks for radiographs.
         shutil.rmtree(written / "masks")
-        quiet = {"XRAYLIB_CACHE": f"{folder}/cache", "TQDM_DISABLE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        quiet = {
+            "XRAYLIB_CACHE": f"{folder}/cache",
+            "TQDM_DISABLE": "1",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
         for group in groups:
             load = round(os.getloadavg()[0], 1)
             command = [sys.executable, __file__, "--one", group, str(written), *["--quick"] * quick]
-            done = subprocess.run(command, env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True)
-            found[group] = {"machine": machine, "load": load, "rows": json.loads(done.stdout.splitlines()[-1])}
+            done = subprocess.run(
+                command, env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True
+            )
+            found[group] = {
+                "machine": machine,
+                "load": load,
+                "rows": json.loads(done.stdout.splitlines()[-1]),
+            }
             if not quick:  # so that a group that fails takes none of the others with it
-                with storage.atomic(kept) as file:
+                with storage.atomic_write(kept) as file:
                     file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     found = {group: found[group] for group in GROUPS if group in found}
     rows = [one for each in found.values() for one in each["rows"]]
@@ -470,9 +566,9 @@ def main(quick: bool, groups: list[str]) -> None:
     text = "\n".join([about, head, *map(line, rows), ""])
     print(text)
     if not quick:
-        with storage.atomic(Path(__file__).with_name("results.md")) as file:
+        with storage.atomic_write(Path(__file__).with_name("results.md")) as file:
             file.write_text(text, encoding="utf-8")
-        with storage.atomic(kept.with_suffix(".png")) as file:
+        with storage.atomic_write(kept.with_suffix(".png")) as file:
             draw(rows, file)
 
 

@@ -22,14 +22,18 @@ def scores(n=120, images=1, seeds=(0,), strength=1.0, sample=0, noise=1.0, thres
             odds = np.repeat(center, images) + noise * rng.normal(size=n * images)
             part = pd.DataFrame({"label": np.repeat(label, images).astype(int)})
             part["patient"] = np.repeat(patient, images)
-            part["image_id"] = part["patient"] + "_" + part.groupby("patient").cumcount().astype(str)
+            part["image_id"] = (
+                part["patient"] + "_" + part.groupby("patient").cumcount().astype(str)
+            )
             part["kind"] = np.where(part["label"] == 1, "virus", "normal")
             parts.append(part.assign(split=split, seed=seed, score=1 / (1 + np.exp(-odds))))
     table = pd.concat(parts, ignore_index=True).assign(recipe="ours", protocol="strict")
     return table[COLUMNS].assign(threshold=threshold)
 
 
-def images(normal, pneumonia, split="test", *, recipe="made-up", protocol="strict", seed=0, threshold=0.5):
+def images(
+    normal, pneumonia, split="test", *, recipe="made-up", protocol="strict", seed=0, threshold=0.5
+):
     """Scores of one split of one run by hand, one image a patient."""
     values = np.array([*normal, *pneumonia], dtype=float)
     label = np.repeat([0, 1], [len(normal), len(pneumonia)])

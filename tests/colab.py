@@ -15,7 +15,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Colab's own list of August 2026.
-STOCK = ["numpy==2.1.3", "pandas==2.2.3", "pillow==11.3.0", "scikit-learn==1.6.1", "keras==3.13.2", "jax==0.7.2"]
+STOCK = [
+    "numpy==2.1.3",
+    "pandas==2.2.3",
+    "pillow==11.3.0",
+    "scikit-learn==1.6.1",
+    "keras==3.13.2",
+    "jax==0.7.2",
+]
 STOCK += ["tensorflow-cpu==2.20.0", "matplotlib==3.10.0", "ipykernel==6.17.1", "ipython<9"]
 IMPORTED = ("numpy", "pandas", "pillow")
 
@@ -29,11 +36,17 @@ def rehearse(notebook):
 
     sys.modules["google.colab"] = types.ModuleType("google.colab")
     before = {name: importlib.metadata.version(name) for name in IMPORTED}
-    code = [cell for cell in json.loads(Path(notebook).read_text())["cells"] if cell["cell_type"] == "code"]
+    code = [
+        cell
+        for cell in json.loads(Path(notebook).read_text())["cells"]
+        if cell["cell_type"] == "code"
+    ]
     shell = InteractiveShell.instance()
     for cell in code[:3]:
         # There is no TPU here; what the notebook does without one is tried elsewhere.
-        source = "".join(cell["source"]).replace('device = "cpu"', 'sys.modules.pop("google.colab"); device = "cpu"')
+        source = "".join(cell["source"]).replace(
+            'device = "cpu"', 'sys.modules.pop("google.colab"); device = "cpu"'
+        )
         if not shell.run_cell(source).success:
             sys.exit(f"{Path(notebook).name}: a cell failed")
     after = {name: importlib.metadata.version(name) for name in IMPORTED}
@@ -46,8 +59,12 @@ def main(python):
     venv = ROOT / "build" / "colab"
     if subprocess.run(["git", "diff", "--quiet", "HEAD"], check=False, cwd=ROOT).returncode:
         sys.exit("what is rehearsed is the last commit, and files differ from it. Fix: commit them")
-    if subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 12))"], check=False).returncode:
-        sys.exit(f"{python} is not Python 3.12, which Colab has. Fix: make colab PYTHON=/path/to/python3.12")
+    if subprocess.run(
+        [python, "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 12))"], check=False
+    ).returncode:
+        sys.exit(
+            f"{python} is not Python 3.12, which Colab has. Fix: make colab PYTHON=/path/to/python3.12"
+        )
     subprocess.run([python, "-m", "venv", "--clear", venv], check=True)
     subprocess.run([venv / "bin/python", "-m", "pip", "install", "--quiet", *STOCK], check=True)
     place = {"XRAYLIB_REPOSITORY": str(ROOT), "PATH": f"{venv / 'bin'}:{os.environ['PATH']}"}

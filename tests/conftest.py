@@ -44,7 +44,8 @@ def start_python(script, *arguments, **options):
     given = [str(HERE / script)] if script.endswith(".py") else ["-c", script]
     return subprocess.Popen(
         [sys.executable, *given, *map(str, arguments)],
-        **{"cwd": HERE.parent, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options,
+        **{"cwd": HERE.parent, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        | options,
     )
 
 
@@ -95,7 +96,10 @@ def networks(accelerator):
     """The smaller networks by name, for 32 pixels, with weights so random that the image decides."""
     from xraylib.training import networks
 
-    rng, built = np.random.default_rng(0), {name: networks.build(name, 32, "sigmoid") for name in SMALL}
+    rng, built = (
+        np.random.default_rng(0),
+        {name: networks.build(name, 32, "sigmoid") for name in SMALL},
+    )
     for model in built.values():
         for weight in model.trainable_variables:
             weight.assign(weight.numpy() + rng.normal(0, 0.08, weight.shape))
@@ -105,13 +109,15 @@ def networks(accelerator):
 @pytest.fixture(scope="session")
 def saved(networks, phantom, tmp_path_factory):
     """A folder with the weights of `networks` and, in `scores.npz`, what they say of the phantom."""
-    from xraylib.training.networks import predict
+    from xraylib.training.networks import predict_rows
 
     folder = tmp_path_factory.mktemp("saved")
     pixels = images.load_pixels(phantom, 32)
     for name, model in networks.items():
         model.save_weights(folder / f"{name}.weights.h5")
-    scores = {name: predict(m, "sigmoid", pixels, np.arange(16), 8) for name, m in networks.items()}
+    scores = {
+        name: predict_rows(m, "sigmoid", pixels, np.arange(16), 8) for name, m in networks.items()
+    }
     np.savez(folder / "scores.npz", **scores)
     return folder
 

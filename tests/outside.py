@@ -3,7 +3,14 @@
 import re
 from html.parser import HTMLParser
 
-FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "object": "data"}
+FETCHED = {
+    "script": "src",
+    "link": "href",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "object": "data",
+}
 
 
 class Page(HTMLParser):

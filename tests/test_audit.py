@@ -14,7 +14,8 @@ from test_splits import manifest
 from xraylib.datasets import audit, images
 from xraylib.datasets.manifest import read_quarantine
 from xraylib.datasets.splits import assign
-from xraylib.storage import DataInvalid
+from xraylib.errors import InvalidDataError
+from xraylib.evaluation import forensics
 
 
 @pytest.fixture
@@ -44,7 +45,9 @@ def bad_files(tmp_path):
     return pd.concat([good_ones, pd.DataFrame(rows)], ignore_index=True)
 
 
-def test_an_audit_finds_every_problem_and_the_quarantine_leaves_plain_duplicates_in(bad_files, tmp_path):
+def test_an_audit_finds_every_problem_and_the_quarantine_leaves_plain_duplicates_in(
+    bad_files, tmp_path
+):
     findings = audit.audit_files(bad_files)
     assert dict(zip(findings["image_id"], findings["problem"], strict=True)) == {
         "broken": "unreadable",
@@ -62,7 +65,7 @@ def test_an_audit_finds_every_problem_and_the_quarantine_leaves_plain_duplicates
     audit.write_quarantine(findings, tmp_path / "quarantine.csv")
     assert read_quarantine(tmp_path / "quarantine.csv") == set(findings["image_id"]) - {"copy"}
     audit.check_audit(findings, len(bad_files), max_bad_fraction=8 / 21)
-    with pytest.raises(DataInvalid, match=r"8 of 21 images.*2 conflict.*broken\.png.*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"8 of 21 images.*2 conflict.*broken\.png.*Fix: "):
         audit.check_audit(findings, len(bad_files), max_bad_fraction=0.3)
 
 
@@ -134,7 +137,9 @@ def test_leakage_counts_a_known_answer():
         ("near-identical", "train and test"): (1, 1, 1 / 4),
         ("near-identical", "val and test"): (1, 1, 1 / 4),
     }
-    assert {key: tuple(row) for key, row in zip(table.index, table.to_numpy(), strict=True)} == known
+    assert {
+        key: tuple(row) for key, row in zip(table.index, table.to_numpy(), strict=True)
+    } == known
 
 
 def test_a_patient_grouped_split_audits_clean(phantom):
@@ -145,7 +150,9 @@ def test_a_patient_grouped_split_audits_clean(phantom):
 
 def test_single_features_are_what_their_names_say(tmp_path):
     rows, pixels = [], []
-    for number, (width, height, value) in enumerate([(40, 30, 0), (16, 16, 255), (20, 10, 100), (8, 8, 250)]):
+    for number, (width, height, value) in enumerate(
+        [(40, 30, 0), (16, 16, 255), (20, 10, 100), (8, 8, 250)]
+    ):
         path = tmp_path / f"{number}.png"
         Image.new("L", (width, height), value).save(path)
         rows.append({"path": str(path), "image_id": path.stem, "label": number % 2})
@@ -158,9 +165,16 @@ def test_single_features_are_what_their_names_say(tmp_path):
     assert table.index.tolist() == [3, 5, 7, 9]
     assert (table["bytes"] > 0).all()
     table = audit.single_features(films, np.stack(pixels))
-    assert table["aspect ratio"].tolist() == [40 / 30, 1, 2, 1] and table["width"].tolist() == [40, 16, 20, 8]
+    assert table["aspect ratio"].tolist() == [40 / 30, 1, 2, 1] and table["width"].tolist() == [
+        40,
+        16,
+        20,
+        8,
+    ]
     np.testing.assert_allclose(table["bits a pixel"], 8 * table["file size"] / [1200, 256, 200, 64])
-    assert "width" not in audit.file_features(audit.file_properties(films.iloc[[1, 1]])), "the same in all files"
+    assert "width" not in audit.file_features(audit.file_properties(films.iloc[[1, 1]])), (
+        "the same in all files"
+    )
     assert table["border intensity"].tolist() == [0, 255, 100, 250]
     np.testing.assert_allclose(table["mean intensity"], [1.75, 193, 76.75, 189.25])
     np.testing.assert_allclose(table["saturated pixels"], [0, 0.75, 0, 0.75])
@@ -174,26 +188,54 @@ def test_a_single_feature_baseline_sees_that_feature_alone(phantom):
 
 
 def test_numbering_says_where_the_splits_lie_in_each_series(phantom):
-    names = ["IM-0001-01", "IM-0003-01", "IM-0115-01", "NORMAL2-IM-0007-01", "person80_virus_1", "person9_virus_2"]
-    films = pd.DataFrame({"image_id": names, "label": [0, 0, 0, 0, 1, 1], "split": ["test", "test", "train"] * 2})
-    films["patient"] = ["IM-0001", "IM-0003", "IM-0115", "NORMAL2-IM-0007", "person80_virus", "person9_virus"]
+    names = [
+        "IM-0001-01",
+        "IM-0003-01",
+        "IM-0115-01",
+        "NORMAL2-IM-0007-01",
+        "person80_virus_1",
+        "person9_virus_2",
+    ]
+    films = pd.DataFrame(
+        {"image_id": names, "label": [0, 0, 0, 0, 1, 1], "split": ["test", "test", "train"] * 2}
+    )
+    films["patient"] = [
+        "IM-0001",
+        "IM-0003",
+        "IM-0115",
+        "NORMAL2-IM-0007",
+        "person80_virus",
+        "person9_virus",
+    ]
     films["kind"] = ["normal"] * 4 + ["virus"] * 2
-    table = audit.numbering(films).set_index(["series", "split"])
-    assert table.loc[("IM-", "test"), ["images", "first", "last", "inside"]].tolist() == [2, 1, 3, 0]
-    assert table.loc[("NORMAL2-IM-", "test"), "first"] == 7 and table.loc[("virus", "train"), "first"] == 9
+    table = forensics.numbering(films).set_index(["series", "split"])
+    assert table.loc[("IM-", "test"), ["images", "first", "last", "inside"]].tolist() == [
+        2,
+        1,
+        3,
+        0,
+    ]
+    assert (
+        table.loc[("NORMAL2-IM-", "test"), "first"] == 7
+        and table.loc[("virus", "train"), "first"] == 9
+    )
     # Names without a number, as a folder of one's own may have, are left out.
-    assert audit.numbering(films.assign(patient="alice")).empty
+    assert forensics.numbering(films.assign(patient="alice")).empty
 
 
 def test_films_with_a_text_in_their_corner_are_found_from_one_of_them():
     rng = np.random.default_rng(0)
     pixels = rng.normal(90, 12, (60, 224, 224, 1)).clip(0, 255).astype(np.uint8)
-    text = rng.integers(0, 2, audit.TEXT, dtype=np.uint8) * 150
+    text = rng.integers(0, 2, forensics.TEXT, dtype=np.uint8) * 150
     marked = list(range(3, 60, 5))
     for film in marked:  # not at one place, nor equally clear, and on another ground
         y, x = (212, 207) if film == 3 else rng.integers((200, 190), (213, 208))
-        pixels[film, y : y + 11, x : x + 17, 0] = text + rng.normal(60, 20, audit.TEXT).clip(0, 100)
-    films = pd.DataFrame({"image_id": [f"film{i}" for i in range(60)], "split": "train", "label": 1})
-    found = audit.overlay(films, pixels, "film3")
+        pixels[film, y : y + 11, x : x + 17, 0] = text + rng.normal(60, 20, forensics.TEXT).clip(
+            0, 100
+        )
+    films = pd.DataFrame(
+        {"image_id": [f"film{i}" for i in range(60)], "split": "train", "label": 1}
+    )
+    found = forensics.overlay(films, pixels, "film3")
     assert found["image_id"].tolist() == [f"film{i}" for i in marked]
     assert found["correlation"].between(0.6, 1.0 + 1e-5).all()

@@ -16,7 +16,13 @@ from xraylib.paths import ROOT
 from xraylib.report import notebooks
 
 OPTIONS = (
-    *("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-background-networking"),
+    *(
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"),
 )
 MEASURE = """() => ({
@@ -35,7 +41,9 @@ LOADED = """async () => {
 def browser():
     command = os.environ.get("XRAYLIB_BROWSER") or shutil.which("chromium")
     if not command:
-        pytest.skip("there is no chromium on this machine (XRAYLIB_BROWSER names another browser's command)")
+        pytest.skip(
+            "there is no chromium on this machine (XRAYLIB_BROWSER names another browser's command)"
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which(command), args=OPTIONS)
         yield browser
@@ -48,9 +56,14 @@ def tab(browser):
     page = browser.new_page()
     page.asked, page.complaints = [], []
     page.on("request", lambda request: page.asked.append(request.url))
-    page.on("requestfailed", lambda request: page.complaints.append(f"{request.url} {request.failure}"))
+    page.on(
+        "requestfailed", lambda request: page.complaints.append(f"{request.url} {request.failure}")
+    )
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("console", lambda said: said.type in ("error", "warning") and page.complaints.append(said.text))
+    page.on(
+        "console",
+        lambda said: said.type in ("error", "warning") and page.complaints.append(said.text),
+    )
     yield page
     page.close()
 
@@ -163,5 +176,7 @@ def test_the_app_answers_in_a_browser_and_asks_for_nothing_outside(tab, app, fil
 def test_the_app_listens_on_this_machine_only(app):
     port = urlsplit(app).port
     socket.create_connection(("127.0.0.1", port)).close()
-    with pytest.raises(ConnectionRefusedError):  # where it listened everywhere, this would be answered
+    with pytest.raises(
+        ConnectionRefusedError
+    ):  # where it listened everywhere, this would be answered
         socket.create_connection(("127.0.0.2", port))

@@ -31,7 +31,9 @@ def simulated(n=400, slope=1.0, intercept=0.0, spread=1.5, sample=0):
 
 
 def line(labels, scores, weights=None):
-    found = slope_intercept(labels, scores, np.ones((1, len(labels))) if weights is None else weights)
+    found = slope_intercept(
+        labels, scores, np.ones((1, len(labels))) if weights is None else weights
+    )
     return np.array([found["slope"], found["intercept"]]).T
 
 
@@ -76,7 +78,9 @@ def test_one_score_for_all_has_no_slope(score):
     ((slope, intercept),) = line(labels, np.full(2431, score))
     share = labels.mean()
     assert np.isnan(slope)
-    assert intercept == pytest.approx(np.log(share / (1 - share)) - logit(np.array([score]))[0], abs=1e-6)
+    assert intercept == pytest.approx(
+        np.log(share / (1 - share)) - logit(np.array([score]))[0], abs=1e-6
+    )
 
 
 def test_expected_error_by_hand():
@@ -93,8 +97,13 @@ def test_the_summary_is_a_mean_over_seeds_with_an_interval_over_patients():
     found = summary(test)
     expected = evaluate(scores, resamples=1000).loc["brier", ["value", "low", "high"]]
     assert found.loc["brier"].tolist() == pytest.approx(expected.tolist())
-    lines = [by_statsmodels(one["label"].to_numpy(), one["score"].to_numpy()) for _, one in test.groupby("seed")]
-    assert found.loc[["slope", "intercept"], "value"].tolist() == pytest.approx(np.mean(lines, axis=0))
+    lines = [
+        by_statsmodels(one["label"].to_numpy(), one["score"].to_numpy())
+        for _, one in test.groupby("seed")
+    ]
+    assert found.loc[["slope", "intercept"], "value"].tolist() == pytest.approx(
+        np.mean(lines, axis=0)
+    )
     inside = found.drop("ece")
     assert ((inside["low"] < inside["value"]) & (inside["value"] < inside["high"])).all()
     # Images of one patient widen the intervals.
@@ -119,14 +128,18 @@ def test_recalibration_improves_a_crooked_score_and_keeps_its_order(method):
     assert after["score"].between(0, 1).all()
     for split in ("val", "test"):
         old, new = (table[table["split"] == split] for table in (before, after))
-        assert sk.brier_score_loss(new["label"], new["score"]) < sk.brier_score_loss(old["label"], old["score"])
+        assert sk.brier_score_loss(new["label"], new["score"]) < sk.brier_score_loss(
+            old["label"], old["score"]
+        )
         assert error(new) < error(old)
     assert after.loc[before["score"].sort_values().index, "score"].is_monotonic_increasing
     val = after.query("split == 'val'")
     if method == "isotonic":
         assert error(val) == pytest.approx(0, abs=1e-6)
     if method == "platt":
-        assert line(val["label"].to_numpy(), val["score"].to_numpy()) == pytest.approx(np.array([[1, 0]]), abs=0.05)
+        assert line(val["label"].to_numpy(), val["score"].to_numpy()) == pytest.approx(
+            np.array([[1, 0]]), abs=0.05
+        )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -173,7 +186,9 @@ def test_net_benefit_is_counted_image_by_image():
     assert ((found["low"] <= found["benefit"]) & (found["benefit"] <= found["high"])).all()
     # What both have in common, the share of positives, does not blur their difference.
     low = found["cut"] < found["all"].max() / 2
-    assert (found["gain_high"] - found["gain_low"])[low].mean() < (found["high"] - found["low"])[low].mean()
+    assert (found["gain_high"] - found["gain_low"])[low].mean() < (found["high"] - found["low"])[
+        low
+    ].mean()
     everybody = decision_curve(test.assign(score=1.0))
     assert found["all"].tolist() == pytest.approx(everybody["benefit"].tolist())
     perfect = decision_curve(test.assign(score=test["label"].astype(float)))

@@ -53,7 +53,9 @@ def shell(*arguments, **variables):
     """Run one command as a user does."""
     environment = os.environ | {name: str(value) for name, value in variables.items()}
     command = [sys.executable, "-m", "xraylib", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=paths.ROOT)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=100, cwd=paths.ROOT
+    )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -65,9 +67,13 @@ def test_help_is_quick_and_loads_nothing_heavy():
     assert (status, err) == (0, "") and "run-notebook" in out
     # Half a second for a user; here others may use the machine as well.
     assert time.perf_counter() - began < 2
-    heavy = "{'numpy', 'pandas', 'scipy', 'sklearn', 'PIL', 'keras', 'matplotlib'} & set(sys.modules)"
+    heavy = (
+        "{'numpy', 'pandas', 'scipy', 'sklearn', 'PIL', 'keras', 'matplotlib'} & set(sys.modules)"
+    )
     code = f"import sys, xraylib.cli; xraylib.cli._parser(); print({heavy})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=paths.ROOT
+    )
     assert done.stdout.strip() == "set()"
 
 
@@ -81,7 +87,9 @@ def test_missing_data_is_named_and_nothing_takes_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nosuch"], ["data"], ["train"], ["predict"], ["report", "--all"]], ids=" ".join
+    "arguments",
+    [[], ["nosuch"], ["data"], ["train"], ["predict"], ["report", "--all"]],
+    ids=" ".join,
 )
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -109,7 +117,10 @@ def test_wrong_usage_is_status_2(arguments, capsys):
         (["predict", "film.png", "--model", "tiny-cnn-28", "--dataset", "nosuch"], "nosuch'"),
         (["predict", str(Path(__file__).parent)], "no image in"),
         (["predict", "film.png", "--threshold", "7"], "--threshold 7.0 is no probability"),
-        (["predict", __file__, "--model", "mobilenetv2-frozen"], "no model of mobilenetv2-frozen, trained on"),
+        (
+            ["predict", __file__, "--model", "mobilenetv2-frozen"],
+            "no model of mobilenetv2-frozen, trained on",
+        ),
         (["external", "vgg99"], "vgg99'"),
         (["external", "tiny-cnn-28"], "nih"),
         (["corruptions", "tiny-cnn-28", "vgg99"], "vgg99'"),
@@ -155,9 +166,14 @@ def test_from_an_audit_to_a_prediction_on_films_of_ones_own(run, accelerator, fi
     assert pd.read_csv(manifest.quarantine_path(own))["image_id"].tolist() == [spoilt.stem]
     assert run("data", "audit", own, "--max-bad", "0.1")[0] == 0
     status, out, said = run(*train)
-    assert (status, said) == (0, []) and (Path(out.strip()) / "run.json").exists() and spoilt.exists()
+    assert (
+        (status, said) == (0, []) and (Path(out.strip()) / "run.json").exists() and spoilt.exists()
+    )
     status, out, _ = run("report", own)
-    assert status == 0 and Path(out.strip()) == paths.REPORTS / catalog.find(own).name / "index.html"
+    assert (
+        status == 0
+        and Path(out.strip()) == paths.REPORTS / catalog.get_dataset(own).name / "index.html"
+    )
     # The folder's path stands for its report here too, and other films are named by theirs.
     status, out, said = run("external", "tiny-cnn-28", "--dataset", own, "--on", films)
     assert (status, said) == (0, []) and "balanced_accuracy" in out
@@ -169,18 +185,27 @@ def test_from_an_audit_to_a_prediction_on_films_of_ones_own(run, accelerator, fi
     assert (status, said) == (0, []) and table["probability"].between(0, 1).all()
     assert table["path"].tolist() == [str(file) for file in good]
     status, out, said = run("predict", good[0], bad, good[1], *recipe)
-    assert status == 1 and len(said) == 1 and "bad.png" in said[0] and all(str(file) in out for file in good)
+    assert (
+        status == 1
+        and len(said) == 1
+        and "bad.png" in said[0]
+        and all(str(file) in out for file in good)
+    )
     status, _, said = run("predict", bad, tmp_path / "nowhere.png", *recipe)
     assert status == 1 and len(said) == 2
 
 
 @pytest.mark.parametrize("place", ["CACHE", "RUNS"])
-def test_places_that_cannot_be_written_are_named(run, accelerator, films, places, monkeypatch, place):
+def test_places_that_cannot_be_written_are_named(
+    run, accelerator, films, places, monkeypatch, place
+):
     (places / "file").write_text("")
     monkeypatch.setenv(f"XRAYLIB_{place}", str(places / "file" / "below"))
     status, _, said = run("train", "tiny-cnn-28", "--dataset", films, "--budget", "quick")
     assert (status, len(said)) == (1, 1)
-    assert str(places / "file") in said[0] and "Fix: a file stands where a folder is needed" in said[0]
+    assert (
+        str(places / "file") in said[0] and "Fix: a file stands where a folder is needed" in said[0]
+    )
 
 
 def test_an_interrupt_ends_without_a_traceback(run, monkeypatch):

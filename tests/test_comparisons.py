@@ -13,18 +13,17 @@ from statsmodels.stats.contingency_tables import mcnemar
 from xraylib.datasets import images, manifest, splits
 from xraylib.datasets.phantom import PhantomSettings
 from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
-from xraylib.evaluation import comparisons, metrics
+from xraylib.errors import InvalidDataError
+from xraylib.evaluation import claims, comparisons, forensics, metrics
 from xraylib.evaluation.comparisons import (
     COMPARISONS,
-    by_folder,
     by_run,
-    claims,
     paired_tests,
     protocol_comparison,
     subgroups,
 )
+from xraylib.evaluation.forensics import by_folder
 from xraylib.evaluation.resampling import delong
-from xraylib.storage import DataInvalid
 from xraylib.training import recipes
 
 
@@ -62,7 +61,9 @@ def test_every_pair_has_one_row_with_holms_correction():
 def test_with_one_image_a_patient_mcnemars_p_is_the_classical_one(sample):
     scores = rivals(0.2, 1.5, sample=sample)
     row = paired_tests(scores).iloc[0]
-    test = scores.query("split == 'test'").pivot(index=["image_id", "label"], columns="recipe", values="score")
+    test = scores.query("split == 'test'").pivot(
+        index=["image_id", "label"], columns="recipe", values="score"
+    )
     right = (test >= 0.5).eq(test.index.get_level_values("label") == 1, axis=0)
     only_a = (right["recipe0"] & ~right["recipe1"]).sum()
     only_b = (right["recipe1"] & ~right["recipe0"]).sum()
@@ -73,7 +74,9 @@ def test_with_one_image_a_patient_mcnemars_p_is_the_classical_one(sample):
 
 def test_copies_of_an_image_are_no_further_evidence():
     scores = rivals(0.2, 1.5)
-    doubled = pd.concat([scores, scores.assign(image_id=scores["image_id"] + " again")], ignore_index=True)
+    doubled = pd.concat(
+        [scores, scores.assign(image_id=scores["image_id"] + " again")], ignore_index=True
+    )
     one, two = paired_tests(scores).iloc[0], paired_tests(doubled).iloc[0]
     assert two["only_a_right"] == 2 * one["only_a_right"]
     assert two["p_mcnemar"] == pytest.approx(one["p_mcnemar"], abs=1e-12)
@@ -94,9 +97,13 @@ def test_the_difference_is_of_mean_aucs_with_delongs_spread_and_the_other_order_
     scores = rivals(0.2, 1.5, images=2, seeds=(0, 1))
     row = paired_tests(scores.sample(frac=1, random_state=0).sort_values("recipe")).iloc[0]
     test = scores.query("split == 'test'")
-    wide = test.pivot(index=["image_id", "label", "patient"], columns=["recipe", "seed"], values="score")
+    wide = test.pivot(
+        index=["image_id", "label", "patient"], columns=["recipe", "seed"], values="score"
+    )
     about = wide.index.to_frame()
-    aucs, covariance = delong(about["label"].to_numpy(), wide.to_numpy().T, about["patient"].to_numpy())
+    aucs, covariance = delong(
+        about["label"].to_numpy(), wide.to_numpy().T, about["patient"].to_numpy()
+    )
     share = np.array([0.5, 0.5, -0.5, -0.5])
     spread = np.sqrt(share @ covariance @ share)
     assert row["auc_difference"] == pytest.approx(share @ aucs)
@@ -106,7 +113,10 @@ def test_the_difference_is_of_mean_aucs_with_delongs_spread_and_the_other_order_
     other = paired_tests(scores.sort_values("recipe", ascending=False)).iloc[0]
     assert (other["a"], other["b"]) == (row["b"], row["a"])
     assert (-other["high"], -other["low"]) == pytest.approx((row["low"], row["high"]))
-    assert (other["only_a_right"], other["only_b_right"]) == (row["only_b_right"], row["only_a_right"])
+    assert (other["only_a_right"], other["only_b_right"]) == (
+        row["only_b_right"],
+        row["only_a_right"],
+    )
 
 
 def test_each_recipe_classifies_as_most_of_its_seeds_do():
@@ -131,7 +141,9 @@ def test_a_recipe_is_no_better_than_itself_and_a_far_better_one_is_found(seeds):
 
 
 def test_recipes_that_differ_by_chance_have_uniform_p():
-    found = pd.concat([paired_tests(rivals(1, 1, n=80, images=2, sample=sample)) for sample in range(40)])
+    found = pd.concat(
+        [paired_tests(rivals(1, 1, n=80, images=2, sample=sample)) for sample in range(40)]
+    )
     assert kstest(found["p_auc"], "uniform").pvalue > 0.01
     assert (found["p_auc"] < 0.05).mean() <= 0.1 and (found["p_mcnemar"] < 0.05).mean() <= 0.1
 
@@ -139,12 +151,16 @@ def test_recipes_that_differ_by_chance_have_uniform_p():
 def test_what_cannot_be_paired_is_refused_by_name():
     scores = rivals(0, 0.1, n=30, seeds=(0, 1))
     gone = (scores["image_id"] == "test7_0") & (scores["recipe"] == "recipe1")
-    with pytest.raises(DataInvalid, match="recipe1 and recipe0 were tested on different images"):
+    with pytest.raises(
+        InvalidDataError, match="recipe1 and recipe0 were tested on different images"
+    ):
         paired_tests(scores[~gone])
-    with pytest.raises(DataInvalid, match="seeds of recipe1 were tested on different images"):
+    with pytest.raises(InvalidDataError, match="seeds of recipe1 were tested on different images"):
         paired_tests(scores[~(gone & (scores["seed"] == 1))])
-    with pytest.raises(DataInvalid, match=r"one patient only.* Fix: "):
-        paired_tests(scores.assign(patient=scores["patient"].where(scores["label"] == 0, scores["split"])))
+    with pytest.raises(InvalidDataError, match=r"one patient only.* Fix: "):
+        paired_tests(
+            scores.assign(patient=scores["patient"].where(scores["label"] == 0, scores["split"]))
+        )
 
 
 # At 0.5 one normal image is classified as pneumonia and two pneumonias are missed; at 0.3 two and none.
@@ -159,7 +175,9 @@ def run(test=TEST, val=VAL, **about):
 
 
 def both_protocols(**about):
-    return pd.concat([run(threshold=0.25, **about), run(protocol="published", **about)], ignore_index=True)
+    return pd.concat(
+        [run(threshold=0.25, **about), run(protocol="published", **about)], ignore_index=True
+    )
 
 
 @pytest.fixture
@@ -176,8 +194,8 @@ def made_up(monkeypatch):
             "ours": "",
         } | fields
         monkeypatch.setattr(comparisons, "RECIPES", {"made-up": replace(base, **given)})
-        table = claims(scores, same_data=same_data, other_init=other_init)
-        assert tuple(table.columns) == comparisons.CLAIMS
+        table = claims.claims(scores, same_data=same_data, other_init=other_init)
+        assert tuple(table.columns) == claims.CLAIMS
         return table.set_index("metric")
 
     return found
@@ -186,14 +204,21 @@ def made_up(monkeypatch):
 def test_a_claim_is_beside_what_each_protocol_gives_at_its_own_threshold(made_up):
     scores = both_protocols()
     row = made_up(scores).loc["accuracy"]
-    assert (row["recipe"], row["claim"], row["published"], row["strict"]) == ("made-up", 0.6, 5 / 8, 6 / 8)
+    assert (row["recipe"], row["claim"], row["published"], row["strict"]) == (
+        "made-up",
+        0.6,
+        5 / 8,
+        6 / 8,
+    )
     for protocol in PROTOCOLS:
         found = metrics.evaluate(scores[scores["protocol"] == protocol]).loc["accuracy"]
         assert [row[f"{protocol}_low"], row[f"{protocol}_high"]] == [found["low"], found["high"]]
     assert row["verdict"] == "not testable here: fewer than three runs"
     assert made_up(scores, same_data=False).loc["accuracy", "verdict"] == ""
     # Seeds are averaged; other split strategies and recipes without a claim do not count.
-    more = pd.concat([scores, run(PERFECT, protocol="published", seed=1), run(protocol="per-image-validation")])
+    more = pd.concat(
+        [scores, run(PERFECT, protocol="published", seed=1), run(protocol="per-image-validation")]
+    )
     assert made_up(more).loc["accuracy", "published"] == (1 + 5 / 8) / 2
     assert made_up(more.assign(recipe="unheard-of")).empty
 
@@ -205,26 +230,44 @@ def test_every_metric_of_the_claim_or_of_the_stored_output_has_a_row(made_up):
     stored = {"auc": 0.75, "sensitivity": 0.7, "f1": np.nan}
     assert rows["stored_output"].to_dict() == pytest.approx(stored, nan_ok=True)
     assert rows.loc["auc", "claim"] == "excellent" and np.isnan(rows.loc["sensitivity", "claim"])
-    assert rows["published"].to_dict() == pytest.approx({"auc": 14 / 16, "sensitivity": 2 / 4, "f1": 4 / 7})
-    assert rows["verdict"].to_dict() == {"auc": "", "sensitivity": ""} | {"f1": rows.loc["f1", "verdict"]}
+    assert rows["published"].to_dict() == pytest.approx(
+        {"auc": 14 / 16, "sensitivity": 2 / 4, "f1": 4 / 7}
+    )
+    assert rows["verdict"].to_dict() == {"auc": "", "sensitivity": ""} | {
+        "f1": rows.loc["f1", "verdict"]
+    }
 
 
 def test_a_claim_is_reproduced_when_one_more_run_may_give_it(made_up):
-    runs = [run(test, protocol="published", seed=i) for i, test in enumerate((TEST, THREE_WRONG, PERFECT, TEST))]
+    runs = [
+        run(test, protocol="published", seed=i)
+        for i, test in enumerate((TEST, THREE_WRONG, PERFECT, TEST))
+    ]
     accuracies = by_run(pd.concat(runs), ["made-up"], "published")["accuracy"]
     half = student.ppf(0.975, 3) * accuracies.std() * (1 + 1 / 4) ** 0.5
-    row = made_up(pd.concat(runs), claims={"accuracy": accuracies.mean() - half + 1e-9}).loc["accuracy"]
-    assert row["next_low"] == pytest.approx(accuracies.mean() - half) and row["verdict"] == "reproduced"
+    row = made_up(pd.concat(runs), claims={"accuracy": accuracies.mean() - half + 1e-9}).loc[
+        "accuracy"
+    ]
+    assert (
+        row["next_low"] == pytest.approx(accuracies.mean() - half)
+        and row["verdict"] == "reproduced"
+    )
     below = {"accuracy": accuracies.mean() - half - 1e-9}
     assert made_up(pd.concat(runs), claims=below).loc["accuracy", "verdict"] == "not reproduced"
     for about in ({"other_init": ["made-up"]}, {"ours": "layers are ours"}):
-        assert made_up(pd.concat(runs), **about).loc["accuracy", "verdict"].startswith("not testable here: ")
+        assert (
+            made_up(pd.concat(runs), **about)
+            .loc["accuracy", "verdict"]
+            .startswith("not testable here: ")
+        )
     alone = made_up(run()).loc["accuracy"]
     assert np.isnan(alone["published"]) and alone["verdict"].startswith("not testable")
 
 
 def test_claims_are_those_of_the_recipes():
-    table = claims(pd.concat([both_protocols(recipe=name) for name in ("kerasio-tpu", "resnet50v2")]))
+    table = claims(
+        pd.concat([both_protocols(recipe=name) for name in ("kerasio-tpu", "resnet50v2")])
+    )
     assert set(table["recipe"]) == {"kerasio-tpu", "resnet50v2"}
     assert table["claim"].notna().any() and table["strict"].notna().all()
 
@@ -261,7 +304,9 @@ def test_operating_points_choose_on_validation_and_are_measured_on_the_test():
     table = comparisons.operating_points(builders.scores(200, strength=2)).set_index("rule")
     assert (table["threshold"].between(table["threshold_low"], table["threshold_high"])).all()
     val = builders.scores(200, strength=2).query("split == 'val'")
-    apparent = (val.loc[val["label"] == 1, "score"] >= table.loc["sensitivity 0.95", "threshold"]).mean()
+    apparent = (
+        val.loc[val["label"] == 1, "score"] >= table.loc["sensitivity 0.95", "threshold"]
+    ).mean()
     assert table.loc["sensitivity 0.95", "val_sensitivity"] == pytest.approx(apparent, abs=0.03)
 
 
@@ -270,7 +315,9 @@ def test_a_run_is_scored_on_its_own_validation_and_on_the_test():
     rows = by_run(scores, ["made-up"]).set_index("seed")
     assert rows.index.tolist() == [1, 3]
     assert rows.loc[3, ["n_val", "n_test", "val_accuracy"]].tolist() == [4, 8, 3 / 4]
-    metrics_of_3 = rows.loc[3, ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc"]]
+    metrics_of_3 = rows.loc[
+        3, ["accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc"]
+    ]
     assert metrics_of_3.tolist() == [5 / 8, 5 / 8, 2 / 4, 3 / 4, 14 / 16]
     mean = metrics.evaluate(scores[scores["protocol"] == "strict"])["value"]
     assert rows["auc"].mean() == pytest.approx(mean["auc"])
@@ -295,10 +342,14 @@ GROUPED = [
 def grouped(seeds=(0, 1)):
     columns = ["image_id", "patient", "kind", "score"]
     parts = [
-        pd.DataFrame([(*row[:3], row[3 + seed]) for row in GROUPED], columns=columns).assign(seed=seed)
+        pd.DataFrame([(*row[:3], row[3 + seed]) for row in GROUPED], columns=columns).assign(
+            seed=seed
+        )
         for seed in seeds
     ]
-    table = pd.concat(parts, ignore_index=True).assign(recipe="ours", protocol="strict", split="test")
+    table = pd.concat(parts, ignore_index=True).assign(
+        recipe="ours", protocol="strict", split="test"
+    )
     return table.assign(label=(table["kind"] != "normal").astype(int), threshold=0.5)
 
 
@@ -320,7 +371,12 @@ def test_an_ensemble_averages_the_log_odds_from_each_runs_own_threshold():
 def test_subgroups_are_counted_by_hand_and_their_auc_is_against_the_other_class():
     scores = grouped()
     rows = subgroups(scores).set_index("subgroup")
-    names = ["pneumonia, bacteria", "pneumonia, virus", "normal, series IM-", "normal, series NORMAL2-"]
+    names = [
+        "pneumonia, bacteria",
+        "pneumonia, virus",
+        "normal, series IM-",
+        "normal, series NORMAL2-",
+    ]
     assert rows.index.tolist() == names
     assert rows["right"].tolist() == pytest.approx([5 / 6, 1 / 4, 1 / 2, 1])
     assert rows["images"].tolist() == [3, 2, 3, 2] and rows["patients"].tolist() == [2, 2, 2, 2]
@@ -346,7 +402,9 @@ def test_sizes_are_divided_at_their_median_and_equal_or_unknown_ones_make_no_gro
 def test_images_of_one_patient_widen_the_interval_of_a_subgroup():
     whole = builders.scores(n=60, images=8, noise=0.05)
     alone = whole.assign(patient=whole["image_id"])
-    width = [(rows["right_high"] - rows["right_low"]).item() for rows in map(subgroups, (whole, alone))]
+    width = [
+        (rows["right_high"] - rows["right_low"]).item() for rows in map(subgroups, (whole, alone))
+    ]
     assert width[0] > 2 * width[1]
 
 
@@ -357,10 +415,14 @@ def test_an_image_level_random_split_is_taken_apart_by_the_official_folder():
         hard = (strict["split"] == "test") & (strict["label"] == 0)
         right = rng.random(len(strict)) < np.where(hard, 0.5, 1)
         score = np.where(right == (strict["label"] == 1), 0.9, 0.1)
-        parts.append(strict.assign(protocol="random-per-image", split="test", seed=seed, score=score))
+        parts.append(
+            strict.assign(protocol="random-per-image", split="test", seed=seed, score=score)
+        )
     scores = pd.concat(parts, ignore_index=True)
     found = by_folder(scores).set_index("subgroup")
-    hard = scores[(scores["protocol"] == "random-per-image") & scores["image_id"].str.startswith("test")]
+    hard = scores[
+        (scores["protocol"] == "random-per-image") & scores["image_id"].str.startswith("test")
+    ]
     hard = hard[hard["label"] == 0]
     row = found.loc["normal, from the test folder"]
     assert row["images"] == 20 and row["right"] == pytest.approx((hard["score"] < 0.5).mean())
@@ -371,39 +433,61 @@ def test_an_image_level_random_split_is_taken_apart_by_the_official_folder():
 def test_leaked_patients_are_compared_with_the_others_of_their_class(phantom):
     assigned = splits.assign(phantom, "random-per-image", 0)
     trained = set(assigned.loc[assigned["split"] == "train", "patient"])
-    test = assigned[assigned["split"] == "test"].assign(recipe="r", protocol="random-per-image", seed=0, threshold=0.5)
+    test = assigned[assigned["split"] == "test"].assign(
+        recipe="r", protocol="random-per-image", seed=0, threshold=0.5
+    )
     known = test["patient"].isin(trained)
     # Of the official test folder all are wrong: they must not count.
     official = test["image_id"].map(phantom.set_index("image_id")["split"]) == "test"
     right = test["label"].where(known | (np.arange(len(test)) % 2 == 0), 1 - test["label"])
     right = right.where(~official, 1 - test["label"])
-    found = comparisons.leaked(test.assign(score=right.astype(float)), phantom).set_index("diagnosis")
-    assert (found["leaked"].sum(), found["unleaked"].sum()) == ((known & ~official).sum(), (~known & ~official).sum())
+    found = forensics.leaked(test.assign(score=right.astype(float)), phantom).set_index("diagnosis")
+    assert (found["leaked"].sum(), found["unleaked"].sum()) == (
+        (known & ~official).sum(),
+        (~known & ~official).sum(),
+    )
     row = found.loc["pneumonia"]
     share = (right == test["label"])[~known & ~official & (test["label"] == 1)].mean()
     assert row["right_leaked"] == 1 and row["right_unleaked"] == pytest.approx(share)
-    assert row["difference"] == pytest.approx(1 - share) and row["low"] <= row["difference"] <= row["high"]
-    with pytest.raises(DataInvalid, match="not the images"):
-        comparisons.leaked(test.assign(score=0.5), phantom.iloc[10:])
+    assert (
+        row["difference"] == pytest.approx(1 - share)
+        and row["low"] <= row["difference"] <= row["high"]
+    )
+    with pytest.raises(InvalidDataError, match="not the images"):
+        forensics.leaked(test.assign(score=0.5), phantom.iloc[10:])
 
 
 @pytest.mark.parametrize("planted", [True, False])
-def test_a_planted_framing_is_found_and_directions_come_from_train(planted, small_phantom, monkeypatch):
+def test_a_planted_framing_is_found_and_directions_come_from_train(
+    planted, small_phantom, monkeypatch
+):
     from xraylib.datasets import catalog
 
     settings = PhantomSettings(images=150, size=64, framing_shift=planted)
-    monkeypatch.setitem(catalog.DATASETS, "phantom", replace(catalog.DATASETS["phantom"], phantom=settings))
+    monkeypatch.setitem(
+        catalog.DATASETS, "phantom", replace(catalog.DATASETS["phantom"], phantom=settings)
+    )
     films = manifest.load("phantom")
     pixels = images.load_pixels(films, 48)
     table = comparisons.shortcut_baselines(films, pixels).set_index(["feature", "split"])
     model = table.loc[("border of 1/16, linear model", "test")]
     if planted:
-        assert table.loc[("aspect ratio", "train"), "low"] > 0.9 < table.loc[("height", "train"), "low"]
+        assert (
+            table.loc[("aspect ratio", "train"), "low"]
+            > 0.9
+            < table.loc[("height", "train"), "low"]
+        )
     else:
         assert model["auc"] < 0.75 or model["low"] <= 0.5
     models = {f"border of 1/{part}, linear model" for part in (16, 32, 64)}
     features = {"height", "aspect ratio"} if planted else set()
-    features |= {"file size", "bits a pixel", "mean intensity", "border intensity", "saturated pixels"}
+    features |= {
+        "file size",
+        "bits a pixel",
+        "mean intensity",
+        "border intensity",
+        "saturated pixels",
+    }
     assert {feature for feature, _ in table.index} == features | models
     assert (table.xs("train", level="split")["auc"].drop(list(models)) >= 0.5).all()
     test, means = (films["split"] == "test").to_numpy(), pixels.mean(axis=(1, 2, 3))

@@ -33,7 +33,10 @@ def test_one_entry_gives_rows_in_every_table(toy, accelerator, monkeypatch, tmp_
     # The threshold is that of the entry, and of the run: no table knows the recipe.
     assert {run.threshold for run in published} == {toy.under("published").threshold_rule}
     board = tables.leaderboard("phantom")
-    assert board[["recipe", "protocol"]].to_numpy().tolist() == [[toy.name, "published"], [toy.name, "strict"]]
+    assert board[["recipe", "protocol"]].to_numpy().tolist() == [
+        [toy.name, "published"],
+        [toy.name, "strict"],
+    ]
     (claim,) = tables.claims("phantom").to_dict(orient="records")
     assert (claim["recipe"], claim["metric"], claim["claim"]) == (toy.name, "accuracy", 0.90)
     for protocol, row in zip(("published", "strict"), board.to_dict(orient="records"), strict=True):

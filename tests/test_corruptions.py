@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from xraylib.datasets import corruptions, phantom
+from xraylib.datasets import framing, phantom
 from xraylib.datasets.corruptions import CORRUPTIONS, HANDLING, MEDMNIST_C, corrupt
 
 NOISE = ("gaussian noise", "speckle noise", "impulse noise", "shot noise")
@@ -35,7 +35,13 @@ def test_there_are_thirteen_published_corruptions_and_five_of_handling():
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from(EVERY), st.integers(1, 3), st.integers(8, 60), st.integers(8, 60), st.integers(0, 99))
+@given(
+    st.sampled_from(EVERY),
+    st.integers(1, 3),
+    st.integers(8, 60),
+    st.integers(8, 60),
+    st.integers(0, 99),
+)
 def test_bytes_come_in_and_bytes_of_the_same_shape_come_out(named, films, height, width, seed):
     given = np.random.default_rng(seed).integers(0, 256, (films, height, width, 1), np.uint8)
     before = given.copy()
@@ -48,9 +54,13 @@ def test_bytes_come_in_and_bytes_of_the_same_shape_come_out(named, films, height
 @EACH
 def test_a_seed_gives_one_picture_whatever_stands_beside_it(name, film):
     both = np.concatenate([film, 255 - film])
-    np.testing.assert_array_equal(corrupt(both, name, 1, seed=3)[:1], corrupt(film, name, 1, seed=3))
+    np.testing.assert_array_equal(
+        corrupt(both, name, 1, seed=3)[:1], corrupt(film, name, 1, seed=3)
+    )
     seeded = name in (*NOISE, "rotation", "marker")
-    others = [(corrupt(film, name, 1, seed) != corrupt(film, name, 1, 3)).any() for seed in range(3)]
+    others = [
+        (corrupt(film, name, 1, seed) != corrupt(film, name, 1, 3)).any() for seed in range(3)
+    ]
     assert any(others) == seeded
     first, second = corrupt(flat(128, films=2), name, 1)
     assert name not in NOISE or (first != second).any()
@@ -71,7 +81,9 @@ def test_a_film_of_one_grey_stays_as_it_is(name):
 def test_jpeg_is_that_of_pillow(film):
     packed = io.BytesIO()
     Image.fromarray(film[0, ..., 0]).save(packed, "JPEG", quality=15)
-    np.testing.assert_array_equal(corrupt(film, "jpeg", 3)[0, ..., 0], np.asarray(Image.open(packed)))
+    np.testing.assert_array_equal(
+        corrupt(film, "jpeg", 3)[0, ..., 0], np.asarray(Image.open(packed))
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +111,10 @@ def test_noise_has_its_spread():
         assert corrupt(flat(grey), "speckle noise", 5).std() == pytest.approx(0.2 * grey, rel=0.05)
     change = corrupt(flat(128), "shot noise", 5).astype(float) / 255
     assert change.var() == pytest.approx(128 / 255 / 80, rel=0.1)
-    assert not corrupt(flat(0), "speckle noise", 5).any() and not corrupt(flat(0), "shot noise", 5).any()
+    assert (
+        not corrupt(flat(0), "speckle noise", 5).any()
+        and not corrupt(flat(0), "shot noise", 5).any()
+    )
     changed = corrupt(flat(128, size=300), "impulse noise", 5)
     assert (changed != 128).mean() == pytest.approx(0.02, rel=0.1)
     assert set(np.unique(changed)) == {0, 128, 255}
@@ -111,7 +126,9 @@ def test_a_point_is_blurred_over_the_kernel_and_keeps_its_light():
     for severity, kernel in enumerate((3, 5, 7, 9, 11), start=1):
         rows, columns = np.nonzero(corrupt(point, "gaussian blur", severity)[0, ..., 0])
         assert np.ptp(rows) < kernel and np.ptp(columns) < kernel
-        assert corrupt(bar, "gaussian blur", severity)[0, 20].sum() == pytest.approx(13 * 200, abs=10)
+        assert corrupt(bar, "gaussian blur", severity)[0, 20].sum() == pytest.approx(
+            13 * 200, abs=10
+        )
 
 
 def test_pixels_are_averaged_over_blocks():
@@ -143,15 +160,17 @@ def test_handling_changes_geometry_and_frame_as_said(film):
 
 def test_each_class_is_framed_and_rendered_as_the_other():
     rng, labels = np.random.default_rng(0), np.array([0, 0, 1, 1])
-    films = np.clip(rng.normal([[[[60.0]]], [[[60]]], [[[160]]], [[[160]]]], 20, (4, 48, 48, 1)), 0, 255)
+    films = np.clip(
+        rng.normal([[[[60.0]]], [[[60]]], [[[160]]], [[[160]]]], 20, (4, 48, 48, 1)), 0, 255
+    )
     films = films.astype(np.uint8)
-    found = corruptions.swaps(films, labels, seed=0)
+    found = framing.swaps(films, labels, seed=0)
     assert set(found) == {"framing", "rendering", "both"}
     assert all(view.shape == films.shape and view.dtype == np.uint8 for view in found.values())
     means = found["rendering"].mean(axis=(1, 2, 3))
     np.testing.assert_allclose(means, [160, 160, 60, 60], atol=3)
     # A cut of rows leaves columns alone: a film that changes along one direction tells which was cut.
     across = np.tile(np.linspace(0, 255, 48).astype(np.uint8), (2, 48, 1))[..., None]
-    np.testing.assert_array_equal(corruptions.swap_framing(across, np.array([0, 0])), across)
-    assert np.ptp(corruptions.swap_framing(across, np.array([1, 1]))) < 0.9 * np.ptp(across)
-    np.testing.assert_array_equal(corruptions.cut(films), films)
+    np.testing.assert_array_equal(framing.swap_framing(across, np.array([0, 0])), across)
+    assert np.ptp(framing.swap_framing(across, np.array([1, 1]))) < 0.9 * np.ptp(across)
+    np.testing.assert_array_equal(framing.crop(films), films)

@@ -6,7 +6,7 @@ import pytest
 from conftest import run_python
 
 from xraylib import devices
-from xraylib.storage import NotFound
+from xraylib.errors import NotFoundError
 
 
 def has_gpu():
@@ -20,7 +20,10 @@ def test_keras_is_set_up_as_the_one_line_says(accelerator):
 
     line = str(accelerator)
     assert (accelerator.kind, accelerator.count, accelerator.precision) == ("cpu", 1, "float32")
-    assert line.startswith(f"CPU {accelerator.name} · tensorflow · float32 · one device") and "\n" not in line
+    assert (
+        line.startswith(f"CPU {accelerator.name} · tensorflow · float32 · one device")
+        and "\n" not in line
+    )
     assert keras.backend.backend() == accelerator.backend == os.environ["KERAS_BACKEND"]
     assert keras.config.dtype_policy().name == accelerator.precision
 
@@ -35,11 +38,13 @@ def test_use_seeds_what_keras_draws(accelerator):
     assert values[0] == values[1]
 
 
-@pytest.mark.parametrize(("device", "fix"), [("tpu", "runtime type > TPU"), ("gpu", "a machine with a GPU")])
+@pytest.mark.parametrize(
+    ("device", "fix"), [("tpu", "runtime type > TPU"), ("gpu", "a machine with a GPU")]
+)
 def test_a_device_that_is_not_here_is_refused_with_the_fix(accelerator, device, fix):
     if device == "gpu" and has_gpu():
         pytest.skip("there is a GPU here")
-    with pytest.raises(NotFound, match=f"tensorflow sees no {device.upper()}.*Fix: .*{fix}"):
+    with pytest.raises(NotFoundError, match=f"tensorflow sees no {device.upper()}.*Fix: .*{fix}"):
         devices.use(device, "tensorflow")
 
 
@@ -55,7 +60,7 @@ def test_a_device_that_is_not_here_is_refused_with_the_fix(accelerator, device, 
     ],
 )
 def test_what_cannot_be_had_is_refused_with_the_fix(accelerator, asked, said):
-    with pytest.raises(NotFound, match=said):
+    with pytest.raises(NotFoundError, match=said):
         devices.use(**{"device": "cpu"} | asked)
 
 
@@ -63,7 +68,9 @@ def test_a_backend_that_is_not_installed_is_refused_with_the_fix(monkeypatch):
     find = devices.importlib.util.find_spec
     without = lambda name, *rest: None if name == "jax" else find(name, *rest)  # noqa: E731
     monkeypatch.setattr(devices.importlib.util, "find_spec", without)
-    with pytest.raises(NotFound, match=r"the backend jax is not installed. Fix: pip install jax"):
+    with pytest.raises(
+        NotFoundError, match=r"the backend jax is not installed. Fix: pip install jax"
+    ):
         devices.use("cpu", "jax")
 
 
@@ -80,7 +87,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="the setting is one of glibc")
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.libc_ver()[0] != "glibc",
+    reason="the setting is one of glibc",
+)
 def test_memory_that_was_freed_is_used_again():
     assert int(run_python(PAGES, "steady")) < 0.2 * int(run_python(PAGES, "as it comes"))
 
@@ -94,8 +104,12 @@ def test_four_devices_share_a_batch_under_jax(under_jax):
 @pytest.mark.slow
 def test_what_jax_does_not_see_is_refused_with_the_fix(under_jax):
     refused = under_jax["refused"]
-    assert refused["nine"].startswith("9 cpu devices were asked for, JAX shows 4. Fix: ask for fewer")
+    assert refused["nine"].startswith(
+        "9 cpu devices were asked for, JAX shows 4. Fix: ask for fewer"
+    )
     assert refused["tpu"].startswith("jax sees no TPU on this machine. Fix: in Colab")
     if not has_gpu():
-        assert refused["gpu"].startswith("jax sees no GPU on this machine. Fix: use a machine with a GPU")
+        assert refused["gpu"].startswith(
+            "jax sees no GPU on this machine. Fix: use a machine with a GPU"
+        )
     assert refused["tensorflow"].startswith("Keras already runs on jax, not tensorflow.")

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from xraylib import experiment as module
 from xraylib.datasets import catalog
 from xraylib.datasets.phantom import PhantomSettings, write
+from xraylib.errors import NotFoundError
 from xraylib.experiment import Experiment
 from xraylib.report import tables
-from xraylib.storage import NotFound
 from xraylib.training import runs
 from xraylib.training.recipes import BUDGETS, Budget, Phase, get_recipe
 
@@ -34,14 +34,14 @@ def trained_once(accelerator, tmp_path_factory):
         patch.setitem(catalog.DATASETS, "phantom", SMALL_PHANTOM)
         patch.setitem(BUDGETS, "brief", Budget(1, 1))
         (run,) = Experiment("phantom", accelerator, "brief").runs("tiny-cnn-28")
-        assert run.folder == runs.folder("phantom", "tiny-cnn-28", "strict", 0)
+        assert run.folder == runs.run_folder("phantom", "tiny-cnn-28", "strict", 0)
     return place / "REPORTS"
 
 
 @pytest.fixture
 def standing(trained_once, reports_here):
     shutil.copytree(trained_once, reports_here)
-    return runs.get("phantom", "tiny-cnn-28")
+    return runs.get_run("phantom", "tiny-cnn-28")
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def reading(accelerator, budget="brief"):
     ],
 )
 def test_unknown_names_fail_at_once(accelerator, wrong, named):
-    with pytest.raises(NotFound, match=rf"{named}.*Fix: "):
+    with pytest.raises(NotFoundError, match=rf"{named}.*Fix: "):
         Experiment(**{"dataset": "phantom", "accelerator": accelerator} | wrong)
 
 
@@ -78,7 +78,9 @@ def test_seeds_are_those_of_the_recipe_and_the_budget(accelerator, asked):
     quick, full = (Experiment("phantom", accelerator, name, seed=7) for name in ("quick", "full"))
     assert quick.runs("tiny-cnn-28", "published") == asked
     assert asked == [("tiny-cnn-28", "published", seed, "random", True) for seed in (7, 8)]
-    assert [len(full.runs(name)) for name in ("tiny-cnn-28", "mobilenetv2-small", "resnet50v2")] == [3, 10, 1]
+    assert [
+        len(full.runs(name)) for name in ("tiny-cnn-28", "mobilenetv2-small", "resnet50v2")
+    ] == [3, 10, 1]
 
 
 def test_the_phantom_never_asks_for_imagenet_and_a_users_films_do(accelerator, asked, tmp_path):
@@ -89,16 +91,22 @@ def test_the_phantom_never_asks_for_imagenet_and_a_users_films_do(accelerator, a
     assert [init for *_, init, _ in asked] == ["random", "imagenet", "mine.weights.h5"]
 
 
-def test_a_standing_run_is_read_back_and_nothing_is_trained_or_written(accelerator, standing, asked, caplog):
-    before = {file: file.read_bytes() for file in tables.folder("phantom").rglob("*.*")}
+def test_a_standing_run_is_read_back_and_nothing_is_trained_or_written(
+    accelerator, standing, asked, caplog
+):
+    before = {file: file.read_bytes() for file in tables.report_folder("phantom").rglob("*.*")}
     experiment = reading(accelerator)
     (read,) = experiment.runs(TINY)
-    assert asked == [] and not [record for record in caplog.records if record.name == "xraylib.experiment"]
+    assert asked == [] and not [
+        record for record in caplog.records if record.name == "xraylib.experiment"
+    ]
     assert read == standing and read.scores["score"].between(0, 1).all() and len(read.history) == 1
     assert sorted(experiment.scores()["split"].unique()) == ["test", "val"]
     assert experiment.leaderboard(["tiny-cnn-28"])["seeds"].tolist() == [1]
     assert experiment.leaderboard(["scratch-cnn"]).empty
-    assert before == {file: file.read_bytes() for file in tables.folder("phantom").rglob("*.*")}
+    assert before == {
+        file: file.read_bytes() for file in tables.report_folder("phantom").rglob("*.*")
+    }
 
 
 @pytest.mark.parametrize(
@@ -110,16 +118,26 @@ def test_a_standing_run_is_read_back_and_nothing_is_trained_or_written(accelerat
     ],
     ids=["budget", "rate", "protocol"],
 )
-def test_what_does_not_stand_is_left_out_aloud(accelerator, standing, asked, caplog, budget, recipe, protocol):
+def test_what_does_not_stand_is_left_out_aloud(
+    accelerator, standing, asked, caplog, budget, recipe, protocol
+):
     assert reading(accelerator, budget).runs(recipe, protocol) == asked == []
-    assert f"Fix: python -m xraylib train tiny-cnn-28 --dataset phantom --protocol {protocol}" in caplog.text
+    assert (
+        f"Fix: python -m xraylib train tiny-cnn-28 --dataset phantom --protocol {protocol}"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(
     ("said", "warning"),
-    [({"training_version": 0}, "training code has changed"), ({"split": "0" * 16}, "other files or labels")],
+    [
+        ({"training_version": 0}, "training code has changed"),
+        ({"split": "0" * 16}, "other files or labels"),
+    ],
 )
-def test_runs_of_other_code_or_images_are_read_with_a_warning(accelerator, standing, caplog, said, warning):
+def test_runs_of_other_code_or_images_are_read_with_a_warning(
+    accelerator, standing, caplog, said, warning
+):
     (standing.folder / "run.json").write_text(json.dumps(standing.settings | said))
     assert len(reading(accelerator).runs(TINY)) == 1 and warning in caplog.text
 

@@ -14,7 +14,7 @@ from test_manifest import FILES, kermany, places, plant  # noqa: F401
 
 from xraylib import paths
 from xraylib.datasets import catalog, fetch, images, manifest
-from xraylib.storage import Failed, NotFound
+from xraylib.errors import NotFoundError, OperationFailedError
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -27,7 +27,9 @@ def host(tmp_path):
     """A folder, and the address under which this machine serves it."""
     folder = tmp_path / "host"
     folder.mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=folder)
+    ) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield folder, f"http://127.0.0.1:{server.server_port}"
@@ -44,7 +46,7 @@ def kermany_on(host, members=None):
         for name, content in members.items():
             # Of a fixed date, so that the same members give the same bytes.
             archive.writestr(zipfile.ZipInfo(name) if isinstance(name, str) else name, content)
-    return replace(catalog.find("kermany"), url=f"{url}/films.zip")
+    return replace(catalog.get_dataset("kermany"), url=f"{url}/films.zip")
 
 
 def left():
@@ -55,7 +57,9 @@ def test_what_is_fetched_is_what_load_reads_and_is_not_fetched_again(host):
     dataset = kermany_on(host)
     root = fetch.fetch(dataset)
     assert root == paths.DATA / "chest_xray"
-    assert sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) == sorted(FILES)
+    assert sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) == sorted(
+        FILES
+    )
     assert len(manifest.load("kermany")) == len(FILES)
     assert [p.name for p in (paths.DATA / "downloads").iterdir()] == ["ChestXRay2017.zip.sha256"]
     (host[0] / "films.zip").unlink()
@@ -65,7 +69,9 @@ def test_what_is_fetched_is_what_load_reads_and_is_not_fetched_again(host):
 def test_the_checksum_of_the_first_download_holds_for_every_later_one(host):
     shutil.rmtree(fetch.fetch(kermany_on(host)))
     other = kermany_on(host, {f"chest_xray/{file}": b"other" for file in FILES})
-    with pytest.raises(Failed, match=r"first download.*ChestXRay2017\.zip\.sha256.*Fix: "):
+    with pytest.raises(
+        OperationFailedError, match=r"first download.*ChestXRay2017\.zip\.sha256.*Fix: "
+    ):
         fetch.fetch(other)
     assert left() == ["ChestXRay2017.zip.sha256", "downloads"]
     fetch.fetch(kermany_on(host))
@@ -80,8 +86,10 @@ def test_a_file_saved_by_hand_is_only_checked_and_unpacked(host):
 
 def test_a_file_that_is_not_there_and_a_host_out_of_reach_are_named(host):
     for url in (f"{host[1]}/gone.zip", "http://127.0.0.1:9/films.zip"):
-        with pytest.raises(Failed, match=rf"cannot download {url}.*Fix: .*ChestXRay2017\.zip"):
-            fetch.fetch(replace(catalog.find("kermany"), url=url))
+        with pytest.raises(
+            OperationFailedError, match=rf"cannot download {url}.*Fix: .*ChestXRay2017\.zip"
+        ):
+            fetch.fetch(replace(catalog.get_dataset("kermany"), url=url))
     assert "chest_xray" not in left() and "ChestXRay2017.zip" not in left()
 
 
@@ -103,9 +111,11 @@ def special(name, mode):
         ({f"chest_xray/{FILES[0]}": bytes(9000)}, "more than 8,000 bytes"),
     ],
 )
-def test_an_archive_that_cannot_be_trusted_leaves_nothing_in_the_way(host, members, said, monkeypatch):
+def test_an_archive_that_cannot_be_trusted_leaves_nothing_in_the_way(
+    host, members, said, monkeypatch
+):
     monkeypatch.setattr(fetch, "MAX_UNPACKED", 8000)
-    with pytest.raises(Failed, match=f"{said}.*Fix: "):
+    with pytest.raises(OperationFailedError, match=f"{said}.*Fix: "):
         fetch.fetch(kermany_on(host, members))
     assert left() == ["downloads"]
     fetch.fetch(kermany_on(host))
@@ -115,7 +125,7 @@ def test_an_archive_that_cannot_be_trusted_leaves_nothing_in_the_way(host, membe
 def test_a_damaged_archive_is_named_and_removed(host):
     dataset = kermany_on(host)
     (host[0] / "films.zip").write_bytes(b"<html>busy</html>")
-    with pytest.raises(Failed, match=r"ChestXRay2017\.zip cannot be unpacked"):
+    with pytest.raises(OperationFailedError, match=r"ChestXRay2017\.zip cannot be unpacked"):
         fetch.fetch(dataset)
     assert left() == ["downloads"]
 
@@ -125,7 +135,7 @@ def test_a_disk_that_fills_while_unpacking_keeps_the_download_and_no_half_folder
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "extract", full)
-    with pytest.raises(Failed, match="XRAYLIB_"):
+    with pytest.raises(OperationFailedError, match="XRAYLIB_"):
         fetch.fetch(kermany_on(host))
     assert left() == ["ChestXRay2017.zip", "ChestXRay2017.zip.sha256", "downloads"]
 
@@ -137,8 +147,8 @@ def test_arrays_become_images_pixel_for_pixel_and_no_patient_is_claimed(host):
         arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.array([[0], [1]] * n, dtype=np.uint8)[:n]
     np.savez(folder / "made.npz", **arrays)
-    dataset = replace(catalog.find("pneumoniamnist"), url=f"{url}/made.npz", expected=())
-    with pytest.raises(Failed, match="28209eda62fecd6e6a2d98b1501bb15f"):
+    dataset = replace(catalog.get_dataset("pneumoniamnist"), url=f"{url}/made.npz", expected=())
+    with pytest.raises(OperationFailedError, match="28209eda62fecd6e6a2d98b1501bb15f"):
         fetch.fetch(dataset)
     assert left() == ["downloads"]
     digest = hashlib.md5((folder / "made.npz").read_bytes()).hexdigest()
@@ -154,12 +164,12 @@ def test_arrays_become_images_pixel_for_pixel_and_no_patient_is_claimed(host):
 
 
 def test_what_cannot_be_fetched_says_from_where(monkeypatch):
-    with pytest.raises(Failed, match=r"nihcc\.app\.box\.com.*nih_external"):
+    with pytest.raises(OperationFailedError, match=r"nihcc\.app\.box\.com.*nih_external"):
         fetch.fetch("nih")
-    with pytest.raises(NotFound, match="default, kaggle"):
+    with pytest.raises(NotFoundError, match="default, kaggle"):
         fetch.fetch("kermany", source="gopher")
     monkeypatch.setitem(sys.modules, "kagglehub", None)
-    with pytest.raises(Failed, match="pip install"):
+    with pytest.raises(OperationFailedError, match="pip install"):
         fetch.fetch("kermany", source="kaggle")
 
 
@@ -173,7 +183,9 @@ def test_kaggle_keeps_two_copies_and_one_is_taken(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kagglehub", fake)
     root = fetch.fetch("kermany", source="kaggle")
     assert asked == ["paultimothymooney/chest-xray-pneumonia"]
-    assert sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) == sorted(FILES)
+    assert sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()) == sorted(
+        FILES
+    )
 
 
 def test_kaggle_out_of_reach_is_a_failed_fetch(monkeypatch):
@@ -181,6 +193,6 @@ def test_kaggle_out_of_reach_is_a_failed_fetch(monkeypatch):
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setitem(sys.modules, "kagglehub", types.SimpleNamespace(dataset_download=refuse))
-    with pytest.raises(Failed, match="kagglehub could not download"):
+    with pytest.raises(OperationFailedError, match="kagglehub could not download"):
         fetch.fetch("kermany", source="kaggle")
     assert not (paths.DATA / "chest_xray").exists()

@@ -46,7 +46,11 @@ BOARD = frame(
 )
 COMPARISON = frame(
     "recipe comparison n seeds accuracy±",
-    *((name, split, 624, 3, 0.8, 0.77, 0.83) for name in BOTH for split in ("random split", "official test")),
+    *(
+        (name, split, 624, 3, 0.8, 0.77, 0.83)
+        for name in BOTH
+        for split in ("random split", "official test")
+    ),
 )
 GROUPS = frame(
     "recipe subgroup images right±",
@@ -59,45 +63,70 @@ GAP = frame(
 DELTAS = frame(
     "recipe corruption severity n auc delta_auc± delta_balanced_error±",
     (KNOWN, "none", 0, 99, 0.9, *[0.0] * 6),
-    *((KNOWN, "jpeg", step, 99, 0.9 - step / 10, 0.3, 0.2, 0.4, 0.1, -0.05, 0.15) for step in (1, 5)),
+    *(
+        (KNOWN, "jpeg", step, 99, 0.9 - step / 10, 0.3, 0.2, 0.4, 0.1, -0.05, 0.15)
+        for step in (1, 5)
+    ),
     (KNOWN, "inversion", 1, 99, 0.05, 0.85, 0.75, 0.95, 0.4, 0.3, 0.5),
 )
 AVERAGED = pd.concat([DELTAS.iloc[[0, 2]].assign(severity=5), DELTAS.iloc[[3]]])
 COVERED = frame(
     "recipe split kind covered low high",
-    *((KNOWN, s, kind, 0.8, 0.7, 0.9) for s in ("test", "external") for kind in ("normal", "pneumonia")),
+    *(
+        (KNOWN, s, kind, 0.8, 0.7, 0.9)
+        for s in ("test", "external")
+        for kind in ("normal", "pneumonia")
+    ),
 )
 RESPONSE = frame(
     "recipe view specificity±",
-    *((KNOWN, view, 0.9 - i / 5, 0.8 - i / 5, 1 - i / 5) for i, view in enumerate(("as it is", "rows 0.93"))),
+    *(
+        (KNOWN, view, 0.9 - i / 5, 0.8 - i / 5, 1 - i / 5)
+        for i, view in enumerate(("as it is", "rows 0.93"))
+    ),
 )
 BY_SEED = pd.Series({0: 0.4, 1: 0.6})
 SCORES = pd.concat([scores(60, seeds=(0, 1), sample=i).assign(recipe=BOTH[i]) for i in (0, 1)])
 TEST, OWN = SCORES[SCORES["split"] == "test"], SCORES[SCORES["recipe"] == KNOWN]
 
 FIGURES = {
-    plots.learning_curves: ({"seed 0": history(), "seed 1": history(1, 1)}, "Does validation follow?"),
+    plots.learning_curves: (
+        {"seed 0": history(), "seed 1": history(1, 1)},
+        "Does validation follow?",
+    ),
     plots.leaderboard: (BOARD,),
     plots.protocol_comparison: (COMPARISON,),
-    plots.framing: (COMPARISON, RESPONSE, BOARD.assign(specificity=0.5, specificity_low=0.4, specificity_high=0.6)),
+    plots.framing: (
+        COMPARISON,
+        RESPONSE,
+        BOARD.assign(specificity=0.5, specificity_low=0.4, specificity_high=0.6),
+    ),
     plots.subgroups: (GROUPS, "Which subgroups are correctly classified?"),
 }
 
 
 def test_every_public_figure_is_tried():
-    own = (each for each in vars(plots).values() if getattr(each, "__module__", "") == plots.__name__)
+    own = (
+        each for each in vars(plots).values() if getattr(each, "__module__", "") == plots.__name__
+    )
     assert set(FIGURES) == {figure for figure in own if hasattr(figure, "__wrapped__")}
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda function: function.__name__)
 def test_a_figure_is_titled_readable_and_inside_its_frame(figure, tmp_path):
-    with mpl.rc_context({"font.size": 30, "axes.labelsize": 30, "xtick.labelsize": 30, "savefig.dpi": 40}):
+    with mpl.rc_context(
+        {"font.size": 30, "axes.labelsize": 30, "xtick.labelsize": 30, "savefig.dpi": 40}
+    ):
         fig = figure(*FIGURES[figure])
-        assert mpl.rcParams["font.size"] == 30 and plt.get_fignums() == [], "something is left in the session"
+        assert mpl.rcParams["font.size"] == 30 and plt.get_fignums() == [], (
+            "something is left in the session"
+        )
     assert fig.get_dpi() == 150 and fig.get_figwidth() <= 10 and fig.get_suptitle()
     fig.savefig(tmp_path / "figure.png", dpi=75)
     image = np.asarray(Image.open(tmp_path / "figure.png").convert("L"))
-    sizes = [text.get_fontsize() for text in fig.findobj(Text) if text.get_text() and text.get_visible()]
+    sizes = [
+        text.get_fontsize() for text in fig.findobj(Text) if text.get_text() and text.get_visible()
+    ]
     assert min(sizes) >= 7 and max(sizes) <= 13, "the session's style has leaked in"
     edges = (image[0], image[-1], image[:, 0], image[:, -1])
     assert all(edge.min() == 255 for edge in edges), "clipped at its frame"
@@ -116,7 +145,9 @@ def test_a_recipe_has_one_colour_in_every_figure():
     assert style.recipe_colours(unknown) == style.recipe_colours(unknown[::-1])
     assert len(set(style.recipe_colours(unknown).values())) == 3
     row = next(line for line in plots.leaderboard(BOARD).axes[0].lines if line.get_marker() == "o")
-    assert row.get_color() == style.recipe_colours(BOTH)[KNOWN] == style.recipe_colours([KNOWN])[KNOWN]
+    assert (
+        row.get_color() == style.recipe_colours(BOTH)[KNOWN] == style.recipe_colours([KNOWN])[KNOWN]
+    )
 
 
 def test_intervals_are_drawn_and_written_in_the_row_they_belong_to():
@@ -125,7 +156,11 @@ def test_intervals_are_drawn_and_written_in_the_row_they_belong_to():
     assert rows == [f"{KNOWN}, published", f"{KNOWN}, strict", "unheard-of, strict"]
     assert ([0.82, 0.88], [0, 0]) in drawn(accuracy) and ([0.85], [0]) in drawn(accuracy)
     assert "0.85 (0.82–0.88)" in words(fig)
-    claims = [(*line.get_xdata(), *line.get_ydata()) for line in accuracy.lines if line.get_marker() == "D"]
+    claims = [
+        (*line.get_xdata(), *line.get_ydata())
+        for line in accuracy.lines
+        if line.get_marker() == "D"
+    ]
     assert claims == [(0.95, 0)], "only in the row that tests as the claim did"
     (ax,) = plots.subgroups(GROUPS, "Who?").axes
     assert [x for x, _ in drawn(ax)].count([0.7, 0.9]) == len(GROUPS)
@@ -141,7 +176,9 @@ def test_learning_curves_draw_every_run_its_best_epoch_and_the_median_of_many():
     runs = {f"seed {seed}": history(6, seed) for seed in range(7)}
     loss = plots.learning_curves({"one": runs["seed 0"]}, "One").axes[0]
     best = runs["seed 0"].loc[runs["seed 0"]["val_loss"].idxmin()]
-    assert ([best["epoch"]], [best["val_loss"]]) in drawn(loss) and ([4.5, 4.5], [0, 1]) in drawn(loss)
+    assert ([best["epoch"]], [best["val_loss"]]) in drawn(loss) and ([4.5, 4.5], [0, 1]) in drawn(
+        loss
+    )
     fig = plots.learning_curves(runs, "Many", last_kept=True)
     bold = [list(line.get_ydata()) for line in fig.axes[0].lines if line.get_linewidth() > 2]
     assert pd.concat(runs).groupby("epoch")["val_loss"].median().tolist() in bold

@@ -19,7 +19,8 @@ from PIL import Image, ImageFile
 
 from xraylib import paths
 from xraylib.datasets import images
-from xraylib.storage import DataInvalid, Failed, NotFound
+from xraylib.datasets.dicom import MAX_PIXELS
+from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))
 
@@ -32,7 +33,9 @@ def cache(tmp_path, monkeypatch):
 
 def encoded(image, kind="PNG", **options):
     buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        buffer, kind, **options
+    )
     return buffer.getvalue()
 
 
@@ -91,7 +94,7 @@ def test_sixteen_bits_fill_eight_and_twelve_are_refused_rather_than_read_as_blac
     path.write_bytes(encoded(np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)))
     np.testing.assert_array_equal(images.read_gray(path), [[0, 1, 128, 255]])
     path.write_bytes(encoded(np.full((8, 8), 4000, dtype=np.uint16)))
-    with pytest.raises(DataInvalid, match=r"film\.png.*4000 of 65535.*Fix: rescale"):
+    with pytest.raises(InvalidDataError, match=r"film\.png.*4000 of 65535.*Fix: rescale"):
         images.read_gray(path)
 
 
@@ -136,8 +139,16 @@ def dicom(values, bits=8, colours="MONOCHROME2", syntax=pydicom.uid.ExplicitVRLi
     film = pydicom.Dataset()
     film.file_meta = pydicom.dataset.FileMetaDataset()
     film.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    film.SOPClassUID, film.SOPInstanceUID, film.PatientName = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3", "Doe^Jane"
-    film.Rows, film.Columns, film.SamplesPerPixel, film.PixelRepresentation = *values.shape[:2], 1, 0
+    film.SOPClassUID, film.SOPInstanceUID, film.PatientName = (
+        "1.2.840.10008.5.1.4.1.1.1.1",
+        "1.2.3",
+        "Doe^Jane",
+    )
+    film.Rows, film.Columns, film.SamplesPerPixel, film.PixelRepresentation = (
+        *values.shape[:2],
+        1,
+        0,
+    )
     film.PhotometricInterpretation, film.BitsStored, film.HighBit = colours, bits, bits - 1
     film.BitsAllocated = 8 if bits == 8 else 16
     film.PixelData = values.astype(np.uint8 if bits == 8 else "<u2").tobytes()
@@ -207,49 +218,73 @@ def test_without_a_window_many_bits_are_stretched_between_their_ends(tmp_path):
         ("film.gif", encoded(RAMP, "GIF"), "no JPEG, PNG, TIFF or DICOM"),
         ("film.dcm", b"\0" * 200, "no JPEG, PNG, TIFF or DICOM"),
         ("noname", b"\0" * 128 + b"DICM", "encrypted or holds no image"),
-        ("signed.tiff", encoded(Image.fromarray(RAMP.astype(np.int32) - 5), "TIFF"), "leave 0..65535"),
-        ("large.tiff", encoded(Image.fromarray(RAMP.astype(np.int32) * 1000), "TIFF"), "leave 0..65535"),
-        ("rgb.dcm", dicom(np.stack([RAMP] * 3, axis=-1), SamplesPerPixel=3, PlanarConfiguration=0), "shape"),
+        (
+            "signed.tiff",
+            encoded(Image.fromarray(RAMP.astype(np.int32) - 5), "TIFF"),
+            "leave 0..65535",
+        ),
+        (
+            "large.tiff",
+            encoded(Image.fromarray(RAMP.astype(np.int32) * 1000), "TIFF"),
+            "leave 0..65535",
+        ),
+        (
+            "rgb.dcm",
+            dicom(np.stack([RAMP] * 3, axis=-1), SamplesPerPixel=3, PlanarConfiguration=0),
+            "shape",
+        ),
         ("sigmoid.dcm", dicom(RAMP, VOILUTFunction="SIGMOID"), "SIGMOID"),
-        ("deflated.dcm", dicom(RAMP).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"), "deflated"),
+        (
+            "deflated.dcm",
+            dicom(RAMP).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"),
+            "deflated",
+        ),
         ("frames.dcm", dicom(RAMP, NumberOfFrames=2), "several frames"),
         ("report.dcm", dicom(RAMP, PixelData=None), "encrypted or holds no image"),
         ("hsv.dcm", dicom(RAMP, colours="PALETTE COLOR"), "PALETTE COLOR"),
         ("cut.dcm", dicom(RAMP)[:-900], "damaged"),
         ("huge.dcm", dicom(RAMP, Rows=50000, Columns=50000), "50000 x 50000 pixels"),
-        ("pages.tiff", encoded(RAMP, "TIFF", save_all=True, append_images=[Image.fromarray(RAMP)]), "several pages"),
+        (
+            "pages.tiff",
+            encoded(RAMP, "TIFF", save_all=True, append_images=[Image.fromarray(RAMP)]),
+            "several pages",
+        ),
         ("float.tiff", encoded(RAMP.astype(np.float32), "TIFF"), "fractions"),
         ("header.png", encoded(RAMP)[:8] + b"?" * 40, "damaged"),
         ("loop.png", animation(), "several pages or frames"),
         ("bomb.png", announcing(8000, 7000), "8000 x 7000 pixels"),
-        ("huge.png", announcing(20000, 20000), f"more than {images.MAX_PIXELS:,} pixels"),
+        ("huge.png", announcing(20000, 20000), f"more than {MAX_PIXELS:,} pixels"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value,
 )
 def test_what_is_no_radiograph_is_refused_by_name_with_a_fix(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataInvalid, match=rf"{re.escape(name)}: .*{words}.*Fix: |{words}"):
+    with pytest.raises(InvalidDataError, match=rf"{re.escape(name)}: .*{words}.*Fix: |{words}"):
         images.read_gray(tmp_path / name, 32)
 
 
 def test_a_missing_file_a_folder_and_an_enormous_file_are_refused(tmp_path):
-    with pytest.raises(NotFound, match=r"gone\.png"):
+    with pytest.raises(NotFoundError, match=r"gone\.png"):
         images.read_gray(tmp_path / "gone.png")
-    with pytest.raises(DataInvalid, match="not a regular file"):
+    with pytest.raises(InvalidDataError, match="not a regular file"):
         images.read_gray(tmp_path)
     with (tmp_path / "long.png").open("wb") as file:
         file.truncate(300_000_000)
-    with pytest.raises(DataInvalid, match="300,000,000 bytes"):
+    with pytest.raises(InvalidDataError, match="300,000,000 bytes"):
         images.read_gray(tmp_path / "long.png")
 
 
 @settings(max_examples=60, deadline=None)
-@given(kind=st.sampled_from(["JPEG", "PNG"]), share=st.floats(0, 1, exclude_max=True), size=st.sampled_from([None, 16]))
+@given(
+    kind=st.sampled_from(["JPEG", "PNG"]),
+    share=st.floats(0, 1, exclude_max=True),
+    size=st.sampled_from([None, 16]),
+)
 def test_no_truncated_file_is_ever_read(tmp_path_factory, kind, share, size):
     content = encoded(texture(3, 64), kind)
     path = tmp_path_factory.mktemp("cut") / "film"
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DataInvalid):
+    with pytest.raises(InvalidDataError):
         images.read_gray(path, size)
 
 
@@ -257,7 +292,7 @@ def test_a_library_that_told_pillow_to_guess_is_noticed(tmp_path, monkeypatch):
     path = tmp_path / "film.jpeg"
     path.write_bytes(encoded(RAMP, "JPEG"))
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.raises(DataInvalid, match="LOAD_TRUNCATED_IMAGES back to False"):
+    with pytest.raises(InvalidDataError, match="LOAD_TRUNCATED_IMAGES back to False"):
         images.read_gray(path)
 
 
@@ -274,7 +309,7 @@ def test_damaged_bytes_give_an_array_or_a_clear_error(tmp_path_factory, data, ki
     path.write_bytes(content)
     try:
         assert images.read_gray(path, 16).shape == (16, 16)
-    except DataInvalid as error:
+    except InvalidDataError as error:
         assert str(path) in str(error)
 
 
@@ -288,7 +323,7 @@ def test_pixels_are_decoded_once(tmp_path):
     assert first.dtype == np.uint8 and not again.flags.writeable
     np.testing.assert_array_equal(first, expected)
     np.testing.assert_array_equal(again, expected)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFoundError):
         images.load_pixels(manifest, 25)
 
 
@@ -302,12 +337,14 @@ def test_the_fingerprint_tells_content_and_order_but_not_split(tmp_path):
     assert name not in [images.fingerprint(other) for other in others]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-200], lambda _: encoded(texture(77), "JPEG")])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-200], lambda _: encoded(texture(77), "JPEG")]
+)
 def test_a_bad_file_stops_the_loading_and_leaves_nothing(tmp_path, cache, damage):
     manifest = folder(tmp_path / "films", 3)
     bad = Path(manifest["path"][1])
     bad.write_bytes(damage(bad.read_bytes()))
-    with pytest.raises(DataInvalid, match=r"0001\.jpeg.*Fix: .*data audit NAME"):
+    with pytest.raises(InvalidDataError, match=r"0001\.jpeg.*Fix: .*data audit NAME"):
         images.load_pixels(manifest, 24)
     assert not list(cache.rglob("*.npy"))
 
@@ -317,19 +354,19 @@ def test_a_damaged_cache_is_named(tmp_path, cache):
     images.load_pixels(manifest, 24)
     (cached,) = cache.rglob("*.npy")
     cached.write_bytes(cached.read_bytes()[:-1])
-    with pytest.raises(DataInvalid, match=r"\.npy is damaged\. Fix: delete it"):
+    with pytest.raises(InvalidDataError, match=r"\.npy is damaged\. Fix: delete it"):
         images.load_pixels(manifest, 24)
 
 
 def test_nothing_to_read_a_full_disk_and_a_file_in_the_way_are_named(tmp_path, monkeypatch):
     manifest = folder(tmp_path / "films", 1)
-    with pytest.raises(DataInvalid, match="empty"):
+    with pytest.raises(InvalidDataError, match="empty"):
         images.load_pixels(manifest[:0], 24)
-    with pytest.raises(Failed, match=r"bytes needed.*free some disk space"):
+    with pytest.raises(OperationFailedError, match=r"bytes needed.*free some disk space"):
         images.load_pixels(manifest, 10**8)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XRAYLIB_CACHE", str(tmp_path / "file"))
-    with pytest.raises(Failed, match="a file stands where a folder is needed"):
+    with pytest.raises(OperationFailedError, match="a file stands where a folder is needed"):
         images.load_pixels(manifest, 24)
 
 
@@ -337,6 +374,7 @@ LOAD = """
 import logging, sys
 import pandas as pd
 from xraylib.datasets import images
+from xraylib.datasets.dicom import MAX_PIXELS
 
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 pixels = images.load_pixels(pd.read_pickle(sys.argv[1]), 128)
@@ -346,7 +384,9 @@ print("sum", int(pixels.sum(dtype="int64")))
 
 def repeated(tmp_path, count):
     """A pickled manifest of `count` images over 20 files of 128 x 128."""
-    manifest = pd.concat([folder(tmp_path / "films", 20, side=128)] * (count // 20), ignore_index=True)
+    manifest = pd.concat(
+        [folder(tmp_path / "films", 20, side=128)] * (count // 20), ignore_index=True
+    )
     manifest["image_id"] = [f"{number:05d}" for number in range(count)]
     manifest.to_pickle(tmp_path / f"{count}.pkl")
     return tmp_path / f"{count}.pkl"
@@ -361,7 +401,9 @@ print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc"
+)
 def test_a_folder_ten_times_as_large_takes_no_more_memory(tmp_path):
     peak = {}
     for count in (300, 3000):
@@ -388,6 +430,8 @@ def test_a_killed_build_is_never_read_and_its_rest_is_swept(tmp_path, cache):
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not [path for path in paths.CACHE.rglob("*.npy") if not path.name.startswith(".partial-")]
+    assert not [
+        path for path in paths.CACHE.rglob("*.npy") if not path.name.startswith(".partial-")
+    ]
     assert images.load_pixels(pd.read_pickle(manifest), 128).shape == (3000, 128, 128, 1)
     assert not list(cache.rglob(".partial-*"))

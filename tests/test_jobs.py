@@ -9,7 +9,7 @@ import pytest
 from conftest import start_python
 
 from xraylib import devices
-from xraylib.storage import NotFound
+from xraylib.errors import NotFoundError
 from xraylib.training import runs
 
 TRAIN = """
@@ -46,10 +46,12 @@ def end(process):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_that_loses_a_process_stops_and_goes_on_and_trains_what_one_process_trains(places, port):
+def test_a_job_that_loses_a_process_stops_and_goes_on_and_trains_what_one_process_trains(
+    places, port
+):
     alone = end(start(None, 0, cpus="1"))
     assert alone[0] == 0, alone[2]
-    expected = runs.find("phantom")
+    expected = runs.list_runs("phantom")
     for run in expected:
         run.folder.rename(run.folder.with_name(f"alone-{run.settings['seed']}"))
 
@@ -65,7 +67,9 @@ def test_a_job_that_loses_a_process_stops_and_goes_on_and_trains_what_one_proces
     ended = [end(process) for process in job]
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert all("going on after epoch" in said for _, _, said in ended)
-    found = [run for run in runs.find("phantom") if "of 2 processes" in run.settings["hardware"]]
+    found = [
+        run for run in runs.list_runs("phantom") if "of 2 processes" in run.settings["hardware"]
+    ]
     assert len(found) == len(expected) == 2
     for one, four in zip(expected, found, strict=True):
         for column in ("loss", "val_loss"):
@@ -96,5 +100,5 @@ def test_a_job_that_is_named_wrongly_is_told(places, port, process):
 
 
 def test_a_job_trains_under_jax_only():
-    with pytest.raises(NotFound, match="jax"):
+    with pytest.raises(NotFoundError, match="jax"):
         devices.use("cpu", "tensorflow", job=True)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from xraylib import paths
-from xraylib.datasets import audit, catalog, manifest
+from xraylib.datasets import audit, catalog, manifest, verify
 from xraylib.datasets.phantom import PhantomSettings
-from xraylib.storage import DataInvalid, NotFound
+from xraylib.errors import InvalidDataError, NotFoundError
 
 COLUMNS = ["image_id", "path", "label", "patient", "kind", "split", "sha256"]
 FILES = (
@@ -116,17 +116,29 @@ def test_ids_do_not_depend_on_where_the_data_lies(kermany, tmp_path):
 
 def test_junk_is_passed_over_and_other_files_are_left_out_loudly(kermany, caplog):
     before = manifest.load("kermany")
-    junk = (".DS_Store", "__MACOSX/train/NORMAL/._IM-0115-0001.jpeg", "train/NORMAL/._IM-0115-0001.jpeg")
+    junk = (
+        ".DS_Store",
+        "__MACOSX/train/NORMAL/._IM-0115-0001.jpeg",
+        "train/NORMAL/._IM-0115-0001.jpeg",
+    )
     for name in (*junk, "train/NORMAL/notes.txt", "more/NORMAL/a.jpeg"):
         (kermany / name).parent.mkdir(parents=True, exist_ok=True)
         (kermany / name).write_bytes(b"junk")
     pd.testing.assert_frame_equal(manifest.load("kermany"), before)
-    assert len(caplog.records) == 2 and "notes.txt" in caplog.text and "more is not one of" in caplog.text
+    assert (
+        len(caplog.records) == 2
+        and "notes.txt" in caplog.text
+        and "more is not one of" in caplog.text
+    )
 
 
 def test_split_and_class_folders_may_be_written_otherwise(tmp_path):
-    files = [f"{s}/{c}/{s}{c}.png" for s in ("Train", "valid", "TEST") for c in ("normal", "Pneumonia")]
-    labels = manifest.load(str(plant(tmp_path / "mine", files))).groupby("split")["label"].agg(sorted)
+    files = [
+        f"{s}/{c}/{s}{c}.png" for s in ("Train", "valid", "TEST") for c in ("normal", "Pneumonia")
+    ]
+    labels = (
+        manifest.load(str(plant(tmp_path / "mine", files))).groupby("split")["label"].agg(sorted)
+    )
     assert labels.to_dict() == {s: [0, 1] for s in ("train", "val", "test")}
 
 
@@ -155,10 +167,13 @@ def test_the_phantom_is_written_on_first_use():
 
 
 def test_missing_data_names_the_place_and_how_to_get_it():
-    with pytest.raises(NotFound, match=r"chest_xray\. Fix: run `python -m xraylib data fetch kermany`.*XRAYLIB_DATA"):
+    with pytest.raises(
+        NotFoundError,
+        match=r"chest_xray\. Fix: run `python -m xraylib data fetch kermany`.*XRAYLIB_DATA",
+    ):
         manifest.load("kermany")
     for name, publisher in (("nih", "nihcc"), ("kermany-roboflow", "huggingface")):
-        with pytest.raises(NotFound, match=publisher) as failure:
+        with pytest.raises(NotFoundError, match=publisher) as failure:
             manifest.load(name)
         assert "data fetch" not in str(failure.value)
 
@@ -169,16 +184,24 @@ def test_missing_data_names_the_place_and_how_to_get_it():
         ((), "no folder at all"),
         (("train/NORMAL/a.txt.d/x.png",), "no JPEG or PNG"),
         (("train/NORMAL/a.png", "train/NORMAL/b.png"), "train split holds normals only"),
-        (("train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/PNEUMONIA/c.png"), "test split holds pneumonias"),
+        (
+            ("train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/PNEUMONIA/c.png"),
+            "test split holds pneumonias",
+        ),
         (("train/NORMAL/a.png", "train/COVID/b.png"), "COVID is neither NORMAL nor PNEUMONIA"),
-        (("NORMAL/a.png", "PNEUMONIA/b.png"), "neither train nor val nor test but: NORMAL, PNEUMONIA"),
+        (
+            ("NORMAL/a.png", "PNEUMONIA/b.png"),
+            "neither train nor val nor test but: NORMAL, PNEUMONIA",
+        ),
         (("train/NORMAL/a.png", "train/PNEUMONIA/a.jpg"), "same name 'a'"),
         (("train/NORMAL/person1_virus_2.png", "train/PNEUMONIA/a.jpg"), "among the normals"),
     ],
 )
 def test_a_folder_that_cannot_be_used_says_why(tmp_path, files, said):
     (tmp_path / "mine").mkdir()
-    with pytest.raises(DataInvalid, match=f"mine.*{said}.*Fix: |{said}.*mine.*Fix: |mine.*Fix: ") as failure:
+    with pytest.raises(
+        InvalidDataError, match=f"mine.*{said}.*Fix: |{said}.*mine.*Fix: |mine.*Fix: "
+    ) as failure:
         manifest.load(plant(tmp_path / "mine", files))
     assert said in str(failure.value)
 
@@ -188,7 +211,7 @@ def test_an_unreadable_file_is_named(kermany, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(manifest, "_sha256", refuse)
-    with pytest.raises(DataInvalid, match=r"cannot read .*\.jpeg"):
+    with pytest.raises(InvalidDataError, match=r"cannot read .*\.jpeg"):
         manifest.load("kermany")
 
 
@@ -209,18 +232,22 @@ def test_quarantined_images_are_left_out_loudly_with_or_without_the_cache(kerman
     audit.write_quarantine(audit.audit_files(manifest.load("kermany")), listed)
     assert paths.CACHE not in listed.parents
     table = manifest.load("kermany")
-    assert set(manifest.index(catalog.find("kermany"))["image_id"]) - set(table["image_id"]) == {"NORMAL2-IM-0383-0001"}
+    assert set(manifest.index(catalog.get_dataset("kermany"))["image_id"]) - set(
+        table["image_id"]
+    ) == {"NORMAL2-IM-0383-0001"}
     assert "1 of 6 images are left out" in caplog.text
     assert table.index.tolist() == list(range(5))
     listed.write_text("image_id,quarantine\na,perhaps\n")
-    with pytest.raises(DataInvalid, match=r"kermany\.csv is not a quarantine list.*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"kermany\.csv is not a quarantine list.*Fix: "):
         manifest.load("kermany")
 
 
-@pytest.mark.skipif(not (REAL_DATA / "chest_xray").is_dir(), reason="needs the radiographs in XRAYLIB_DATA")
+@pytest.mark.skipif(
+    not (REAL_DATA / "chest_xray").is_dir(), reason="needs the radiographs in XRAYLIB_DATA"
+)
 def test_the_real_data_reads_as_published(monkeypatch):
     monkeypatch.setenv("XRAYLIB_DATA", str(REAL_DATA.resolve()))
-    assert catalog.verify("kermany")["images"].sum() in (5840, 5856)
+    assert verify.verify("kermany")["images"].sum() in (5840, 5856)
     table = manifest.load("kermany").query("label == 1")
     assert set(table["kind"]) == {"bacteria", "virus"}
     assert set(table["kind"]) == {"bacteria", "virus"}

@@ -10,8 +10,15 @@ from scipy.stats import norm
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
-from xraylib.evaluation.metrics import METRICS, auc_interval, effective_size, evaluate, point_metrics, predictive
-from xraylib.storage import DataInvalid
+from xraylib.errors import InvalidDataError
+from xraylib.evaluation.metrics import (
+    METRICS,
+    auc_interval,
+    effective_size,
+    evaluate,
+    point_metrics,
+    predictive,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -47,7 +54,9 @@ def test_metrics_are_those_of_scikit_learn_and_a_weight_counts_as_so_many_copies
         many, of = np.repeat(labels, counts), np.repeat(scores, counts)
         if 0 < many.sum() < len(many):
             found = {name: value[number] for name, value in ours.items()}
-            assert found == pytest.approx(by_scikit_learn(many, of, cut / 12), abs=1e-9, nan_ok=True)
+            assert found == pytest.approx(
+                by_scikit_learn(many, of, cut / 12), abs=1e-9, nan_ok=True
+            )
         else:
             assert np.isnan(ours["auc"][number])
 
@@ -58,7 +67,9 @@ def test_evaluate_averages_seeds_at_their_own_frozen_thresholds_in_any_order():
     found = evaluate(scores)
     by_seed = pd.DataFrame(
         [
-            by_scikit_learn(part["label"].to_numpy(), part["score"].to_numpy(), part["threshold"].iloc[0])
+            by_scikit_learn(
+                part["label"].to_numpy(), part["score"].to_numpy(), part["threshold"].iloc[0]
+            )
             for _, part in scores.query("split == 'test'").groupby("seed")
         ]
     )
@@ -92,13 +103,23 @@ def simulated_runs(rng, runs, patients, spread):
     """Scores of some runs, each shifted and stretched by its training, of the same patients' images."""
     label = np.arange(patients) % 8 < 5
     own = np.repeat(np.arange(patients), rng.choice([1, 1, 2, 3], patients))
-    truth = 1.6 * (2 * label[own] - 1.0) + rng.normal(0, 0.8, patients)[own] + rng.normal(0, 0.6, len(own))
+    truth = (
+        1.6 * (2 * label[own] - 1.0)
+        + rng.normal(0, 0.8, patients)[own]
+        + rng.normal(0, 0.6, len(own))
+    )
     parts = []
     for seed in range(runs):
-        odds = np.exp(rng.normal(0, spread / 3)) * (truth + rng.normal(0, 0.6, len(own))) + rng.normal(0, spread)
-        part = pd.DataFrame({"patient": own.astype(str), "label": label[own].astype(int), "score": expit(odds)})
+        odds = np.exp(rng.normal(0, spread / 3)) * (
+            truth + rng.normal(0, 0.6, len(own))
+        ) + rng.normal(0, spread)
+        part = pd.DataFrame(
+            {"patient": own.astype(str), "label": label[own].astype(int), "score": expit(odds)}
+        )
         parts.append(part.assign(seed=seed, image_id=part.index.astype(str)))
-    return pd.concat(parts, ignore_index=True).assign(recipe="r", protocol="strict", split="test", kind="")
+    return pd.concat(parts, ignore_index=True).assign(
+        recipe="r", protocol="strict", split="test", kind=""
+    )
 
 
 @pytest.mark.slow
@@ -109,7 +130,12 @@ def test_the_interval_covers_other_runs_on_other_patients_and_that_over_patients
     for sample in range(500):
         scores = simulated_runs(np.random.default_rng([1, sample]), 5, 300, spread)
         row = evaluate(scores, rule=0.5, resamples=200, ranking=False).loc["specificity"]
-        covered.append((row["low"] <= truth <= row["high"], row["patients_low"] <= truth <= row["patients_high"]))
+        covered.append(
+            (
+                row["low"] <= truth <= row["high"],
+                row["patients_low"] <= truth <= row["patients_high"],
+            )
+        )
     both, patients = np.mean(covered, axis=0)
     assert 0.93 <= both <= 0.97 and patients < 0.92
 
@@ -117,7 +143,9 @@ def test_the_interval_covers_other_runs_on_other_patients_and_that_over_patients
 @pytest.mark.parametrize(
     ("by_patient", "simulations", "least", "most"), [(True, 800, 0.93, 0.97), (False, 100, 0, 0.92)]
 )
-def test_the_interval_covers_the_truth_only_when_patients_are_resampled(by_patient, simulations, least, most):
+def test_the_interval_covers_the_truth_only_when_patients_are_resampled(
+    by_patient, simulations, least, most
+):
     # Scores N(label, 1) by patient and N(0, 0.25) by image.
     truth, covered = norm.cdf(1 / np.sqrt(2 * 1.25)), []
     for sample in range(simulations):
@@ -154,9 +182,9 @@ def test_nothing_classified_as_pneumonia_has_no_precision():
 
 def test_two_recipes_and_an_absent_split_are_refused():
     scores = builders.scores(n=30)
-    with pytest.raises(DataInvalid, match=r"several recipes or protocols.* Fix: "):
+    with pytest.raises(InvalidDataError, match=r"several recipes or protocols.* Fix: "):
         evaluate(pd.concat([scores, scores.assign(recipe="theirs")]))
-    with pytest.raises(DataInvalid, match=r"no scores of the external split\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"no scores of the external split\. Fix: "):
         evaluate(scores, split="external")
 
 
@@ -172,7 +200,10 @@ def test_predictive_values_follow_bayes_rule():
 
 def test_images_of_one_patient_count_as_fewer():
     whole = builders.scores(n=200, images=1, seeds=(0, 1))
-    alone, many = (part[part["split"] == "test"] for part in (whole, builders.scores(n=200, images=5, noise=0.2)))
+    alone, many = (
+        part[part["split"] == "test"]
+        for part in (whole, builders.scores(n=200, images=5, noise=0.2))
+    )
     assert effective_size(alone) == pytest.approx(200)
     assert 200 <= effective_size(many) < 300 < len(many)
     # Seeds that were tested on different images have no size in common.

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from xraylib.storage import NotFound
+from xraylib.errors import NotFoundError
 from xraylib.training import networks as module
 from xraylib.training.networks import AUGMENTATIONS, HEADS, NETWORKS, Weights, build, get_weights
 
 pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
-LARGE = [("mobilenetv2_small", 64), ("mobilenetv2_160", 64), ("resnet50v2", 32), ("resnet50v2_raw", 32)]
+LARGE = [
+    ("mobilenetv2_small", 64),
+    ("mobilenetv2_160", 64),
+    ("resnet50v2", 32),
+    ("resnet50v2_raw", 32),
+]
 LARGE.append(("inceptionv3", 75))
 
 
@@ -40,13 +45,17 @@ def test_the_published_networks_are_as_published(accelerator):
     assert described(build("tiny_cnn", 28, "two-logits")) == ["Conv2D 64", "Conv2D 64", *dense]
     blocks = [(32, 0.0), (64, 0.0), (128, 0.2), (256, 0.2)]
     blocks = [[*[f"SeparableConv2D {f}"] * 2, f"Dropout {rate}"] for f, rate in blocks]
-    dense = [[f"Dense {units}", f"Dropout {rate}"] for units, rate in ((512, 0.7), (128, 0.5), (64, 0.3))]
+    dense = [
+        [f"Dense {units}", f"Dropout {rate}"] for units, rate in ((512, 0.7), (128, 0.5), (64, 0.3))
+    ]
     expected = ["Conv2D 16", "Conv2D 16", *chain.from_iterable(blocks + dense), "Dense 1"]
     assert described(build("separable_cnn", 64, "sigmoid")) == expected
     expected = [*(f"Conv2D {n}" for n in (16, 32, 64, 128)), "Dense 64", "Dropout 0.3", "Dense 1"]
     scratch = build("scratch_cnn", 32, "sigmoid")
     assert described(scratch) == expected
-    weighed = [x for x in scratch.layers if isinstance(x, (keras.layers.Conv2D, keras.layers.Dense))][:-1]
+    weighed = [
+        x for x in scratch.layers if isinstance(x, (keras.layers.Conv2D, keras.layers.Dense))
+    ][:-1]
     assert all(layer.kernel_regularizer.l2 == pytest.approx(1e-4) for layer in weighed)
 
 
@@ -67,7 +76,9 @@ def test_a_loss_that_expects_logits_looks_through_a_sigmoid(accelerator):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), LARGE)
-def test_a_large_network_has_a_backbone_and_only_the_raw_one_flips_what_it_scores(accelerator, name, size):
+def test_a_large_network_has_a_backbone_and_only_the_raw_one_flips_what_it_scores(
+    accelerator, name, size
+):
     keras.utils.set_random_seed(0)
     # Two linear outputs: a sigmoid of raw pixels would be 0 or 1 whatever the image.
     model = build(name, size, "two-logits")
@@ -106,7 +117,9 @@ def test_the_head_gives_the_probability_that_the_loss_sees(accelerator):
     probability = HEADS["two-logits"].probability(logits)
     labels = np.arange(200) % 2
     loss = float(HEADS["two-logits"].loss()(labels, logits))
-    assert loss == pytest.approx(-np.log(np.where(labels == 1, probability, 1 - probability)).mean(), rel=1e-5)
+    assert loss == pytest.approx(
+        -np.log(np.where(labels == 1, probability, 1 - probability)).mean(), rel=1e-5
+    )
     sure = np.array([[2000.0, -2000.0], [-2000.0, 2000.0]])
     assert HEADS["two-logits"].probability(sure).tolist() == [0, 1]
     given = np.array([[0.0], [0.3]], np.float32)
@@ -114,7 +127,7 @@ def test_the_head_gives_the_probability_that_the_loss_sees(accelerator):
 
 
 def test_unknown_initial_weights_are_told_the_known_ones():
-    with pytest.raises(NotFound, match=r"'noisy-student'.*random, imagenet, or the path"):
+    with pytest.raises(NotFoundError, match=r"'noisy-student'.*random, imagenet, or the path"):
         get_weights("mobilenetv2", "noisy-student")
 
 
@@ -123,10 +136,12 @@ def test_a_weights_file_is_named_by_its_content(tmp_path, monkeypatch):
     file.write_bytes(b"weights")
     label = f"file {hashlib.sha256(b'weights').hexdigest()[:12]}"
     assert get_weights("mobilenetv2", str(file)) == Weights(label, file)
-    with pytest.raises(NotFound, match=r"none\.weights\.h5.*Fix: "):
+    with pytest.raises(NotFoundError, match=r"none\.weights\.h5.*Fix: "):
         get_weights("mobilenetv2", str(tmp_path / "none.weights.h5"))
     monkeypatch.setenv("XRAYLIB_WEIGHTS", str(tmp_path))
-    with pytest.raises(NotFound, match=r"mobilenetv2_imagenet_notop\.weights\.h5.*unset XRAYLIB_WEIGHTS"):
+    with pytest.raises(
+        NotFoundError, match=r"mobilenetv2_imagenet_notop\.weights\.h5.*unset XRAYLIB_WEIGHTS"
+    ):
         get_weights("mobilenetv2", "imagenet")
     file.rename(tmp_path / "mobilenetv2_imagenet_notop.weights.h5")
     assert get_weights("mobilenetv2", "imagenet").label == label
@@ -139,9 +154,11 @@ def test_imagenet_weights_that_cannot_be_downloaded(monkeypatch):
     monkeypatch.delenv("XRAYLIB_WEIGHTS", raising=False)
     monkeypatch.setitem(module.BACKBONES, "mobilenetv2", unreachable)
     unreachable.__name__ = "MobileNetV2"
-    with pytest.raises(NotFound, match=r"not be downloaded.*URL fetch failure.*XRAYLIB_WEIGHTS.*random"):
+    with pytest.raises(
+        NotFoundError, match=r"not be downloaded.*URL fetch failure.*XRAYLIB_WEIGHTS.*random"
+    ):
         get_weights("mobilenetv2", "imagenet")
-    with pytest.raises(NotFound, match="no ImageNet weights for tiny_cnn"):
+    with pytest.raises(NotFoundError, match="no ImageNet weights for tiny_cnn"):
         get_weights("tiny_cnn", "imagenet")
 
 
@@ -154,11 +171,15 @@ def test_initial_weights_arrive_in_the_backbone(networks, tmp_path):
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
-@pytest.mark.parametrize(("name", "other"), [("tiny_cnn", "scratch_cnn"), ("scratch_cnn", "tiny_cnn")])
+@pytest.mark.parametrize(
+    ("name", "other"), [("tiny_cnn", "scratch_cnn"), ("scratch_cnn", "tiny_cnn")]
+)
 def test_without_a_backbone_initial_weights_are_the_whole_networks(networks, saved, name, other):
     built = build(name, 32, "sigmoid", weights=get_weights(name, str(saved / f"{name}.weights.h5")))
-    np.testing.assert_array_equal(built.predict_on_batch(PIXELS), networks[name].predict_on_batch(PIXELS))
-    with pytest.raises(NotFound, match=other):
+    np.testing.assert_array_equal(
+        built.predict_on_batch(PIXELS), networks[name].predict_on_batch(PIXELS)
+    )
+    with pytest.raises(NotFoundError, match=other):
         build(name, 32, "sigmoid", weights=get_weights(name, str(saved / f"{other}.weights.h5")))
 
 

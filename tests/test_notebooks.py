@@ -11,9 +11,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from outside import outside_references
 
 from xraylib.cli import main
+from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
 from xraylib.paths import ROOT
 from xraylib.report import notebooks
-from xraylib.storage import DataInvalid, Failed, NotFound
 from xraylib.training import networks
 from xraylib.training.recipes import get_recipe
 
@@ -37,18 +37,30 @@ def notebook(path, *cells):
 
 @pytest.mark.slow
 def test_an_executed_notebook_and_its_page(tmp_path):
-    source = notebook(tmp_path / "01_shown.ipynb", "secret = depth + 1\nprint(secret, names)", PICTURE)
-    before, output, html = source.read_bytes(), tmp_path / "out" / "01.ipynb", tmp_path / "pages" / "01.html"
+    source = notebook(
+        tmp_path / "01_shown.ipynb", "secret = depth + 1\nprint(secret, names)", PICTURE
+    )
+    before, output, html = (
+        source.read_bytes(),
+        tmp_path / "out" / "01.ipynb",
+        tmp_path / "pages" / "01.html",
+    )
     notebooks.execute(source, output, {"depth": 41, "names": ["a b", 'c"d']}, html=html)
     executed, page = nbformat.read(output, as_version=4), html.read_text()
     printed = "".join(o.get("text", "") for cell in executed.cells for o in cell.get("outputs", []))
     assert printed == "42 ['a b', 'c\"d']\n"
     # Results and no code; nothing is fetched.
     assert "42 [" in page and "What is shown?" in page and "data:image/png;base64," in page
-    assert not [code for code in ("secret", "depth = 41", "injected-parameters", "Film.new") if code in page]
-    assert outside_references(page) == [] and "badge.svg" not in page and "https://a.example" in page
+    assert not [
+        code for code in ("secret", "depth = 41", "injected-parameters", "Film.new") if code in page
+    ]
+    assert (
+        outside_references(page) == [] and "badge.svg" not in page and "https://a.example" in page
+    )
     assert source.read_bytes() == before
-    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    files = sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    )
     assert files == ["01_shown.ipynb", "out/01.ipynb", "pages/01.html"]
 
 
@@ -58,14 +70,24 @@ def earlier(tmp_path):
     for name in ("out.ipynb", "page.html"):
         (tmp_path / name).write_text("of the last good run")
     yield tmp_path
-    assert {(tmp_path / name).read_text() for name in ("out.ipynb", "page.html")} == {"of the last good run"}
+    assert {(tmp_path / name).read_text() for name in ("out.ipynb", "page.html")} == {
+        "of the last good run"
+    }
     assert not list(tmp_path.glob(".partial-*"))
 
 
 @pytest.mark.slow
 def test_a_failed_notebook_leaves_the_last_good_run_alone(earlier, capfd):
-    source = notebook(earlier / "broken.ipynb", "first = 1", "raise ValueError('no film on the table')")
-    command = ["run-notebook", str(source), str(earlier / "out.ipynb"), "--html", str(earlier / "page.html")]
+    source = notebook(
+        earlier / "broken.ipynb", "first = 1", "raise ValueError('no film on the table')"
+    )
+    command = [
+        "run-notebook",
+        str(source),
+        str(earlier / "out.ipynb"),
+        "--html",
+        str(earlier / "page.html"),
+    ]
     assert main(command) == 1
     said = capfd.readouterr().err
     message = said[said.index("xraylib: ") :]
@@ -77,18 +99,20 @@ def test_a_failed_notebook_leaves_the_last_good_run_alone(earlier, capfd):
 @pytest.mark.slow
 def test_a_kernel_that_dies_is_a_failed_notebook(earlier):
     source = notebook(earlier / "killed.ipynb", "import os\nos._exit(1)")
-    with pytest.raises(Failed, match=r"killed\.ipynb.*Fix: "):
+    with pytest.raises(OperationFailedError, match=r"killed\.ipynb.*Fix: "):
         notebooks.execute(source, earlier / "out.ipynb", {}, html=earlier / "page.html")
 
 
 def test_what_cannot_run_is_named_before_it_runs(earlier):
     source, output = notebook(earlier / "asked.ipynb", "raise SystemExit"), earlier / "out.ipynb"
-    with pytest.raises(NotFound, match=r"asked\.ipynb has no parameter dept\. Fix: .*depth, names"):
+    with pytest.raises(
+        NotFoundError, match=r"asked\.ipynb has no parameter dept\. Fix: .*depth, names"
+    ):
         notebooks.execute(source, output, {"dept": 3}, html=earlier / "page.html")
-    with pytest.raises(NotFound, match=r"no notebook .*nowhere\.ipynb. Fix: "):
+    with pytest.raises(NotFoundError, match=r"no notebook .*nowhere\.ipynb. Fix: "):
         notebooks.execute(earlier / "nowhere.ipynb", output, {})
     (earlier / "torn.ipynb").write_text('{"cells": [')
-    with pytest.raises(DataInvalid, match=r"torn\.ipynb is not a notebook.*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"torn\.ipynb is not a notebook.*Fix: "):
         notebooks.execute(earlier / "torn.ipynb", output, {})
 
 
@@ -130,14 +154,20 @@ def test_a_cell_is_read_at_one_glance(path):
 def test_the_notebooks_need_few_names():
     names = set()
     for path in STORED:
-        source = "\n".join(re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M) for cell in code_of(path))
+        source = "\n".join(
+            re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M) for cell in code_of(path)
+        )
         nodes, modules = list(ast.walk(ast.parse(source))), set()
         for node in nodes:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("xraylib"):
                 for name in (alias.name for alias in node.names):
                     is_module = (ROOT / node.module.replace(".", "/") / f"{name}.py").exists()
                     (modules if is_module else names).add(name)
-        used = (node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
+        used = (
+            node
+            for node in nodes
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        )
         names |= {f"{node.value.id}.{node.attr}" for node in used if node.value.id in modules}
     assert len(names) <= 53, sorted(names)
 
@@ -157,7 +187,11 @@ SHOWN = {
 @pytest.fixture(scope="module")
 def shown():
     """The functions of the notebooks' cells that are tagged `network`."""
-    found = {"keras": keras, "RandomFraming": networks.RandomFraming, "RandomRendering": networks.RandomRendering}
+    found = {
+        "keras": keras,
+        "RandomFraming": networks.RandomFraming,
+        "RandomRendering": networks.RandomRendering,
+    }
     for path in STORED:
         for cell in code_of(path):
             if "network" in cell.metadata.get("tags", []):
@@ -175,5 +209,8 @@ def test_a_network_in_a_notebook_is_the_librarys(shown, name):
     # Refused where a layer has another shape or place.
     theirs.set_weights(ours.get_weights())
     films = np.random.default_rng(0).integers(0, 256, (2, size, size, 1), dtype=np.uint8)
-    scores = [networks.HEADS[recipe.head].probability(model.predict(films, verbose=0)) for model in (ours, theirs)]
+    scores = [
+        networks.HEADS[recipe.head].probability(model.predict(films, verbose=0))
+        for model in (ours, theirs)
+    ]
     np.testing.assert_allclose(*scores, atol=1e-5)

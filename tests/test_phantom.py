@@ -12,7 +12,7 @@ from scipy.ndimage import median_filter
 from sklearn.metrics import roc_auc_score
 
 from xraylib.datasets.phantom import PhantomSettings, simulate, write
-from xraylib.storage import DataInvalid
+from xraylib.errors import InvalidDataError
 
 NAME = re.compile(r"((?:NORMAL2-)?IM-\d{4})-\d{4}|person(\d+)_(bacteria|virus)_\d+")
 SMALL = PhantomSettings(images=240, size=64)
@@ -156,11 +156,11 @@ def test_a_complete_folder_is_left_alone_and_any_other_is_written_anew(tmp_path)
 
 def test_what_cannot_be_written_is_refused_and_nothing_is_lost(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataInvalid, match="other files"):
+    with pytest.raises(InvalidDataError, match="other files"):
         write(tmp_path, TINY)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     for wrong in ({"images": 19}, {"size": 27}):
-        with pytest.raises(DataInvalid, match="too small"):
+        with pytest.raises(InvalidDataError, match="too small"):
             write(tmp_path / "p", replace(TINY, **wrong))
     assert not (tmp_path / "p").exists()
 
@@ -179,7 +179,9 @@ def test_the_key_names_the_settings():
     image_seed=st.lists(st.integers(0, 2**20), min_size=1, max_size=3),
     size=st.integers(28, 97),
 )
-def test_any_seed_and_size_gives_a_film_and_a_mask_for_a_lesion_alone(kind, patient_seed, image_seed, size):
+def test_any_seed_and_size_gives_a_film_and_a_mask_for_a_lesion_alone(
+    kind, patient_seed, image_seed, size
+):
     image, mask = simulate(kind, patient_seed, image_seed, size)
     assert image.shape == mask.shape == (size, size)
     assert image.dtype == mask.dtype == np.uint8
@@ -203,7 +205,9 @@ def test_the_lesion_brightens_the_film_where_the_mask_is():
             image, mask = simulate(kind, seed, seed)
             change = image.astype(float) - simulate("normal", seed, seed)[0]
             gains.append(change[mask > 0].mean() - change[mask == 0].mean())
-        assert min(gains) > 3 and max(gains) > 2 * min(gains), f"{kind} varies from subtle to obvious"
+        assert min(gains) > 3 and max(gains) > 2 * min(gains), (
+            f"{kind} varies from subtle to obvious"
+        )
 
 
 def test_films_of_one_child_show_the_same_lesion_in_another_position():

@@ -5,8 +5,8 @@ import pytest
 from scipy.special import expit
 from sklearn import metrics as sk
 
+from xraylib.errors import InvalidDataError
 from xraylib.evaluation.calibration import KINDS, coverage, logit, prediction_sets, risk_coverage
-from xraylib.storage import DataInvalid
 
 
 def shifted(scores, by, label):
@@ -49,18 +49,29 @@ def test_sets_come_from_each_seeds_own_validation_alone():
     outside = scores[scores["split"] == "test"].assign(split="external")
     sets = prediction_sets(pd.concat([scores, outside]))
     assert sets["split"].value_counts().to_dict() == {"test": 300, "external": 300}
-    turned = scores.assign(label=scores["label"].where(scores["split"] == "val", 1 - scores["label"]))
-    pd.testing.assert_frame_equal(prediction_sets(scores)[list(KINDS)], prediction_sets(turned)[list(KINDS)])
+    turned = scores.assign(
+        label=scores["label"].where(scores["split"] == "val", 1 - scores["label"])
+    )
+    pd.testing.assert_frame_equal(
+        prediction_sets(scores)[list(KINDS)], prediction_sets(turned)[list(KINDS)]
+    )
     hit = (scores["seed"] == 1) & (scores["split"] == "val")
     squeezed = scores.assign(score=scores["score"].where(~hit, 0.5 + scores["score"] / 1000))
-    before, after = (prediction_sets(table).set_index("seed")[list(KINDS)] for table in (scores, squeezed))
+    before, after = (
+        prediction_sets(table).set_index("seed")[list(KINDS)] for table in (scores, squeezed)
+    )
     assert before.loc[0].equals(after.loc[0]) and not before.loc[1].equals(after.loc[1])
-    with pytest.raises(DataInvalid, match=r"seed 1 has no val scores.* Fix: "):
+    with pytest.raises(InvalidDataError, match=r"seed 1 has no val scores.* Fix: "):
         prediction_sets(scores[~hit])
 
 
 def test_coverage_counts_by_hand():
-    rows = [("a", 0, True, False), ("b", 0, False, True), ("c", 1, True, True), ("d", 1, False, False)]
+    rows = [
+        ("a", 0, True, False),
+        ("b", 0, False, True),
+        ("c", 1, True, True),
+        ("d", 1, False, False),
+    ]
     sets = pd.DataFrame(rows, columns=["image_id", "label", "normal", "pneumonia"])
     table = coverage(sets.assign(patient=sets["image_id"], split="test")).set_index("kind")
     assert table["covered"].to_dict() == {"normal": 0.5, "pneumonia": 0.5, "all": 0.5}
@@ -75,7 +86,9 @@ def test_errors_fall_as_the_least_sure_are_left_out_to_the_error_rate():
     table = risk_coverage(scores)
     assert table["error"].iloc[4] < 0.6 * table["error"].iloc[19]
     test, last = scores.query("split == 'test'"), table.iloc[-1]
-    assert last["error"] == pytest.approx(1 - sk.accuracy_score(test["label"], test["score"] >= 0.5))
+    assert last["error"] == pytest.approx(
+        1 - sk.accuracy_score(test["label"], test["score"] >= 0.5)
+    )
     assert last["low"] <= last["error"] <= last["high"]
     useless = risk_coverage(builders.scores(n=600, strength=0))
     assert useless["error"].iloc[4:].between(0.4, 0.6).all()
@@ -90,7 +103,9 @@ def part(score, label):
 def test_the_errors_are_counted_by_hand():
     # Twenty images, the surer the further from 0.5; every fifth is wrong, the least sure first.
     score, wrong = 0.5 + np.arange(1, 21) / 50 * np.resize([1, -1], 20), np.arange(20) % 5 == 0
-    table = risk_coverage(part(score, ((score >= 0.5) ^ wrong).astype(int)).sample(frac=1, random_state=0))
+    table = risk_coverage(
+        part(score, ((score >= 0.5) ^ wrong).astype(int)).sample(frac=1, random_state=0)
+    )
     assert table["answered"].tolist() == pytest.approx(np.arange(1, 21) / 20)
     assert table["error"].tolist() == pytest.approx(np.cumsum(wrong[::-1]) / np.arange(1, 21))
     # Furthest from 0.5 are 0.1 and 0.9, both correct; furthest from 0.85 are 0.1 and 0.3, which is missed.

@@ -18,7 +18,9 @@ def test_features_are_computed_once_and_in_order(phantom, accelerator, monkeypat
     again = probe.describe(frozen, images.load_pixels(phantom, 32)[7:9])
     np.testing.assert_allclose(again, first[7:9], atol=1e-4)
     monkeypatch.setattr(probe, "describe", None)
-    np.testing.assert_array_equal(probe.pooled(phantom, "tiny_cnn", 32, Weights("random"), 0), first)
+    np.testing.assert_array_equal(
+        probe.pooled(phantom, "tiny_cnn", 32, Weights("random"), 0), first
+    )
 
 
 @pytest.fixture
@@ -36,14 +38,20 @@ def test_it_is_scikit_learns_pipeline_with_platts_calibration(described, tmp_pat
     strength = history["strength"][history["val_loss"].idxmin()]
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=3000))
     pipeline.fit(table[train], labels[train])
-    platt = LogisticRegression(C=1e6).fit(pipeline.decision_function(table[val])[:, None], labels[val])
+    platt = LogisticRegression(C=1e6).fit(
+        pipeline.decision_function(table[val])[:, None], labels[val]
+    )
     expected = platt.predict_proba(pipeline.decision_function(table)[:, None])[:, 1]
-    np.testing.assert_allclose(probe.predict(head, table), expected, atol=1e-6)
+    np.testing.assert_allclose(probe.predict_probability(head, table), expected, atol=1e-6)
     assert history["strength"].tolist() == list(probe.STRENGTHS)
-    assert history["val_loss"].min() == pytest.approx(log_loss(labels[val], pipeline.predict_proba(table[val])))
-    probe.save(head, tmp_path / "head.json")
-    again = probe.load(tmp_path / "head.json")
-    np.testing.assert_array_equal(probe.predict(again, table), probe.predict(head, table))
+    assert history["val_loss"].min() == pytest.approx(
+        log_loss(labels[val], pipeline.predict_proba(table[val]))
+    )
+    probe.save_head(head, tmp_path / "head.json")
+    again = probe.load_head(tmp_path / "head.json")
+    np.testing.assert_array_equal(
+        probe.predict_probability(again, table), probe.predict_probability(head, table)
+    )
 
 
 def test_it_does_not_look_at_the_test(described):
@@ -58,4 +66,4 @@ def test_it_does_not_look_at_the_test(described):
 @pytest.mark.filterwarnings("error")
 def test_a_very_sure_probe_still_gives_a_probability():
     head = {"coefficients": np.array([1.0]), "intercept": np.array(0.0)}
-    assert probe.predict(head, np.array([[-800.0], [800.0]])).tolist() == [0, 1]
+    assert probe.predict_probability(head, np.array([[-800.0], [800.0]])).tolist() == [0, 1]

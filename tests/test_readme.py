@@ -46,15 +46,23 @@ FINDINGS = {
     "recognises <p0> (<n0>–<n0>); of the same uncut <p0>, enlarged as much but not stretched <p0>, "
     "after JPEG at quality 30 <p0>": [
         *ends("framing", f"{TINY} and view == 'rows 0.81'", "specificity"),
-        *(("framing", f"{TINY} and view == '{view}'", "specificity") for view in ("as it is", "area 0.81", "jpeg 2")),
+        *(
+            ("framing", f"{TINY} and view == '{view}'", "specificity")
+            for view in ("as it is", "area 0.81", "jpeg 2")
+        ),
     ],
     "a mean aspect ratio <s2>, where training normals have <s2> and pneumonias <s2> "
     "(estimated from pixels, error <s2>)": [
         ("framing_folders", ASPECT.format("test", "normal"), "mean"),
-        *(("framing_folders", ASPECT.format("train", name), "mean") for name in ("normal", "pneumonia")),
+        *(
+            ("framing_folders", ASPECT.format("train", name), "mean")
+            for name in ("normal", "pneumonia")
+        ),
         ("aspects", "error > 0", "error"),
     ],
-    "framing accounts for <p0> (<n0>–<n0>, three runs) of its fall": ends("framing_explained", TINY, "explained"),
+    "framing accounts for <p0> (<n0>–<n0>, three runs) of its fall": ends(
+        "framing_explained", TINY, "explained"
+    ),
     "<p0> (<n0>–<n0>) of that of `mobilenetv2-frozen`": ends(
         "framing_explained", "recipe == 'mobilenetv2-frozen'", "explained"
     ),
@@ -70,7 +78,11 @@ FINDINGS = {
         for name in ("tiny-cnn-28", "mobilenetv2-frozen")
     ],
     "`mobilenetv2-frozen` gains <s3> (<s3>–<s3>)": [
-        ("paired_tests", "a == 'mobilenetv2-frozen' and b == 'mobilenetv2-frozen-reframed'", f"-{name}")
+        (
+            "paired_tests",
+            "a == 'mobilenetv2-frozen' and b == 'mobilenetv2-frozen-reframed'",
+            f"-{name}",
+        )
         for name in ("auc_difference", "high", "low")
     ],
     "with its 136 films nothing (−<s3>, −<s3>–<s3>)": [
@@ -88,17 +100,27 @@ FINDINGS = {
     ],
     "recognises <p0> (<n0>–<n0>) of its 13 test normals, and <p0> (<n0>–<n0>) of the others": [
         *ends("device", f"{DEVICE} 'test, normal, with the text' and view == 'as it is'", "right"),
-        *ends("device", f"{DEVICE} 'test, normal, without the text' and view == 'as it is'", "right"),
+        *ends(
+            "device", f"{DEVICE} 'test, normal, without the text' and view == 'as it is'", "right"
+        ),
     ],
     "rendering adds <s3> (<s3>–<s3>, over patients) to framing": [
-        ("ablation", "variant == 'reframed, rendered'", name) for name in ("difference", "low", "high")
+        ("ablation", "variant == 'reframed, rendered'", name)
+        for name in ("difference", "low", "high")
     ],
-    "averaged, <s3> and <s3>, ": [("ensembles", "recipe == 'flagship'", name) for name in ("auc", "accuracy")],
+    "averaged, <s3> and <s3>, ": [
+        ("ensembles", "recipe == 'flagship'", name) for name in ("auc", "accuracy")
+    ],
     "than strangers' (AUC <s3>, <s3>–<s3>, ": [
-        ("identity", "pairing == 'bacteria and virus: one number'", name) for name in ("auc", "low", "high")
+        ("identity", "pairing == 'bacteria and virus: one number'", name)
+        for name in ("auc", "low", "high")
     ],
-    "random framing find <p0> to <p0> of the test's pneumonias": span("operating_points", RULE, "sensitivity"),
-    "and misclassify <p0> to <p0> of its normals": span("operating_points", RULE, "1 - specificity"),
+    "random framing find <p0> to <p0> of the test's pneumonias": span(
+        "operating_points", RULE, "sensitivity"
+    ),
+    "and misclassify <p0> to <p0> of its normals": span(
+        "operating_points", RULE, "1 - specificity"
+    ),
     "of validation normals that did not choose it, <p0> to <p0> ": span(
         "operating_points", RULE, "1 - val_specificity"
     ),
@@ -109,7 +131,9 @@ FINDINGS = {
         ("shortcuts", "feature == 'bits a pixel, original file' and n == 1539", "auc")
     ],
     "official test images (<p0>)": [("leakage_official", "patients_or_images > 0", "share")],
-    "tells their classes apart (AUC <s3>, ": [("acquisition_nih", "of == 'file size' and n == 518", "auc")],
+    "tells their classes apart (AUC <s3>, ": [
+        ("acquisition_nih", "of == 'file size' and n == 518", "auc")
+    ],
 }
 
 
@@ -119,15 +143,23 @@ def table(name):
 
 
 def prose():
-    notebooks = [nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    cells = [cell.source for notebook in notebooks for cell in notebook.cells if cell.cell_type == "markdown"]
+    notebooks = [
+        nbformat.read(path, as_version=4) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    ]
+    cells = [
+        cell.source
+        for notebook in notebooks
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+    ]
     return " ".join(" ".join([(ROOT / "README.md").read_text(encoding="utf-8"), *cells]).split())
 
 
 @pytest.mark.parametrize(("text", "places"), FINDINGS.items(), ids=lambda value: str(value)[:40])
 def test_a_finding_has_the_values_of_its_table(text, places):
     values = iter(
-        getattr(table(name).query(query).eval(column), of[0] if of else "max")() for name, query, column, *of in places
+        getattr(table(name).query(query).eval(column), of[0] if of else "max")()
+        for name, query, column, *of in places
     )
 
     def written(match):
@@ -142,11 +174,20 @@ def test_what_the_shipped_model_abstains_from_is_what_was_measured():
     shipped = json.loads((ROOT / "xraylib" / "weights" / "run.json").read_text())
     assert found["sha256"] == shipped["answers"]["sha256"]
     others = found["abstained"].values()
-    assert all(kind["share"] == 1 for kind in others) and f"all of {sum(kind['n'] for kind in others)} photo" in prose()
+    assert (
+        all(kind["share"] == 1 for kind in others)
+        and f"all of {sum(kind['n'] for kind in others)} photo" in prose()
+    )
     test, nih = (1 - found[name]["answered"] for name in ("kermany", "nih"))
-    assert f"It abstains from {test:.1%} of the official test," in prose() and f"{nih:.0%} of the NIH films" in prose()
+    assert (
+        f"It abstains from {test:.1%} of the official test," in prose()
+        and f"{nih:.0%} of the NIH films" in prose()
+    )
     assert f"only {found['altered_abstained']['inverted']:.0%} of inverted films" in prose()
-    assert f"calibration error on the official test {found['kermany']['calibration_error']:.3f}" in prose()
+    assert (
+        f"calibration error on the official test {found['kermany']['calibration_error']:.3f}"
+        in prose()
+    )
 
 
 def test_the_remark_on_the_tutorial_is_of_its_three_runs():
@@ -161,8 +202,13 @@ def test_the_remark_on_the_tutorial_is_of_its_three_runs():
 
 
 def test_the_stored_output_of_resnet_is_that_of_the_counts_its_remark_tells():
-    stored, (positives, negatives, false_positives) = get_recipe("resnet50v2").stored_output, (390, 234, 229)
+    stored, (positives, negatives, false_positives) = (
+        get_recipe("resnet50v2").stored_output,
+        (390, 234, 229),
+    )
     assert f"{false_positives} of the {negatives} normals" in get_recipe("resnet50v2").remark
-    assert stored["accuracy"] == round((positives + negatives - false_positives) / (positives + negatives), 3)
+    assert stored["accuracy"] == round(
+        (positives + negatives - false_positives) / (positives + negatives), 3
+    )
     assert stored["precision"] == round(positives / (positives + false_positives), 3)
     assert stored["sensitivity"] == 1

@@ -3,8 +3,8 @@ from dataclasses import fields, replace
 import pytest
 
 from xraylib.datasets.splits import BY_PATIENT, PROTOCOLS, SPLIT_STRATEGIES
+from xraylib.errors import NotFoundError
 from xraylib.evaluation.metrics import METRICS
-from xraylib.storage import NotFound
 from xraylib.training import networks
 from xraylib.training.recipes import BUDGETS, RECIPES, Recipe, get_budget, get_recipe
 from xraylib.training.runs import MODEL_FILES
@@ -15,9 +15,13 @@ EACH = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 @EACH
 def test_what_is_published_are_fields_of_a_recipe(recipe):
-    assert set(recipe.published) <= {field.name for field in fields(Recipe)} - {"name", "claims", "published"}
+    assert set(recipe.published) <= {field.name for field in fields(Recipe)} - {
+        "name",
+        "claims",
+        "published",
+    }
     if not recipe.published:
-        with pytest.raises(NotFound, match=r"no protocol `published`.*Fix: "):
+        with pytest.raises(NotFoundError, match=r"no protocol `published`.*Fix: "):
             recipe.under("published")
 
 
@@ -32,7 +36,11 @@ def test_a_claim_names_a_metric_and_a_share(recipe):
 @EACH
 def test_a_recipe_names_only_what_there_is(recipe):
     for used in (recipe.under(p) for p in PROTOCOLS if recipe.published or p == "strict"):
-        assert (used.network in networks.NETWORKS) == (used.fit != "single-feature") == (used.init != "none")
+        assert (
+            (used.network in networks.NETWORKS)
+            == (used.fit != "single-feature")
+            == (used.init != "none")
+        )
         assert used.head in networks.HEADS and used.fit in MODEL_FILES
         assert used.split_strategy in SPLIT_STRATEGIES
         assert used.augmentation in (None, *networks.AUGMENTATIONS)
@@ -45,7 +53,10 @@ def test_a_recipe_names_only_what_there_is(recipe):
 
 @EACH
 def test_a_budget_caps_the_epochs_of_each_phase_and_nothing_else(recipe):
-    full, quick = recipe.under("random-per-image", "full"), recipe.under("random-per-image", "quick")
+    full, quick = (
+        recipe.under("random-per-image", "full"),
+        recipe.under("random-per-image", "quick"),
+    )
     cap = BUDGETS["quick"].epochs_a_phase
     assert [p.epochs for p in quick.phases] == [min(p.epochs, cap) for p in full.phases]
     assert {key: value for key, value in full.settings().items() if key != "phases"}.items() <= (
@@ -62,7 +73,7 @@ def test_settings_follow_what_decides_training_and_not_the_words():
 
 @pytest.mark.parametrize(("get", "known"), [(get_recipe, RECIPES), (get_budget, BUDGETS)])
 def test_an_unknown_name_is_told_the_names_there_are(get, known):
-    with pytest.raises(NotFound, match="'resnet-1000'") as unknown:
+    with pytest.raises(NotFoundError, match="'resnet-1000'") as unknown:
         get("resnet-1000")
     assert all(name in str(unknown.value) for name in known)
 

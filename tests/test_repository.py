@@ -19,13 +19,26 @@ from xraylib.paths import ROOT
 MODULES = sorted((ROOT / "xraylib").rglob("*.py"))
 # A folder or module imports from those before it, or from its own folder.
 ORDER = (
-    *({"paths"}, {"storage"}, {"devices"}, {"datasets"}, {"training"}, {"evaluation"}, {"figures"}, {"report"}),
-    *({"experiment", "predict"}, {"ship"}, {"cli"}, {"__main__"}),
+    *(
+        {"errors"},
+        {"paths"},
+        {"storage"},
+        {"devices"},
+        {"datasets"},
+        {"training"},
+        {"evaluation"},
+        {"figures"},
+        {"report"},
+    ),
+    *({"experiment", "predict"}, {"export"}, {"cli"}, {"__main__"}),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")),
-    *(ROOT / "reports" / "kermany" / name for name in ("model_card.md", "checklist.md", "selection.md")),
+    *(
+        ROOT / "reports" / "kermany" / name
+        for name in ("model_card.md", "checklist.md", "selection.md")
+    ),
 ]
 
 
@@ -71,10 +84,28 @@ def test_training_is_plain_keras():
 def test_the_installed_package_runs_with_its_folders_and_templates(tmp_path):
     for name in ("xraylib", "pyproject.toml", "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / "source" / name if copy is shutil.copytree else tmp_path / "source")
-    pip = [sys.executable, "-m", "pip", "install", ".", "--no-deps", "--no-build-isolation", "--quiet"]
-    subprocess.run([*pip, "--target", tmp_path / "there"], cwd=tmp_path / "source", check=True, timeout=100)
-    package = [path for path in (ROOT / "xraylib").rglob("*") if path.suffix in (".py", ".j2", ".h5", ".tflite")]
+        copy(
+            ROOT / name,
+            tmp_path / "source" / name if copy is shutil.copytree else tmp_path / "source",
+        )
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        ".",
+        "--no-deps",
+        "--no-build-isolation",
+        "--quiet",
+    ]
+    subprocess.run(
+        [*pip, "--target", tmp_path / "there"], cwd=tmp_path / "source", check=True, timeout=100
+    )
+    package = [
+        path
+        for path in (ROOT / "xraylib").rglob("*")
+        if path.suffix in (".py", ".j2", ".h5", ".tflite")
+    ]
     for path in package:
         assert (tmp_path / "there" / path.relative_to(ROOT)).exists(), path
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "there")}
@@ -108,8 +139,14 @@ def test_links_and_anchors_of_a_page_resolve(page):
 
 
 def test_commands_in_the_documentation_are_understood():
-    texts = [path.read_text(encoding="utf-8") for path in (*PAGES, *(ROOT / "notebooks").glob("*.ipynb"))]
-    found = [c for text in texts for c in re.findall(r"python -m xraylib (?!COMMAND|--)([a-z][^\n`#|;)]*)", text)]
+    texts = [
+        path.read_text(encoding="utf-8") for path in (*PAGES, *(ROOT / "notebooks").glob("*.ipynb"))
+    ]
+    found = [
+        c
+        for text in texts
+        for c in re.findall(r"python -m xraylib (?!COMMAND|--)([a-z][^\n`#|;)]*)", text)
+    ]
     assert len(found) >= 4
     for command in found:
         words = [word for word in shlex.split(re.split(r"[\\\"]", command)[0]) if word != "…"]
@@ -130,15 +167,29 @@ def test_no_image_of_a_patient_and_no_large_file_is_in_git():
     assert not [name for name in names if re.match(r"reports/[^/]+/(?:local|notebooks)/", name)]
     # Films of the phantom, as test_predict shows.
     examples = [
-        f"data/examples/{name}" for name in ("abstained.jpeg", "normal.jpeg", "pneumonia.dcm", "pneumonia.jpeg")
+        f"data/examples/{name}"
+        for name in ("abstained.jpeg", "normal.jpeg", "pneumonia.dcm", "pneumonia.jpeg")
     ]
-    assert sorted(name for name in names if name.startswith("data/")) == ["data/README.md", *examples]
-    heavy = [name for name in names if re.search(r"\.(?:jpe?g|dcm|npy|npz|h5|keras|tflite|zip)$", name)]
-    assert sorted(heavy) == [*examples, *(f"xraylib/weights/model.{kind}" for kind in ("tflite", "weights.h5"))]
+    assert sorted(name for name in names if name.startswith("data/")) == [
+        "data/README.md",
+        *examples,
+    ]
+    heavy = [
+        name for name in names if re.search(r"\.(?:jpe?g|dcm|npy|npz|h5|keras|tflite|zip)$", name)
+    ]
+    assert sorted(heavy) == [
+        *examples,
+        *(f"xraylib/weights/model.{kind}" for kind in ("tflite", "weights.h5")),
+    ]
     assert not [path for path in tracked() if path.stat().st_size > 6_000_000]
-    hidden = ["reports/kermany/local/01_samples.png", "data/chest_xray/train/NORMAL/IM-0001-0001.jpeg"]
+    hidden = [
+        "reports/kermany/local/01_samples.png",
+        "data/chest_xray/train/NORMAL/IM-0001-0001.jpeg",
+    ]
     hidden.append("reports/kermany/runs/tiny-cnn-28/strict-0/model.weights.h5")
-    done = subprocess.run(["git", "check-ignore", *hidden], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "check-ignore", *hidden], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stdout.split() == hidden
 
 
@@ -151,11 +202,23 @@ def test_the_committed_page_links_to_committed_files():
 
 def test_the_lock_pins_by_hash_and_no_registry_or_machine_is_named():
     text = (ROOT / "requirements.lock").read_text()
-    pins = re.split(r"\n(?=[a-z0-9])", "\n".join(line for line in text.splitlines() if line[:1] != "#"))
+    pins = re.split(
+        r"\n(?=[a-z0-9])", "\n".join(line for line in text.splitlines() if line[:1] != "#")
+    )
     assert len(pins) > 50 and "://" not in text
     for pin in pins:
         assert re.match(r"[A-Za-z0-9._\[\],-]+==\S+", pin) and "--hash=sha256:" in pin, pin[:80]
-    hosts = r"(?:index-url|find-links|trusted-host)\s*[= ]\s*\S+://" + r"|[ \"'](?:/root|/work|/home/\w+)/"
+    hosts = (
+        r"(?:index-url|find-links|trusted-host)\s*[= ]\s*\S+://"
+        + r"|[ \"'](?:/root|/work|/home/\w+)/"
+    )
     for path in tracked():
-        if path.name != "test_repository.py" and path.suffix not in (".png", ".csv", ".h5", ".tflite", ".jpeg", ".dcm"):
+        if path.name != "test_repository.py" and path.suffix not in (
+            ".png",
+            ".csv",
+            ".h5",
+            ".tflite",
+            ".jpeg",
+            ".dcm",
+        ):
             assert not re.search(hosts, path.read_text(encoding="utf-8")), path

@@ -56,9 +56,13 @@ def test_weighted_ranking_is_that_of_scikit_learn_in_any_range(data, drawn, shif
     aucs, precisions = weighted_ranking(labels == 1, scores, weights)
     for own, auc, precision in zip(weights, aucs, precisions, strict=True):
         positive, negative = own[labels == 1].sum(), own[labels == 0].sum()
-        expected = sk.roc_auc_score(labels, scores, sample_weight=own) if positive and negative else np.nan
+        expected = (
+            sk.roc_auc_score(labels, scores, sample_weight=own) if positive and negative else np.nan
+        )
         assert auc == pytest.approx(expected, abs=1e-9, nan_ok=True)
-        expected = sk.average_precision_score(labels, scores, sample_weight=own) if positive else np.nan
+        expected = (
+            sk.average_precision_score(labels, scores, sample_weight=own) if positive else np.nan
+        )
         assert precision == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 
@@ -105,7 +109,9 @@ def test_one_image_a_patient_gives_delongs_covariance(sample, images, levels):
     assert aucs == pytest.approx([sk.roc_auc_score(labels, row) for row in scores], abs=1e-9)
     share = (scores[:, :, None] > scores[:, None]) + (scores[:, :, None] == scores[:, None]) / 2
     pairs = share[:, labels == 1][:, :, labels == 0]
-    expected = np.cov(pairs.mean(axis=2)) / pairs.shape[1] + np.cov(pairs.mean(axis=1)) / pairs.shape[2]
+    expected = (
+        np.cov(pairs.mean(axis=2)) / pairs.shape[1] + np.cov(pairs.mean(axis=1)) / pairs.shape[2]
+    )
     np.testing.assert_allclose(covariance, expected, atol=1e-9)
 
 
@@ -118,7 +124,9 @@ def test_several_images_a_patient_give_obuchowskis_covariance(sample, people, bo
     if not both_classes:
         patients = 2 * patients + labels
     names = np.array([f"child {number}" for number in patients])
-    np.testing.assert_allclose(delong(labels, scores, names)[1], by_pairs(labels, scores, names), atol=1e-9)
+    np.testing.assert_allclose(
+        delong(labels, scores, names)[1], by_pairs(labels, scores, names), atol=1e-9
+    )
 
 
 def test_a_class_of_one_patient_has_no_covariance():
@@ -150,7 +158,11 @@ def test_patients_who_cannot_differ_leave_no_spread(people):
 
 def test_delongs_interval_covers_the_truth_when_images_share_patients():
     # Scores N(label, 1) by patient and N(0, 0.36) by image: the true AUC is Phi(1/sqrt(2 * 1.36)).
-    rng, labels, patients = np.random.default_rng(0), np.repeat([0, 1], 180), np.repeat(np.arange(120), 3)
+    rng, labels, patients = (
+        np.random.default_rng(0),
+        np.repeat([0, 1], 180),
+        np.repeat(np.arange(120), 3),
+    )
     covered, naive = [], []
     for _ in range(500):
         center = rng.normal(size=120)[patients] + labels

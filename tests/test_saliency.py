@@ -7,6 +7,7 @@ from conftest import run_python
 from keras import layers
 from scipy.stats import spearmanr
 
+from xraylib.errors import InvalidDataError
 from xraylib.evaluation.saliency import (
     center_prior,
     checks,
@@ -15,9 +16,8 @@ from xraylib.evaluation.saliency import (
     parameter_randomisation,
     rank_correlation,
 )
-from xraylib.storage import DataInvalid
 from xraylib.training import networks as bodies
-from xraylib.training.runs import Predictor
+from xraylib.training.predictor import Predictor
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 
@@ -56,7 +56,9 @@ def test_the_map_is_that_of_pen_and_paper(accelerator, bright, dark):
 
 
 def test_two_logits_and_a_linear_probe_are_explained_by_their_log_odds(accelerator):
-    np.testing.assert_allclose(maps_of(by_hand([[1, 3], [0.5, -0.5]], end="linear")), expected(2, -1), atol=1e-5)
+    np.testing.assert_allclose(
+        maps_of(by_hand([[1, 3], [0.5, -0.5]], end="linear")), expected(2, -1), atol=1e-5
+    )
     whole = by_hand([7, 7])
     frozen = keras.Model(whole.input, whole.layers[-1].input)
     head = {"coefficients": np.array([2.0, -1.0]), "intercept": np.array(0.3)}
@@ -92,7 +94,7 @@ def test_a_network_without_convolution_is_refused(accelerator):
     inputs = keras.Input((3, 3, 1), dtype="uint8")
     x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
     model = keras.Model(inputs, layers.Dense(1, "sigmoid")(x), name="flat")
-    with pytest.raises(DataInvalid, match=r"flat has no feature maps to look at\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"flat has no feature maps to look at\. Fix: "):
         maps_of(model, np.zeros((1, 3, 3, 1), np.uint8))
 
 
@@ -107,8 +109,13 @@ def test_networks_are_explained_and_random_weights_say_something_else(networks, 
     for a, b, theirs in zip(random.weights, again.weights, predictor.model.weights, strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
         # What a layer is made of stays.
-        np.testing.assert_array_equal(np.sort(np.asarray(a), None), np.sort(np.asarray(theirs), None))
-    differs = [np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(random.weights, other.weights, strict=True)]
+        np.testing.assert_array_equal(
+            np.sort(np.asarray(a), None), np.sort(np.asarray(theirs), None)
+        )
+    differs = [
+        np.any(np.asarray(a) != np.asarray(b))
+        for a, b in zip(random.weights, other.weights, strict=True)
+    ]
     assert any(differs)
     assert not np.allclose(heat_maps(Predictor(None, random, None), pixels), found, atol=0.05)
     np.testing.assert_array_equal(heat_maps(predictor, pixels), found)
@@ -157,17 +164,22 @@ def lesions(n=6, size=10):
 def test_perfect_opposite_and_uniform_maps_are_localised_as_they_should():
     masks, patients = lesions()
     found = localisation((masks > 0).astype(float), masks, patients)
-    assert found["value"].tolist() == [1, 1] and found["area"].tolist() == pytest.approx([0.12, 0.12])
+    assert found["value"].tolist() == [1, 1] and found["area"].tolist() == pytest.approx(
+        [0.12, 0.12]
+    )
     # Wilson's interval where all hit: from n / (n + z²) to 1.
     assert found["low"].tolist() == pytest.approx([6 / (6 + 1.959964**2)] * 2, abs=1e-6)
     assert localisation((masks == 0).astype(float), masks, patients)["value"].tolist() == [0, 0]
     uniform = localisation(np.full(masks.shape, 0.3), masks, patients)
-    assert uniform.loc["energy", "value"] == pytest.approx(0.12) and uniform.loc["pointing", "value"] == 0
+    assert (
+        uniform.loc["energy", "value"] == pytest.approx(0.12)
+        and uniform.loc["pointing", "value"] == 0
+    )
     masks[:, 0, 0] = 255
     assert not localisation(np.zeros(masks.shape), masks, patients)["value"].any()
     assert localisation(np.ones(masks.shape), masks, patients).loc["pointing", "value"] == 0
     masks[2] = 0
-    with pytest.raises(DataInvalid, match=r"a mask has no lesion\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"a mask has no lesion\. Fix: "):
         localisation(np.ones(masks.shape), masks, patients)
 
 
@@ -186,13 +198,18 @@ def test_images_of_one_patient_widen_the_interval_of_pointing():
     masks, _ = lesions(n=80)
     hit = np.repeat(np.arange(10) % 2, 8)[:, None, None]
     maps = np.where(hit, masks > 0, masks == 0).astype(float)
-    rows = [localisation(maps, masks, whose).loc["pointing"] for whose in (np.arange(80) // 8, np.arange(80))]
+    rows = [
+        localisation(maps, masks, whose).loc["pointing"]
+        for whose in (np.arange(80) // 8, np.arange(80))
+    ]
     assert rows[0]["high"] - rows[0]["low"] > 2 * (rows[1]["high"] - rows[1]["low"])
 
 
 def test_checks_put_the_maps_beside_the_center_prior_and_random_weights(accelerator):
     keras.utils.set_random_seed(3)
-    predictor = Predictor(SimpleNamespace(recipe="tiny-cnn-28"), bodies.build("tiny_cnn", 32, "sigmoid"), None)
+    predictor = Predictor(
+        SimpleNamespace(recipe="tiny-cnn-28"), bodies.build("tiny_cnn", 32, "sigmoid"), None
+    )
     masks, patients = lesions(n=6, size=32)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 1), np.uint8)
     row = checks(predictor, pixels, masks, patients)
@@ -211,7 +228,7 @@ devices.use("cpu", "jax", devices=1)
 import numpy as np
 from xraylib.evaluation import saliency
 from xraylib.training import networks
-from xraylib.training.runs import Predictor
+from xraylib.training.predictor import Predictor
 given = np.load(sys.argv[1] + "/given.npz")
 found = {}
 for name, head in (("tiny_cnn", "two-logits"), ("scratch_cnn", "sigmoid")):

@@ -2,8 +2,8 @@ import builders
 import pandas as pd
 import pytest
 
+from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import scores
-from xraylib.storage import DataInvalid, NotFound
 from xraylib.training import runs
 
 
@@ -27,24 +27,24 @@ def changed(column, value, **options):
     ],
 )
 def test_a_bad_row_is_refused_by_name(column, value, said):
-    with pytest.raises(DataInvalid, match=rf"ours, strict, seed 0: {said} \(1 rows\)\. Fix: "):
+    with pytest.raises(InvalidDataError, match=rf"ours, strict, seed 0: {said} \(1 rows\)\. Fix: "):
         scores.check(changed(column, value))
 
 
 def test_a_table_without_columns_rows_or_both_classes_is_refused():
     table = builders.scores(n=30)
-    with pytest.raises(DataInvalid, match="lacks the columns patient, score"):
+    with pytest.raises(InvalidDataError, match="lacks the columns patient, score"):
         scores.check(table.drop(columns=["patient", "score"]))
-    with pytest.raises(DataInvalid, match="empty"):
+    with pytest.raises(InvalidDataError, match="empty"):
         scores.check(table[:0])
-    with pytest.raises(DataInvalid, match="ours, strict, 0, test: one class only"):
+    with pytest.raises(InvalidDataError, match="ours, strict, 0, test: one class only"):
         scores.check(table.query("split == 'val' or label == 1"))
     scores.check(table)
 
 
 def test_one_score_for_all_is_refused_unless_the_recipe_is_to_see_nothing():
     table = builders.scores(n=30).assign(score=0.25)
-    with pytest.raises(DataInvalid, match=r"strict, 0, test: all 30 scores are 0\.25.* Fix: "):
+    with pytest.raises(InvalidDataError, match=r"strict, 0, test: all 30 scores are 0\.25.* Fix: "):
         scores.check(table)
     scores.check(table.assign(recipe="majority-class"))
 
@@ -55,7 +55,7 @@ def test_a_patient_or_an_image_in_two_splits_is_refused_under_strict_alone():
     for column in ("patient", "image_id"):
         leaking = table.copy()
         leaking.loc[at, column] = table.loc[6, column]
-        with pytest.raises(DataInvalid, match=r"in two splits \(\d+ rows\)\. Fix: "):
+        with pytest.raises(InvalidDataError, match=r"in two splits \(\d+ rows\)\. Fix: "):
             scores.check(leaking)
         scores.check(leaking.assign(protocol="published"))
     # Another hospital may give its patients the same names; re-framed images are validation's.
@@ -65,10 +65,14 @@ def test_a_patient_or_an_image_in_two_splits_is_refused_under_strict_alone():
 
 
 def test_of_two_labels_the_one_that_most_contradict_is_named():
-    table = pd.concat([builders.scores(n=30).assign(recipe=name) for name in "abc"], ignore_index=True)
+    table = pd.concat(
+        [builders.scores(n=30).assign(recipe=name) for name in "abc"], ignore_index=True
+    )
     at = table.index[table["recipe"] == "b"][5]
     table.loc[at, "label"] = 1 - table.loc[at, "label"]
-    with pytest.raises(DataInvalid, match=rf"b, strict, seed 0: {table.loc[at, 'image_id']} has two labels"):
+    with pytest.raises(
+        InvalidDataError, match=rf"b, strict, seed 0: {table.loc[at, 'image_id']} has two labels"
+    ):
         scores.check(table)
 
 
@@ -76,9 +80,13 @@ def test_an_image_of_two_patients_and_seeds_of_different_tests_are_refused():
     table = builders.scores(n=30, seeds=(0, 1))
     at = table.index[(table["split"] == "test") & (table["seed"] == 1)][5]
     name = table.loc[at, "image_id"]
-    with pytest.raises(DataInvalid, match=f"{name} has two patients"):
-        scores.check(table.assign(patient=table["patient"].where(table.index != at, "somebody else")))
-    with pytest.raises(DataInvalid, match=f"{name} is not among the images of its other seeds"):
+    with pytest.raises(InvalidDataError, match=f"{name} has two patients"):
+        scores.check(
+            table.assign(patient=table["patient"].where(table.index != at, "somebody else"))
+        )
+    with pytest.raises(
+        InvalidDataError, match=f"{name} is not among the images of its other seeds"
+    ):
         scores.check(table.drop(index=at))
     scores.check(table.drop(index=at).assign(protocol="published"))
 
@@ -86,7 +94,11 @@ def test_an_image_of_two_patients_and_seeds_of_different_tests_are_refused():
 @pytest.fixture
 def external(reports_here):
     """External scores of two recipes in a report, and their folder."""
-    table = builders.scores(n=30).query("split == 'test'").assign(split="external", recipe="tiny-cnn-28")
+    table = (
+        builders.scores(n=30)
+        .query("split == 'test'")
+        .assign(split="external", recipe="tiny-cnn-28")
+    )
     folder = reports_here / "phantom" / "external" / "hospital"
     folder.mkdir(parents=True)
     for recipe in ("resnet50v2", "tiny-cnn-28"):
@@ -106,12 +118,14 @@ def test_external_scores_that_do_not_fit_together_or_are_absent_are_refused(exte
     fewer = table[table["image_id"] != table["image_id"].iloc[3]].assign(recipe="resnet50v2")
     runs.write_scores(fewer, folder / "resnet50v2.csv")
     said = f"{table['image_id'].iloc[3]} was scored by tiny-cnn-28 and not by all"
-    with pytest.raises(DataInvalid, match=said):
+    with pytest.raises(InvalidDataError, match=said):
         scores.load_external("phantom", "hospital")
-    with pytest.raises(NotFound, match="Fix: `python -m xraylib external RECIPE --dataset phantom --on nih`"):
+    with pytest.raises(
+        NotFoundError, match="Fix: `python -m xraylib external RECIPE --dataset phantom --on nih`"
+    ):
         scores.load_external("phantom", "nih")
 
 
 def test_a_report_without_runs_names_the_command(reports_here):
-    with pytest.raises(NotFound, match="Fix: `make reproduce DATASET=phantom`"):
+    with pytest.raises(NotFoundError, match="Fix: `make reproduce DATASET=phantom`"):
         scores.load("phantom")

@@ -10,7 +10,7 @@ from conftest import run_python
 from xraylib.cli import main
 from xraylib.datasets import audit, images, manifest, shards
 from xraylib.datasets.manifest import load
-from xraylib.storage import DataInvalid
+from xraylib.errors import InvalidDataError
 from xraylib.training import train as training
 from xraylib.training.recipes import Phase, get_recipe
 from xraylib.training.train import Progress, train
@@ -42,9 +42,9 @@ def test_a_folder_of_shards_is_the_data_set_it_was_written_from(phantom, folder)
     for rows in (slice(3, 60), np.array([40, 2, 2]), np.arange(len(table)) % 3 == 0, 5):
         np.testing.assert_array_equal(films[rows], pixels[rows])
     np.testing.assert_array_equal(np.asarray(films), pixels)
-    with pytest.raises(DataInvalid, match=r"other films than the manifest\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"other films than the manifest\. Fix: "):
         images.load_pixels(table[:-1], 28)
-    with pytest.raises(DataInvalid, match=r"no files to describe\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"no files to describe\. Fix: "):
         audit.file_properties(table)
 
 
@@ -59,7 +59,7 @@ def test_what_was_cut_goes_on_after_the_last_whole_shard(phantom, folder, tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         shards.write(phantom, 28, tmp_path, once, films=25)
-    with pytest.raises(DataInvalid, match=r"no whole set of shards.*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"no whole set of shards.*Fix: "):
         shards.read_manifest(tmp_path)
     done = len(decoded) - 1
     shards.write(phantom, 28, tmp_path, once, films=25)
@@ -67,7 +67,7 @@ def test_what_was_cut_goes_on_after_the_last_whole_shard(phantom, folder, tmp_pa
     assert [file.read_bytes() for file in sorted(tmp_path.glob("shard*"))] == [
         file.read_bytes() for file in sorted(folder.glob("shard*"))
     ]
-    with pytest.raises(DataInvalid, match=r"other films or another size\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"other films or another size\. Fix: "):
         shards.write(phantom, 32, tmp_path, images.decoded, films=25)
 
 
@@ -75,7 +75,10 @@ def test_what_was_cut_goes_on_after_the_last_whole_shard(phantom, folder, tmp_pa
 def test_what_is_damaged_is_named(folder, tmp_path, harm):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    victim, said = tmp_path / "shard-00001.arrayrecord", json.loads((tmp_path / "shards.json").read_text())
+    victim, said = (
+        tmp_path / "shard-00001.arrayrecord",
+        json.loads((tmp_path / "shards.json").read_text()),
+    )
     content = bytearray(victim.read_bytes())
     if harm == "cut":
         victim.write_bytes(content[:-100])
@@ -88,10 +91,12 @@ def test_what_is_damaged_is_named(folder, tmp_path, harm):
         (tmp_path / "shards.json").write_text(json.dumps(said | {"version": 99}))
     else:
         (tmp_path / "films.csv").write_text("image_id,label\n")
-    with pytest.raises(DataInvalid, match=r"Fix: "):
+    with pytest.raises(InvalidDataError, match=r"Fix: "):
         films = images.load_pixels(load(tmp_path), 28)
         films[:]
-    with pytest.raises(DataInvalid, match=r"holds films of 28 pixels, 64 are asked for\. Fix: .*--size 64"):
+    with pytest.raises(
+        InvalidDataError, match=r"holds films of 28 pixels, 64 are asked for\. Fix: .*--size 64"
+    ):
         shards.Shards(folder, 64)
 
 
@@ -135,7 +140,13 @@ def test_twenty_times_the_films_take_no_more_memory(phantom, tmp_path):
     for times in (1, 20):
         table = phantom.iloc[np.resize(np.arange(len(phantom)), 120 * times)].reset_index(drop=True)
         noise = rng.integers(0, 256, (224, 224), dtype=np.uint8)
-        shards.write(table, 224, tmp_path / str(times), lambda part, _, noise=noise: [[noise] * len(part)], films=500)
+        shards.write(
+            table,
+            224,
+            tmp_path / str(times),
+            lambda part, _, noise=noise: [[noise] * len(part)],
+            films=500,
+        )
         said = run_python(PEAK, tmp_path / str(times))
         peaks[times], loaded = int(said.split()[0]), said.split()[1]
         assert loaded == "False", "TensorFlow"

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from xraylib.datasets import splits
 from xraylib.datasets.audit import leakage
-from xraylib.datasets.manifest import patient_and_kind
 from xraylib.datasets.splits import BY_PATIENT, PROTOCOLS, SPLIT_STRATEGIES, assign, check_disjoint
-from xraylib.storage import DataInvalid, NotFound
+from xraylib.errors import InvalidDataError, NotFoundError
 
 # Few patients of one kind, as made up below: scikit-learn remarks on it, and the split is still by patient.
 pytestmark = pytest.mark.filterwarnings("error", "ignore:The least populated class")
@@ -50,8 +49,15 @@ def hospital(patients=150, seed=0):
 @st.composite
 def manifests(draw):
     """At least two patients of each class outside the test folder, one of each inside; no leak."""
-    name = st.builds("{}{}{}".format, st.just("person"), st.integers(1, 12), st.sampled_from(["_bacteria", "_virus"]))
-    names = draw(st.sets(name | st.builds("IM-{}".format, st.integers(1, 12)), min_size=4, max_size=30))
+    name = st.builds(
+        "{}{}{}".format,
+        st.just("person"),
+        st.integers(1, 12),
+        st.sampled_from(["_bacteria", "_virus"]),
+    )
+    names = draw(
+        st.sets(name | st.builds("IM-{}".format, st.integers(1, 12)), min_size=4, max_size=30)
+    )
     folders = st.sampled_from(["train", "train", "val"])
     films = [(name, draw(folders), draw(st.integers(1, 5))) for name in sorted(names)]
     people = {(patient[0], patient.split("_")[0]) for patient, _, _ in films}
@@ -64,7 +70,7 @@ def manifests(draw):
 def test_strict_never_splits_the_images_of_one_child(films, seed):
     try:
         assigned = assign(films, "strict", seed)
-    except DataInvalid as few:
+    except InvalidDataError as few:
         # So few patients that one split can be left with one class.
         assert "one class only" in str(few)
         assert films.loc[films["split"] != "test", "patient"].nunique() < 30
@@ -83,7 +89,7 @@ def test_the_small_experiment_is_a_part_of_strict_and_all_of_it_when_it_is_small
     try:
         whole = assign(films, "strict", seed)
         part = assign(films, "strict", seed, split_strategy="patient-grouped-176")
-    except DataInvalid:
+    except InvalidDataError:
         return
     assert part.equals(whole.loc[part.index])
     assert part.query("split == 'test'").equals(whole.query("split == 'test'"))
@@ -100,7 +106,9 @@ def test_strict_divides_by_kind_in_the_same_shares_for_every_seed():
         val = assign(films, "strict", seed).query("split == 'val'")
         assert len(val) / len(pool) == pytest.approx(1 / splits.VALIDATION_FOLDS, abs=0.03)
         for kind in ("normal", "bacteria", "virus"):
-            assert (val["kind"] == kind).mean() == pytest.approx((pool["kind"] == kind).mean(), abs=0.05)
+            assert (val["kind"] == kind).mean() == pytest.approx(
+                (pool["kind"] == kind).mean(), abs=0.05
+            )
         drawn.add(tuple(sorted(val["image_id"])))
     assert len(drawn) > 4
 
@@ -111,7 +119,9 @@ def test_the_index_counts_rows_of_the_manifest_and_the_manifest_stays_as_it_was(
     before = films.copy()
     for split_strategy in SPLIT_STRATEGIES:
         assigned = assign(films, "published", 0, split_strategy=split_strategy)
-        assert films["image_id"].to_numpy()[assigned.index].tolist() == assigned["image_id"].tolist()
+        assert (
+            films["image_id"].to_numpy()[assigned.index].tolist() == assigned["image_id"].tolist()
+        )
         pd.testing.assert_frame_equal(films, before)
 
 
@@ -146,7 +156,7 @@ def test_of_a_small_copy_the_stand_in_leaves_an_image_of_each_class_to_train():
     assert numbers.loc["val"].to_dict() == {0: 4, 1: 4}
     assert numbers.loc["train"].to_dict() == {0: 1, 1: 16}
     one = manifest([("person1_virus", "train", 20), ("IM-1", "train", 1), *tests])
-    with pytest.raises(DataInvalid, match="the val split has no images"):
+    with pytest.raises(InvalidDataError, match="the val split has no images"):
         assign(one, "published", 0, split_strategy="official")
 
 
@@ -199,7 +209,9 @@ def test_take_and_skip_of_two_shuffles_validate_on_what_was_trained_on():
         assigned = assign(films, "published", seed, split_strategy="take-skip")
         assert sizes(assigned) == {"train": 4200, "val": 1032, "test": 10}
         assert not assigned.duplicated(["split", "image_id"]).any()
-        train, val = (set(assigned.loc[assigned["split"] == split, "image_id"]) for split in ("train", "val"))
+        train, val = (
+            set(assigned.loc[assigned["split"] == split, "image_id"]) for split in ("train", "val")
+        )
         assert len(train & val) / len(val) == pytest.approx(0.8, abs=0.04)
         audit = leakage(assigned).set_index(["check", "splits"])["share"]
         assert audit["byte-identical", "train and val"] == len(train & val) / len(val)
@@ -225,7 +237,9 @@ def test_176_images_at_random_are_tested_on_what_they_validate_on():
 
 @pytest.mark.parametrize("images", [12, 100, 176])
 def test_of_176_images_or_fewer_all_are_used(images):
-    pairs = [(f"person{i}_virus" if i < images // 2 else f"IM-{i}", "train", 1) for i in range(images)]
+    pairs = [
+        (f"person{i}_virus" if i < images // 2 else f"IM-{i}", "train", 1) for i in range(images)
+    ]
     films = manifest([*pairs, ("person9000_virus", "test", 2), ("IM-9001", "test", 1)])
     val = round(images * 40 / 176)
     assigned = assign(films, "published", 0, split_strategy="random-176")
@@ -237,15 +251,21 @@ def test_of_176_images_or_fewer_all_are_used(images):
     assert skipped["train"] + skipped["val"] == images
 
 
-TINY = [("person1_virus", "train", 2), ("IM-2", "train", 2), ("person3_virus", "test", 1), ("IM-4", "test", 1)]
+TINY = [
+    ("person1_virus", "train", 2),
+    ("IM-2", "train", 2),
+    ("person3_virus", "test", 1),
+    ("IM-4", "test", 1),
+]
 NO_TRAIN = [("person1_virus", "test", 2), ("IM-2", "test", 2)]
 
 
 @pytest.mark.parametrize(
-    ("split_strategy", "films"), [("per-image-validation", TINY), ("random-176", TINY), ("patient-grouped", NO_TRAIN)]
+    ("split_strategy", "films"),
+    [("per-image-validation", TINY), ("random-176", TINY), ("patient-grouped", NO_TRAIN)],
 )
 def test_a_set_too_small_to_divide_is_refused(split_strategy, films):
-    with pytest.raises(DataInvalid, match="Fix: "):
+    with pytest.raises(InvalidDataError, match="Fix: "):
         assign(manifest(films), "published", 0, split_strategy=split_strategy)
 
 
@@ -254,21 +274,27 @@ def test_a_seed_gives_one_split_and_the_strategy_may_be_named_as_protocol(split_
     films = hospital()
     first = assign(films, "published", 0, split_strategy=split_strategy)
     assert first.equals(assign(films, split_strategy, 0, split_strategy="random-per-image"))
-    assert first.equals(assign(films, "published", 1, split_strategy=split_strategy)) == (split_strategy == "official")
+    assert first.equals(assign(films, "published", 1, split_strategy=split_strategy)) == (
+        split_strategy == "official"
+    )
     if split_strategy in BY_PATIENT:
         assert first.equals(assign(films, "strict", 0, split_strategy=split_strategy))
 
 
 @pytest.mark.parametrize("split_strategy", sorted(set(SPLIT_STRATEGIES) - set(BY_PATIENT)))
 def test_strict_refuses_a_split_strategy_that_splits_the_images_of_a_patient(split_strategy):
-    with pytest.raises(DataInvalid, match=f"{split_strategy} .*Fix: .*{', '.join(BY_PATIENT)}"):
+    with pytest.raises(
+        InvalidDataError, match=f"{split_strategy} .*Fix: .*{', '.join(BY_PATIENT)}"
+    ):
         assign(hospital(), "strict", 0, split_strategy=split_strategy)
 
 
 def test_a_patient_in_train_and_test_is_refused_by_name():
     films = pd.concat([hospital(), manifest([("person77_virus", "test", 1)])], ignore_index=True)
     assert "person77" in set(films.query("split == 'train'")["patient"])
-    with pytest.raises(DataInvalid, match=r"1 patients are in two splits: person77_virus_0.*Fix: "):
+    with pytest.raises(
+        InvalidDataError, match=r"1 patients are in two splits: person77_virus_0.*Fix: "
+    ):
         assign(films, "strict", 0)
     assert len(assign(films, "published", 0)) == len(films)
 
@@ -277,12 +303,16 @@ def test_a_copy_in_train_and_test_is_refused_by_name():
     films = hospital()
     train, test = (films.index[films["split"] == split][0] for split in ("train", "test"))
     films.loc[test, "sha256"] = films["sha256"][train]
-    with pytest.raises(DataInvalid, match=f"1 byte-identical images .*{films['image_id'][train]}"):
+    with pytest.raises(
+        InvalidDataError, match=f"1 byte-identical images .*{films['image_id'][train]}"
+    ):
         assign(films, "strict", 0)
 
 
 def test_one_number_under_two_kinds_may_stand_in_train_and_test():
-    films = pd.concat([hospital(), manifest([("person9001_bacteria", "test", 1)])], ignore_index=True)
+    films = pd.concat(
+        [hospital(), manifest([("person9001_bacteria", "test", 1)])], ignore_index=True
+    )
     assigned = assign(films, "strict", 0)
     check_disjoint(assigned)
     assert assigned["split"].eq("test").any()
@@ -294,14 +324,19 @@ def test_one_number_under_two_kinds_may_stand_in_train_and_test():
         ("split != 'test'", "the test split has no images"),
         ("split != 'test' or label == 1", "the test split has one class only"),
         ("split == 'test' or label == 1", "the train split has one class only"),
-        ("split == 'test' or label == 1 or patient == 'IM-0001'", "fewer than two patients of a class"),
+        (
+            "split == 'test' or label == 1 or patient == 'IM-0001'",
+            "fewer than two patients of a class",
+        ),
     ],
 )
 def test_a_split_without_both_classes_is_refused(keep, said):
-    with pytest.raises(DataInvalid, match=f"{said}.*Fix: "):
+    with pytest.raises(InvalidDataError, match=f"{said}.*Fix: "):
         assign(hospital().query(keep), "strict", 0)
 
 
 def test_unknown_names_are_told_the_known_ones():
-    with pytest.raises(NotFound, match=f"'honest'.*Fix: .*{', '.join((*PROTOCOLS, *SPLIT_STRATEGIES))}"):
+    with pytest.raises(
+        NotFoundError, match=f"'honest'.*Fix: .*{', '.join((*PROTOCOLS, *SPLIT_STRATEGIES))}"
+    ):
         assign(hospital(), "honest", 0)

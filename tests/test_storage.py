@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 from conftest import start_python
 
-from xraylib.storage import Failed, atomic, atomic_folder
+from xraylib.errors import OperationFailedError
+from xraylib.storage import atomic_folder, atomic_write
 
 FAILURES = [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "bad disk")]
 
 
 def test_a_file_appears_whole_with_its_folders_and_is_readable_by_others(tmp_path):
     path = tmp_path / "a" / "b" / "table.csv"
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert temporary.suffix == ".csv"
         assert not path.exists()
@@ -25,7 +26,7 @@ def test_a_file_appears_whole_with_its_folders_and_is_readable_by_others(tmp_pat
 def test_a_failed_write_leaves_what_was_there_and_nothing_more(tmp_path, failure):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(type(failure)), atomic(path) as temporary:
+    with pytest.raises(type(failure)), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise failure
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
@@ -36,8 +37,8 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path.write_text("old")
     script = """
 import os, signal, sys
-from xraylib.storage import atomic
-with atomic(sys.argv[1]) as temporary:
+from xraylib.storage import atomic_write
+with atomic_write(sys.argv[1]) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -50,19 +51,27 @@ with atomic(sys.argv[1]) as temporary:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_named_with_the_fix(tmp_path):
     path = tmp_path / "scores.csv"
-    with pytest.raises(Failed, match=r"scores\.csv: No space left.*Fix: free some disk space"):  # noqa: SIM117
-        with atomic(path) as temporary:
-            temporary.unlink()
-            temporary.symlink_to("/dev/full")
-            temporary.write_text("new")
+    with (
+        pytest.raises(
+            OperationFailedError, match=r"scores\.csv: No space left.*Fix: free some disk space"
+        ),
+        atomic_write(path) as temporary,
+    ):
+        temporary.unlink()
+        temporary.symlink_to("/dev/full")
+        temporary.write_text("new")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_where_a_folder_is_needed_is_named(tmp_path):
     (tmp_path / "runs").write_text("mine")
-    with pytest.raises(Failed, match=r"a\.csv.*a file stands where a folder is needed"):  # noqa: SIM117
-        with atomic(tmp_path / "runs" / "deeper" / "a.csv"):
-            pass
+    with (
+        pytest.raises(
+            OperationFailedError, match=r"a\.csv.*a file stands where a folder is needed"
+        ),
+        atomic_write(tmp_path / "runs" / "deeper" / "a.csv"),
+    ):
+        pass
     assert (tmp_path / "runs").read_text() == "mine"
 
 
@@ -73,7 +82,9 @@ def filled(folder, text):
 
 
 def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()
+    }
 
 
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
@@ -108,6 +119,6 @@ def test_a_folder_whose_exchange_fails_comes_back(tmp_path, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(Failed, match="films"), atomic_folder(films) as fresh:
+    with pytest.raises(OperationFailedError, match="films"), atomic_folder(films) as fresh:
         (fresh / "fresh").touch()
     assert contents(tmp_path) == {"films/film.txt": "old"}

@@ -5,7 +5,7 @@ from builders import labels_and_scores, scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xraylib.storage import DataInvalid, NotFound
+from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.training.thresholds import RULES, threshold, thresholds
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -34,7 +34,9 @@ def test_no_higher_threshold_has_the_sensitivity(data, target):
     at = threshold(labels, values, f"sensitivity {target}")
     assert found(labels, values, at) >= target - 1e-9
     lowest = values[values >= at].min()
-    assert all(found(labels, values, higher) < target for higher in np.unique(values[values > lowest]))
+    assert all(
+        found(labels, values, higher) < target for higher in np.unique(values[values > lowest])
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,14 +62,21 @@ def test_no_score_lies_on_a_threshold_but_the_lowest(data, rule):
 def test_rules_by_hand():
     labels = np.array([0, 0, 0, 1, 0, 1, 1, 1])
     values = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9])
-    expected = {"youden": 0.55, "sensitivity 0.75": 0.55, "sensitivity 0.76": 0.35, "cost 0.5": 0.55}
+    expected = {
+        "youden": 0.55,
+        "sensitivity 0.75": 0.55,
+        "sensitivity 0.76": 0.35,
+        "cost 0.5": 0.55,
+    }
     expected |= {"cost 2": 0.35, 0.37: 0.37}
     assert {rule: threshold(labels, values, rule) for rule in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("rule", ["", "Youden", "0.5", "sensitivity", "sensitivity 0", "cost nan", "cost five"])
+@pytest.mark.parametrize(
+    "rule", ["", "Youden", "0.5", "sensitivity", "sensitivity 0", "cost nan", "cost five"]
+)
 def test_an_unknown_rule_is_refused_by_name(rule):
-    with pytest.raises(NotFound, match=f"there is no rule {rule!r} for a threshold. Fix: "):
+    with pytest.raises(NotFoundError, match=f"there is no rule {rule!r} for a threshold. Fix: "):
         thresholds(scores(n=30), rule)
 
 
@@ -79,7 +88,9 @@ def test_each_seed_has_its_own_threshold_chosen_on_validation_alone():
         points = thresholds(table, rule)
         assert points.index.tolist() == [0, 3, 7]
         for seed, part in table[val].groupby("seed"):
-            assert points[seed] == threshold(part["label"].to_numpy(), part["score"].to_numpy(), rule)
+            assert points[seed] == threshold(
+                part["label"].to_numpy(), part["score"].to_numpy(), rule
+            )
         pd.testing.assert_series_equal(thresholds(other, rule), points)
     assert thresholds(table, "youden").nunique() == 3
 
@@ -94,12 +105,14 @@ def test_swapped_films_choose_where_there_are_any():
 
 
 def test_the_frozen_threshold_is_read_and_never_recomputed():
-    table = pd.concat([scores(threshold=0.3), scores(seeds=(1,), threshold=0.7)]).query("split == 'test'")
+    table = pd.concat([scores(threshold=0.3), scores(seeds=(1,), threshold=0.7)]).query(
+        "split == 'test'"
+    )
     assert thresholds(table, "frozen").to_dict() == {0: 0.3, 1: 0.7}
 
 
 def test_a_seed_without_validation_is_named():
     table = scores(seeds=(0, 1)).query("seed == 0 or split == 'test'")
-    with pytest.raises(DataInvalid, match="seed 1 has no scores of validation"):
+    with pytest.raises(InvalidDataError, match="seed 1 has no scores of validation"):
         thresholds(table, "cost 5")
     assert thresholds(table, 0.3).to_dict() == {0: 0.3, 1: 0.3}

@@ -12,11 +12,12 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from xraylib import paths
 from xraylib.datasets import images, splits
+from xraylib.errors import InvalidDataError, NotFoundError, XraylibError
 from xraylib.evaluation.metrics import evaluate
 from xraylib.evaluation.scores import check
-from xraylib.storage import DataInvalid, NotFound, XraylibError
 from xraylib.training import probe, runs
 from xraylib.training import train as module
+from xraylib.training.predictor import load_predictor
 from xraylib.training.recipes import BUDGETS, Phase, get_recipe
 from xraylib.training.train import IMBALANCE_METHODS, Batches, Progress, balance, train
 
@@ -56,13 +57,20 @@ def test_a_run_scores_validation_and_test_and_nothing_else(unbroken, phantom):
     check(unbroken.scores)
     about = ["image_id", "patient", "kind", "label", "split"]
     expected = assigned.loc[assigned["split"] != "train", about].sort_values(["split", "image_id"])
-    pd.testing.assert_frame_equal(unbroken.scores[about], expected.reset_index(drop=True), check_dtype=False)
+    pd.testing.assert_frame_equal(
+        unbroken.scores[about], expected.reset_index(drop=True), check_dtype=False
+    )
 
 
 def test_a_run_says_what_it_was_made_from(unbroken, accelerator):
     said = unbroken.settings
-    assert said["hardware"] == str(accelerator) and said["training_version"] == runs.TRAINING_VERSION
-    assert said["init"] == "random" and said["choices"]["phases"][0]["epochs"] == BUDGETS["quick"].epochs_a_phase
+    assert (
+        said["hardware"] == str(accelerator) and said["training_version"] == runs.TRAINING_VERSION
+    )
+    assert (
+        said["init"] == "random"
+        and said["choices"]["phases"][0]["epochs"] == BUDGETS["quick"].epochs_a_phase
+    )
     assert {"keras", "tensorflow", "numpy", "scikit-learn"} == set(said["versions"])
     assert unbroken.has_model and said["train_seconds"] > 0
     assert not list(paths.RUNS.glob("*-unbroken-*/")), "the unfinished folder is gone"
@@ -109,13 +117,19 @@ def test_swapped_films_choose_the_epoch_and_the_threshold(phantom, accelerator, 
 def test_a_linear_probe_is_fitted_on_augmented_films_and_its_threshold_chosen_on_swapped_ones(
     phantom, accelerator, places
 ):
-    recipe = replace(get_recipe("mobilenetv2-frozen-reframed"), network="tiny_cnn", size=64, init="random")
-    recipes = (replace(recipe, augmentation=each, name=f"probe-{each}") for each in (None, "reframe"))
+    recipe = replace(
+        get_recipe("mobilenetv2-frozen-reframed"), network="tiny_cnn", size=64, init="random"
+    )
+    recipes = (
+        replace(recipe, augmentation=each, name=f"probe-{each}") for each in (None, "reframe")
+    )
     plain, run = (train(each, phantom, accelerator) for each in recipes)
-    assert set(run.scores["split"]) == {"val", "test", "swapped"} and "swapped" not in set(plain.scores["split"])
+    assert set(run.scores["split"]) == {"val", "test", "swapped"} and "swapped" not in set(
+        plain.scores["split"]
+    )
     swapped = run.scores[run.scores["split"] == "swapped"]
     assert (swapped.loc[swapped["label"] == 1, "score"] >= run.threshold).mean() >= 0.95
-    again = run.predictor().score(images.load_pixels(phantom, 64)[phantom["split"] == "test"])
+    again = load_predictor(run).score(images.load_pixels(phantom, 64)[phantom["split"] == "test"])
     np.testing.assert_allclose(
         np.sort(again), np.sort(run.scores.loc[run.scores["split"] == "test", "score"]), atol=1e-6
     )
@@ -152,8 +166,10 @@ def test_patience_counts_epochs_without_a_better_one(tmp_path, losses, patience,
 
 def test_the_weights_it_leaves_give_its_scores(unbroken, phantom):
     pixels = images.load_pixels(phantom, 28)
-    rows = [phantom.index[phantom["image_id"] == name].item() for name in unbroken.scores["image_id"]]
-    found = unbroken.predictor().score(pixels[rows])
+    rows = [
+        phantom.index[phantom["image_id"] == name].item() for name in unbroken.scores["image_id"]
+    ]
+    found = load_predictor(unbroken).score(pixels[rows])
     np.testing.assert_allclose(found, unbroken.scores["score"], rtol=1e-5)
 
 
@@ -173,7 +189,9 @@ def untrained(monkeypatch, places):
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")
-def test_what_decides_the_outcome_decides_the_key_and_nothing_else(phantom, accelerator, untrained, monkeypatch):
+def test_what_decides_the_outcome_decides_the_key_and_nothing_else(
+    phantom, accelerator, untrained, monkeypatch
+):
     flipped = phantom.assign(label=phantom["label"].where(phantom.index != 3, 1 - phantom["label"]))
     calls = [
         {},
@@ -209,16 +227,21 @@ def test_another_run_is_replaced_with_a_warning_and_a_committed_one_only_when_as
     shorter = replace(TINY, phases=(Phase(2, 1e-3),))
     train(shorter, phantom, accelerator)
     assert "trained again and replaced" in caplog.text
-    with pytest.raises(DataInvalid, match=r"strict-0 stands in the report.*other settings.*Fix: .*--overwrite"):
+    with pytest.raises(
+        InvalidDataError, match=r"strict-0 stands in the report.*other settings.*Fix: .*--overwrite"
+    ):
         train(shorter, committed, accelerator)
     train(shorter, committed, accelerator, overwrite=True).model_file.unlink()
-    with pytest.raises(DataInvalid, match=r"its model is not on this machine.*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"its model is not on this machine.*Fix: "):
         train(shorter, committed, accelerator)
 
 
 def test_of_two_at_once_one_trains_and_both_have_the_run(phantom, accelerator, untrained):
     found = []
-    both = [threading.Thread(target=lambda: found.append(train(TINY, phantom, accelerator))) for _ in range(2)]
+    both = [
+        threading.Thread(target=lambda: found.append(train(TINY, phantom, accelerator)))
+        for _ in range(2)
+    ]
     for thread in both:
         thread.start()
     for thread in both:
@@ -227,10 +250,15 @@ def test_of_two_at_once_one_trains_and_both_have_the_run(phantom, accelerator, u
 
 
 def test_nothing_is_trained_for_a_wrong_call(phantom, accelerator, untrained, places):
-    for wrong in ({"protocol": "honest"}, {"budget": "endless"}, {"init": "lucky"}, {"init": "no.weights.h5"}):
-        with pytest.raises(NotFound):
+    for wrong in (
+        {"protocol": "honest"},
+        {"budget": "endless"},
+        {"init": "lucky"},
+        {"init": "no.weights.h5"},
+    ):
+        with pytest.raises(NotFoundError):
             train(TINY, phantom, accelerator, **wrong)
-    with pytest.raises(DataInvalid, match=r"divided among 7 devices\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"divided among 7 devices\. Fix: "):
         train(TINY, phantom, replace(accelerator, count=7))
     assert untrained == [] and not list(places.iterdir())
 
@@ -239,7 +267,7 @@ def test_nothing_is_trained_for_a_wrong_call(phantom, accelerator, untrained, pl
 def test_broken_after_every_epoch_it_ends_with_the_same_scores_on_other_cores(
     phased, phantom, accelerator, places, monkeypatch, caplog
 ):
-    end_epoch, write, breaks = Progress.end_epoch, runs.write, []
+    end_epoch, write, breaks = Progress.end_epoch, runs.write_run, []
 
     def end_and_break(self, **measured):
         end_epoch(self, **measured)
@@ -316,7 +344,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_scores(unbroken, phantom
     said = json.loads(run_python(KILLED, places / "manifest.pkl"))
     print("killed after epochs", said["killed"])
     assert said["status"] == 0 and len(said["killed"]) >= 3
-    (run,) = runs.find("phantom")
+    (run,) = runs.list_runs("phantom")
     same(run, unbroken)
     assert not list(paths.RUNS.glob("*/"))
 
@@ -324,9 +352,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_scores(unbroken, phantom
 @pytest.mark.slow
 def test_a_network_that_diverges_is_no_run(phantom, accelerator, places):
     wild = replace(TINY, phases=(Phase(2, 1e30),))
-    with pytest.raises((XraylibError, FloatingPointError, ValueError), match=r"(?i)nan|not numbers"):
+    with pytest.raises(
+        (XraylibError, FloatingPointError, ValueError), match=r"(?i)nan|not numbers"
+    ):
         train(wild, phantom, accelerator)
-    assert runs.find("phantom") == []
+    assert runs.list_runs("phantom") == []
 
 
 @pytest.mark.slow
@@ -345,7 +375,10 @@ def test_a_probe_trains_as_any_recipe(phantom, accelerator, places, monkeypatch,
     run = train(recipe, phantom, accelerator)
     check(run.scores)
     assert run.history["strength"].tolist() == list(probe.STRENGTHS)
-    assert json.loads((run.folder / "head.json").read_text()).keys() == {"coefficients", "intercept"}
+    assert json.loads((run.folder / "head.json").read_text()).keys() == {
+        "coefficients",
+        "intercept",
+    }
     monkeypatch.setattr(probe, "fit", None)
     same(train(recipe, phantom, accelerator), run)
 
@@ -378,7 +411,9 @@ def test_an_imbalance_method_balances_the_rows_it_is_given(method):
         assert set(rows[LABELS[rows] == 1]) == set(range(10, 40)), "the larger class is whole"
 
 
-@pytest.mark.parametrize(("count", "size", "shape"), [(40, 16, (2, 16)), (9, 16, (1, 9)), (32, 16, (2, 16))])
+@pytest.mark.parametrize(
+    ("count", "size", "shape"), [(40, 16, (2, 16)), (9, 16, (1, 9)), (32, 16, (2, 16))]
+)
 def test_batches_have_one_length_and_no_image_twice(count, size, shape):
     pixels = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     rows = np.random.default_rng(0).permutation(40)[:count]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from xraylib import devices
-from xraylib.storage import NotFound
+from xraylib.errors import NotFoundError
 
 folder, saved = map(Path, sys.argv[1:])
 
@@ -18,7 +18,7 @@ folder, saved = map(Path, sys.argv[1:])
 def refused(*wanted):
     try:
         return f"not refused: {devices.use(*wanted)}"
-    except NotFound as error:
+    except NotFoundError as error:
         return str(error)
 
 
@@ -68,7 +68,7 @@ found["apart"] = {}
 for name in there.files:
     model = networks.build(name, 32, "sigmoid")
     model.load_weights(saved / f"{name}.weights.h5")
-    scores = networks.predict(model, "sigmoid", pixels, np.arange(16), 8)
+    scores = networks.predict_rows(model, "sigmoid", pixels, np.arange(16), 8)
     found["apart"][name] = float(np.abs(scores - there[name]).max())
 
 # The step as a TPU would get it: bfloat16 inside, float32 where it is kept and summed.
@@ -98,7 +98,9 @@ for name, head, augmentation, fitted in (
         return loss(y, outputs, sample_weight=w), rest
 
     graded = jax.jit(jax.value_and_grad(step, has_aux=True))
-    state = [[v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)]
+    state = [
+        [v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)
+    ]
     # Lowers the step for a TPU, which needs none: a string, a callback or a shape left open stops it.
     exported = jax.export.export(graded, platforms=["tpu"])(*state, x, y, w)
     inside = {str(layer.compute_dtype) for layer in model.layers if layer.count_params()}

@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from xraylib.storage import Failed, NotFound
+from xraylib.errors import NotFoundError, OperationFailedError
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 BACKENDS = ("tensorflow", "jax")
@@ -58,31 +58,41 @@ def use(
 ) -> Accelerator:
     """Set Keras up for the device that is there, or for the one asked for, and seed its generators with 0.
 
-    `device="auto"` takes a TPU before a GPU before the CPU; another name is taken or refused with `NotFound`. `backend`
+    `device="auto"` takes a TPU before a GPU before the CPU; another name is taken or refused with `NotFoundError`. `backend`
     is by default `KERAS_BACKEND` where it is set, JAX on a TPU, in a job or where only JAX sees the GPU, TensorFlow
     elsewhere. `devices` share each batch (`keras.distribution.DataParallel`, JAX only), by default all of an
     accelerator and one CPU; more CPUs than one are simulated, for testing. With `job` the call waits for the other
     processes (see `in_job`), and all devices of all of them share each batch. `precision` is by default mixed_bfloat16
     on a TPU, float32 elsewhere; heads end in float32 all the same.
     """
-    backend = backend or os.environ.get("KERAS_BACKEND") or ("jax" if job else _default_backend(device))
-    asked = ("device", device, DEVICES), ("backend", backend, BACKENDS), ("precision", precision, PRECISIONS)
+    backend = (
+        backend or os.environ.get("KERAS_BACKEND") or ("jax" if job else _default_backend(device))
+    )
+    asked = (
+        ("device", device, DEVICES),
+        ("backend", backend, BACKENDS),
+        ("precision", precision, PRECISIONS),
+    )
     for what, value, known in asked:
         if value is not None and value not in known:
-            raise NotFound(f"there is no {what} {value!r}. Fix: choose one of {', '.join(known)}.")
+            raise NotFoundError(
+                f"there is no {what} {value!r}. Fix: choose one of {', '.join(known)}."
+            )
     if devices is not None and devices < 1:
-        raise NotFound(f"{devices} devices were asked for. Fix: ask for one or more.")
+        raise NotFoundError(f"{devices} devices were asked for. Fix: ask for one or more.")
     if importlib.util.find_spec(backend) is None:
-        raise NotFound(f"the backend {backend} is not installed. Fix: pip install {backend}.")
+        raise NotFoundError(f"the backend {backend} is not installed. Fix: pip install {backend}.")
     if "keras" in sys.modules and (running := sys.modules["keras"].backend.backend()) != backend:
         fix = "restart the kernel and call devices.use() before anything imports keras"
-        raise NotFound(f"Keras already runs on {running}, not {backend}. Fix: {fix}.")
+        raise NotFoundError(f"Keras already runs on {running}, not {backend}. Fix: {fix}.")
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if backend == "jax":
         _prepare_jax(device, devices)
     elif job:
-        raise NotFound("a job of several processes trains under JAX only. Fix: ask for the backend jax.")
+        raise NotFoundError(
+            "a job of several processes trains under JAX only. Fix: ask for the backend jax."
+        )
     steady_memory()
     _load_keras()
     if job:
@@ -94,7 +104,9 @@ def use(
     return Accelerator(kind, name, count, backend, precision, process()[1])
 
 
-_ADDRESS, _COUNT, _INDEX = (f"KERAS_DISTRIBUTION_{end}" for end in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID"))
+_ADDRESS, _COUNT, _INDEX = (
+    f"KERAS_DISTRIBUTION_{end}" for end in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID")
+)
 
 
 def in_job() -> bool:
@@ -109,16 +121,22 @@ def in_job() -> bool:
 def process() -> tuple[int, int]:
     """Which process of the job this is, and of how many: (0, 1) where it is alone."""
     jax = sys.modules.get("jax")
-    return (jax.process_index(), jax.process_count()) if jax and jax.distributed.is_initialized() else (0, 1)
+    return (
+        (jax.process_index(), jax.process_count())
+        if jax and jax.distributed.is_initialized()
+        else (0, 1)
+    )
 
 
 def agree(what: str) -> None:
-    """Wait for every process of the job; `Failed` unless all say the same."""
+    """Wait for every process of the job; `OperationFailedError` unless all say the same."""
     import numpy as np
 
     if len(np.unique(gather(np.array([zlib.crc32(what.encode())], np.uint32)))) > 1:
         fix = "let XRAYLIB_RUNS and XRAYLIB_REPORTS name one folder that all processes see"
-        raise Failed(f"the processes of the job see different runs (here: {what}). Fix: {fix}.")
+        raise OperationFailedError(
+            f"the processes of the job see different runs (here: {what}). Fix: {fix}."
+        )
 
 
 def gather(part: Any) -> Any:
@@ -165,7 +183,9 @@ def _join() -> None:
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
     try:
-        count, index = (int(os.environ[name]) if name in os.environ else None for name in (_COUNT, _INDEX))
+        count, index = (
+            int(os.environ[name]) if name in os.environ else None for name in (_COUNT, _INDEX)
+        )
         jax.distributed.initialize(
             os.environ[_ADDRESS].split(",")[0] or None,
             count,
@@ -176,7 +196,7 @@ def _join() -> None:
         )
     except (ValueError, IndexError, RuntimeError) as error:
         fix = f"{_ADDRESS}=host:port of the first process, {_COUNT}=2 and {_INDEX}=0 or 1, for two"
-        raise NotFound(f"the job cannot be joined ({error}). Fix: {fix}.") from error
+        raise NotFoundError(f"the job cannot be joined ({error}). Fix: {fix}.") from error
 
 
 def steady_memory() -> None:
@@ -250,17 +270,26 @@ def _jax_devices(device: str, devices: int | None) -> tuple[str, str, int]:
     count = devices or (1 if kind == "cpu" else len(found))
     if process()[1] > 1:
         count = len(found)
-        if devices not in (None, jax.local_device_count()) or count != process()[1] * jax.local_device_count():
-            raise NotFound("of a job every process brings all its devices, as many as the others. Fix: set no number.")
+        if (
+            devices not in (None, jax.local_device_count())
+            or count != process()[1] * jax.local_device_count()
+        ):
+            raise NotFoundError(
+                "of a job every process brings all its devices, as many as the others. Fix: set no number."
+            )
     if count > len(found):
         fix = "ask for fewer, or, to simulate CPUs, restart and set JAX_NUM_CPU_DEVICES before JAX is imported"
-        raise NotFound(f"{count} {kind} devices were asked for, JAX shows {len(found)}. Fix: {fix}.")
+        raise NotFoundError(
+            f"{count} {kind} devices were asked for, JAX shows {len(found)}. Fix: {fix}."
+        )
     return kind, _cpu_name() if kind == "cpu" else found[0].device_kind, count
 
 
 def _tensorflow_devices(device: str, devices: int | None) -> tuple[str, str, int]:
     if devices not in (None, 1):
-        raise NotFound("several devices share a batch under JAX only. Fix: pass backend='jax' as well.")
+        raise NotFoundError(
+            "several devices share a batch under JAX only. Fix: pass backend='jax' as well."
+        )
     import tensorflow as tf
 
     cards = tf.config.list_physical_devices("GPU")
@@ -274,9 +303,9 @@ def _tensorflow_devices(device: str, devices: int | None) -> tuple[str, str, int
     return "cpu", _cpu_name(), 1
 
 
-def _missing(device: str, backend: str) -> NotFound:
+def _missing(device: str, backend: str) -> NotFoundError:
     fix = _FIXES.get(device, "install jax")
-    return NotFound(f"{backend} sees no {device.upper()} on this machine. Fix: {fix}.")
+    return NotFoundError(f"{backend} sees no {device.upper()} on this machine. Fix: {fix}.")
 
 
 def _set_up_keras(backend: str, kind: str, count: int, precision: str) -> None:
@@ -289,7 +318,11 @@ def _set_up_keras(backend: str, kind: str, count: int, precision: str) -> None:
 
         names = [f"{kind}:{device.id}" for device in jax.devices(kind)[:count]]
         # Each process reads its own part of a batch, see `train.Batches`.
-        shared = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False) if count > 1 else None
+        shared = (
+            keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+            if count > 1
+            else None
+        )
         keras.distribution.set_distribution(shared)
     else:
         import tensorflow as tf
@@ -302,6 +335,8 @@ def _cpu_name() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model, information = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if information.exists():
-        names = [line for line in information.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line for line in information.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0].split(":", 1)[1].strip() if names else model
     return f"{model}, {cores} cores"

@@ -41,10 +41,12 @@ class Experiment:
     reuse: bool = False
     init: str | None = None
     overwrite: bool = True
-    _splits: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict, init=False, repr=False)
+    _splits: dict[tuple[str, str], tuple[int, str]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
-        catalog.find(self.dataset)
+        catalog.get_dataset(self.dataset)
         get_budget(self.budget)
         names = tuple(RECIPES) if tuple(self.recipes) == ("all",) else tuple(self.recipes)
         for name in names:
@@ -54,17 +56,20 @@ class Experiment:
     @property
     def name(self) -> str:
         """What the report calls the data set."""
-        return catalog.find(self.dataset).name
+        return catalog.get_dataset(self.dataset).name
 
     @property
     def folder(self) -> Path:
         """Where the report of the data set is."""
-        return tables.folder(self.name)
+        return tables.report_folder(self.name)
 
     @property
     def has_images(self) -> bool:
         """Whether the images are on this machine, or are made here."""
-        return catalog.find(self.dataset).phantom is not None or catalog.find(self.dataset).root.is_dir()
+        return (
+            catalog.get_dataset(self.dataset).phantom is not None
+            or catalog.get_dataset(self.dataset).root.is_dir()
+        )
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
@@ -85,7 +90,9 @@ class Experiment:
 
     def external(self) -> dict[str, pd.DataFrame]:
         """The scores of every other data set on which these runs were validated, by its name."""
-        places = sorted(place.name for place in (self.folder / "external").glob("*") if place.is_dir())
+        places = sorted(
+            place.name for place in (self.folder / "external").glob("*") if place.is_dir()
+        )
         return {name: scores.load_external(self.name, name) for name in places}
 
     def runs(self, recipe: str | Recipe, protocol: str = "strict") -> list[Run]:
@@ -100,7 +107,7 @@ class Experiment:
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
         if not self.reuse:
             return self._run(chosen, protocol, self.seed)
-        there = (run for run in runs.find(self.name, chosen.name, protocol) if run.has_model)
+        there = (run for run in runs.list_runs(self.name, chosen.name, protocol) if run.has_model)
         return next(there, None)
 
     def scores(self, recipes: Collection[str] | None = None) -> pd.DataFrame:
@@ -112,7 +119,7 @@ class Experiment:
         return tables.leaderboard(self.name, recipes)
 
     def claims(self) -> pd.DataFrame:
-        """What was claimed beside what is measured here (see `comparisons.claims`)."""
+        """What was claimed beside what is measured here (see `claims.claims`)."""
         return tables.claims(self.name)
 
     def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -120,7 +127,9 @@ class Experiment:
         tables.save_table(table, self.name, name)
         return table
 
-    def show(self, table: pd.DataFrame, name: str | None = None, columns: str | None = None) -> pd.DataFrame:
+    def show(
+        self, table: pd.DataFrame, name: str | None = None, columns: str | None = None
+    ) -> pd.DataFrame:
         """Write a table into the report, where it has a name, and return some or all of it as it is read."""
         if name is not None:
             tables.save_table(table, self.name, name)
@@ -143,10 +152,15 @@ class Experiment:
         if self.dataset == "phantom" and init == "imagenet":
             init = "random"  # nothing is downloaded for the phantom
         where: dict[str, Any] = {"protocol": protocol, "seed": seed, "budget": self.budget}
-        return train(recipe, self.manifest, self.accelerator, **where, init=init, overwrite=self.overwrite)
+        return train(
+            recipe, self.manifest, self.accelerator, **where, init=init, overwrite=self.overwrite
+        )
 
     def _standing(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
-        run, asked = runs.get(self.name, recipe.name, protocol, seed), recipe.under(protocol, self.budget)
+        run, asked = (
+            runs.get_run(self.name, recipe.name, protocol, seed),
+            recipe.under(protocol, self.budget),
+        )
         if run is None or run.settings["choices"] != runs.plain(asked.settings()):
             fix = f"python -m xraylib train {recipe.name} --dataset {self.dataset} --protocol {protocol}"
             fix += " --overwrite" if self.name in runs.COMMITTED else ""
@@ -154,7 +168,9 @@ class Experiment:
             log.warning("%s, %s: %s. Fix: %s", recipe.name, protocol, what, fix)
             return None
         if run.settings["training_version"] != runs.TRAINING_VERSION:
-            log.warning("%s: the training code has changed since. Fix: make reproduce RETRAIN=1", run.folder)
+            log.warning(
+                "%s: the training code has changed since. Fix: make reproduce RETRAIN=1", run.folder
+            )
         # Other files or labels change every split, so that of one seed tells, and dividing images takes a second.
         key = asked.split_strategy, protocol
         if key not in self._splits and self.has_images:
@@ -162,5 +178,7 @@ class Experiment:
             self._splits[key] = seed, runs.split_fingerprint(assigned)
         checked, found = self._splits.get(key, (seed, run.settings["split"]))
         if seed == checked and run.settings["split"] != found:
-            log.warning("%s: its scores are of other files or labels than those on this machine", run.folder)
+            log.warning(
+                "%s: its scores are of other files or labels than those on this machine", run.folder
+            )
         return run

@@ -16,14 +16,25 @@ import numpy as np
 from PIL import Image
 
 from xraylib.datasets import images
+from xraylib.errors import InvalidDataError, NotFoundError, XraylibError
 from xraylib.paths import SHIPPED
-from xraylib.storage import DataInvalid, NotFound, XraylibError, atomic
+from xraylib.storage import atomic_write
 
 if TYPE_CHECKING:
-    from xraylib.training.runs import Predictor
+    from xraylib.training.predictor import Predictor
 
 COLUMNS = (
-    *("path", "status", "probability", "label", "threshold", "prediction_set", "ood_score", "lowest", "highest"),
+    *(
+        "path",
+        "status",
+        "probability",
+        "label",
+        "threshold",
+        "prediction_set",
+        "ood_score",
+        "lowest",
+        "highest",
+    ),
     *("model", "model_sha256", "preprocessing", "message"),
 )
 SUFFIXES = {"", ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm", ".dicom"}  # DICOM often has none
@@ -45,19 +56,23 @@ class Shipped:
 
     @classmethod
     def load(cls, folder: Path = SHIPPED) -> "Shipped":
-        """Read the model; `DataInvalid` unless its file is the one that was shipped."""
+        """Read the model; `InvalidDataError` unless its file is the one that was shipped."""
         try:
             from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
         except ImportError as error:
-            fix = "pip install ai-edge-litert; where it has no build, name a trained run with --model"
-            raise NotFound(f"LiteRT is not on this machine. Fix: {fix}.") from error
+            fix = (
+                "pip install ai-edge-litert; where it has no build, name a trained run with --model"
+            )
+            raise NotFoundError(f"LiteRT is not on this machine. Fix: {fix}.") from error
 
         file, said = folder / "model.tflite", folder / "run.json"
         content = file.read_bytes() if file.is_file() and said.is_file() else b""
-        about: dict[str, Any] = json.loads(said.read_text()) if content else {"answers": {"sha256": ""}}
+        about: dict[str, Any] = (
+            json.loads(said.read_text()) if content else {"answers": {"sha256": ""}}
+        )
         if (digest := hashlib.sha256(content).hexdigest()) != about["answers"]["sha256"]:
             fix = "install the package again, or `git checkout` the file"
-            raise DataInvalid(f"{file} is not the file that was shipped. Fix: {fix}.")
+            raise InvalidDataError(f"{file} is not the file that was shipped. Fix: {fix}.")
         network = Interpreter(model_content=content, num_threads=2)
         name = f"{about['recipe']} {about['dataset']} {about['seed']}"
         known = name, digest, about["choices"]["size"], about["answers"]["threshold"]
@@ -73,15 +88,25 @@ class Shipped:
         for rows, columns in known["framings"]:  # shares of the film that a view shows
             top, left = ((1 - share) / 2 * self.size for share in (rows, columns))
             box = (left, top, self.size - left, self.size - top)
-            views.append(np.asarray(picture.resize((known["input"],) * 2, Image.Resampling.BILINEAR, box=box)))
+            views.append(
+                np.asarray(
+                    picture.resize((known["input"],) * 2, Image.Resampling.BILINEAR, box=box)
+                )
+            )
         found = self.network(views=np.stack(views)[..., None])
         slope, intercept = known["calibration"]
         odds = found["log_odds"].astype(np.float64).ravel() * slope + intercept
         chances, ood = 1 / (1 + np.exp(-odds)), float(found["ood"].item())
         chance, lowest, highest = chances[0], chances.min(), chances.max()
-        classes = {"normal": chance <= known["normal_up_to"], "pneumonia": chance >= known["pneumonia_from"]}
+        classes = {
+            "normal": chance <= known["normal_up_to"],
+            "pneumonia": chance >= known["pneumonia_from"],
+        }
         told = {"probability": chance, "lowest": lowest, "highest": highest, "ood_score": ood}
-        told |= {"prediction_set": " or ".join(name for name, inside in classes.items() if inside) or "neither"}
+        told |= {
+            "prediction_set": " or ".join(name for name, inside in classes.items() if inside)
+            or "neither"
+        }
         if ood > known["ood_limit"]:
             what = f"unlike the films it was trained on (OOD score {ood:.1f}, limit {known['ood_limit']:.1f})"
             told |= {"status": "abstained", "message": what}
@@ -91,8 +116,8 @@ class Shipped:
         return told | {"heat_map": images.heat_map(found["heat"][0], self.size)}
 
 
-def find(paths: Iterable[str]) -> list[str]:
-    """The files that paths, folders (with all below them) and patterns name; `NotFound` for a folder without any."""
+def list_files(paths: Iterable[str]) -> list[str]:
+    """The files that paths, folders (with all below them) and patterns name; `NotFoundError` for a folder without any."""
     found = []
     for path in paths:
         place, inside = Path(path), list[Path]()
@@ -106,10 +131,15 @@ def find(paths: Iterable[str]) -> list[str]:
             elif not place.exists():
                 pattern = str(place.relative_to(place.anchor)) if place.anchor else path
                 inside = list(Path(place.anchor).glob(pattern))
-        except (OSError, ValueError):  # a name too long, a folder that is closed, no pattern: reading it tells
+        except (
+            OSError,
+            ValueError,
+        ):  # a name too long, a folder that is closed, no pattern: reading it tells
             folder = False
         if folder and not inside:
-            raise NotFound(f"no image in {path}. Fix: name a folder with JPEG, PNG, TIFF or DICOM files.")
+            raise NotFoundError(
+                f"no image in {path}. Fix: name a folder with JPEG, PNG, TIFF or DICOM files."
+            )
         found += sorted(map(str, inside)) or [path]
     return found
 
@@ -155,15 +185,22 @@ def predict(
                     if told.get("lowest", limit) < limit <= told.get("highest", limit):
                         told["message"] = "the label changes with the framing"
                 else:  # nothing that could pass for an answer
-                    told |= {"probability": np.nan, "prediction_set": "", "lowest": "", "highest": ""}
+                    told |= {
+                        "probability": np.nan,
+                        "prediction_set": "",
+                        "lowest": "",
+                        "highest": "",
+                    }
                 heat = told.pop("heat_map", None)
                 if heat_maps is not None and heat is not None:
-                    with atomic(heat_maps / f"{count:04d}-{Path(file).stem[:80]}.png") as temporary:
-                        overlay(film, heat).save(temporary)
+                    with atomic_write(
+                        heat_maps / f"{count:04d}-{Path(file).stem[:80]}.png"
+                    ) as temporary:
+                        overlay_heat_map(film, heat).save(temporary)
                 yield line | told
 
 
-def overlay(film: np.ndarray, heat: np.ndarray, strength: float = 0.4) -> Image.Image:
+def overlay_heat_map(film: np.ndarray, heat: np.ndarray, strength: float = 0.4) -> Image.Image:
     """A film, uint8 `(size, size, 1)`, under its heat map, which hides it altogether at strength 1."""
     from matplotlib import colormaps
 

@@ -8,32 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-class XraylibError(Exception):
-    """Something the user can fix; the message names the thing and the fix. The command line exits with 1."""
-
-    def _render_traceback_(self) -> list[str]:
-        """What a notebook shows: the message, without a traceback."""
-        return [f"{type(self).__name__}: {self}"]
-
-
-class NotFound(XraylibError):
-    """A name, data set, file of weights or device that is not there."""
-
-
-class DataInvalid(XraylibError):
-    """It is there and cannot be used: corrupt, mislabelled, of one class only, a patient in two splits."""
-
-
-class Failed(XraylibError):
-    """A download, a training run or a write did not come to its end; nothing half-written is left."""
-
+from xraylib.errors import OperationFailedError
 
 _MOVE = "move it with its XRAYLIB_ variable"
 _FIXES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some disk space, or {_MOVE}"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"make the folder writable, or {_MOVE}"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is needed: move it away"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), f"make the folder writable, or {_MOVE}"
+    ),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is needed: move it away"
+    ),
     errno.EISDIR: "a folder stands where a file is needed: name a file",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
@@ -42,17 +27,19 @@ _FIXES = {
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or an unwritable folder into `Failed` that names `path` and the fix."""
+    """Turn a full disk or an unwritable folder into `OperationFailedError` that names `path` and the fix."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FIXES:
             raise
-        raise Failed(f"cannot write {path}: {error.strerror}. Fix: {_FIXES[error.errno]}.") from error
+        raise OperationFailedError(
+            f"cannot write {path}: {error.strerror}. Fix: {_FIXES[error.errno]}."
+        ) from error
 
 
 @contextmanager
-def atomic(path: Path | str) -> Iterator[Path]:
+def atomic_write(path: Path | str) -> Iterator[Path]:
     """Give a temporary file beside `path`, with its suffix; on success it takes `path`'s place."""
     path = Path(path)
     with storage_errors(path):
@@ -70,7 +57,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Like `atomic` for a folder; an existing `path` is replaced only once the new one is complete."""
+    """Like `atomic_write` for a folder; an existing `path` is replaced only once the new one is complete."""
     path = Path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

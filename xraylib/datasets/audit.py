@@ -12,10 +12,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from xraylib import paths, storage
-from xraylib.datasets.catalog import Dataset, find
-from xraylib.datasets.images import CHANGED, UnusableImage, decode, load_pixels, map_rows, read_bytes
-from xraylib.datasets.manifest import image_id, other_readings, patient_and_kind, series_and_number
-from xraylib.storage import DataInvalid, NotFound
+from xraylib.datasets.catalog import Dataset, get_dataset
+from xraylib.datasets.images import CHANGED, decode, load_pixels, map_rows, read_bytes
+from xraylib.datasets.manifest import image_id, other_readings, patient_and_kind
+from xraylib.errors import InvalidDataError, NotFoundError, UnusableImageError
 
 # Of the 5,840 Kermany radiographs at 224 px no two that differ in their bytes correlate above 0.975; copies re-encoded
 # (JPEG quality 30), halved, with noise (sigma 10) or gamma 0.8 to 1.25 stay above 0.995, and 99% of copies cropped by
@@ -25,8 +25,6 @@ COPY_CORRELATION = 0.98
 # Shares of height and width that count as border on each side; an eighth would hold lung.
 BORDERS = (1 / 16, 1 / 32, 1 / 64)
 
-# Height and width, at 224 pixels, of a device's text and of the corner in which it stands.
-TEXT, CORNER = (11, 17), (28, 38)
 
 _THUMBNAIL = 32
 _TILE = 1024
@@ -67,12 +65,14 @@ def _inspect(row: Any) -> tuple[str | None, list[dict[str, Any]]]:
         decode(path, data, _THUMBNAIL)
         if digest != row.sha256:
             found.append(_finding(row, "changed", CHANGED))
-    except NotFound:
+    except NotFoundError:
         found.append(_finding(row, "missing", "no such file"))
-    except UnusableImage as error:
+    except UnusableImageError as error:
         found.append(_finding(row, error.problem, error.detail))
     if (row.kind, row.label) in _CONTRADICTIONS:
-        found.append(_finding(row, "mislabelled", f"its name says {row.kind}, its label is {row.label}"))
+        found.append(
+            _finding(row, "mislabelled", f"its name says {row.kind}, its label is {row.label}")
+        )
     return digest, found
 
 
@@ -91,13 +91,13 @@ def _copies(manifest: pd.DataFrame, digests: pd.Series) -> list[dict[str, Any]]:
 
 
 def check_audit(findings: pd.DataFrame, total: int, max_bad_fraction: float = 0.01) -> None:
-    """Raise `DataInvalid` if `findings` put more than `max_bad_fraction` of `total` images in quarantine."""
+    """Raise `InvalidDataError` if `findings` put more than `max_bad_fraction` of `total` images in quarantine."""
     bad = findings[findings["quarantine"]]
     count = bad["image_id"].nunique()
     if count > max_bad_fraction * total:
         counts = ", ".join(f"{n} {problem}" for problem, n in bad["problem"].value_counts().items())
         files = "; ".join(bad["path"].drop_duplicates().head(3))
-        raise DataInvalid(
+        raise InvalidDataError(
             f"{count} of {total} images cannot be used, more than {max_bad_fraction:.1%} ({counts}); "
             f"the first are {files}. Fix: fetch the data set again, or allow a larger fraction of bad files."
         )
@@ -105,7 +105,7 @@ def check_audit(findings: pd.DataFrame, total: int, max_bad_fraction: float = 0.
 
 def write_quarantine(findings: pd.DataFrame, path: Path | str) -> None:
     """Write the findings of `audit_files` as a CSV file, for `manifest.quarantine_path`."""
-    with storage.atomic(path) as temporary:
+    with storage.atomic_write(path) as temporary:
         findings.to_csv(temporary, index=False)
 
 
@@ -116,7 +116,9 @@ def near_duplicates(pixels: np.ndarray) -> pd.DataFrame:
     `correlation` of their thumbnails, blind to brightness and contrast, highest first. A blank image has no copies.
     """
     size, films = (_THUMBNAIL, _THUMBNAIL), (Image.fromarray(image[..., 0]) for image in pixels)
-    small = np.stack([np.asarray(film.resize(size, Image.Resampling.BOX), np.float32) for film in films])
+    small = np.stack(
+        [np.asarray(film.resize(size, Image.Resampling.BOX), np.float32) for film in films]
+    )
     thumbnails = small.reshape(len(pixels), -1) - small.mean(axis=(1, 2))[:, None]
     thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True).clip(1e-6)
     pairs = []
@@ -126,7 +128,9 @@ def near_duplicates(pixels: np.ndarray) -> pd.DataFrame:
             a, b = np.nonzero(tile >= COPY_CORRELATION)
             pairs.append(pd.DataFrame({"a": a + top, "b": b + left, "correlation": tile[a, b]}))
     table = pd.concat(pairs).query("a < b")
-    return table.sort_values(["correlation", "a", "b"], ascending=[False, True, True], ignore_index=True)
+    return table.sort_values(
+        ["correlation", "a", "b"], ascending=[False, True, True], ignore_index=True
+    )
 
 
 def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.DataFrame:
@@ -141,7 +145,7 @@ def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.Data
     readings = pd.DataFrame(map(other_readings, manifest["image_id"]))
     marked = pd.concat([manifest.reset_index(drop=True), readings], axis=1)
     checks = {"same patient": "patient"}
-    checks |= {reading: reading for reading in readings}
+    checks |= {reading: reading for reading in ("same number and kind", "same number")}
     checks["byte-identical"] = "sha256"
     if pixels is not None:
         pairs, n = near_duplicates(pixels), len(marked)
@@ -152,53 +156,22 @@ def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.Data
     rows = []
     for check, column in checks.items():
         for first, second in combinations(present, 2):
-            known, later = (marked.loc[marked["split"] == split, column] for split in (first, second))
+            known, later = (
+                marked.loc[marked["split"] == split, column] for split in (first, second)
+            )
             hit = later[later.isin(known)]
-            rows.append((check, f"{first} and {second}", hit.nunique(), len(hit), len(hit) / len(later)))
+            rows.append(
+                (check, f"{first} and {second}", hit.nunique(), len(hit), len(hit) / len(later))
+            )
     return pd.DataFrame(rows, columns=["check", "splits", "patients_or_images", "images", "share"])
-
-
-def numbering(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Where the official splits lie in each series of numbers: a row a series and split.
-
-    `series, split, images, first, last`, and `inside`: the share of the other splits' images of the series whose number
-    lies between the two. Blocks that share no number may differ in date, device or ward.
-    """
-    table, rows = manifest[["split"]].join(series_and_number(manifest)).dropna(), []
-    for (name, split), own in table.groupby(["series", "split"]):
-        first, last = own["number"].min(), own["number"].max()
-        others = table[(table["series"] == name) & (table["split"] != split)]["number"]
-        rows.append((name, split, len(own), int(first), int(last), others.between(first, last).mean()))
-    return pd.DataFrame(rows, columns=["series", "split", "images", "first", "last", "inside"])
-
-
-def overlay(manifest: pd.DataFrame, pixels: np.ndarray, film: str, limit: float = 0.6) -> pd.DataFrame:
-    """Find films whose lower right corner bears the text that stands at the end of that of `film`, an `image_id`.
-
-    `pixels` is uint8 (n, size, size, 1) of the manifest's rows. The text, `TEXT` pixels, is looked for in the last
-    `CORNER`; some of the films where it correlates at 0.7 are the templates of the second search. One row a film that
-    correlates at `limit` with one of them: `image_id, split, label, correlation`.
-    """
-    corner = pixels[:, -CORNER[0] :, -CORNER[1] :, 0].astype(np.float32)
-    windows = np.lib.stride_tricks.sliding_window_view(corner, TEXT, axis=(1, 2))
-    # Where there is nothing but noise, nothing correlates.
-    spread, (row,) = np.maximum(windows.std((3, 4)), 8.0), np.flatnonzero(manifest["image_id"] == film)
-    templates = corner[row][None, -TEXT[0] - 1 : -1, -TEXT[1] :]
-    for chosen in (0.7, limit):
-        flat = templates.reshape(len(templates), -1)
-        flat = (flat - flat.mean(1, keepdims=True)) / flat.std(1, keepdims=True) / flat.shape[1]
-        like = np.stack([(film.reshape(*spread.shape[1:], -1) @ flat.T).max(-1) for film in windows]) / spread
-        best = like.reshape(len(like), -1)
-        found = np.flatnonzero(best.max(axis=1) >= chosen)
-        some = found[:: max(1, len(found) // 8)]
-        templates = np.stack([windows[i][np.unravel_index(best[i].argmax(), like.shape[1:])] for i in some])
-    return manifest.iloc[found][["image_id", "split", "label"]].assign(correlation=best[found].max(axis=1))
 
 
 def file_properties(manifest: pd.DataFrame) -> pd.DataFrame:
     """Describe files without decoding them: `width`, `height`, `bytes`."""
     if "shards" in manifest.attrs:
-        raise DataInvalid("shards hold no files to describe. Fix: name the folder that they were written from.")
+        raise InvalidDataError(
+            "shards hold no files to describe. Fix: name the folder that they were written from."
+        )
     rows = []
     for path in manifest["path"]:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
@@ -211,7 +184,7 @@ def originals(name: str | Path | Dataset) -> pd.DataFrame | None:
 
     For copies that were all brought to one size. The list has the columns `path, label, width, height, bytes`.
     """
-    dataset = find(name)
+    dataset = get_dataset(name)
     if not dataset.originals or not (file := paths.DATA / dataset.originals).exists():
         return None
     table = pd.read_csv(file)
@@ -223,8 +196,12 @@ def originals(name: str | Path | Dataset) -> pd.DataFrame | None:
 def file_features(described: pd.DataFrame) -> pd.DataFrame:
     """The features of `file_properties` that differ between files; nothing of them needs a lung."""
     area = described["width"] * described["height"]
-    features = described[["width", "height"]].assign(**{"aspect ratio": described["width"] / described["height"]})
-    features = features.assign(**{"file size": described["bytes"], "bits a pixel": 8 * described["bytes"] / area})
+    features = described[["width", "height"]].assign(
+        **{"aspect ratio": described["width"] / described["height"]}
+    )
+    features = features.assign(
+        **{"file size": described["bytes"], "bits a pixel": 8 * described["bytes"] / area}
+    )
     return features[[name for name in features if features[name].nunique() > 1]]
 
 

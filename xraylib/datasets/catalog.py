@@ -8,12 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from xraylib import paths
-from xraylib.datasets import images
 from xraylib.datasets.phantom import PhantomSettings
-from xraylib.storage import DataInvalid, NotFound
+from xraylib.errors import NotFoundError
 
 _log = logging.getLogger(__name__)
 
@@ -135,20 +132,24 @@ _ALL = (
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
 
 
-def find(name: str | Path | Dataset) -> Dataset:
-    """Return the data set of that name, or one for the folder at that path; `NotFound` for anything else."""
+def get_dataset(name: str | Path | Dataset) -> Dataset:
+    """Return the data set of that name, or one for the folder at that path; `NotFoundError` for anything else."""
     if isinstance(name, Dataset):
         return name
     if name in DATASETS:
         return DATASETS[str(name)]
     if "://" in str(name):
-        raise NotFound(f"{name} is an address. Fix: mount it (`gcsfuse` for a bucket) and give the folder.")
+        raise NotFoundError(
+            f"{name} is an address. Fix: mount it (`gcsfuse` for a bucket) and give the folder."
+        )
     folder = Path(name).expanduser()
     if not (folder.is_dir() or isinstance(name, Path) or os.sep in name):
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         known = ", ".join(DATASETS)
-        raise NotFound(f"no data set is named {name!r}.{hint} Fix: take one of {known}, or a folder's path.")
+        raise NotFoundError(
+            f"no data set is named {name!r}.{hint} Fix: take one of {known}, or a folder's path."
+        )
     folder = folder.resolve()
     # Two folders of one name must not share an index or a quarantine list.
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
@@ -160,61 +161,3 @@ def find(name: str | Path | Dataset) -> Dataset:
         folder=str(folder),
         by_hand="put images there as <split>/<class>/<image>",
     )
-
-
-def describe() -> pd.DataFrame:
-    """List the data sets: name, title, licence, present (bool), images (int, files there), source."""
-    from xraylib.datasets import manifest  # which finds its data set here
-
-    rows = []
-    for dataset in DATASETS.values():
-        try:
-            there = manifest.count(dataset)
-        except DataInvalid as error:
-            _log.warning("%s", error)
-            there = 0
-        rows.append((dataset.name, dataset.title, dataset.licence, there > 0, there, dataset.source))
-    return pd.DataFrame(rows, columns=["name", "title", "licence", "present", "images", "source"])
-
-
-def verify(name: str | Path | Dataset) -> pd.DataFrame:
-    """Count the images of a data set against the published numbers; `DataInvalid` when they differ.
-
-    The columns are split, label (0 normal, 1 pneumonia), images and expected (Int64, missing where nothing is
-    published). `attrs["fingerprint"]` names the content, as `images.fingerprint` does.
-    """
-    from xraylib.datasets import manifest
-
-    dataset = find(name)
-    indexed = manifest.index(dataset)
-    manifest.check_classes(dataset, indexed)
-    table = indexed.groupby(["split", "label"]).size().rename("images").reset_index()
-    table.attrs.update(dataset=dataset.name, fingerprint=images.fingerprint(indexed))
-    counts: Counts = _nearest_edition(dataset, table) if dataset.expected else {}
-    due = [(counts.get(split), label) for split, label in zip(table["split"], table["label"], strict=True)]
-    known = [both[label] if isinstance(both, tuple) else None for both, label in due]
-    return table.assign(expected=pd.array(known, dtype="Int64"))
-
-
-def _nearest_edition(dataset: Dataset, table: pd.DataFrame) -> Counts:
-    found = {str(split): tuple(part["images"]) for split, part in table.groupby("split")}
-    compared = [(_differences(counts, found), counts, remark) for counts, remark in dataset.expected]
-    wrong, counts, remark = min(compared, key=lambda one: sum(abs(there - due) for _, there, due in one[0]))
-    if wrong:
-        said = "; ".join(f"{where} holds {there} images, not {due}" for where, there, due in wrong)
-        raise DataInvalid(f"{dataset.root} is not as published: {said}. Fix: remove it and {dataset.fix}.")
-    if remark:
-        _log.warning("%s: %s", dataset.root, remark)
-    return counts
-
-
-def _differences(counts: Counts, found: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int, int]]:
-    """Where, images found, images expected."""
-    rows = []
-    for split in dict.fromkeys((*counts, *found)):
-        there, due = found.get(split, (0, 0)), counts.get(split, (0, 0))
-        if isinstance(due, int):
-            rows.append((split, sum(there), due))
-        else:
-            rows += [(f"{split}/NORMAL", there[0], due[0]), (f"{split}/PNEUMONIA", there[1], due[1])]
-    return [row for row in rows if row[1] != row[2]]

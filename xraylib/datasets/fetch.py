@@ -14,8 +14,9 @@ from PIL import Image
 
 from xraylib import paths
 from xraylib.datasets import manifest, phantom
-from xraylib.datasets.catalog import Dataset, find
-from xraylib.storage import Failed, NotFound, atomic, atomic_folder, storage_errors
+from xraylib.datasets.catalog import Dataset, get_dataset
+from xraylib.errors import NotFoundError, OperationFailedError
+from xraylib.storage import atomic_folder, atomic_write, storage_errors
 
 _log = logging.getLogger(__name__)
 
@@ -26,10 +27,10 @@ _DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zli
 def fetch(name: str | Path | Dataset, source: str = "default") -> Path:
     """Get a data set unless it is there already, and return its folder; nothing half-done stays there.
 
-    `source` is "default", the publisher, or "kaggle", through kagglehub. The phantom is written. `Failed` when the data
+    `source` is "default", the publisher, or "kaggle", through kagglehub. The phantom is written. `OperationFailedError` when the data
     cannot be downloaded, are not what was published, or cannot be unpacked safely.
     """
-    dataset = find(name)
+    dataset = get_dataset(name)
     if dataset.phantom:
         return phantom.write(dataset.root, dataset.phantom)
     if manifest.count(dataset):
@@ -37,9 +38,11 @@ def fetch(name: str | Path | Dataset, source: str = "default") -> Path:
     known = ("default", "kaggle") if dataset.kaggle else ("default",)
     if source not in known:
         fix = f"take one of {', '.join(known)}"
-        raise NotFound(f"{dataset.name} has no source named {source!r}. Fix: {fix}.")
+        raise NotFoundError(f"{dataset.name} has no source named {source!r}. Fix: {fix}.")
     if source == "default" and not dataset.url:
-        raise Failed(f"{dataset.name} cannot be fetched from here. Fix: {dataset.by_hand} ({dataset.root}).")
+        raise OperationFailedError(
+            f"{dataset.name} cannot be fetched from here. Fix: {dataset.by_hand} ({dataset.root})."
+        )
     archive = _from_kaggle(dataset) if source == "kaggle" else _download(dataset)
     try:
         with atomic_folder(dataset.root) as folder:
@@ -55,7 +58,7 @@ def fetch(name: str | Path | Dataset, source: str = "default") -> Path:
             archive.unlink()
             archive.with_name(f"{archive.name}.sha256").unlink(missing_ok=True)
         fix = "fetch it again, or get the data from its publisher by hand (data/README.md)"
-        raise Failed(f"{archive} cannot be unpacked: {error}. Fix: {fix}.") from error
+        raise OperationFailedError(f"{archive} cannot be unpacked: {error}. Fix: {fix}.") from error
     archive.unlink()
     return dataset.root
 
@@ -72,15 +75,19 @@ def _download(dataset: Dataset) -> Path:
             file = Path(pooch.retrieve(dataset.url, known, dataset.file, folder, downloader=loader))
     except requests.RequestException as error:
         fix = f"try again, or download it by hand, save it as {folder / dataset.file} and run the same command"
-        raise Failed(f"cannot download {dataset.url}: {error}. Fix: {fix}.") from error
+        raise OperationFailedError(
+            f"cannot download {dataset.url}: {error}. Fix: {fix}."
+        ) from error
     except ValueError as error:
         trusted = "that is published" if dataset.checksum else f"of the first download, in {first}"
         fix = "fetch it again; if it happens twice, ask the publisher whether the file has changed"
-        raise Failed(f"{dataset.url} has not the checksum {trusted}: {error}. Fix: {fix}.") from error
+        raise OperationFailedError(
+            f"{dataset.url} has not the checksum {trusted}: {error}. Fix: {fix}."
+        ) from error
     if not known:
         found = pooch.file_hash(str(file), alg="sha256")
         _log.warning("%s: no checksum is published; SHA-256 of this download: %s", file.name, found)
-        with atomic(first) as temporary:
+        with atomic_write(first) as temporary:
             temporary.write_text(f"{found}  {file.name}\n")
     return file
 
@@ -92,10 +99,14 @@ def _from_kaggle(dataset: Dataset) -> Path:
         return Path(kagglehub.dataset_download(dataset.kaggle))
     except ImportError as error:
         fix = "pip install 'xraylib-pneumonia[kaggle]', or leave the source out"
-        raise Failed(f"kagglehub, for Kaggle's {dataset.kaggle}, is not installed. Fix: {fix}.") from error
+        raise OperationFailedError(
+            f"kagglehub, for Kaggle's {dataset.kaggle}, is not installed. Fix: {fix}."
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         fix = "see to the network and to Kaggle's token, or leave the source out"
-        raise Failed(f"kagglehub could not download {dataset.kaggle}: {error}. Fix: {fix}.") from error
+        raise OperationFailedError(
+            f"kagglehub could not download {dataset.kaggle}: {error}. Fix: {fix}."
+        ) from error
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -107,11 +118,15 @@ def _unpack(archive: Path, folder: Path) -> None:
         for member in members:
             path = PureWindowsPath(member.filename)
             if path.anchor or PurePosixPath(member.filename).is_absolute() or ".." in path.parts:
-                raise ValueError(f"it holds {member.filename!r}, which would be written outside its folder")
+                raise ValueError(
+                    f"it holds {member.filename!r}, which would be written outside its folder"
+                )
             if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
                 raise ValueError(f"it holds {member.filename!r}, which is a link or a special file")
         for member in members:
-            if not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(member.filename).parts):
+            if not any(
+                part.startswith((".", "__MACOSX")) for part in PurePosixPath(member.filename).parts
+            ):
                 source.extract(member, raw)
     for split in _split_folders(raw):
         split.replace(folder / split.name)
@@ -135,4 +150,6 @@ def _unpack_arrays(archive: Path, folder: Path) -> None:
             for label, name in enumerate(("NORMAL", "PNEUMONIA")):
                 (folder / split / name).mkdir(parents=True)
                 for row in np.flatnonzero(labels == label):
-                    Image.fromarray(pixels[row]).save(folder / split / name / f"{split}-{row:05d}.png")
+                    Image.fromarray(pixels[row]).save(
+                        folder / split / name / f"{split}-{row:05d}.png"
+                    )

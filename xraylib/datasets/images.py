@@ -25,35 +25,24 @@ from tqdm.auto import tqdm
 
 from xraylib import paths, storage
 from xraylib.datasets import shards
-from xraylib.storage import DataInvalid, NotFound
+from xraylib.datasets.dicom import MAX_PIXELS, read_dicom
+from xraylib.errors import InvalidDataError, NotFoundError, UnusableImageError
 
 _log = logging.getLogger(__name__)
 
-MAX_PIXELS = 40_000_000
 MAX_BYTES = 200_000_000
 
 # Part of the cache's name: raise it whenever `read_gray` gives other pixels for the same file.
 DECODER_VERSION = 1
 
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL|pydicom")  # of tags that are not needed
+warnings.filterwarnings(
+    "ignore", category=UserWarning, module=r"PIL|pydicom"
+)  # of tags that are not needed
 
 CHANGED = "other bytes than when the data set was indexed"
 _CHUNK = 256
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _PNG_END = b"IEND\xaeB`\x82"
-_EXPORT = "export it anew from its source as an 8-bit PNG"
-
-
-class UnusableImage(DataInvalid):
-    """One file cannot be read as a radiograph: `problem` is unreadable, truncated, oversized or changed.
-
-    `detail` says in words what is wrong.
-    """
-
-    def __init__(self, path: Path | str, problem: str, detail: str, fix: str = _EXPORT) -> None:
-        super().__init__(f"{path}: {detail}. Fix: {fix}.")
-        self.problem, self.detail = problem, detail
 
 
 def read_gray(path: Path | str, size: int | None = None) -> np.ndarray:
@@ -69,135 +58,92 @@ def read_gray(path: Path | str, size: int | None = None) -> np.ndarray:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a regular file of at most `MAX_BYTES`; `NotFound` or `UnusableImage` otherwise."""
+    """Read a regular file of at most `MAX_BYTES`; `NotFoundError` or `UnusableImageError` otherwise."""
     try:
         if not path.is_file():
             if path.exists():
-                raise UnusableImage(path, "unreadable", "not a regular file", "give the path of an image")
-            raise NotFound(f"{path}: no such file. Fix: check the path, or fetch the data set again.")
+                raise UnusableImageError(
+                    path, "unreadable", "not a regular file", "give the path of an image"
+                )
+            raise NotFoundError(
+                f"{path}: no such file. Fix: check the path, or fetch the data set again."
+            )
         if (length := path.stat().st_size) > MAX_BYTES:
-            raise UnusableImage(path, "oversized", f"{length:,} bytes, more than {MAX_BYTES:,}")
+            raise UnusableImageError(
+                path, "oversized", f"{length:,} bytes, more than {MAX_BYTES:,}"
+            )
         return path.read_bytes()
     except OSError as error:
         fix = "make the file readable for this user"
-        raise UnusableImage(path, "unreadable", f"cannot be read ({error.strerror})", fix) from error
+        raise UnusableImageError(
+            path, "unreadable", f"cannot be read ({error.strerror})", fix
+        ) from error
 
 
 def decode(path: Path, data: bytes, size: int | None) -> np.ndarray:
     """Decode the content `data` of the file `path` as `read_gray` does."""
     if data[128:132] == b"DICM":
-        image = _open_dicom(path, data)
+        image = read_dicom(path, data)
     elif data.startswith(_MAGIC):
         image = _open(path, data, size)
     else:
         what = "no JPEG, PNG, TIFF or DICOM file" if data else "the file is empty"
-        raise UnusableImage(path, "unreadable", what)
+        raise UnusableImageError(path, "unreadable", what)
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.array(image, dtype=np.uint8)
 
 
-def _open_dicom(path: Path, data: bytes) -> Image.Image:
-    """One frame as 8-bit gray; nothing of the file but its pixels is kept, nor repeated in a message.
-
-    Rescaled, then windowed as the file says (its first window, or its table), then MONOCHROME1 inverted. Without a
-    window plain 8-bit values stay, and others are stretched between their lowest and highest, padding apart.
-    """
-    import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-    def refuse(detail: str, problem: str = "unreadable") -> UnusableImage:
-        return UnusableImage(path, problem, detail)
-
-    if _DEFLATED in data[:2000]:  # a small file of that kind can unfold to any size
-        raise refuse("a deflated DICOM file")
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    try:
-        film = pydicom.dcmread(io.BytesIO(data), force=False)
-        if "EncryptedAttributesSequence" in film or "PixelData" not in film:
-            raise refuse("a DICOM file that is encrypted or holds no image")
-        if int(film.get("NumberOfFrames") or 1) != 1:
-            raise refuse("a DICOM file of several frames, not one radiograph")
-        if film.Rows * film.Columns > MAX_PIXELS:
-            raise refuse(f"{film.Columns} x {film.Rows} pixels, more than {MAX_PIXELS:,}", "oversized")
-        kind, raw = film.PhotometricInterpretation, film.pixel_array
-        if (kind, raw.ndim) not in (("RGB", 3), ("MONOCHROME1", 2), ("MONOCHROME2", 2)):
-            raise refuse(f"its pixels are {kind} of shape {raw.shape}, neither gray nor RGB")
-        if film.get("VOILUTFunction") not in (None, "", "LINEAR", "LINEAR_EXACT"):
-            raise refuse(f"its window is {film.VOILUTFunction}, not linear")
-        if raw.itemsize > 2:
-            raise refuse(f"its values have {8 * raw.itemsize} bits, more than 16")
-        # Worked out for each level that occurs, not for each pixel: floats of a large film would fill the memory.
-        levels = np.unique(raw)
-        values = apply_modality_lut(levels, film)
-        inside = levels != film.get("PixelPaddingValue", levels[0] - 1.0)
-        if kind == "RGB":
-            values, low, high = levels, 0, 2**film.BitsStored - 1
-        elif film.get("WindowWidth"):
-            centre, width = (np.ravel(film[name].value)[0] for name in ("WindowCenter", "WindowWidth"))
-            low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
-        elif "VOILUTSequence" in film:
-            values = apply_voi_lut(values, film)
-            low, high = 0, 2 ** film.VOILUTSequence[0].LUTDescriptor[2] - 1
-        elif raw.dtype == np.uint8 and film.BitsStored == 8 and (values == levels).all():
-            low, high = 0, 255
-        else:
-            low, high = values[inside].min(), values[inside].max()
-        shares = (np.asarray(values, np.float32) - np.float32(low)) / np.float32(max(float(high) - float(low), 1e-9))
-        gray = np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
-        gray = np.where(inside | (kind == "RGB"), 255 - gray if kind == "MONOCHROME1" else gray, 0).astype(np.uint8)
-        table = np.zeros(int(levels[-1]) - int(levels[0]) + 1, np.uint8)
-        table[levels.astype(int) - int(levels[0])] = gray
-        return Image.fromarray(table[np.subtract(raw, levels[0], dtype=np.int32)]).convert("L")
-    except UnusableImage:
-        raise
-    except Exception as error:  # pydicom and its decoders raise anything on damaged content
-        if "plugin" in str(error) or "decompress" in str(error).lower():
-            fix = 'pip install "xraylib-pneumonia[dicom]", or export it as an 8-bit PNG'
-            raise UnusableImage(path, "unreadable", "its compression cannot be read here", fix) from error
-        raise refuse(f"damaged or incomplete ({type(error).__name__})") from error
-
-
 def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         fix = "set PIL.ImageFile.LOAD_TRUNCATED_IMAGES back to False"
-        raise UnusableImage(path, "unreadable", "Pillow was told to guess what truncated files lack", fix)
+        raise UnusableImageError(
+            path, "unreadable", "Pillow was told to guess what truncated files lack", fix
+        )
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF")) as image:
             # Not through Image.MAX_IMAGE_PIXELS, which all threads share and which at first only warns.
             if image.width * image.height > MAX_PIXELS:
                 detail = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}"
-                raise UnusableImage(path, "oversized", detail)
+                raise UnusableImageError(path, "oversized", detail)
             if getattr(image, "n_frames", 1) > 1 and image.format in ("PNG", "TIFF"):
-                raise UnusableImage(path, "unreadable", "several pages or frames, not one radiograph")
+                raise UnusableImageError(
+                    path, "unreadable", "several pages or frames, not one radiograph"
+                )
             if image.format == "PNG" and _PNG_END not in data:
-                raise UnusableImage(path, "truncated", "the end of the PNG is missing")
+                raise UnusableImageError(path, "truncated", "the end of the PNG is missing")
             image.draft("L", (2 * size, 2 * size) if size else None)
             ImageOps.exif_transpose(image, in_place=True)
             return _to_gray(path, image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnusableImage(path, "oversized", f"more than {MAX_PIXELS:,} pixels") from error
+        raise UnusableImageError(path, "oversized", f"more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise UnusableImage(path, "unreadable", "damaged: its header cannot be read") from error
-    except UnusableImage:
+        raise UnusableImageError(
+            path, "unreadable", "damaged: its header cannot be read"
+        ) from error
+    except UnusableImageError:
         raise
     except Exception as error:  # what Pillow's parsers let through on damaged content
         problem = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        raise UnusableImage(path, problem, f"damaged ({error})") from error
+        raise UnusableImageError(path, problem, f"damaged ({error})") from error
 
 
 def _to_gray(path: Path, image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise UnusableImage(path, "unreadable", "its values are fractions, of no known range")
+        raise UnusableImageError(path, "unreadable", "its values are fractions, of no known range")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int32)
         if values.min() < 0 or values.max() > 65535:
-            raise UnusableImage(path, "unreadable", "its values leave 0..65535")
-        if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF whose 0 is white; Pillow inverts 8 bits only
+            raise UnusableImageError(path, "unreadable", "its values leave 0..65535")
+        if (
+            getattr(image, "tag_v2", {}).get(262) == 0
+        ):  # a TIFF whose 0 is white; Pillow inverts 8 bits only
             values = 65535 - values
         if 0 < values.max() < 4096:
             detail = f"its 16-bit values end at {values.max()} of 65535 and would turn black"
-            raise UnusableImage(path, "unreadable", detail, "rescale them to 0..65535 or export as 8-bit PNG")
+            raise UnusableImageError(
+                path, "unreadable", detail, "rescale them to 0..65535 or export as 8-bit PNG"
+            )
         values += 128
         values //= 257
         return Image.fromarray(values.astype(np.uint8))
@@ -209,7 +155,9 @@ def _to_gray(path: Path, image: Image.Image) -> Image.Image:
 
 def heat_map(cam: np.ndarray, size: int) -> np.ndarray:
     """A class activation map `(h, w)` as float32 `(size, size)` in [0, 1]: the largest value 1, or zeros throughout."""
-    large = Image.fromarray(np.maximum(cam, 0).astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+    large = Image.fromarray(np.maximum(cam, 0).astype(np.float32)).resize(
+        (size, size), Image.Resampling.BILINEAR
+    )
     heat = np.asarray(large)
     return heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
 
@@ -219,7 +167,9 @@ def decoded(manifest: pd.DataFrame, size: int) -> Iterator[list[np.ndarray]]:
     return map_rows(lambda row: checked(row, size), manifest, "decoding")
 
 
-def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str) -> Iterator[list[Any]]:
+def map_rows(
+    function: Callable[[Any], Any], manifest: pd.DataFrame, title: str
+) -> Iterator[list[Any]]:
     """Apply `function` to the rows in parallel (Pillow releases the GIL); yields chunks of results."""
     workers, total = os.cpu_count() or 1, len(manifest)
     with (
@@ -233,16 +183,16 @@ def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str)
 
 
 def checked(row: Any, size: int) -> np.ndarray:
-    """Decode the film of one row of a manifest, uint8 `(size, size)`; `UnusableImage` unless it is the one indexed."""
+    """Decode the film of one row of a manifest, uint8 `(size, size)`; `UnusableImageError` unless it is the one indexed."""
     path = Path(row.path)
     try:
         data = read_bytes(path)
         if hashlib.sha256(data).hexdigest() != row.sha256:
-            raise UnusableImage(path, "changed", CHANGED)
+            raise UnusableImageError(path, "changed", CHANGED)
         return decode(path, data, size)
-    except UnusableImage as error:
+    except UnusableImageError as error:
         fix = "run `python -m xraylib data audit NAME`, which writes a quarantine list"
-        raise UnusableImage(path, error.problem, error.detail, fix) from error
+        raise UnusableImageError(path, error.problem, error.detail, fix) from error
 
 
 def fingerprint(manifest: pd.DataFrame) -> str:
@@ -257,15 +207,19 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
     Returns a read-only memory map, uint8 (n, size, size, 1), in manifest order. The cache is keyed by `fingerprint`:
     load the whole manifest of a data set and take subsets by row number, because a subset or another order is decoded
     anew. Of two processes that ask at once the second waits and reads what the first decoded. A manifest of shards
-    gives `shards.Shards`, read by row. `DataInvalid` when a file cannot be used or is not the one that was indexed.
+    gives `shards.Shards`, read by row. `InvalidDataError` when a file cannot be used or is not the one that was indexed.
     """
     if "shards" in manifest.attrs:
         films = shards.Shards(Path(manifest.attrs["shards"]), size)
         if len(films) != len(manifest):
-            raise DataInvalid(f"{films.folder} holds other films than the manifest. Fix: load the whole manifest.")
+            raise InvalidDataError(
+                f"{films.folder} holds other films than the manifest. Fix: load the whole manifest."
+            )
         return cast(np.ndarray, films)
     if manifest.empty:
-        raise DataInvalid("the manifest is empty. Fix: check the data set's folder and its quarantine list.")
+        raise InvalidDataError(
+            "the manifest is empty. Fix: check the data set's folder and its quarantine list."
+        )
     name = f"{fingerprint(manifest)}-{size}px-decoder{DECODER_VERSION}-pillow{PIL.__version__}.npy"
     target, shape = paths.CACHE / "pixels" / name, (len(manifest), int(size), int(size), 1)
     with storage.storage_errors(target):
@@ -278,7 +232,9 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
         try:
             return np.load(target, mmap_mode="r")
         except (ValueError, EOFError) as error:
-            raise DataInvalid(f"{target} is damaged. Fix: delete it; the images are decoded anew.") from error
+            raise InvalidDataError(
+                f"{target} is damaged. Fix: delete it; the images are decoded anew."
+            ) from error
 
 
 def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -> None:
@@ -290,7 +246,7 @@ def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -
     _log.info("decoding %d images to %s", len(manifest), target)
 
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with storage.atomic(target) as temporary, temporary.open("wb") as file:
+    with storage.atomic_write(target) as temporary, temporary.open("wb") as file:
         # Plain writes, because the written pages of a memory map would count as this process's memory.
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in decoded(manifest, shape[1]):

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 
 from xraylib import paths
 from xraylib.datasets import phantom, shards
-from xraylib.datasets.catalog import Dataset, find
-from xraylib.storage import DataInvalid, NotFound, atomic
+from xraylib.datasets.catalog import Dataset, get_dataset
+from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.storage import atomic_write
 
 _log = logging.getLogger(__name__)
 
@@ -46,9 +47,9 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
 
     `name` is a key of `catalog.DATASETS`, or the path of a folder {train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg (or jpg,
     png), or of one that `shards.write` wrote; `attrs["dataset"]` is its name. Nothing is ever downloaded here.
-    `DataInvalid` when a split holds one class only, two images have one name, or a name contradicts its folder.
+    `InvalidDataError` when a split holds one class only, two images have one name, or a name contradicts its folder.
     """
-    dataset = find(name)
+    dataset = get_dataset(name)
     if dataset.phantom:
         phantom.write(dataset.root, dataset.phantom)
     sharded = (dataset.root / "shards.json").is_file()
@@ -58,15 +59,21 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
         total, bad = len(manifest), manifest["image_id"].isin(read_quarantine(listed))
         manifest = manifest[~bad].reset_index(drop=True)
         if bad.any():
-            _log.warning("%s: %d of %d images are left out, see %s", dataset.name, bad.sum(), total, listed)
+            _log.warning(
+                "%s: %d of %d images are left out, see %s", dataset.name, bad.sum(), total, listed
+            )
     check_classes(dataset, manifest)
     wrong = manifest[(manifest["label"] == 0) & manifest["kind"].isin(["bacteria", "virus"])]
     if len(wrong):
         path, kind = wrong.iloc[0][["path", "kind"]]
         fix = f"move it, or run `python -m xraylib data audit {dataset.name}` to leave it out"
-        raise DataInvalid(f"{path} lies among the normals but its name says {kind}. Fix: {fix}.")
+        raise InvalidDataError(
+            f"{path} lies among the normals but its name says {kind}. Fix: {fix}."
+        )
     if dataset.names != "none" and (manifest["patient"] == manifest["image_id"]).all():
-        _log.warning("%s: the names do not tell the patient; each image counts as its own", dataset.name)
+        _log.warning(
+            "%s: the names do not tell the patient; each image counts as its own", dataset.name
+        )
     manifest.attrs["dataset"] = dataset.name
     return manifest
 
@@ -74,7 +81,7 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
 def quarantine_path(name: str | Path | Dataset) -> Path:
     """Where the quarantine list of a data set lies; the file need not exist."""
     # Not in the cache: what was left out once must stay out when the cache is removed.
-    return paths.DATA / "quarantine" / f"{find(name).name}.csv"
+    return paths.DATA / "quarantine" / f"{get_dataset(name).name}.csv"
 
 
 def read_quarantine(path: Path) -> set[str]:
@@ -84,19 +91,21 @@ def read_quarantine(path: Path) -> set[str]:
         table = pd.read_csv(path, usecols=list(columns), dtype=columns, keep_default_na=False)
     except ValueError as error:
         fix = "delete it and run `python -m xraylib data audit NAME`"
-        raise DataInvalid(f"{path} is not a quarantine list. Fix: {fix}.") from error
+        raise InvalidDataError(f"{path} is not a quarantine list. Fix: {fix}.") from error
     return set(table.loc[table["quarantine"], "image_id"])
 
 
 def check_classes(dataset: Dataset, manifest: pd.DataFrame) -> None:
     """Refuse a data set without images, or with a split of one class only."""
     if manifest.empty:
-        raise DataInvalid(f"{dataset.root} holds no JPEG or PNG image. Fix: {dataset.fix}.")
+        raise InvalidDataError(f"{dataset.root} holds no JPEG or PNG image. Fix: {dataset.fix}.")
     for split, labels in manifest.groupby("split")["label"]:
         if labels.nunique() < 2:
             held = "pneumonias" if labels.iloc[0] else "normals"
             fix = f"put images of both classes there, or take the {split} folder away"
-            raise DataInvalid(f"{dataset.root}: the {split} split holds {held} only. Fix: {fix}.")
+            raise InvalidDataError(
+                f"{dataset.root}: the {split} split holds {held} only. Fix: {fix}."
+            )
 
 
 def index(dataset: Dataset) -> pd.DataFrame:
@@ -107,18 +116,20 @@ def index(dataset: Dataset) -> pd.DataFrame:
     """
     root = dataset.root
     if not root.is_dir():
-        raise NotFound(f"{dataset.name}: no folder {root}. Fix: {dataset.fix}.")
+        raise NotFoundError(f"{dataset.name}: no folder {root}. Fix: {dataset.fix}.")
     try:
         listing = list_images(root, dataset.split)
         files = listing["relative"].tolist()
         hashes = _hashes(root, files, paths.CACHE / dataset.name)
     except PermissionError as error:
-        raise DataInvalid(f"cannot read {error.filename}. Fix: allow reading it, or move it away.") from error
+        raise InvalidDataError(
+            f"cannot read {error.filename}. Fix: allow reading it, or move it away."
+        ) from error
     first: dict[str, str] = {}
     for file in files:
         if (other := first.setdefault(image_id(file), file)) != file:
             both = f"{root / other} and {root / file} have the same name {image_id(file)!r}"
-            raise DataInvalid(f"{both}, which must tell one image. Fix: rename one of them.")
+            raise InvalidDataError(f"{both}, which must tell one image. Fix: rename one of them.")
     said = [_READERS[dataset.names](file) for file in files]
     manifest = pd.DataFrame(
         {
@@ -139,7 +150,9 @@ def index(dataset: Dataset) -> pd.DataFrame:
 
 def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
     stats = [(root / file).stat() for file in files]
-    listing = "\n".join(f"{file}\t{s.st_size}\t{s.st_mtime_ns}" for file, s in zip(files, stats, strict=True))
+    listing = "\n".join(
+        f"{file}\t{s.st_size}\t{s.st_mtime_ns}" for file, s in zip(files, stats, strict=True)
+    )
     remembered = cache / f"index-{hashlib.sha256(listing.encode()).hexdigest()[:16]}.csv"
     if remembered.exists():
         known = pd.read_csv(remembered, dtype=str, keep_default_na=False)
@@ -148,8 +161,10 @@ def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
     with ThreadPoolExecutor(max_workers=4) as pool:
         work = pool.map(_sha256, [root / file for file in files])
         # disable=None: a bar on a terminal only, not in a log file or a notebook's output.
-        found = list(tqdm(work, total=len(files), desc=f"hashing {root.name}", unit="image", disable=None))
-    with atomic(remembered) as temporary:
+        found = list(
+            tqdm(work, total=len(files), desc=f"hashing {root.name}", unit="image", disable=None)
+        )
+    with atomic_write(remembered) as temporary:
         pd.DataFrame({"relative": files, "sha256": found}).to_csv(temporary, index=False)
     return found
 
@@ -170,7 +185,7 @@ def list_images(root: Path, split: str | None = None) -> pd.DataFrame:
 
     Split folders are train, val (also valid, validation) and test, class folders NORMAL and PNEUMONIA, in any case;
     hidden files and `__MACOSX` are passed over. The columns are `relative` (path below `root`), `split` and `label`. A
-    class folder of another name, or no split folder at all, is `DataInvalid`.
+    class folder of another name, or no split folder at all, is `InvalidDataError`.
     """
     folders = {folder: _SPLITS.get(folder.name.lower(), "") for folder in _folders(root)}
     if split:
@@ -178,7 +193,9 @@ def list_images(root: Path, split: str | None = None) -> pd.DataFrame:
     elif not any(folders.values()):
         held = ", ".join(folder.name for folder in folders) or "no folder at all"
         fix = "arrange the images as <split>/<class>/<image>, with classes NORMAL and PNEUMONIA"
-        raise DataInvalid(f"{root} holds neither train nor val nor test but: {held}. Fix: {fix}.")
+        raise InvalidDataError(
+            f"{root} holds neither train nor val nor test but: {held}. Fix: {fix}."
+        )
     rows = []
     for folder, name in folders.items():
         if not name:
@@ -188,7 +205,7 @@ def list_images(root: Path, split: str | None = None) -> pd.DataFrame:
         for below in _folders(folder):
             if (label := _CLASSES.get(below.name.lower())) is None:
                 fix = f"rename it, or move it out of {folder}"
-                raise DataInvalid(f"{below} is neither NORMAL nor PNEUMONIA. Fix: {fix}.")
+                raise InvalidDataError(f"{below} is neither NORMAL nor PNEUMONIA. Fix: {fix}.")
             files = sorted(file for file in below.iterdir() if not file.name.startswith("."))
             images = [file for file in files if file.suffix.lower() in _SUFFIXES and file.is_file()]
             if other := sorted(set(files) - set(images)):
@@ -199,7 +216,9 @@ def list_images(root: Path, split: str | None = None) -> pd.DataFrame:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+    return sorted(
+        p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))
+    )
 
 
 def image_id(filename: str) -> str:
@@ -249,7 +268,10 @@ def other_readings(image: str) -> dict[str, str]:
     """
     stem = image_id(image)
     if match := _PNEUMONIA.fullmatch(stem):
-        return {"same number and kind": f"person{match[1]}_{match[2]}", "same number": f"person{match[1]}"}
+        return {
+            "same number and kind": f"person{match[1]}_{match[2]}",
+            "same number": f"person{match[1]}",
+        }
     if match := _NORMAL.fullmatch(stem):
         return {"same number and kind": f"{match[1]}-{match[2]}", "same number": f"IM-{match[2]}"}
     return {"same number and kind": stem, "same number": stem}
@@ -281,9 +303,9 @@ def series_and_number(manifest: pd.DataFrame) -> pd.DataFrame:
     for stem, patient in zip(manifest["image_id"], manifest["patient"], strict=True):
         if match := _PNEUMONIA.fullmatch(stem):
             rows.append((match[2], float(match[1])))
-        elif match := _NORMAL.fullmatch(stem):
-            rows.append((match[1], float(match[2])))
-        elif match := re.search(r"^(.*?)([0-9]+)[^0-9]*$", patient):
+        elif (match := _NORMAL.fullmatch(stem)) or (
+            match := re.search(r"^(.*?)([0-9]+)[^0-9]*$", patient)
+        ):
             rows.append((match[1], float(match[2])))
         else:
             rows.append(("", float("nan")))

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
-from xraylib.storage import DataInvalid, atomic_folder, storage_errors
+from xraylib.errors import InvalidDataError
+from xraylib.storage import atomic_folder, storage_errors
 
 # Part of every key: raise it whenever the same settings would give other bytes.
 VERSION = 4
@@ -124,7 +125,9 @@ class _View:
         ends = lines[:, 0:4:2] + 1j * lines[:, 1:4:2] - self.centre
         ends = ends / self.direction * (2 / self.cm) + (1 + 1j) * self.size
         widths = np.maximum(1, np.rint(2 * lines[:, 4] / self.cm)).astype(int)
-        for (a, b), width, value in zip(ends.tolist(), widths.tolist(), lines[:, 5].tolist(), strict=True):
+        for (a, b), width, value in zip(
+            ends.tolist(), widths.tolist(), lines[:, 5].tolist(), strict=True
+        ):
             pen.line((a.real, a.imag, b.real, b.imag), fill=value, width=width)
         return np.asarray(canvas.reduce(2), dtype=np.float32)
 
@@ -135,7 +138,9 @@ class _View:
         px, py = px - part * along.real, py - part * along.imag
         return np.sqrt(px * px + py * py)
 
-    def ellipsoid(self, x: float, y: float, a: float, b: float, c: float, tilt: float = 0.0) -> Floats:
+    def ellipsoid(
+        self, x: float, y: float, a: float, b: float, c: float, tilt: float = 0.0
+    ) -> Floats:
         """Path through an ellipsoid with half axes `a`, `b` and, along the ray, `c`; `tilt` in radians."""
         dx, dy = self.x - x, self.y - y
         if tilt:
@@ -164,10 +169,14 @@ def _body(view: _View, child: SimpleNamespace) -> Floats:
     half = 2.7 + (8.3 * child.width + child.fat - 2.7) * _step(view.y + 0.7, 0.55)
     q = np.square(view.x / half)
     depth = 3.4 + (child.depth - 3.4) * _step(view.y - 0.5, 1.2)
-    trunk = np.maximum(_chord(0.5 * q * (q + 1), 1.0) * depth, view.ellipsoid(0, child.chin, 4.2, 3.6, 4.5))
+    trunk = np.maximum(
+        _chord(0.5 * q * (q + 1), 1.0) * depth, view.ellipsoid(0, child.chin, 4.2, 3.6, 4.5)
+    )
     for side in (-1, 1):
         trunk = np.maximum(trunk, view.ellipsoid(side * 7.4, 0.9, 3.0, 2.3, 2.8))
-        hand = complex(side * 12.6, 11) if child.arms + 0.3 * side > -0.4 else complex(side * 11.5, -7)
+        hand = (
+            complex(side * 12.6, 11) if child.arms + 0.3 * side > -0.4 else complex(side * 11.5, -7)
+        )
         arm = view.distance(complex(side * 9.2, 0.8), hand)
         trunk = np.maximum(trunk, _chord(np.square(arm / (1.6 + 0.3 * child.fat)), 1.9))
         trunk += child.bone * _shaft(arm, 0.55)
@@ -232,7 +241,9 @@ def _skeleton(view: _View, child: SimpleNamespace, cage: Floats, turn: float) ->
         run = side * (x - turn) - 0.9
         collar = _shaft(y - 0.75 + 0.2 * run + 0.28 * np.sin(0.95 * run), 0.32)
         bone += 1.3 * collar * _step(run, 0.08) * _step(6.3 - run, 0.1)
-        bone += 0.22 * np.minimum(view.ellipsoid(side * child.scapula, 3.4, 1.7, 3.4, 0.5, side * 0.2), 0.7)
+        bone += 0.22 * np.minimum(
+            view.ellipsoid(side * child.scapula, 3.4, 1.7, 3.4, 0.5, side * 0.2), 0.7
+        )
     return bone * child.bone
 
 
@@ -244,12 +255,16 @@ def _gas(view: _View, child: SimpleNamespace, turn: float) -> Floats:
         bronchus = view.distance(complex(middle, 4.5), complex(0.5 * turn + side * 1.9, 6.0))
         gas += 0.8 * _chord(np.square(bronchus / 0.33), 0.33)
     if child.stomach > 0:
-        gas += view.ellipsoid(4.2, 14.3 + child.breath, 1.4 + child.stomach, 1.1 + 0.4 * child.stomach, 1.6)
+        gas += view.ellipsoid(
+            4.2, 14.3 + child.breath, 1.4 + child.stomach, 1.1 + 0.4 * child.stomach, 1.6
+        )
     return gas
 
 
 def _strokes_between(start: Any, end: Any, width: Any, thickness: Any) -> Strokes:
-    return np.column_stack(np.broadcast_arrays(start.real, start.imag, end.real, end.imag, width, thickness))
+    return np.column_stack(
+        np.broadcast_arrays(start.real, start.imag, end.real, end.imag, width, thickness)
+    )
 
 
 def _tree(rng: np.random.Generator, roots: int, generations: int, width: float) -> Strokes:
@@ -307,10 +322,14 @@ def _interstitial(view: _View, rng: np.random.Generator) -> tuple[Floats, Floats
     strength = _strength(rng, 0.55, 3.2)
     bronchi = _tree(rng, 6, 4, 0.36)
     bronchi[:, 5] = rng.uniform(0.25, 0.75, len(bronchi))
-    middle = rng.choice([-1, 1], 220) * np.abs(rng.normal(3.0, 1.5, 220)) + 1j * rng.normal(7.6, 2.6, 220)
+    middle = rng.choice([-1, 1], 220) * np.abs(rng.normal(3.0, 1.5, 220)) + 1j * rng.normal(
+        7.6, 2.6, 220
+    )
     half = rng.uniform(0.15, 0.5, 220) * np.exp(1j * rng.uniform(0, math.pi, 220))
     net = _strokes_between(middle - half, middle + half, 0.12, rng.uniform(0.15, 0.5, 220))
-    circle = middle[:12, None] + rng.uniform(0.18, 0.32, (12, 1)) * np.exp(2j * np.pi * np.arange(9) / 8)
+    circle = middle[:12, None] + rng.uniform(0.18, 0.32, (12, 1)) * np.exp(
+        2j * np.pi * np.arange(9) / 8
+    )
     rings = _strokes_between(circle[:, :-1].ravel(), circle[:, 1:].ravel(), 0.12, 0.6)
     streaks = gaussian_filter(view.strokes(np.concatenate([net, bronchi, rings])), 0.06 / view.cm)
     q = np.square((np.abs(view.x) - 2.6) / 2.6) + np.square((view.y - 7.5) / 3.6)
@@ -326,7 +345,11 @@ def _devices(rng: np.random.Generator, marker: str) -> Strokes:
     parts = [np.array(letter).reshape(-1, 6)]
     t = np.linspace(0, 1, 25)
     if tube:
-        curve = 0.25 * p[0][0] + 0.3 * np.sin(3 * t + p[0][1]) + 1j * ((9 if p[0][2] < 0 else 18) * t - 5)
+        curve = (
+            0.25 * p[0][0]
+            + 0.3 * np.sin(3 * t + p[0][1])
+            + 1j * ((9 if p[0][2] < 0 else 18) * t - 5)
+        )
         parts.append(_strokes_between(curve[:-1], curve[1:], 0.16, 1.2))
     for a, b, c, d, e in p[1:] if leads else []:
         curve = 6 * a + 6 * b * t + 2 * c * np.sin(3 * t) + 1j * (2 + 4 * d + (14 + 3 * e) * t)
@@ -362,7 +385,9 @@ def simulate(
     rng = np.random.default_rng(image_seed)
     film = _draw(rng, _FILM)
     by_chance = "LR"[rng.integers(2)] if rng.random() < 0.6 else ""
-    anatomy, disease = (np.random.default_rng(s) for s in np.random.SeedSequence(patient_seed).spawn(2))
+    anatomy, disease = (
+        np.random.default_rng(s) for s in np.random.SeedSequence(patient_seed).spawn(2)
+    )
     child, turn = _draw(anatomy, _CHILD), film.turn
     cm = _VIEW_CM * child.scale / film.zoom / size
     view = _View(size, cm, film.angle, complex(film.dx, film.dy) + _CENTRE)
@@ -385,7 +410,9 @@ def simulate(
     water += max(film.haze, 0.0) * inside * np.exp(-np.square((view.y - 12.5) / 3.2))
     water = np.maximum(water * (1 + 0.008 * turn * view.x), 0)
     # Attenuation is in cm of water so far; `cm` is the side of a pixel. Devices lie in the film's own frame.
-    water += _View(size, cm, 0.0, _CENTRE).strokes(_devices(rng, by_chance if marker is None else marker))
+    water += _View(size, cm, 0.0, _CENTRE).strokes(
+        _devices(rng, by_chance if marker is None else marker)
+    )
     return _expose(water, film, cm, rng), mask
 
 
@@ -398,7 +425,11 @@ def _plan(settings: PhantomSettings) -> Iterator[tuple[str, str, str, tuple[int,
     rng, total = np.random.default_rng([settings.seed, 1]), settings.images
     val, test = max(2, min(16, 2 * round(total / 75))), round(total * 154 / 600)
     counts = {}
-    for split, images, normal in (("train", total - val - test, 0.26), ("val", val, 0.5), ("test", test, 0.38)):
+    for split, images, normal in (
+        ("train", total - val - test, 0.26),
+        ("val", val, 0.5),
+        ("test", test, 0.38),
+    ):
         counts[split, "normal"] = round(images * normal)
         pneumonias = images - counts[split, "normal"]
         counts[split, "virus"] = round(0.35 * pneumonias)
@@ -433,7 +464,9 @@ def write(folder: Path | str, settings: PhantomSettings) -> Path:
     """
     folder = Path(folder)
     if settings.images < 20 or settings.size < 28:
-        raise DataInvalid(f"{settings} is too small. Fix: ask for 20 or more images of 28 or more pixels.")
+        raise InvalidDataError(
+            f"{settings} is too small. Fix: ask for 20 or more images of 28 or more pixels."
+        )
     note = json.dumps(asdict(settings) | {"version": VERSION, "key": settings.key}, indent=1)
     stamp = folder / "phantom.json"
 
@@ -448,7 +481,9 @@ def write(folder: Path | str, settings: PhantomSettings) -> Path:
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not complete():
                 if folder.exists() and not stamp.exists() and any(folder.iterdir()):
-                    raise DataInvalid(f"{folder} holds other files. Fix: name a new or an empty folder.")
+                    raise InvalidDataError(
+                        f"{folder} holds other files. Fix: name a new or an empty folder."
+                    )
                 with atomic_folder(folder) as fresh:
                     _write_films(fresh, settings)
                     (fresh / stamp.name).write_text(note)
@@ -459,7 +494,13 @@ def _write_films(folder: Path, settings: PhantomSettings) -> None:
     def render(film: tuple[str, str, str, tuple[int, ...], int]) -> None:
         image, mask, kind, patient, number = film
         pixels, lesion = simulate(kind, patient, (*patient, number), settings.size)
-        where = "pneumonia" if kind != "normal" else "test normal" if image.startswith("test") else "normal"
+        where = (
+            "pneumonia"
+            if kind != "normal"
+            else "test normal"
+            if image.startswith("test")
+            else "normal"
+        )
         aspect = max(1.0, np.random.default_rng([*patient, number, 1]).normal(ASPECTS[where], 0.07))
         cut = round(settings.size * (1 - 1 / aspect) / 2) if settings.framing_shift else 0
         kept = slice(cut, settings.size - cut)

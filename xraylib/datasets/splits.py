@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from xraylib.datasets.manifest import series_and_number
-from xraylib.storage import DataInvalid, NotFound
+from xraylib.errors import InvalidDataError, NotFoundError
 
 _log = logging.getLogger(__name__)
 
@@ -41,23 +41,25 @@ def assign(
     `protocol` is strict, published, or a key of `SPLIT_STRATEGIES`, which then is the split strategy. Returns the rows
     in use with their new `split`; the index still counts rows of `manifest`, so that it picks rows of the array from
     `images.load_pixels`. Where a system validated on images it trained or tested on, these have a row for each split.
-    `DataInvalid` when a split would be empty or hold one class only and, under strict, when a patient or a
+    `InvalidDataError` when a split would be empty or hold one class only and, under strict, when a patient or a
     byte-identical image is in two splits.
     """
     if protocol not in PROTOCOLS and protocol not in SPLIT_STRATEGIES:
         known = ", ".join((*PROTOCOLS, *SPLIT_STRATEGIES))
-        raise NotFound(f"there is no protocol {protocol!r}. Fix: choose one of {known}.")
+        raise NotFoundError(f"there is no protocol {protocol!r}. Fix: choose one of {known}.")
     split_strategy = protocol if protocol in SPLIT_STRATEGIES else split_strategy
     if protocol == "strict" and split_strategy not in BY_PATIENT:
         fix = f"under strict choose one of {', '.join(BY_PATIENT)}"
-        raise DataInvalid(f"the split strategy {split_strategy} splits images, not patients. Fix: {fix}.")
+        raise InvalidDataError(
+            f"the split strategy {split_strategy} splits images, not patients. Fix: {fix}."
+        )
     assigned = SPLIT_STRATEGIES[split_strategy](manifest.reset_index(drop=True), seed)
     for split in ("train", "val", "test"):
         classes = assigned.loc[assigned["split"] == split, "label"].nunique()
         if classes < 2:
             found = "no images" if classes == 0 else "one class only"
             fix = "put NORMAL and PNEUMONIA images into its folder"
-            raise DataInvalid(f"the {split} split has {found}. Fix: {fix}.")
+            raise InvalidDataError(f"the {split} split has {found}. Fix: {fix}.")
     if protocol == "strict":
         check_disjoint(assigned)
     return assigned
@@ -70,7 +72,9 @@ def check_disjoint(manifest: pd.DataFrame) -> None:
         if len(crossing):
             first = ", ".join(crossing["image_id"].head(4))
             fix = "move all images of one patient, and all copies of one image, to one split"
-            raise DataInvalid(f"{crossing[column].nunique()} {what} are in two splits: {first}. Fix: {fix}.")
+            raise InvalidDataError(
+                f"{crossing[column].nunique()} {what} are in two splits: {first}. Fix: {fix}."
+            )
 
 
 def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -78,8 +82,10 @@ def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     groups = _inseparable(pool) if len(pool) else pool["label"]
     folds = min(VALIDATION_FOLDS, groups.groupby(pool["label"]).nunique().min() if len(pool) else 0)
     if folds < 2:
-        lacking = "fewer than two patients of a class outside the test folder: no validation can be cut"
-        raise DataInvalid(f"{lacking}. Fix: add patients to the train folder.")
+        lacking = (
+            "fewer than two patients of a class outside the test folder: no validation can be cut"
+        )
+        raise InvalidDataError(f"{lacking}. Fix: add patients to the train folder.")
     folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     strata = pool["kind"].astype(str) + pool["label"].astype(str)
     cut = [rows for _, rows in folder.split(pool, strata, groups)]
@@ -118,7 +124,9 @@ def _number_blocks(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     pool = manifest[manifest["split"] != "test"]
     named = pool.join(series_and_number(pool)).dropna(subset=["number"])
     if named.empty:
-        raise DataInvalid("the file names hold no numbers of patients. Fix: choose another split strategy.")
+        raise InvalidDataError(
+            "the file names hold no numbers of patients. Fix: choose another split strategy."
+        )
     rank = named.groupby("series")["number"].rank(method="average", pct=True)
     lowest = rank.index[rank <= 1 / VALIDATION_FOLDS]
     groups = _inseparable(pool)
@@ -130,7 +138,9 @@ def _patient_grouped_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """As `patient-grouped`, of which 136 images train and 40 validate, in the classes' own shares."""
     assigned = _patient_grouped(manifest, seed)
     used = [assigned.index[assigned["split"] == "test"]]
-    used += [_some(assigned[assigned["split"] == split], images, seed) for split, images in SMALL.items()]
+    used += [
+        _some(assigned[assigned["split"] == split], images, seed) for split, images in SMALL.items()
+    ]
     return assigned.loc[np.sort(np.concatenate(used))]
 
 
@@ -138,7 +148,9 @@ def _official(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The folders as published; where a copy lacks the 16 validation images, 16 of train in their place."""
     if (manifest["split"] == "val").any():
         return manifest
-    _log.warning("the official validation folder is not in this copy: 16 images of train stand in its place")
+    _log.warning(
+        "the official validation folder is not in this copy: 16 images of train stand in its place"
+    )
     pool = manifest[manifest["split"] != "test"]
     images = min(8, pool["label"].value_counts().min() - 1)
     validation = pool.groupby("label").sample(max(images, 0), random_state=seed).index
@@ -194,12 +206,16 @@ SPLIT_STRATEGIES: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
 
 def _divide(rows: pd.DataFrame, seed: int, second: float | int) -> tuple[pd.Index, pd.Index]:
     if rows["label"].value_counts().reindex([0, 1], fill_value=0).min() < 2:
-        raise DataInvalid("fewer than two images of a class: they cannot be divided. Fix: add images.")
+        raise InvalidDataError(
+            "fewer than two images of a class: they cannot be divided. Fix: add images."
+        )
     names, labels = rows.index.to_numpy(), rows["label"]
     try:
         first, other = train_test_split(names, test_size=second, random_state=seed, stratify=labels)
     except ValueError as few:
-        raise DataInvalid(f"{len(rows)} images cannot be divided ({few}). Fix: add images.") from few
+        raise InvalidDataError(
+            f"{len(rows)} images cannot be divided ({few}). Fix: add images."
+        ) from few
     return pd.Index(np.sort(first)), pd.Index(np.sort(other))
 
 

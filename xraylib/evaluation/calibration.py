@@ -9,8 +9,13 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from xraylib.evaluation.resampling import bootstrap_weights, interval, share_interval, wilson_if_degenerate
-from xraylib.storage import DataInvalid
+from xraylib.errors import InvalidDataError
+from xraylib.evaluation.resampling import (
+    bootstrap_weights,
+    interval,
+    share_interval,
+    wilson_if_degenerate,
+)
 from xraylib.training.thresholds import thresholds
 
 # Scores are cut here before their logit is taken: float32 outputs reach 0 and 1.
@@ -26,7 +31,9 @@ def logit(scores: np.ndarray | float) -> np.ndarray:
     return np.log(cut / (1 - cut))
 
 
-def slope_intercept(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+def slope_intercept(
+    labels: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
     """Calibration slope and intercept: logistic regressions of labels `(n,)` on the scores' log odds `(n,)`.
 
     The slope is 1 for a calibrated score and below 1 for one too extreme. The intercept is that of a model with slope 1
@@ -43,14 +50,18 @@ def slope_intercept(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray)
     return {"slope": slope, "intercept": _newton(labels, np.ones((1, len(x))), x, weights)[:, 0]}
 
 
-def _newton(labels: np.ndarray, design: np.ndarray, offset: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _newton(
+    labels: np.ndarray, design: np.ndarray, offset: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """Coefficients `(resamples, k)` of logistic regressions with an offset, all resamples at once."""
     beta = np.zeros((len(weights), len(design)))
     with np.errstate(all="ignore"):
         for _ in range(25):
             p = 1 / (1 + np.exp(-(beta @ design + offset)))
             gradient = (weights * (labels - p)) @ design.T
-            curvature = np.einsum("bn,in,jn->bij", weights * p * (1 - p), design, design, optimize=True)
+            curvature = np.einsum(
+                "bn,in,jn->bij", weights * p * (1 - p), design, design, optimize=True
+            )
             # Keeps a resample with one score for all solvable; its slope is set to NaN.
             curvature += (1e-9 + 1e-9 * curvature[:, :1, :1]) * np.eye(len(design))
             step = np.clip(np.linalg.solve(curvature, gradient[..., None])[..., 0], -2, 2)
@@ -76,7 +87,9 @@ def summary(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
     NaN where a seed's scores could not be recalibrated.
     """
     if part["score"].isna().any():
-        return pd.DataFrame(np.nan, ["brier", "slope", "intercept", "ece"], ["value", "low", "high"])
+        return pd.DataFrame(
+            np.nan, ["brier", "slope", "intercept", "ece"], ["value", "low", "high"]
+        )
     names, weights = _weights(part, resamples)
     by_seed = []
     for _, one in part.groupby("seed"):
@@ -135,7 +148,9 @@ def reliability(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def decision_curve(part: pd.DataFrame, prevalence: float | None = None, base: float | None = None) -> pd.DataFrame:
+def decision_curve(
+    part: pd.DataFrame, prevalence: float | None = None, base: float | None = None
+) -> pd.DataFrame:
     """Net benefit of acting on a score at threshold probabilities 0.05 to 0.95 (Vickers and Elkin 2006).
 
     `cut, all` (all are treated; none is 0)`, benefit, low, high, gain, gain_low, gain_high`: gain is over the better
@@ -147,10 +162,16 @@ def decision_curve(part: pd.DataFrame, prevalence: float | None = None, base: fl
     by_seed, odds = [], cuts / (1 - cuts)
     moved = 0.0 if prevalence is None else logit(prevalence) - logit(base or part["label"].mean())
     for _, one in part.groupby("seed"):
-        own, positive = weights[:, np.searchsorted(names, one["patient"])], one["label"].to_numpy() == 1
+        own, positive = (
+            weights[:, np.searchsorted(names, one["patient"])],
+            one["label"].to_numpy() == 1,
+        )
         classified = logit(one["score"].to_numpy())[:, None] + moved >= logit(cuts)
         ill, well = ((own @ side)[:, None] for side in (positive, ~positive))
-        hits, alarms = own @ (classified & positive[:, None]), own @ (classified & ~positive[:, None])
+        hits, alarms = (
+            own @ (classified & positive[:, None]),
+            own @ (classified & ~positive[:, None]),
+        )
         sick = ill / (ill + well) if prevalence is None else prevalence
         by_seed.append(sick * hits / ill - (1 - sick) * odds * alarms / well)
     mean, everybody = np.mean(by_seed, axis=0), np.atleast_2d(sick - (1 - sick) * odds)
@@ -174,11 +195,16 @@ def prediction_sets(scores: pd.DataFrame, *, coverage: float = 0.9) -> pd.DataFr
     for seed, one in scores.groupby("seed"):
         val, rest = one[one["split"] == "val"], one[~one["split"].isin(["val", "swapped"])]
         if val.empty:
-            raise DataInvalid(f"seed {seed} has no val scores to calibrate on. Fix: train it again.")
+            raise InvalidDataError(
+                f"seed {seed} has no val scores to calibrate on. Fix: train it again."
+            )
         sets = {}
         for label, kind in enumerate(KINDS):
             # How badly an image fits the class: 1 - P(class).
-            own, misfit = (1 - (p if label else 1 - p) for p in (part["score"].to_numpy(float) for part in (val, rest)))
+            own, misfit = (
+                1 - (p if label else 1 - p)
+                for p in (part["score"].to_numpy(float) for part in (val, rest))
+            )
             own = np.sort(own[val["label"] == label])
             # The share of calibration images, the new one included, that fit as badly or worse.
             share = (len(own) - np.searchsorted(own, misfit) + 1) / (len(own) + 1)
@@ -203,7 +229,9 @@ def coverage(sets: pd.DataFrame) -> pd.DataFrame:
             part = own if kind == "all" else own[own["label"] == KINDS.index(kind)]
             if part.empty:
                 continue
-            covered, low, high = share_interval(part["covered"].to_numpy(), part["patient"].to_numpy())
+            covered, low, high = share_interval(
+                part["covered"].to_numpy(), part["patient"].to_numpy()
+            )
             sizes = part["size"].value_counts(normalize=True).reindex([0, 1, 2], fill_value=0.0)
             rows.append(
                 {"split": split, "kind": kind, "images": part["image_id"].nunique()}
@@ -231,7 +259,10 @@ def risk_coverage(scores: pd.DataFrame) -> pd.DataFrame:
         each = weights[:, np.searchsorted(names, part["patient"])]
         order = np.argsort(group, kind="stable")
         first = np.searchsorted(group[order], np.arange(len(sure)))
-        count, errors = (np.cumsum(np.add.reduceat(x[:, order], first, axis=1), axis=1) for x in (each, each * wrong))
+        count, errors = (
+            np.cumsum(np.add.reduceat(x[:, order], first, axis=1), axis=1)
+            for x in (each, each * wrong)
+        )
         found = []
         for n, missed in zip(count, errors, strict=True):
             shares = answered * n[-1]

@@ -1,25 +1,23 @@
 """Comparisons: paired tests of recipes, protocols, thresholds, runs, claims, subgroups, shortcuts."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 from scipy.stats import chi2, norm, ttest_1samp
-from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from statsmodels.stats.multitest import multipletests
 
-from xraylib.datasets import audit, splits
+from xraylib.datasets import audit
 from xraylib.datasets.splits import PROTOCOLS
+from xraylib.errors import InvalidDataError
 from xraylib.evaluation import metrics
-from xraylib.evaluation.resampling import RESAMPLES, Z, bootstrap_weights, delong, delong_interval, interval, two_level
-from xraylib.storage import DataInvalid
-from xraylib.training.recipes import RECIPES, Recipe
+from xraylib.evaluation.resampling import Z, delong, delong_interval, two_level
 from xraylib.training.thresholds import RULES, threshold, thresholds, validation_split
 
 PAIRED_COLUMNS = (
@@ -35,10 +33,6 @@ COMPARISONS = (
     ("patient-grouped validation", "strict", "val", 0.5),
     ("official test, threshold 0.5", "strict", "test", 0.5),
     ("official test, threshold from validation", "strict", "test", "frozen"),
-)
-CLAIMS = (
-    *("recipe", "metric", "claim", "stored_output", "runs", "published", "published_low", "published_high"),
-    *("next_low", "next_high", "strict", "strict_low", "strict_high", "verdict"),
 )
 # What the names of Kermany's normals begin with.
 SERIES = {"IM-": "normal, series IM-", "NORMAL2-": "normal, series NORMAL2-"}
@@ -59,20 +53,31 @@ def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:
         about, one, right = own[a]
         other_about, other, also_right = own[b]
         if not about.equals(other_about):
-            raise DataInvalid(f"{b} and {a} were tested on different images. Fix: train both on one data set.")
+            raise InvalidDataError(
+                f"{b} and {a} were tested on different images. Fix: train both on one data set."
+            )
         scored = np.concatenate([one, other])
         aucs, covariance = delong(about["label"].to_numpy(), scored, about["patient"].to_numpy())
         contrast = np.r_[np.full(len(one), 1 / len(one)), np.full(len(other), -1 / len(other))]
         difference, variance = float(contrast @ aucs), contrast @ covariance @ contrast
         if np.isnan(variance):
-            raise DataInvalid(f"{a} and {b}: a class has one patient only. Fix: compare on more patients.")
+            raise InvalidDataError(
+                f"{a} and {b}: a class has one patient only. Fix: compare on more patients."
+            )
         spread = float(np.sqrt(max(0.0, variance)))
         half = Z * spread
         if over := min(len(one), len(other)) >= metrics.MIN_RUNS:
             half = max(half, two_level(aucs, covariance, second=len(other)))
         row: dict[str, object] = {"a": a, "b": b, "n": len(about), "auc_difference": difference}
-        row |= {"low": difference - half, "high": difference + half, "p_auc": _p(difference, half / Z)}
-        row |= {"over": "runs and patients" if over else "patients", "p_patients": _p(difference, spread)}
+        row |= {
+            "low": difference - half,
+            "high": difference + half,
+            "p_auc": _p(difference, half / Z),
+        }
+        row |= {
+            "over": "runs and patients" if over else "patients",
+            "p_patients": _p(difference, spread),
+        }
         row |= {"patients_low": difference - Z * spread, "patients_high": difference + Z * spread}
         only = right.astype(int) - also_right.astype(int)
         row |= {"only_a_right": int((only == 1).sum()), "only_b_right": int((only == -1).sum())}
@@ -85,7 +90,11 @@ def paired_tests(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _p(difference: float, spread: float) -> float:
     # What rounding leaves of two equal recipes is no difference.
-    return float(2 * norm.sf(abs(difference) / spread)) if spread > 1e-9 else float(abs(difference) < 1e-9)
+    return (
+        float(2 * norm.sf(abs(difference) / spread))
+        if spread > 1e-9
+        else float(abs(difference) < 1e-9)
+    )
 
 
 def differences_by_run(scores: pd.DataFrame, base: str, metric: str = "auc") -> pd.DataFrame:
@@ -93,13 +102,22 @@ def differences_by_run(scores: pd.DataFrame, base: str, metric: str = "auc") -> 
 
     `recipe, metric, difference` (recipe minus base, mean over runs)`, low, high, p` (paired t)`, p_holm, runs`.
     """
-    values = {name: by_run(scores, [name]).set_index("seed")[metric] for name in dict.fromkeys(scores["recipe"])}
+    values = {
+        name: by_run(scores, [name]).set_index("seed")[metric]
+        for name in dict.fromkeys(scores["recipe"])
+    }
     rows = []
     for name in [name for name in values if name != base]:
         paired = (values[name] - values[base]).dropna()
         found = ttest_1samp(paired, 0.0)
         low, high = found.confidence_interval(0.95)
-        row = {"recipe": name, "metric": metric, "difference": paired.mean(), "low": low, "high": high}
+        row = {
+            "recipe": name,
+            "metric": metric,
+            "difference": paired.mean(),
+            "low": low,
+            "high": high,
+        }
         rows.append(row | {"p": found.pvalue, "runs": len(paired)})
     table = pd.DataFrame(rows)
     return table.assign(p_holm=multipletests(table["p"], method="holm")[1]) if rows else table
@@ -112,7 +130,9 @@ def _for_pairs(part: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, pd.Series]
     by_seed = own.pivot(index="image_id", columns="seed", values="score")
     if by_seed.isna().any().any():
         name = part["recipe"].iloc[0]
-        raise DataInvalid(f"seeds of {name} were tested on different images. Fix: compare `strict` runs.")
+        raise InvalidDataError(
+            f"seeds of {name} were tested on different images. Fix: compare `strict` runs."
+        )
     classified = (own["score"] >= own["threshold"]).groupby(own["image_id"]).mean() >= 0.5
     return about, by_seed.T.to_numpy(), classified.eq(about["label"] == 1)
 
@@ -143,7 +163,11 @@ def protocol_comparison(scores: pd.DataFrame, recipes: Iterable[str] = COMPARED)
             if own.empty:
                 continue
             seeds = own["seed"].nunique()
-            row: dict[str, object] = {"recipe": recipe, "comparison": comparison, "protocol": protocol}
+            row: dict[str, object] = {
+                "recipe": recipe,
+                "comparison": comparison,
+                "protocol": protocol,
+            }
             row |= {"split": split, "rule": str(rule), "seeds": seeds, "n": round(len(own) / seeds)}
             found = metrics.evaluate(part, split=split, rule=rule, ranking=False)
             rows.append(row | metrics.ends(found, "accuracy", "sensitivity", "specificity"))
@@ -176,14 +200,23 @@ def _on_validation(scores: pd.DataFrame, rule: str | float, times: int = 25) -> 
         cuts = np.full(times, rule) if not isinstance(rule, str) else np.empty(times)
         for i in range(times):
             if isinstance(rule, str):
-                drawn = np.repeat(np.arange(len(val)), rng.multinomial(len(names), [1 / len(names)] * len(names))[own])
-                cuts[i] = threshold(labels[drawn], score[drawn], rule) if len(set(labels[drawn])) > 1 else np.nan
+                drawn = np.repeat(
+                    np.arange(len(val)),
+                    rng.multinomial(len(names), [1 / len(names)] * len(names))[own],
+                )
+                cuts[i] = (
+                    threshold(labels[drawn], score[drawn], rule)
+                    if len(set(labels[drawn])) > 1
+                    else np.nan
+                )
             first = (rng.permutation(len(names)) < len(names) / 2)[own]
             if min(len(set(labels[first])), len(set(labels[~first]))) == 2:
                 positive = score[~first] >= threshold(labels[first], score[first], rule)
                 truth = labels[~first] == 1
                 halves.append((positive[truth].mean(), 1 - positive[~truth].mean()))
-        found.append((*np.nanpercentile(cuts, [2.5, 97.5]), *np.mean(halves or [(np.nan, np.nan)], axis=0)))
+        found.append(
+            (*np.nanpercentile(cuts, [2.5, 97.5]), *np.mean(halves or [(np.nan, np.nan)], axis=0))
+        )
     columns = ("threshold_low", "threshold_high", "val_sensitivity", "val_specificity")
     return dict(zip(columns, np.mean(found, axis=0).tolist(), strict=True))
 
@@ -208,47 +241,6 @@ def by_run(scores: pd.DataFrame, recipes: Iterable[str], protocol: str = "strict
     return pd.DataFrame(rows)
 
 
-def claims(scores: pd.DataFrame, *, same_data: bool = True, other_init: Collection[str] = ()) -> pd.DataFrame:
-    """Set each published value beside what its system gives here: one row a system and metric, `CLAIMS`.
-
-    `claim` is a share or a word, `stored_output` what the system's own notebook shows; the values under `published` and
-    `strict` are NaN where not run. A claim is of one run, so `next_low` to `next_high` is the 95% prediction interval
-    of one more run under `published` (Student's t). `verdict`: `reproduced` where it holds the claim, `not reproduced`,
-    or `not testable here` with the reason: `other_init` names the recipes whose initial weights were others than the
-    system's. Empty unless `same_data`: scores of the radiographs that the claims are about.
-    """
-    rows = []
-    for name, recipe in RECIPES.items():
-        own = of_protocols(scores[scores["recipe"] == name])
-        named = [metric for metric in metrics.METRICS if metric in {**recipe.claims, **recipe.stored_output}]
-        if own.empty or not named:
-            continue
-        ranking = bool({"auc", "average_precision"}.intersection(named))
-        found = {str(p): metrics.evaluate(part, ranking=ranking) for p, part in own.groupby("protocol")}
-        runs = own.loc[own["protocol"] == "published", "seed"].nunique()
-        why = "other initial weights" if name in other_init else recipe.ours
-        why = why or ("fewer than three runs" if runs < 3 else "")
-        rows += [_claim(recipe, metric, found, runs, why) for metric in named]
-    table = pd.DataFrame(rows, columns=list(CLAIMS))
-    return table if same_data else table.assign(verdict="")
-
-
-def _claim(recipe: Recipe, metric: str, found: Mapping[str, pd.DataFrame], runs: int, why: str) -> dict[str, object]:
-    claim = recipe.claims.get(metric, np.nan)
-    row: dict[str, object] = {"recipe": recipe.name, "metric": metric, "claim": claim, "runs": runs}
-    row |= {"stored_output": recipe.stored_output.get(metric, np.nan), "verdict": ""}
-    for protocol in found:
-        value, low, high, spread = found[protocol].loc[metric, ["value", "low", "high", "seed_sd"]].to_numpy(float)
-        row |= {protocol: value, f"{protocol}_low": low, f"{protocol}_high": high}
-        if protocol == "published" and runs > 1:
-            half = student.ppf(0.975, runs - 1) * spread * np.sqrt(1 + 1 / runs)
-            row |= {"next_low": max(0.0, value - half), "next_high": min(1.0, value + half)}
-    if isinstance(claim, float) and claim == claim:
-        inside = row.get("next_low", np.nan) <= claim <= row.get("next_high", np.nan)  # type: ignore[operator]
-        row["verdict"] = f"not testable here: {why}" if why else "reproduced" if inside else "not reproduced"
-    return row
-
-
 def ensembles(scores: pd.DataFrame) -> pd.DataFrame:
     """Evaluate the runs of each recipe as one: strict runs that share a test, two or more.
 
@@ -261,7 +253,9 @@ def ensembles(scores: pd.DataFrame) -> pd.DataFrame:
     for recipe, part in test.groupby("recipe", sort=False):
         if (members := part["seed"].nunique()) < 2 or part["score"].nunique() < 2:
             continue
-        score, threshold = (logit(part[name].clip(1e-7, 1 - 1e-7)) for name in ("score", "threshold"))
+        score, threshold = (
+            logit(part[name].clip(1e-7, 1 - 1e-7)) for name in ("score", "threshold")
+        )
         odds = (score - threshold).groupby(part["image_id"]).mean()
         whole = part.drop_duplicates("image_id").assign(threshold=0.5, seed=0)
         found = metrics.evaluate(whole.assign(score=expit(whole["image_id"].map(odds))))
@@ -297,65 +291,21 @@ def _groups(part: pd.DataFrame, pixels: pd.Series | None) -> dict[str, pd.Series
         found[name] = ~positive & about["image_id"].str.startswith(start)
     sizes = pd.Series(dtype=float) if pixels is None else about["image_id"].map(pixels)
     if sizes.nunique() > 1:
-        for name, inside in (("smaller", sizes <= sizes.median()), ("larger", sizes > sizes.median())):
+        for name, inside in (
+            ("smaller", sizes <= sizes.median()),
+            ("larger", sizes > sizes.median()),
+        ):
             found[f"normal, {name} image"] = inside & ~positive
             found[f"pneumonia, {name} image"] = inside & positive
     return {name: about.loc[inside, "image_id"] for name, inside in found.items() if inside.any()}
 
 
-def by_folder(scores: pd.DataFrame) -> pd.DataFrame:
-    """Share correctly classified among images that an image-level random split tested, by official folder.
-
-    Of one recipe under `random-per-image` (at a threshold of 0.5) and `strict`, whose test tells the folder: `recipe,
-    subgroup` (class and folder)`, images, patients, right, right_low, right_high`, each image by all the seeds that
-    tested it.
-    """
-    random, strict = (scores[scores["protocol"] == name] for name in ("random-per-image", "strict"))
-    test = random[random["split"] == "test"]
-    official = test["image_id"].isin(strict.loc[strict["split"] == "test", "image_id"])
-    rows = []
-    for folder, inside in (("train", ~official), ("test", official)):
-        for label, name in enumerate(("normal", "pneumonia")):
-            row = {"recipe": scores["recipe"].iloc[0], "subgroup": f"{name}, from the {folder} folder"}
-            rows.append(row | _right(test[inside & (test["label"] == label)], 0.5))
-    return pd.DataFrame(rows)
-
-
-def leaked(scores: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
-    """Ask within an image-level random split whether images of patients who were trained on are classified better.
-
-    Of one recipe, at a threshold of 0.5, among images of the official training folder, with the splits of its seeds
-    made anew from `manifest`: a row a class, `recipe, diagnosis, leaked, unleaked` (images, counted once a seed)`,
-    right_leaked, right_unleaked, difference, low, high` over patients. `DataInvalid` where the images differ.
-    """
-    own = scores[(scores["protocol"] == "random-per-image") & (scores["split"] == "test")]
-    official, parts, rows = manifest.set_index("image_id")["split"], [], []
-    for seed in own["seed"].unique():
-        one, assigned = own[own["seed"] == seed], splits.assign(manifest, "random-per-image", seed)
-        if {*assigned.loc[assigned["split"] == "test", "image_id"]} != {*one["image_id"]}:
-            raise DataInvalid("these are not the images that were divided. Fix: use those the runs were trained on.")
-        trained = assigned.loc[assigned["split"] == "train", "patient"]
-        one = one[one["image_id"].map(official) != "test"]
-        parts.append(one.assign(leaked=one["patient"].isin(trained), right=(one["score"] >= 0.5) == one["label"]))
-    table = pd.concat(parts)
-    for label, name in enumerate(("normal", "pneumonia")):
-        part = table[table["label"] == label]
-        names, mine = np.unique(part["patient"], return_inverse=True)
-        weights = np.vstack([np.ones(len(names)), bootstrap_weights(len(names), RESAMPLES)])[:, mine]
-        right, inside = part["right"].to_numpy(dtype=float), part["leaked"].to_numpy(dtype=float)
-        with np.errstate(invalid="ignore"):
-            shares = [weights @ (right * side) / (weights @ side) for side in (inside, 1 - inside)]
-        low, high = interval((shares[0] - shares[1])[1:])
-        row = {"recipe": part["recipe"].iloc[0], "diagnosis": name}
-        row |= {"leaked": int(inside.sum()), "unleaked": int((1 - inside).sum())}
-        row |= {"right_leaked": shares[0][0], "right_unleaked": shares[1][0]}
-        rows.append(row | {"difference": shares[0][0] - shares[1][0], "low": low, "high": high})
-    return pd.DataFrame(rows)
-
-
 def _right(part: pd.DataFrame, rule: str | float) -> dict[str, object]:
     """Images and patients of one class, and the share classified correctly with its interval."""
-    counts: dict[str, object] = {"images": part["image_id"].nunique(), "patients": part["patient"].nunique()}
+    counts: dict[str, object] = {
+        "images": part["image_id"].nunique(),
+        "patients": part["patient"].nunique(),
+    }
     metric = "sensitivity" if part["label"].iloc[0] else "specificity"
     found = metrics.evaluate(part, rule=rule, ranking=False)
     return counts | metrics.ends(found.rename({metric: "right"}), "right")
@@ -375,11 +325,18 @@ def shortcut_baselines(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFra
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=1000))
     folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=0)
     for share in audit.BORDERS:
-        border = pixels[:, audit.border_mask(pixels.shape[1], share)].reshape(len(pixels), -1) / np.float32(255)
+        border = pixels[:, audit.border_mask(pixels.shape[1], share)].reshape(
+            len(pixels), -1
+        ) / np.float32(255)
         seen = {"X": border[~test], "y": labels[~test]}
         scores = np.empty(len(pixels))
-        held_out = cross_val_predict(model, **seen, groups=patients[~test], cv=folds, method="predict_proba")
-        scores[~test], scores[test] = held_out[:, 1], model.fit(**seen).predict_proba(border[test])[:, 1]
+        held_out = cross_val_predict(
+            model, **seen, groups=patients[~test], cv=folds, method="predict_proba"
+        )
+        scores[~test], scores[test] = (
+            held_out[:, 1],
+            model.fit(**seen).predict_proba(border[test])[:, 1],
+        )
         values[f"border of 1/{round(1 / share)}, linear model"] = scores
     rows = _ranked(values, labels, patients, {"train": ~test, "test": test})
     if (files := audit.originals(manifest.attrs["dataset"])) is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
+from xraylib.errors import InvalidDataError
 from xraylib.evaluation.resampling import (
     RESAMPLES,
     bootstrap_weights,
@@ -19,19 +20,31 @@ from xraylib.evaluation.resampling import (
     weighted_ranking,
     wilson_if_degenerate,
 )
-from xraylib.storage import DataInvalid
 from xraylib.training.thresholds import thresholds
 
 # Fewer runs tell too little of their spread: their intervals are over patients only.
 MIN_RUNS = 3
 METRICS = (
-    *("auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision"),
+    *(
+        "auc",
+        "average_precision",
+        "accuracy",
+        "balanced_accuracy",
+        "sensitivity",
+        "specificity",
+        "precision",
+    ),
     *("npv", "f1", "mcc", "brier"),
 )
 
 
 def point_metrics(
-    labels: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray | None = None, *, ranking: bool = True
+    labels: np.ndarray,
+    scores: np.ndarray,
+    threshold: float,
+    weights: np.ndarray | None = None,
+    *,
+    ranking: bool = True,
 ) -> dict[str, np.ndarray]:
     """`METRICS` of labels and scores `(n,)` under many weights `(resamples, n)` at once, each `(resamples,)`.
 
@@ -42,7 +55,12 @@ def point_metrics(
     positive, classified = labels == 1, scores >= threshold
     tp, fn, fp, tn = (
         weights @ chosen.astype(np.float64)
-        for chosen in (positive & classified, positive & ~classified, ~positive & classified, ~positive & ~classified)
+        for chosen in (
+            positive & classified,
+            positive & ~classified,
+            ~positive & classified,
+            ~positive & ~classified,
+        )
     )
     total = tp + tn + fp + fn
     auc = average_precision = total * np.nan
@@ -122,10 +140,14 @@ def _by_seed(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Metrics of each seed `(seeds,)`, and under the same resamples of patients `(seeds, resamples)`."""
     if len(scores[["recipe", "protocol"]].drop_duplicates()) > 1:
-        raise DataInvalid("scores of several recipes or protocols cannot be averaged. Fix: pass one of them.")
+        raise InvalidDataError(
+            "scores of several recipes or protocols cannot be averaged. Fix: pass one of them."
+        )
     part = scores[scores["split"] == split]
     if part.empty:
-        raise DataInvalid(f"there are no scores of the {split} split. Fix: train the recipe again.")
+        raise InvalidDataError(
+            f"there are no scores of the {split} split. Fix: train the recipe again."
+        )
     points, patients = thresholds(scores, rule), np.unique(part["patient"])
     # The first row is the split as it is.
     weights = np.vstack([np.ones(len(patients)), bootstrap_weights(len(patients), resamples)])
@@ -180,5 +202,7 @@ def effective_size(part: pd.DataFrame) -> float:
     if by_seed.isna().any(axis=None):
         return np.nan
     units = (about["patient"].to_numpy(), by_seed.index.to_numpy())
-    over = [delong(about["label"].to_numpy(), by_seed.T.to_numpy(), unit)[1].mean() for unit in units]
+    over = [
+        delong(about["label"].to_numpy(), by_seed.T.to_numpy(), unit)[1].mean() for unit in units
+    ]
     return len(by_seed) * float(over[1] / over[0]) if over[0] > 0 else np.nan

@@ -33,7 +33,9 @@ def interval(resampled: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def wilson_if_degenerate(share: float, low: float, high: float, patients: int) -> tuple[float, float]:
+def wilson_if_degenerate(
+    share: float, low: float, high: float, patients: int
+) -> tuple[float, float]:
     """Wilson's interval over patients for a share of 0 or 1, which no resample varies; else as given."""
     if share not in (0.0, 1.0) or not patients:
         return low, high
@@ -70,7 +72,9 @@ def share_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, flo
     return share, *wilson_if_degenerate(share, *found, len(names))
 
 
-def weighted_ranking(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def weighted_ranking(
+    positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """AUC and average precision, as scikit-learn defines them, of scores in any range, each `(resamples,)`.
 
     Under weights `(resamples, n)`; NaN without both classes.
@@ -91,7 +95,9 @@ def weighted_ranking(positive: np.ndarray, scores: np.ndarray, weights: np.ndarr
         return below / (true[-1] * false[-1]), (precision * gained).sum(axis=0) / true[-1]
 
 
-def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def delong(
+    labels: np.ndarray, scores: np.ndarray, patients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """AUCs `(k,)` of scores `(k, n)` of the same images, and their covariance `(k, k)` over patients.
 
     Obuchowski 1997, so that several images of a child do not count as so many children; with one image a patient it is
@@ -119,7 +125,9 @@ def delong(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> tupl
     return aucs, covariance + both + both.T
 
 
-def delong_interval(labels: np.ndarray, scores: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
+def delong_interval(
+    labels: np.ndarray, scores: np.ndarray, patients: np.ndarray
+) -> tuple[float, float, float]:
     """Mean AUC over the rows of `scores` `(k, n)`, with DeLong's interval over patients, cut at 0 and 1."""
     aucs, covariance = delong(labels, scores, patients)
     # Rounding can leave a spread of nothing just below 0.

@@ -15,9 +15,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import spearmanr
 
 from xraylib.datasets import images
+from xraylib.errors import InvalidDataError
 from xraylib.evaluation.resampling import share_interval
-from xraylib.storage import DataInvalid
-from xraylib.training.runs import Predictor
+from xraylib.training.predictor import Predictor
 
 BATCH = 32
 
@@ -47,7 +47,9 @@ def _split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     found = [i for i, x in enumerate(chain) if isinstance(x, convolutions) or x.name == "backbone"]
     pool = next((x for x in chain[found[-1] :] if isinstance(x, pools)), None) if found else None
     if pool is None:
-        raise DataInvalid(f"{model.name} has no feature maps to look at. Fix: explain a convolutional network.")
+        raise InvalidDataError(
+            f"{model.name} has no feature maps to look at. Fix: explain a convolutional network."
+        )
     end = model.output if isinstance(chain[-1], pools) else chain[-1].input
     return keras.Model(model.input, pool.input), keras.Model(pool.input, end)
 
@@ -59,7 +61,9 @@ def _log_odds(predictor: Predictor, above: keras.Model) -> Callable[[Any], Any]:
     else:
         kernel = np.asarray(predictor.model.layers[-1].kernel, dtype=np.float32)
         direction = kernel[:, 0] if kernel.shape[1] == 1 else kernel[:, 1] - kernel[:, 0]
-    return lambda features: keras.ops.sum(keras.ops.matmul(above(features, training=False), direction[:, None]))
+    return lambda features: keras.ops.sum(
+        keras.ops.matmul(above(features, training=False), direction[:, None])
+    )
 
 
 def _gradient(function: Callable[[Any], Any], at: Any) -> Any:
@@ -116,7 +120,7 @@ def localisation(maps: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> p
     """
     lesion = np.asarray(masks).reshape(len(maps), -1) > 0
     if not lesion.any(axis=1).all():
-        raise DataInvalid("a mask has no lesion. Fix: pass pneumonias only.")
+        raise InvalidDataError("a mask has no lesion. Fix: pass pneumonias only.")
     flat = maps.reshape(len(maps), -1)
     pointing = np.take_along_axis(lesion, flat.argmax(axis=1)[:, None], axis=1)[:, 0]
     # A flat map points nowhere.
@@ -129,7 +133,9 @@ def localisation(maps: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> p
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def checks(predictor: Predictor, pixels: np.ndarray, masks: np.ndarray, patients: np.ndarray) -> dict[str, float | str]:
+def checks(
+    predictor: Predictor, pixels: np.ndarray, masks: np.ndarray, patients: np.ndarray
+) -> dict[str, float | str]:
     """What the heat maps of a recipe are worth on pneumonias whose lesions are known, as one row of a table.
 
     `recipe, n`, `pointing` and `energy` of `localisation` with intervals, those of `center_prior`, the mean `area` of a
@@ -141,7 +147,10 @@ def checks(predictor: Predictor, pixels: np.ndarray, masks: np.ndarray, patients
     row: dict[str, float | str] = {"recipe": predictor.run.recipe, "n": len(pixels)}
     for name in ("pointing", "energy"):
         row[name], row[f"{name}_center"] = float(found["value"][name]), float(center["value"][name])
-        row[f"{name}_low"], row[f"{name}_high"] = float(found["low"][name]), float(found["high"][name])
+        row[f"{name}_low"], row[f"{name}_high"] = (
+            float(found["low"][name]),
+            float(found["high"][name]),
+        )
     others = heat_maps(parameter_randomisation(predictor), pixels)
     row["area"] = float(found["area"].iloc[0])
     return row | {"rank_correlation": float(pd.Series(rank_correlation(maps, others)).mean())}

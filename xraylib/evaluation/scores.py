@@ -10,10 +10,10 @@ from collections.abc import Collection
 import pandas as pd
 
 from xraylib import paths
-from xraylib.storage import DataInvalid, NotFound
+from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.training import runs
 
-# `swapped`: validation images framed as the other class (`corruptions.swap_framing`).
+# `swapped`: validation images framed as the other class (`framing.swap_framing`).
 SPLITS = ("train", "val", "swapped", "test", "external")
 # The baseline that gives every image the same score.
 CONSTANT = "majority-class"
@@ -21,38 +21,50 @@ CONSTANT = "majority-class"
 
 def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
     """Return the scores of a report's runs, of all recipes or some, checked, with each run's frozen `threshold`."""
-    if not (found := [run for run in runs.find(dataset) if recipes is None or run.recipe in recipes]):
-        raise NotFound(f"no runs in {paths.REPORTS / dataset / 'runs'}. Fix: `make reproduce DATASET={dataset}`.")
-    table = pd.concat([run.scores.assign(threshold=run.threshold) for run in found], ignore_index=True)
+    if not (
+        found := [
+            run for run in runs.list_runs(dataset) if recipes is None or run.recipe in recipes
+        ]
+    ):
+        raise NotFoundError(
+            f"no runs in {paths.REPORTS / dataset / 'runs'}. Fix: `make reproduce DATASET={dataset}`."
+        )
+    table = pd.concat(
+        [run.scores.assign(threshold=run.threshold) for run in found], ignore_index=True
+    )
     check(table)
     return table
 
 
 def load_external(dataset: str, other: str) -> pd.DataFrame:
-    """Return the scores that `shift.external` wrote for another data set, by its name, checked."""
+    """Return the scores that `external.external` wrote for another data set, by its name, checked."""
     place = paths.REPORTS / dataset / "external" / other
     files = sorted(place.glob("*.csv"), key=lambda file: runs.rank(file.stem))
     if not files:
         command = f"python -m xraylib external RECIPE --dataset {dataset} --on {other}"
-        raise NotFound(f"no scores in {place}. Fix: `{command}`.")
+        raise NotFoundError(f"no scores in {place}. Fix: `{command}`.")
     table = pd.concat([runs.read_scores(file) for file in files], ignore_index=True)
     check(table)
     scored = table.groupby("image_id")["recipe"].transform("nunique")
     if (scored < len(files)).any():
         row = table[scored < len(files)].iloc[0]
         what = f"{row['image_id']} was scored by {row['recipe']} and not by all"
-        raise DataInvalid(f"{place}: {what}. Fix: run `external` for every recipe again.")
+        raise InvalidDataError(f"{place}: {what}. Fix: run `external` for every recipe again.")
     return table
 
 
 def check(scores: pd.DataFrame) -> None:
-    """Refuse a scores table that would give wrong numbers, naming the first bad row (`DataInvalid`)."""
+    """Refuse a scores table that would give wrong numbers, naming the first bad row (`InvalidDataError`)."""
     if missing := [column for column in runs.SCORE_COLUMNS if column not in scores]:
-        raise DataInvalid(f"the scores table lacks the columns {', '.join(missing)}. Fix: write it again.")
+        raise InvalidDataError(
+            f"the scores table lacks the columns {', '.join(missing)}. Fix: write it again."
+        )
     if scores.empty:
-        raise DataInvalid("the scores table is empty. Fix: train a recipe first.")
+        raise InvalidDataError("the scores table is empty. Fix: train a recipe first.")
     # Another hospital may give its patients the same names.
-    inside = scores.assign(split=scores["split"].where(scores["split"] != "external").replace("swapped", "val"))
+    inside = scores.assign(
+        split=scores["split"].where(scores["split"] != "external").replace("swapped", "val")
+    )
     strict, run = scores["protocol"] == "strict", ["recipe", "protocol", "seed"]
     kind = scores["kind"].map({"normal": 0, "bacteria": 1, "virus": 1})
     labels = scores.groupby(["split", "image_id"])["label"]
@@ -64,11 +76,13 @@ def check(scores: pd.DataFrame) -> None:
         "has a label that is not 0 or 1": ~scores["label"].isin([0, 1]),
         "is there twice": scores.duplicated([*run, "split", "image_id"]),
         # The row that most others contradict is named.
-        "has two labels": (labels.transform("nunique") > 1) & (scores["label"] != labels.transform("median").round()),
+        "has two labels": (labels.transform("nunique") > 1)
+        & (scores["label"] != labels.transform("median").round()),
         "has a label that its kind contradicts": kind.notna() & (kind != scores["label"]),
         "has two patients": _differs(scores, ["split", "image_id"], "patient"),
         "is in two splits": strict & _differs(inside, [*run, "image_id"], "split"),
-        "is of a patient who is in two splits": strict & _differs(inside, [*run, "patient"], "split"),
+        "is of a patient who is in two splits": strict
+        & _differs(inside, [*run, "patient"], "split"),
         "is not among the images of its other seeds": strict
         & scores["split"].isin(["test", "external"])
         & (
@@ -79,17 +93,19 @@ def check(scores: pd.DataFrame) -> None:
     for what, rows in bad.items():
         if rows.any():
             row = scores[rows].iloc[0]
-            raise DataInvalid(
+            raise InvalidDataError(
                 f"{row['recipe']}, {row['protocol']}, seed {row['seed']}: {row['image_id']} {what} "
                 f"({int(rows.sum())} rows). Fix: delete the file and run the command that wrote it again."
             )
     for key, part in scores.groupby([*run, "split"]):
         where = ", ".join(map(str, key))
         if part["label"].nunique() < 2:
-            raise DataInvalid(f"{where}: one class only. Fix: score images of both classes.")
+            raise InvalidDataError(f"{where}: one class only. Fix: score images of both classes.")
         if part["score"].nunique() < 2 and key[0] != CONSTANT:
             what = f"all {len(part)} scores are {part['score'].iloc[0]:.6g}, which ranks nothing"
-            raise DataInvalid(f"{where}: {what}. Fix: train with another seed or a lower learning rate.")
+            raise InvalidDataError(
+                f"{where}: {what}. Fix: train with another seed or a lower learning rate."
+            )
 
 
 def _differs(scores: pd.DataFrame, by: list[str], column: str) -> pd.Series:

@@ -12,16 +12,30 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from xraylib.figures import style
-from xraylib.figures.style import DASHES, DPI, FAINT, INK, QUIET, SPLIT_COLOURS, STYLE, Figure, recipe_colours
+from xraylib.figures.style import (
+    DASHES,
+    DPI,
+    FAINT,
+    INK,
+    QUIET,
+    SPLIT_COLOURS,
+    STYLE,
+    Figure,
+    recipe_colours,
+)
 
 OVER_PATIENTS = "Lines: 95% intervals over patients, and over runs where there are three."
 # Runs above which their lines are thin and their median is drawn.
 MANY = 5
 
 
-def blank(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+def blank(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, np.ndarray]:
     """Return an empty figure of some inches and its axes `(rows, columns)`; `options` go to `subplots`."""
-    fig = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06))
+    fig = Figure(
+        figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
+    )
     axes = fig.subplots(rows, columns, squeeze=False, **options)
     # Ticks are made while drawing, when the style of `styled` is no longer in force.
     for ax in axes.flat:
@@ -35,7 +49,9 @@ def panels(
     """Return a figure with a titled panel a recipe, `height` inches high: axes, table, colour of each."""
     columns = min(columns, len(tables))
     rows = -(-len(tables) // columns)
-    fig, axes = blank(max(4.5, min(10, 2.5 * columns)), 0.9 + height * rows, rows, columns, **options)
+    fig, axes = blank(
+        max(4.5, min(10, 2.5 * columns)), 0.9 + height * rows, rows, columns, **options
+    )
     for ax in axes.flat[len(tables) :]:
         ax.remove()
     for place, (ax, name) in enumerate(zip(axes.flat, tables, strict=False)):
@@ -52,9 +68,13 @@ def head(fig: Figure, title: str, note: str = "", recipes: Iterable[str] = ()) -
     colours = recipe_colours(list(recipes))
     text, at = textwrap.fill(title, int(width * 9.2)), {"x": 0.008, "ha": "left"}
     if colours:
-        lines = [Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()]
+        lines = [
+            Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()
+        ]
         place = (0, 1 - (0.06 + 0.2 * (text.count("\n") + 1)) / height)
-        fig.legend(lines, list(colours), loc="upper left", bbox_to_anchor=place, ncols=min(5, len(colours)))
+        fig.legend(
+            lines, list(colours), loc="upper left", bbox_to_anchor=place, ncols=min(5, len(colours))
+        )
         # Empty lines keep the place of the legend, which the layout does not know.
         text += "\n" * -(-len(colours) // 5)
     fig.suptitle(text, fontsize=12, fontweight="bold", color=INK, **at)
@@ -64,7 +84,9 @@ def head(fig: Figure, title: str, note: str = "", recipes: Iterable[str] = ()) -
 
 
 @style.styled
-def learning_curves(named: Mapping[str, pd.DataFrame], title: str, last_kept: bool = False) -> Figure:
+def learning_curves(
+    named: Mapping[str, pd.DataFrame], title: str, last_kept: bool = False
+) -> Figure:
     """Loss and accuracy by epoch of each run by name; of more than `MANY`, the median is bold."""
     runs = [run.sort_values("epoch") for run in named.values()]
     many, dashed = len(runs) > MANY, 1 < len(runs) <= len(DASHES)
@@ -73,14 +95,22 @@ def learning_curves(named: Mapping[str, pd.DataFrame], title: str, last_kept: bo
     for ax, measure in zip(axes, ("loss", "accuracy"), strict=True):
         for prefix, colour in (("", "#999999"), ("val_", "#000000")):
             for run, dash in zip(runs, DASHES if dashed else ["-"] * len(runs), strict=False):
-                look = {"lw": 0.6, "alpha": 0.3} if many else {"lw": 1.2, "marker": "o" * (len(run) < 8)}
-                ax.plot(run["epoch"], run[prefix + measure], linestyle=dash, color=colour, ms=4, **look)
+                look = (
+                    {"lw": 0.6, "alpha": 0.3}
+                    if many
+                    else {"lw": 1.2, "marker": "o" * (len(run) < 8)}
+                )
+                ax.plot(
+                    run["epoch"], run[prefix + measure], linestyle=dash, color=colour, ms=4, **look
+                )
             if many:
                 middle = pd.concat(runs).groupby("epoch")[prefix + measure].median()
                 ax.plot(middle.index, middle, color=colour, linewidth=2.2)
         for run in [] if many else runs:
             views = run.columns[run.columns.str.startswith("val_auc_")]
-            best = run.iloc[int((-run[views].min(axis=1) if len(views) else run["val_loss"]).argmin())]
+            best = run.iloc[
+                int((-run[views].min(axis=1) if len(views) else run["val_loss"]).argmin())
+            ]
             ring = {"color": INK, "markerfacecolor": "white", "markersize": 6, "zorder": 5}
             ax.plot(best["epoch"], best[f"val_{measure}"], "o", **ring)
         values = pd.concat(runs)[[measure, f"val_{measure}"]].to_numpy(dtype=float)
@@ -88,16 +118,24 @@ def learning_curves(named: Mapping[str, pd.DataFrame], title: str, last_kept: bo
             ax.set_yscale("log")
             ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
             ax.yaxis.set_major_formatter("{x:g}")
-        ax.text(0.8, 1.02, "train ", color=QUIET, transform=ax.transAxes, ha="right", fontweight="bold")
+        ax.text(
+            0.8, 1.02, "train ", color=QUIET, transform=ax.transAxes, ha="right", fontweight="bold"
+        )
         ax.text(0.8, 1.02, "validation", transform=ax.transAxes, ha="left", fontweight="bold")
         label = "cross-entropy loss" if measure == "loss" else measure
-        ax.set(xlabel="epoch", ylabel=label, xlim=(0.5, max(run["epoch"].max() for run in runs) + 0.5))
+        ax.set(
+            xlabel="epoch", ylabel=label, xlim=(0.5, max(run["epoch"].max() for run in runs) + 0.5)
+        )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for start in starts:
             ax.axvline(start, color=QUIET, linewidth=1, linestyle=":", zorder=0)
     words = zip(named, ("solid", "dashed", "dash-dotted", "dotted"), strict=False)
     note = "; ".join(f"{name}: {word}" for name, word in words) + ". " if dashed else ""
-    rule = "best AUC on re-framed validation" if "val_auc_framing" in runs[0] else "lowest validation loss"
+    rule = (
+        "best AUC on re-framed validation"
+        if "val_auc_framing" in runs[0]
+        else "lowest validation loss"
+    )
     kept = "The last epoch was kept." if last_kept else f"The epoch with the {rule} was kept."
     note += f"Bold: median of {len(runs)} runs. {kept}" if many else f"{kept} Circle: {rule}."
     return head(fig, title, note + (" Dotted: a new phase begins." if starts else ""))
@@ -125,15 +163,32 @@ def forest(
     colours = SPLIT_COLOURS if within == "split" else recipe_colours(panels[0][0][within])
     rows, names = list(labels), [name for name in colours if (panels[0][0][within] == name).any()]
     for ax, (table, value, xlabel) in zip(axes, panels, strict=True):
-        low, high = (f"{value}_low", f"{value}_high") if f"{value}_low" in table else ("low", "high")
+        low, high = (
+            (f"{value}_low", f"{value}_high") if f"{value}_low" in table else ("low", "high")
+        )
         several = table.duplicated(row).any()
         for _, one in table.iterrows():
-            shift = (names.index(one[within]) - (len(names) - 1) / 2) * 0.7 / len(names) if several else 0.0
+            shift = (
+                (names.index(one[within]) - (len(names) - 1) / 2) * 0.7 / len(names)
+                if several
+                else 0.0
+            )
             y, colour = rows.index(one[row]) + shift, colours[one[within]]
             ax.plot([one[low], one[high]], [y, y], color=colour, linewidth=1.8, clip_on=False)
-            ax.plot(one[value], y, "o", color=colour, ms=4 if several and len(names) > 2 else 6, clip_on=False)
+            ax.plot(
+                one[value],
+                y,
+                "o",
+                color=colour,
+                ms=4 if several and len(names) > 2 else 6,
+                clip_on=False,
+            )
             if text:
-                place: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 8}
+                place: dict[str, Any] = {
+                    "transform": ax.get_yaxis_transform(),
+                    "va": "center",
+                    "fontsize": 8,
+                }
                 said = f"{one[value]:.2f} ({one[low]:.2f}–{one[high]:.2f})"
                 ink = colour if several else INK
                 ax.text(1.03, y, said, color=ink, **place)
@@ -160,17 +215,26 @@ def leaderboard(table: pd.DataFrame) -> Figure:
     for place, one in table.iterrows():
         init = "no network" if one["init"] == "none" else f"{str(one['init']).split(' (')[0]} init"
         seeds = f"{one['seeds']} seed{'' if one['seeds'] == 1 else 's'}"
-        labels[place] = f"{one['recipe']}, {one['protocol']}\n{init}, {seeds}, n = {one['n_test']:,}"
+        labels[place] = (
+            f"{one['recipe']}, {one['protocol']}\n{init}, {seeds}, n = {one['n_test']:,}"
+        )
     fig, (axes,) = blank(10, 1.2 + 0.44 * len(table), 1, 2, sharey=True)
     panels = [(table, "auc", "AUC"), (table, "accuracy", "accuracy")]
     forest(axes, panels, "row", labels, start=0.6, text=True)
     # Under another protocol other images are tested than those of the claim.
     claimed = table[table["claimed_accuracy"].notna() & (table["protocol"] == "published")]
-    look: dict[str, Any] = {"color": INK, "markerfacecolor": "none", "markersize": 8, "clip_on": False}
+    look: dict[str, Any] = {
+        "color": INK,
+        "markerfacecolor": "none",
+        "markersize": 8,
+        "clip_on": False,
+    }
     # An empty line without clipping has no extent, and the layout would collapse.
     if len(claimed):
         axes[1].plot(claimed["claimed_accuracy"], claimed["row"], "D", **look)
-    note = f"Test images, best AUC first. {OVER_PATIENTS}" + " Diamond: claimed accuracy." * bool(len(claimed))
+    note = f"Test images, best AUC first. {OVER_PATIENTS}" + " Diamond: claimed accuracy." * bool(
+        len(claimed)
+    )
     return head(fig, "How good are the recipes, and what was claimed?", note)
 
 
@@ -179,7 +243,9 @@ def protocol_comparison(table: pd.DataFrame) -> Figure:
     """Accuracy of each recipe by how it was split and scored, of `comparisons.protocol_comparison`."""
     recipes, labels = table["recipe"].unique(), {}
     for name, part in table.groupby("comparison", sort=False):
-        labels[name] = f"{name}\nn = {part['n'].max():,}{' a seed' if part['seeds'].max() > 1 else ''}"
+        labels[name] = (
+            f"{name}\nn = {part['n'].max():,}{' a seed' if part['seeds'].max() > 1 else ''}"
+        )
     size = (min(10.0, 3.0 + 2.4 * len(recipes)), 1.5 + 0.45 * len(labels))
     fig, (axes,) = blank(*size, 1, len(recipes), sharex=True, sharey=True)
     start = min(0.7, float(table["accuracy_low"].min()) - 0.02)
@@ -196,7 +262,7 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     """The fall and its cause: accuracy by protocol, and specificity by the share of its rows a normal keeps.
 
     `comparison` is of `comparisons.protocol_comparison` (its first recipe is drawn), `response` of
-    `shift.framing_response`, `board` the leaderboard, whose strict rows are the official test's.
+    `views.framing_response`, `board` the leaderboard, whose strict rows are the official test's.
     """
     colours, first = recipe_colours(response["recipe"]), comparison["recipe"].iloc[0]
     one = comparison[comparison["recipe"] == first]
@@ -209,19 +275,44 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     for number, (name, colour) in enumerate(colours.items()):
         part = response[response["recipe"] == name].set_index("view").loc[views]
         places = np.arange(len(views)) + 0.04 * number
-        ends = np.abs(part[["specificity_low", "specificity_high"]].T.to_numpy() - part["specificity"].to_numpy())
-        right.errorbar(places, part["specificity"], ends, color=colour, marker="o", ms=3.5, lw=1.4, elinewidth=0.7)
-        row = tests.loc[name, ["specificity", "specificity_low", "specificity_high"]].to_numpy(dtype=float)
+        ends = np.abs(
+            part[["specificity_low", "specificity_high"]].T.to_numpy()
+            - part["specificity"].to_numpy()
+        )
+        right.errorbar(
+            places,
+            part["specificity"],
+            ends,
+            color=colour,
+            marker="o",
+            ms=3.5,
+            lw=1.4,
+            elinewidth=0.7,
+        )
+        row = tests.loc[name, ["specificity", "specificity_low", "specificity_high"]].to_numpy(
+            dtype=float
+        )
         look: dict[str, Any] = {"color": colour, "marker": "D", "ms": 5, "elinewidth": 0.7}
         right.errorbar(len(views) + 0.08 * number, row[0], np.abs(row[1:, None] - row[0]), **look)
     right.axvspan(len(views) - 0.4, len(views) + 0.9, color=FAINT, alpha=0.35, linewidth=0)
-    kept = ["whole", *(f"{float(view.split()[1]):.0%}" for view in views[1:]), "official test,\nas it is"]
+    kept = [
+        "whole",
+        *(f"{float(view.split()[1]):.0%}" for view in views[1:]),
+        "official test,\nas it is",
+    ]
     right.set_xticks(range(len(kept)), kept)
-    right.set(ylim=(-0.02, 1.02), xlabel="share of a normal's rows that is kept, then stretched", ylabel="specificity")
+    right.set(
+        ylim=(-0.02, 1.02),
+        xlabel="share of a normal's rows that is kept, then stretched",
+        ylabel="specificity",
+    )
     right.set_title("validation normals, cut at top and bottom")
     note = "Left: the threshold is 0.5 but in the last row. Right: the frozen one. Lines: 95% intervals."
     return head(
-        fig, "Why do good networks fall on the official test? In part they read the framing.", note, list(colours)
+        fig,
+        "Why do good networks fall on the official test? In part they read the framing.",
+        note,
+        list(colours),
     )
 
 

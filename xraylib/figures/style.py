@@ -65,6 +65,11 @@ def recipe_colours(names: Iterable[str]) -> dict[str, str]:
     """
     base = {name: name for name in RECIPES} | dict.fromkeys(IMBALANCE_RECIPES, IMBALANCE_RECIPES[0])
     gray = [name for name, recipe in RECIPES.items() if recipe.fit == "single-feature"]
-    own = [*dict.fromkeys(base[name] for name in RECIPES if name not in gray), *sorted({*names} - {*RECIPES})]
-    colour = dict(zip(own, RECIPE_PALETTE * len(own), strict=False)) | dict.fromkeys(gray, "#888888")
+    own = [
+        *dict.fromkeys(base[name] for name in RECIPES if name not in gray),
+        *sorted({*names} - {*RECIPES}),
+    ]
+    colour = dict(zip(own, RECIPE_PALETTE * len(own), strict=False)) | dict.fromkeys(
+        gray, "#888888"
+    )
     return {name: colour[base.get(name, name)] for name in dict.fromkeys(names)}

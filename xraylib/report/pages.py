@@ -13,7 +13,7 @@ from xraylib import paths
 from xraylib.datasets import catalog
 from xraylib.evaluation import metrics, scores
 from xraylib.report import tables
-from xraylib.storage import atomic
+from xraylib.storage import atomic_write
 from xraylib.training import runs
 from xraylib.training.recipes import IMBALANCE_RECIPES, RECIPES
 from xraylib.training.runs import COMMITTED
@@ -29,38 +29,54 @@ README_TABLE = re.compile(r"(<!-- accuracy:(\S+) [^>]*-->)\n.*?(<!-- end -->)", 
 
 def build(dataset: str) -> Path:
     """Write leaderboard, claims, model card and page of a report from its runs; return the page."""
-    place, board, table = tables.folder(dataset), tables.leaderboard(dataset), scores.load(dataset)
-    with atomic(place / "leaderboard.csv") as temporary:
+    place, board, table = (
+        tables.report_folder(dataset),
+        tables.leaderboard(dataset),
+        scores.load(dataset),
+    )
+    with atomic_write(place / "leaderboard.csv") as temporary:
         board.to_csv(temporary, index=False, float_format="%.9g")
     claims = tables.claims(dataset)
     tables.save_table(claims, dataset, "claims")
     files = (place / "leaderboard.csv", *sorted((place / "tables").glob("*.csv")))
     strict = board[(board["protocol"] == "strict") & ~board["recipe"].isin(IMBALANCE_RECIPES[1:])]
-    own = table[(table["protocol"] == "strict") & table["recipe"].isin(strict["recipe"])].groupby("recipe")
+    own = table[(table["protocol"] == "strict") & table["recipe"].isin(strict["recipe"])].groupby(
+        "recipe"
+    )
     tested = table[(table["protocol"] == "strict") & (table["split"] == "test")]
     protocols = board.groupby("recipe", sort=False)["protocol"].agg(list)
     figures = {file.stem: _figure(file) for file in sorted(place.glob("figures/*.png"))}
-    supplement: dict[str, list[tuple[Any, ...]]] = {}  # by the number of the notebook that draws them
+    supplement: dict[
+        str, list[tuple[Any, ...]]
+    ] = {}  # by the number of the notebook that draws them
     for stem, figure in figures.items():
         if stem not in MAIN:
             supplement.setdefault(stem[:2], []).append(figure)
     note = place / "note.txt"  # what must be known of the images that the scores were made from
     facts = {
         "dataset": dataset,
-        "title": catalog.DATASETS[dataset].title if dataset in catalog.DATASETS else f"Images of {dataset}",
+        "title": catalog.DATASETS[dataset].title
+        if dataset in catalog.DATASETS
+        else f"Images of {dataset}",
         "note": note.read_text(encoding="utf-8").strip() if note.exists() else "",
         "test_images": tested["image_id"].nunique(),
         "test_patients": tested["patient"].nunique(),
         "images": f"{table['image_id'].nunique():,}",
         "patients": f"{table['patient'].nunique():,}",
-        "hardware": "; ".join(sorted({one for each in board["hardware"] for one in each.split("; ")})),
+        "hardware": "; ".join(
+            sorted({one for each in board["hardware"] for one in each.split("; ")})
+        ),
         "rows": board.to_dict(orient="records"),
         "claims": claims.to_dict(orient="records"),
         "strict": strict.to_dict(orient="records"),
         "prevalences": PREVALENCES,
-        "predictive": {name: metrics.predictive(part, PREVALENCES).to_dict("records") for name, part in own},
+        "predictive": {
+            name: metrics.predictive(part, PREVALENCES).to_dict("records") for name, part in own
+        },
         "external": [
-            row for row in tables.read_rows(dataset, "external") if row["recipe"] not in IMBALANCE_RECIPES[1:]
+            row
+            for row in tables.read_rows(dataset, "external")
+            if row["recipe"] not in IMBALANCE_RECIPES[1:]
         ],
         "recipes": [(RECIPES[name], some) for name, some in protocols.items() if name in RECIPES],
         "tables": {file.stem: file.relative_to(place).as_posix() for file in files},
@@ -72,7 +88,7 @@ def build(dataset: str) -> Path:
         "checklist": (place / "checklist.md").exists(),
     }
     for name in ("model_card.md", "index.html"):
-        with atomic(place / name) as temporary:
+        with atomic_write(place / name) as temporary:
             text = _environment().get_template(f"{name}.j2").render(facts)
             temporary.write_text(text, encoding="utf-8")
     return place / "index.html"
@@ -83,7 +99,7 @@ def write_readme_table(readme: Path) -> None:
     text = readme.read_text(encoding="utf-8")
 
     def table(match: re.Match[str]) -> str:
-        file = tables.folder(match[2]) / "leaderboard.csv"
+        file = tables.report_folder(match[2]) / "leaderboard.csv"
         if not file.exists():
             return match[0]
         rows = pd.read_csv(file).to_dict(orient="records")
@@ -93,17 +109,22 @@ def write_readme_table(readme: Path) -> None:
         return f"{match[1]}\n{lines.strip()}\n{match[3]}"
 
     if (written := README_TABLE.sub(table, text)) != text:
-        with atomic(readme) as temporary:
+        with atomic_write(readme) as temporary:
             temporary.write_text(written, encoding="utf-8")
 
 
 def _environment() -> jinja2.Environment:
     loader, strict = jinja2.PackageLoader("xraylib.report"), jinja2.StrictUndefined
     environment = jinja2.Environment(
-        loader=loader, autoescape=lambda name: ".html" in str(name), undefined=strict, keep_trailing_newline=True
+        loader=loader,
+        autoescape=lambda name: ".html" in str(name),
+        undefined=strict,
+        keep_trailing_newline=True,
     )
     environment.filters["value"] = _value
-    environment.filters["interval"] = lambda row, name: [row[name + end] for end in ("", "_low", "_high")]
+    environment.filters["interval"] = lambda row, name: [
+        row[name + end] for end in ("", "_low", "_high")
+    ]
     return environment
 
 
@@ -118,7 +139,7 @@ def _value(value: Any) -> str:
 
 def _choices(dataset: str, row: Any) -> dict[str, Any]:
     """What the first run of a row of the leaderboard was trained with, with the `epochs` of its phases."""
-    choices = runs.find(dataset, row["recipe"], row["protocol"])[0].settings["choices"]
+    choices = runs.list_runs(dataset, row["recipe"], row["protocol"])[0].settings["choices"]
     return choices | {"epochs": sum(phase["epochs"] for phase in choices.get("phases", []))}
 
 

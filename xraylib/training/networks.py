@@ -17,7 +17,7 @@ from keras import layers
 from scipy.special import expit
 
 from xraylib import devices, paths
-from xraylib.storage import NotFound
+from xraylib.errors import NotFoundError
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,13 @@ def scratch_cnn(x: Any, size: int, weights: Weights) -> Any:
     x = layers.Rescaling(1 / 255)(x)
     x = layers.Concatenate()([x, x, x])
     for filters in (16, 32, 64, 128):
-        x = layers.Conv2D(filters, 3, padding="same", use_bias=False, kernel_regularizer=keras.regularizers.L2(1e-4))(x)
+        x = layers.Conv2D(
+            filters,
+            3,
+            padding="same",
+            use_bias=False,
+            kernel_regularizer=keras.regularizers.L2(1e-4),
+        )(x)
         x = layers.BatchNormalization(momentum=0.9)(x)
         x = layers.ReLU()(x)
         x = layers.MaxPooling2D()(x)
@@ -111,7 +117,9 @@ class FlipAlways(layers.RandomFlip):
 def resnet50v2_raw(x: Any, size: int, weights: Weights) -> Any:
     """ResNet50V2 as published: pixels of 0…255 unscaled, and flips at random in scoring as in training."""
     x = FlipAlways("horizontal")(x)
-    return layers.GlobalAveragePooling2D()(backbone(x, "resnet50v2_raw", size, weights, scaled=False))
+    return layers.GlobalAveragePooling2D()(
+        backbone(x, "resnet50v2_raw", size, weights, scaled=False)
+    )
 
 
 def inceptionv3(x: Any, size: int, weights: Weights) -> Any:
@@ -142,13 +150,24 @@ def separable_cnn(x: Any, size: int, weights: Weights) -> Any:
     return x
 
 
-_BODIES = (tiny_cnn, scratch_cnn, mobilenetv2, mobilenetv2_160, mobilenetv2_small, resnet50v2, resnet50v2_raw)
+_BODIES = (
+    tiny_cnn,
+    scratch_cnn,
+    mobilenetv2,
+    mobilenetv2_160,
+    mobilenetv2_small,
+    resnet50v2,
+    resnet50v2_raw,
+)
 NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
     body.__name__: body for body in (*_BODIES, inceptionv3, separable_cnn)
 }
 
 # Networks on a backbone: initial weights are the backbone's; those of the others are the whole network's.
-_MOBILENETS, _RESNETS = [name for name in NETWORKS if "mobile" in name], ("resnet50v2", "resnet50v2_raw")
+_MOBILENETS, _RESNETS = (
+    [name for name in NETWORKS if "mobile" in name],
+    ("resnet50v2", "resnet50v2_raw"),
+)
 BACKBONES: dict[str, Callable[..., keras.Model]] = {
     **dict.fromkeys(_MOBILENETS, keras.applications.MobileNetV2),
     **dict.fromkeys(_RESNETS, keras.applications.ResNet50V2),
@@ -174,7 +193,11 @@ class Head:
 
 HEADS = {
     "sigmoid": Head(1, "sigmoid", keras.losses.BinaryCrossentropy),
-    "two-logits": Head(2, "linear", lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="loss")),
+    "two-logits": Head(
+        2,
+        "linear",
+        lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="loss"),
+    ),
 }
 
 
@@ -217,7 +240,9 @@ class RandomRendering(layers.Layer):
     brightness by ± `brightness` of the range 0…255; what leaves the range is clipped.
     """
 
-    def __init__(self, gamma: float = 1.6, contrast: float = 0.3, brightness: float = 0.15, **options: Any):
+    def __init__(
+        self, gamma: float = 1.6, contrast: float = 0.3, brightness: float = 0.15, **options: Any
+    ):
         super().__init__(**options)
         self.ranges = (float(np.log(gamma)), contrast, brightness)
         self.seeds = keras.random.SeedGenerator()
@@ -228,7 +253,8 @@ class RandomRendering(layers.Layer):
             return inputs
         ops, shape = keras.ops, (keras.ops.shape(inputs)[0], 1, 1, 1)
         gamma, contrast, brightness = (
-            keras.random.uniform(shape, -limit, limit, seed=self.seeds, dtype="float32") for limit in self.ranges
+            keras.random.uniform(shape, -limit, limit, seed=self.seeds, dtype="float32")
+            for limit in self.ranges
         )
         films = ops.clip(ops.cast(inputs, "float32") / 255.0, 1e-4, 1.0) ** ops.exp(gamma)
         films = (films - 0.5) * (1.0 + contrast) + 0.5 + brightness
@@ -247,13 +273,22 @@ AUGMENTATIONS: dict[str, Callable[[], keras.Sequential]] = {
     "flip": lambda: keras.Sequential([layers.RandomFlip("horizontal")], name="flip"),
     "geometric": lambda: keras.Sequential(_geometric(), name="geometric"),
     "reframe": lambda: keras.Sequential([RandomFraming()], name="reframe"),
-    "reframe-geometric": lambda: keras.Sequential([RandomFraming(), *_geometric()], name="reframe_geometric"),
-    "reframe-render": lambda: keras.Sequential([RandomFraming(), RandomRendering()], name="reframe_render"),
+    "reframe-geometric": lambda: keras.Sequential(
+        [RandomFraming(), *_geometric()], name="reframe_geometric"
+    ),
+    "reframe-render": lambda: keras.Sequential(
+        [RandomFraming(), RandomRendering()], name="reframe_render"
+    ),
 }
 
 
 def build(
-    network: str, size: int, head: str, *, weights: Weights | None = None, augmentation: str | None = None
+    network: str,
+    size: int,
+    head: str,
+    *,
+    weights: Weights | None = None,
+    augmentation: str | None = None,
 ) -> keras.Model:
     """Build a network (a key of `NETWORKS`) with its head (of `HEADS`) and augmentation (of `AUGMENTATIONS`).
 
@@ -275,23 +310,30 @@ def build(
 
 
 # SHA-256 of weight files whose origin is known; a row names other files by their own hash.
-KNOWN_WEIGHTS = {"c9e9872133be71e5612b6745b9c045c04992d6a665951d016d9843024f588b31": "imagenet (recovered MobileNetV2)"}
+KNOWN_WEIGHTS = {
+    "c9e9872133be71e5612b6745b9c045c04992d6a665951d016d9843024f588b31": "imagenet (recovered MobileNetV2)"
+}
 
 
 def load_weights(model: keras.Model, file: Path) -> None:
-    """Load a weights file; raises `NotFound` unless it holds all that the network has."""
+    """Load a weights file; raises `NotFoundError` unless it holds all that the network has."""
     try:
         with warnings.catch_warnings():
             # Keras only warns when it leaves layers that the file does not hold as they are.
             warnings.simplefilter("error", UserWarning)
             model.load_weights(file)
     except (OSError, ValueError, KeyError, UserWarning) as error:
-        fix, why = "give the file that belongs to this network, or ask for init=random", str(error).splitlines()[0]
-        raise NotFound(f"{file} does not hold weights of {model.name} ({why}). Fix: {fix}.") from error
+        fix, why = (
+            "give the file that belongs to this network, or ask for init=random",
+            str(error).splitlines()[0],
+        )
+        raise NotFoundError(
+            f"{file} does not hold weights of {model.name} ({why}). Fix: {fix}."
+        ) from error
 
 
 def get_weights(network: str, init: str) -> Weights:
-    """Find the initial weights that are asked for, never others in their place; `NotFound` otherwise.
+    """Find the initial weights that are asked for, never others in their place; `NotFoundError` otherwise.
 
     `init` is `random`; `imagenet`: the file `<backbone>_imagenet_notop.weights.h5` in the folder `XRAYLIB_WEIGHTS`
     where that is set, Keras's own download elsewhere; the path of a `.weights.h5` file; or `none`, without a network.
@@ -299,19 +341,27 @@ def get_weights(network: str, init: str) -> Weights:
     if init in ("random", "none"):
         return Weights(init)
     if init == "imagenet" and network not in BACKBONES:
-        raise NotFound(f"there are no ImageNet weights for {network}. Fix: ask for init=random.")
+        raise NotFoundError(
+            f"there are no ImageNet weights for {network}. Fix: ask for init=random."
+        )
     if init == "imagenet":
         name = f"{BACKBONES[network].__name__.lower()}_imagenet_notop.weights.h5"
-        return _from_keras(network, name) if paths.WEIGHTS is None else _from_file(paths.WEIGHTS / name)
+        return (
+            _from_keras(network, name)
+            if paths.WEIGHTS is None
+            else _from_file(paths.WEIGHTS / name)
+        )
     if init.endswith(".weights.h5"):
         return _from_file(Path(init))
-    raise NotFound(f"there is no initialisation {init!r}. Fix: random, imagenet, or the path of a .weights.h5 file.")
+    raise NotFoundError(
+        f"there is no initialisation {init!r}. Fix: random, imagenet, or the path of a .weights.h5 file."
+    )
 
 
 def _from_file(file: Path) -> Weights:
     if not file.is_file():
         fix = "put them there, unset XRAYLIB_WEIGHTS to let Keras download its own, or ask for init=random"
-        raise NotFound(f"no weights at {file}. Fix: {fix}.")
+        raise NotFoundError(f"no weights at {file}. Fix: {fix}.")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return Weights(KNOWN_WEIGHTS.get(digest, f"file {digest[:12]}"), file)
 
@@ -321,14 +371,16 @@ def _from_keras(network: str, name: str) -> Weights:
     try:
         BACKBONES[network](include_top=False, weights="imagenet", input_shape=(224, 224, 3))
     except Exception as error:
-        raise NotFound(
+        raise NotFoundError(
             f"the ImageNet weights of {network} could not be downloaded ({error}). Fix: connect to the "
             f"network, set XRAYLIB_WEIGHTS to a folder that holds {name}, or ask for init=random."
         ) from error
     return Weights("imagenet (Keras)")
 
 
-def predict(model: keras.Model, head: str, pixels: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
+def predict_rows(
+    model: keras.Model, head: str, pixels: np.ndarray, rows: np.ndarray, batch_size: int
+) -> np.ndarray:
     """P(pneumonia), float64 `(len(rows),)`, of some rows of the uint8 pixels `(n, size, size, 1)`.
 
     Of a job each process scores its part of the rows, and all get the whole.

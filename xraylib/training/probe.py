@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from xraylib import paths
 from xraylib.datasets import images
-from xraylib.storage import atomic, storage_errors
+from xraylib.storage import atomic_write, storage_errors
 from xraylib.training import networks
 from xraylib.training.runs import TRAINING_VERSION, digest, versions
 
@@ -29,7 +29,9 @@ VIEWS = 4
 STRENGTHS = tuple(10.0**power for power in range(-5, 1))
 
 
-def pooled(manifest: pd.DataFrame, network: str, size: int, weights: networks.Weights, seed: int) -> np.ndarray:
+def pooled(
+    manifest: pd.DataFrame, network: str, size: int, weights: networks.Weights, seed: int
+) -> np.ndarray:
     """Features of every image of a manifest, float32 `(n, features)`, computed once and kept in the cache.
 
     `seed` draws the weights when they are random and is not read otherwise.
@@ -49,8 +51,10 @@ def pooled(manifest: pd.DataFrame, network: str, size: int, weights: networks.We
         file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
         if not file.exists():
-            features = describe(extractor(network, size, weights, seed), images.load_pixels(manifest, size))
-            with atomic(file) as temporary:
+            features = describe(
+                extractor(network, size, weights, seed), images.load_pixels(manifest, size)
+            )
+            with atomic_write(file) as temporary:
                 np.save(temporary, features)
     return np.load(file)
 
@@ -66,7 +70,11 @@ def describe(frozen: keras.Model, pixels: np.ndarray) -> np.ndarray:
     """Features, float32 `(n, features)`, of uint8 pixels `(n, size, size, 1)`."""
     found = []
     for start in tqdm(
-        range(0, len(pixels), BATCH), desc="features", unit="batch", leave=False, disable="TQDM_DISABLE" in os.environ
+        range(0, len(pixels), BATCH),
+        desc="features",
+        unit="batch",
+        leave=False,
+        disable="TQDM_DISABLE" in os.environ,
     ):
         # A last batch of another length would be compiled anew: it is filled up and cut again.
         batch = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)
@@ -81,13 +89,20 @@ def augmented(frozen: keras.Model, pixels: np.ndarray, augmentation: str, seed: 
     keras.utils.set_random_seed(seed)
     change, views = networks.AUGMENTATIONS[augmentation](), []
     for _ in range(VIEWS):
-        parts = [np.asarray(pixels[start : start + 256], np.float32) for start in range(0, len(pixels), 256)]
+        parts = [
+            np.asarray(pixels[start : start + 256], np.float32)
+            for start in range(0, len(pixels), 256)
+        ]
         changed = [keras.ops.convert_to_numpy(change(part, training=True)) for part in parts]
-        views.append(describe(frozen, np.concatenate([np.rint(films).astype(np.uint8) for films in changed])))
+        views.append(
+            describe(frozen, np.concatenate([np.rint(films).astype(np.uint8) for films in changed]))
+        )
     return np.concatenate(views)
 
 
-def fit(features: np.ndarray, labels: np.ndarray, split: np.ndarray) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+def fit(
+    features: np.ndarray, labels: np.ndarray, split: np.ndarray
+) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Fit on `train`; choose the penalty and calibrate (Platt) on `val`; `test` rows are not looked at.
 
     Returns the head (`coefficients` and `intercept`, float64, scaling and calibration folded in) and one row a penalty:
@@ -117,17 +132,17 @@ def fit(features: np.ndarray, labels: np.ndarray, split: np.ndarray) -> tuple[di
     return {"coefficients": coefficients, "intercept": np.array(intercept)}, history
 
 
-def predict(head: dict[str, np.ndarray], features: np.ndarray) -> np.ndarray:
+def predict_probability(head: dict[str, np.ndarray], features: np.ndarray) -> np.ndarray:
     """P(pneumonia), float64 `(n,)` in [0, 1], of features `(n, features)`."""
     return expit(features.astype(np.float64) @ head["coefficients"] + head["intercept"])
 
 
-def save(head: dict[str, np.ndarray], file: Path) -> None:
+def save_head(head: dict[str, np.ndarray], file: Path) -> None:
     """Write a head as JSON."""
-    with atomic(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(json.dumps({name: value.tolist() for name, value in head.items()}))
 
 
-def load(file: Path) -> dict[str, np.ndarray]:
+def load_head(file: Path) -> dict[str, np.ndarray]:
     """Read a head that `save` wrote."""
     return {name: np.array(value) for name, value in json.loads(file.read_text()).items()}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from xraylib.storage import NotFound
+from xraylib.errors import NotFoundError
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Recipe:
     epochs without a better validation before a phase ends; None runs all epochs, keeps the last. `threshold_rule`: see
     `thresholds`. `validation`: which epoch is kept. `plain`: the lowest validation loss. `framing`: the highest AUC on
     validation films framed as the other class, on which the threshold is chosen as well. `worst`: likewise, but the
-    highest AUC in the worst of the three views of `corruptions.swaps`.
+    highest AUC in the worst of the three views of `framing.swaps`.
 
     `claims`: published values on the system's own test data by metric, or a word where no number was given;
     `claimed_on`: how many images that was, 0 where it is not known; `ours`: what of the network had to be chosen here,
@@ -80,11 +80,13 @@ class Recipe:
     def under(self, protocol: str, budget: str = "full") -> "Recipe":
         """Return the recipe as it runs under a protocol and a budget.
 
-        Another protocol is a split strategy, the rest as under `strict`. `NotFound` for `published` where nothing was
+        Another protocol is a split strategy, the rest as under `strict`. `NotFoundError` for `published` where nothing was
         published.
         """
         if protocol == "published" and not self.published:
-            raise NotFound(f"{self.name} has no protocol `published`: nothing was. Fix: use `strict`.")
+            raise NotFoundError(
+                f"{self.name} has no protocol `published`: nothing was. Fix: use `strict`."
+            )
         changed = replace(self, **self.published) if protocol == "published" else self
         if protocol not in ("published", "strict"):
             changed = replace(self, split_strategy=protocol)
@@ -94,7 +96,17 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What decides the outcome of training; prose, claims and the threshold rule are left out."""
-        words = {"title", "source", "seeds", "claims", "claimed_on", "ours", "stored_output", "published", "remark"}
+        words = {
+            "title",
+            "source",
+            "seeds",
+            "claims",
+            "claimed_on",
+            "ours",
+            "stored_output",
+            "published",
+            "remark",
+        }
         words |= {"retained", "corrected", "threshold_rule"}
         if self.validation == "plain":
             words |= {"validation"}
@@ -114,9 +126,11 @@ BUDGETS = {"quick": Budget(2, 12), "full": Budget(None, None)}
 
 
 def get_budget(name: str) -> Budget:
-    """Return the budget of that name, or raise `NotFound` with the names there are."""
+    """Return the budget of that name, or raise `NotFoundError` with the names there are."""
     if name not in BUDGETS:
-        raise NotFound(f"there is no budget {name!r}. Fix: choose one of {', '.join(BUDGETS)}.")
+        raise NotFoundError(
+            f"there is no budget {name!r}. Fix: choose one of {', '.join(BUDGETS)}."
+        )
     return BUDGETS[name]
 
 
@@ -139,7 +153,10 @@ TINY_CNN = Recipe(
         "sigmoid outputs given to a loss that expects logits: Keras under TensorFlow looks through "
         "the sigmoid to the logits, so the outputs here are logits on every backend, under both protocols",
     ),
-    corrected=("the epoch with the best validation loss is kept", "the threshold is chosen on validation"),
+    corrected=(
+        "the epoch with the best validation loss is kept",
+        "the threshold is chosen on validation",
+    ),
 )
 
 SCRATCH_CNN = Recipe(
@@ -295,14 +312,25 @@ MOBILENET_SMALL = Recipe(
 
 
 # What a variant of a published recipe does not inherit.
-_OURS: dict[str, Any] = {"claims": {}, "claimed_on": 0, "ours": "", "stored_output": {}, "published": {}}
+_OURS: dict[str, Any] = {
+    "claims": {},
+    "claimed_on": 0,
+    "ours": "",
+    "stored_output": {},
+    "published": {},
+}
 _OURS |= {"retained": (), "remark": ""}
 
 
 def _balanced(imbalance: str, short: str) -> Recipe:
-    name, title = f"{MOBILENET_SMALL.name}-{short}", f"{MOBILENET_SMALL.title}, {imbalance.replace('_', ' ')}"
+    name, title = (
+        f"{MOBILENET_SMALL.name}-{short}",
+        f"{MOBILENET_SMALL.title}, {imbalance.replace('_', ' ')}",
+    )
     source = "the class-imbalance methods its README names"
-    return replace(MOBILENET_SMALL, name=name, title=title, source=source, imbalance=imbalance, **_OURS)
+    return replace(
+        MOBILENET_SMALL, name=name, title=title, source=source, imbalance=imbalance, **_OURS
+    )
 
 
 def _reframed(recipe: Recipe) -> Recipe:
@@ -310,7 +338,10 @@ def _reframed(recipe: Recipe) -> Recipe:
 
     A phase ends after 20 epochs without a better one: on swapped films the first can be the best for long.
     """
-    name, title = f"{recipe.name}-reframed", f"{recipe.title}, framing made random in training (ours)"
+    name, title = (
+        f"{recipe.name}-reframed",
+        f"{recipe.title}, framing made random in training (ours)",
+    )
     framing = "reframe" if recipe.augmentation is None else f"reframe-{recipe.augmentation}"
     changed: dict[str, Any] = {"augmentation": framing, "validation": "framing", "corrected": ()}
     changed |= {"patience": 20, "source": "this repository"} | _OURS
@@ -364,7 +395,9 @@ FLAGSHIP = Recipe(
 )
 
 # The small experiment without and with each class-imbalance method.
-IMBALANCE_RECIPES = tuple(f"{MOBILENET_SMALL.name}{end}" for end in ("", "-weighted", "-oversampled", "-undersampled"))
+IMBALANCE_RECIPES = tuple(
+    f"{MOBILENET_SMALL.name}{end}" for end in ("", "-weighted", "-oversampled", "-undersampled")
+)
 
 _ALL = (
     *(INCEPTION, SCRATCH_CNN, TINY_CNN, RESNET, MOBILENET_SMALL),
@@ -375,7 +408,14 @@ _ALL = (
     *map(_reframed, (TINY_CNN, SCRATCH_CNN, KERASIO, MOBILENET_SMALL, MOBILENET_FROZEN)),
     *_two_by_two(),
     *(
-        Recipe(name=x.replace(" ", "-"), title=_ONE.format(x), network=x, size=64, fit="single-feature", init="none")
+        Recipe(
+            name=x.replace(" ", "-"),
+            title=_ONE.format(x),
+            network=x,
+            size=64,
+            fit="single-feature",
+            init="none",
+        )
         for x in ("majority class", "file size", "mean intensity")
     ),
 )
@@ -383,7 +423,9 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return the recipe of that name, or raise `NotFound` with the names there are."""
+    """Return the recipe of that name, or raise `NotFoundError` with the names there are."""
     if name not in RECIPES:
-        raise NotFound(f"there is no recipe {name!r}. Fix: choose one of {', '.join(RECIPES)}.")
+        raise NotFoundError(
+            f"there is no recipe {name!r}. Fix: choose one of {', '.join(RECIPES)}."
+        )
     return RECIPES[name]

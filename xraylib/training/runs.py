@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from xraylib import paths
-from xraylib.storage import DataInvalid, NotFound, atomic, atomic_folder
+from xraylib.errors import InvalidDataError
+from xraylib.storage import atomic_folder, atomic_write
 from xraylib.training.recipes import RECIPES
 from xraylib.training.thresholds import thresholds
 
@@ -28,12 +29,26 @@ from xraylib.training.thresholds import thresholds
 TRAINING_VERSION = 2
 
 # What a run leaves to predict with, by the recipe's `fit`; `run.json` holds its SHA-256.
-MODEL_FILES = {"network": "model.weights.h5", "linear-probe": "head.json", "single-feature": "head.json"}
+MODEL_FILES = {
+    "network": "model.weights.h5",
+    "linear-probe": "head.json",
+    "single-feature": "head.json",
+}
 
 # Data sets whose runs are in git: none is replaced unless that was asked for.
 COMMITTED = ("kermany",)
 
-SCORE_COLUMNS = ("recipe", "protocol", "seed", "split", "image_id", "patient", "kind", "label", "score")
+SCORE_COLUMNS = (
+    "recipe",
+    "protocol",
+    "seed",
+    "split",
+    "image_id",
+    "patient",
+    "kind",
+    "label",
+    "score",
+)
 
 
 @dataclass(frozen=True)
@@ -72,48 +87,26 @@ class Run:
         """The scores table of its validation and test images."""
         return read_scores(self.folder / "scores.csv")
 
-    def predictor(self) -> "Predictor":
-        """Rebuild the model in code and load its verified weights; no stored code is ever executed."""
-        from xraylib.training import networks, probe  # which load Keras
 
-        choices, settings = self.settings["choices"], self.settings
-        if choices["fit"] == "single-feature":
-            raise NotFound(f"{self.recipe} sees no image. Fix: predict with another recipe.")
-        if not self.has_model:
-            raise DataInvalid(
-                f"{self.model_file} is missing or is not what the run wrote. Fix: train it again on this "
-                f"machine: python -m xraylib train {self.recipe} --dataset {settings['dataset']} --overwrite"
-            )
-        if choices["fit"] == "network":
-            model = networks.build(
-                choices["network"], choices["size"], choices["head"], augmentation=choices["augmentation"]
-            )
-            model.load_weights(self.model_file)
-            return Predictor(self, model, None)
-        init = "random" if settings["init"] == "random" else "imagenet"
-        weights = networks.get_weights(choices["network"], init)
-        if weights.label != settings["init"]:
-            fix = "set XRAYLIB_WEIGHTS to the weights it was fitted on, or train again"
-            raise DataInvalid(f"the run was fitted on {settings['init']}, found are {weights.label}. Fix: {fix}.")
-        frozen = probe.extractor(choices["network"], choices["size"], weights, self.seed)
-        return Predictor(self, frozen, probe.load(self.model_file))
-
-
-def folder(dataset: str, recipe: str, protocol: str, seed: int) -> Path:
+def run_folder(dataset: str, recipe: str, protocol: str, seed: int) -> Path:
     """Where a run lies."""
     return paths.REPORTS / dataset / "runs" / recipe / f"{protocol}-{seed}"
 
 
-def get(dataset: str, recipe: str, protocol: str = "strict", seed: int = 0) -> Run | None:
+def get_run(dataset: str, recipe: str, protocol: str = "strict", seed: int = 0) -> Run | None:
     """Return one finished run, or None."""
-    place = folder(dataset, recipe, protocol, seed)
-    return read(place) if (place / "run.json").exists() else None
+    place = run_folder(dataset, recipe, protocol, seed)
+    return read_run(place) if (place / "run.json").exists() else None
 
 
-def find(dataset: str, recipe: str | None = None, protocol: str | None = None) -> list[Run]:
+def list_runs(dataset: str, recipe: str | None = None, protocol: str | None = None) -> list[Run]:
     """Return the finished runs of a data set in the order of `RECIPES`, protocol and seed."""
     files = (paths.REPORTS / dataset / "runs").glob(f"{recipe or '*'}/*/run.json")
-    found = [run for run in map(read, (file.parent for file in files)) if protocol in (None, run.protocol)]
+    found = [
+        run
+        for run in map(read_run, (file.parent for file in files))
+        if protocol in (None, run.protocol)
+    ]
     return sorted(found, key=lambda run: (rank(run.recipe), run.protocol, run.seed))
 
 
@@ -122,18 +115,26 @@ def rank(recipe: str) -> tuple[int, str]:
     return (list(RECIPES).index(recipe) if recipe in RECIPES else len(RECIPES)), recipe
 
 
-def read(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
     """Read a finished run from its folder."""
     try:
         about = json.loads((folder / "run.json").read_text())
         return Run(about["recipe"], about["protocol"], about["seed"], folder, about)
     except (ValueError, KeyError) as error:
-        raise DataInvalid(f"{folder / 'run.json'} is no run ({error}). Fix: delete it, train again.") from error
+        raise InvalidDataError(
+            f"{folder / 'run.json'} is no run ({error}). Fix: delete it, train again."
+        ) from error
 
 
-def write(settings: dict[str, Any], history: pd.DataFrame, scores: pd.DataFrame, rule: str | float, model: Path) -> Run:
+def write_run(
+    settings: dict[str, Any],
+    history: pd.DataFrame,
+    scores: pd.DataFrame,
+    rule: str | float,
+    model: Path,
+) -> Run:
     """Write a run, its threshold chosen by `rule`; it replaces another as a whole or not at all."""
-    place = folder(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed")))
+    place = run_folder(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed")))
     with atomic_folder(place) as new:
         history.to_csv(new / "history.csv", index=False, float_format="%.7g")
         write_scores(scores, new / "scores.csv")
@@ -146,12 +147,12 @@ def write(settings: dict[str, Any], history: pd.DataFrame, scores: pd.DataFrame,
             "threshold": float(chosen),
         }
         (new / "run.json").write_text(json.dumps(about, indent=1) + "\n")
-    return read(place)
+    return read_run(place)
 
 
 def write_scores(scores: pd.DataFrame, file: Path) -> None:
     """Write a scores table; nine digits bring every float32 back exactly."""
-    with atomic(file) as temporary:
+    with atomic_write(file) as temporary:
         scores.to_csv(temporary, index=False, float_format="%.9g")
 
 
@@ -161,61 +162,21 @@ def read_scores(file: Path) -> pd.DataFrame:
         table = pd.read_csv(file, dtype="str", keep_default_na=False)[list(SCORE_COLUMNS)]
     except (ValueError, KeyError) as error:
         why = str(error).strip()
-        raise DataInvalid(f"{file} is not a scores table ({why}). Fix: delete it and train again.") from error
+        raise InvalidDataError(
+            f"{file} is not a scores table ({why}). Fix: delete it and train again."
+        ) from error
     for column in ("seed", "label", "score"):
         numbers = pd.to_numeric(table[column], errors="coerce")
         bad = ~np.isfinite(numbers) | ((numbers % 1 != 0) & (column != "score"))
         if bad.any():
             row = table[bad].iloc[0]
-            raise DataInvalid(
+            raise InvalidDataError(
                 f"{file}: {row['image_id']} has {row[column]!r} as {column}, which is no number "
                 f"({int(bad.sum())} rows, the first in line {bad.idxmax() + 2}). Fix: delete it, and run the "
                 "command that wrote it again."
             )
         table[column] = numbers
     return table.astype({"seed": "int64", "label": "int64", "score": "float64"})
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A run's model: a Keras network, or a frozen one with the arrays of its linear `head` on top."""
-
-    run: Run
-    model: Any
-    head: dict[str, np.ndarray] | None
-
-    @property
-    def threshold(self) -> float:
-        """The run's frozen threshold."""
-        return self.run.threshold
-
-    @property
-    def name(self) -> str:
-        """Recipe, data set and seed."""
-        return f"{self.run.recipe} {self.run.settings['dataset']} {self.run.seed}"
-
-    @property
-    def sha256(self) -> str:
-        """Of its model's file."""
-        return self.run.settings["model_sha256"]
-
-    @property
-    def size(self) -> int:
-        """Height and width of its films in pixels."""
-        return self.run.settings["choices"]["size"]
-
-    def answer(self, films: np.ndarray) -> list[dict[str, Any]]:
-        """What `xraylib.predict` asks of a model: the score of each film, uncalibrated."""
-        return [{"probability": score} for score in self.score(films)]
-
-    def score(self, pixels: np.ndarray) -> np.ndarray:
-        """P(pneumonia) float64 `(n,)` of uint8 pixels `(n, size, size, 1)`."""
-        from xraylib.training import networks, probe  # which load Keras
-
-        if self.head is not None:
-            return probe.predict(self.head, probe.describe(self.model, pixels))
-        head = self.run.settings["choices"]["head"]
-        return networks.predict(self.model, head, pixels, np.arange(len(pixels)), 32)
 
 
 def plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
-from xraylib.storage import DataInvalid, NotFound
+from xraylib.errors import InvalidDataError, NotFoundError
 
 # What the table of operating points compares; the first is the recipes' default.
 RULES: tuple[str | float, ...] = ("sensitivity 0.95", "youden", "sensitivity 0.98", "cost 5", 0.5)
@@ -19,7 +19,7 @@ def threshold(labels: np.ndarray, scores: np.ndarray, rule: str | float) -> floa
     """Apply a rule to validation labels (0/1) and scores, both `(n,)`; at or above it is pneumonia.
 
     It lies half-way between two neighbouring scores, so that rounding a score does not cross it. `youden` maximises
-    sensitivity + specificity - 1 (Youden 1950). `NotFound` for a rule that does not exist.
+    sensitivity + specificity - 1 (Youden 1950). `NotFoundError` for a rule that does not exist.
     """
     if not isinstance(rule, str):
         return float(rule)
@@ -40,7 +40,7 @@ def threshold(labels: np.ndarray, scores: np.ndarray, rule: str | float) -> floa
         cost = value * positives * (1 - found) + (len(labels) - positives) * false_alarms
         chosen = np.argmin(cost)
     else:
-        raise NotFound(
+        raise NotFoundError(
             f"there is no rule {rule!r} for a threshold. Fix: a number, `youden`, `sensitivity 0.95` or `cost 5`."
         )
     best = float(cuts[chosen])
@@ -51,7 +51,7 @@ def threshold(labels: np.ndarray, scores: np.ndarray, rule: str | float) -> floa
 def thresholds(scores: pd.DataFrame, rule: str | float) -> pd.Series:
     """Threshold by seed of one recipe and protocol, under a rule.
 
-    A rule is applied to the `swapped` rows where there are any, to `val` elsewhere; `DataInvalid` where a seed has
+    A rule is applied to the `swapped` rows where there are any, to `val` elsewhere; `InvalidDataError` where a seed has
     none. `frozen` needs a table from `scores.load`.
     """
     seeds = sorted(scores["seed"].unique())
@@ -61,7 +61,7 @@ def thresholds(scores: pd.DataFrame, rule: str | float) -> pd.Series:
         return scores.groupby("seed")["threshold"].first()
     val = scores[scores["split"] == validation_split(scores)]
     if without := sorted(set(seeds) - set(val["seed"])):
-        raise DataInvalid(
+        raise InvalidDataError(
             f"seed {without[0]} has no scores of validation to choose a threshold on. "
             "Fix: train it again, or give a fixed threshold."
         )

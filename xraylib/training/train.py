@@ -19,9 +19,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 from tqdm.auto import tqdm
 
 from xraylib import devices, paths
-from xraylib.datasets import audit, corruptions, images, splits
+from xraylib.datasets import audit, framing, images, splits
 from xraylib.devices import Accelerator
-from xraylib.storage import DataInvalid, Failed, atomic, storage_errors
+from xraylib.errors import InvalidDataError, OperationFailedError
+from xraylib.storage import atomic_write, storage_errors
 from xraylib.training import networks, probe, runs
 from xraylib.training.recipes import Phase, Recipe
 
@@ -55,12 +56,14 @@ def train(
     assigned = splits.assign(manifest, protocol, seed, split_strategy=chosen.split_strategy)
     batch = min(chosen.batch_size, int((assigned["split"] == "train").sum()))
     if batch % accelerator.count:
-        raise DataInvalid(
+        raise InvalidDataError(
             f"a batch of {batch} images cannot be divided among {accelerator.count} devices. Fix: use one "
             "device, or a number of devices that divides the batch."
         )
     if accelerator.processes > 1 and chosen.fit != "network":
-        raise DataInvalid(f"{recipe.name} is fitted by one process. Fix: unset KERAS_DISTRIBUTION_JOB_ADDRESSES.")
+        raise InvalidDataError(
+            f"{recipe.name} is fitted by one process. Fix: unset KERAS_DISTRIBUTION_JOB_ADDRESSES."
+        )
     settings = {
         "dataset": manifest.attrs.get("dataset", "unnamed"),
         "recipe": recipe.name,
@@ -83,7 +86,9 @@ def train(
     folder = paths.RUNS / "{dataset}-{recipe}-{protocol}-{seed}-{key}".format(**settings)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    first = devices.process()[0] == 0  # of a job the one that writes; the others read the same folder
+    first = (
+        devices.process()[0] == 0
+    )  # of a job the one that writes; the others read the same folder
     # Beside the folder, which is removed while others may wait.
     with FileLock(f"{folder}.lock") if first else nullcontext():
         if accelerator.processes > 1:
@@ -95,13 +100,19 @@ def train(
             log.info("training %s, %s, seed %d on %s", recipe.name, protocol, seed, accelerator)
             fit = _fit_network if chosen.fit == "network" else _fit_probe
             history, scored, extra = fit(chosen, manifest, assigned, weights, settings, folder)
-            scored = scored.assign(recipe=recipe.name, protocol=protocol, seed=seed)[list(runs.SCORE_COLUMNS)]
+            scored = scored.assign(recipe=recipe.name, protocol=protocol, seed=seed)[
+                list(runs.SCORE_COLUMNS)
+            ]
             scored = scored[scored["split"] != "train"].sort_values(["split", "image_id"])
             model = folder / runs.MODEL_FILES[chosen.fit]
             if first:
-                runs.write(settings | extra, history, scored, chosen.threshold_rule, model)
+                runs.write_run(settings | extra, history, scored, chosen.threshold_rule, model)
             devices.agree("written")
-            run = runs.read(runs.folder(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed"))))
+            run = runs.read_run(
+                runs.run_folder(
+                    *(settings[name] for name in ("dataset", "recipe", "protocol", "seed"))
+                )
+            )
         if first:
             shutil.rmtree(folder, ignore_errors=True)
     return run
@@ -118,20 +129,24 @@ def _share(folder: Path, first: bool) -> None:
 
 def _finished(settings: dict[str, Any], overwrite: bool) -> runs.Run | None:
     """The finished run of these settings; None where one is to be trained."""
-    run = runs.get(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed")))
+    run = runs.get_run(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed")))
     if run is None:
         return None
     same = run.settings["key"] == settings["key"]
     if same and run.has_model:
         return run
     if settings["dataset"] in runs.COMMITTED and not overwrite:
-        why = "its model is not on this machine" if same else "it has other settings, images or code"
-        raise DataInvalid(
+        why = (
+            "its model is not on this machine" if same else "it has other settings, images or code"
+        )
+        raise InvalidDataError(
             f"{run.folder} stands in the report and would be replaced ({why}). Fix: pass --overwrite "
             "(overwrite=True) to train it again."
         )
     if not same:
-        log.warning("%s has other settings, images or code: it is trained again and replaced", run.folder)
+        log.warning(
+            "%s has other settings, images or code: it is trained again and replaced", run.folder
+        )
     return None
 
 
@@ -146,14 +161,18 @@ def _fit_network(
     seed = settings["seed"]
     pixels = images.load_pixels(manifest, recipe.size)
     labels = manifest["label"].to_numpy()
-    train, val = (assigned.index[assigned["split"] == split].to_numpy() for split in ("train", "val"))
+    train, val = (
+        assigned.index[assigned["split"] == split].to_numpy() for split in ("train", "val")
+    )
     keras.utils.set_random_seed(seed)
-    model = networks.build(recipe.network, recipe.size, recipe.head, weights=weights, augmentation=recipe.augmentation)
+    model = networks.build(
+        recipe.network, recipe.size, recipe.head, weights=weights, augmentation=recipe.augmentation
+    )
 
     def score(films: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        scored = networks.predict(model, recipe.head, films, rows, recipe.batch_size)
+        scored = networks.predict_rows(model, recipe.head, films, rows, recipe.batch_size)
         if not np.isfinite(scored).all():
-            raise Failed(
+            raise OperationFailedError(
                 f"{recipe.name}: the network's scores are not numbers, its training diverged. Fix: a lower "
                 "learning rate in xraylib/training/recipes.py, or another seed."
             )
@@ -161,13 +180,19 @@ def _fit_network(
 
     swapped: dict[str, np.ndarray] = {}
     if recipe.validation != "plain":
-        swapped = corruptions.swaps(np.asarray(pixels[val]), labels[val], seed)
+        swapped = framing.swaps(np.asarray(pixels[val]), labels[val], seed)
         if recipe.validation == "framing":
             swapped = {"framing": swapped["framing"]}
     all_val = np.arange(len(val))
     progress = Progress(folder, model, settings["hardware"])
-    devices.agree(f"{recipe.name}, seed {seed}, after epoch {progress.epoch} and {progress.step} batches")
-    about = {"desc": f"{recipe.name}, seed {seed}", "unit": "epoch", "disable": "TQDM_DISABLE" in os.environ}
+    devices.agree(
+        f"{recipe.name}, seed {seed}, after epoch {progress.epoch} and {progress.step} batches"
+    )
+    about = {
+        "desc": f"{recipe.name}, seed {seed}",
+        "unit": "epoch",
+        "disable": "TQDM_DISABLE" in os.environ,
+    }
     bar = tqdm(total=recipe.epochs, initial=progress.epoch, **about)
     for number, phase in enumerate(recipe.phases):
         if progress.phase > number:
@@ -177,18 +202,23 @@ def _fit_network(
         progress.begin_phase(number)
         while not progress.phase_over(phase.epochs, recipe.patience):
             epoch = progress.epoch
-            rows, row_weights = balance(train, labels, recipe.imbalance, np.random.default_rng([seed, epoch]))
+            rows, row_weights = balance(
+                train, labels, recipe.imbalance, np.random.default_rng([seed, epoch])
+            )
             order = np.random.default_rng([seed, epoch, 1]).permutation(rows)
             batches = Batches(pixels, labels, order, row_weights, recipe.batch_size)
             for part in batches.parts(progress.step, CHECKPOINT_STEPS):
                 started = time.perf_counter()
                 fitted = model.fit(part, epochs=1, verbose=0, shuffle=False).history
                 seconds = time.perf_counter() - started
-                seen = progress.end_part(len(part), fitted["loss"][0], fitted["accuracy"][0], seconds)
+                seen = progress.end_part(
+                    len(part), fitted["loss"][0], fitted["accuracy"][0], seconds
+                )
             started = time.perf_counter()
             validated = score(pixels, val)
             views = {
-                f"val_auc_{view}": roc_auc_score(labels[val], score(films, all_val)) for view, films in swapped.items()
+                f"val_auc_{view}": roc_auc_score(labels[val], score(films, all_val))
+                for view, films in swapped.items()
             }
             val_loss = log_loss(labels[val], validated, labels=[0, 1])
             progress.end_epoch(
@@ -211,7 +241,7 @@ def _fit_network(
     # Of a job every process must save, or the first would wait for them; its file counts.
     with tempfile.TemporaryDirectory() as aside:
         place = folder if devices.process()[0] == 0 else Path(aside)
-        with atomic(place / runs.MODEL_FILES["network"]) as temporary:
+        with atomic_write(place / runs.MODEL_FILES["network"]) as temporary:
             model.save_weights(temporary)
     history = pd.DataFrame(progress.history)
     kept = len(history) if recipe.patience is None else progress.best_epoch + 1
@@ -222,11 +252,15 @@ def _fit_network(
 def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> None:
     rate: Any = phase.learning_rate
     if phase.decay:
-        rate = keras.optimizers.schedules.CosineDecay(rate, max(1, steps) * phase.epochs, alpha=0.01)
+        rate = keras.optimizers.schedules.CosineDecay(
+            rate, max(1, steps) * phase.epochs, alpha=0.01
+        )
     for layer in model.layers:
         if layer.name == "backbone":
             layer.trainable = not phase.freeze_backbone
-    model.compile(keras.optimizers.Adam(rate), networks.HEADS[recipe.head].loss(), metrics=["accuracy"])
+    model.compile(
+        keras.optimizers.Adam(rate), networks.HEADS[recipe.head].loss(), metrics=["accuracy"]
+    )
     model.optimizer.build(model.trainable_variables)
 
 
@@ -249,16 +283,24 @@ def _fit_probe(
     if recipe.augmentation is not None:
         pixels = images.load_pixels(manifest, recipe.size)[assigned.index]
         frozen = probe.extractor(recipe.network, recipe.size, weights, settings["seed"])
-        views = probe.augmented(frozen, pixels[split == "train"], recipe.augmentation, settings["seed"])
-        swapped = probe.describe(frozen, corruptions.swap_framing(pixels[split == "val"], labels[split == "val"]))
+        views = probe.augmented(
+            frozen, pixels[split == "train"], recipe.augmentation, settings["seed"]
+        )
+        swapped = probe.describe(
+            frozen, framing.swap_framing(pixels[split == "val"], labels[split == "val"])
+        )
         names = np.repeat(["train", "val"], [len(views), len(swapped)])
-        truth = np.concatenate([np.resize(labels[split == "train"], len(views)), labels[split == "val"]])
+        truth = np.concatenate(
+            [np.resize(labels[split == "train"], len(views)), labels[split == "val"]]
+        )
         fitted = np.concatenate([views, swapped]), truth, names
     head, history = probe.fit(*fitted)
-    probe.save(head, folder / runs.MODEL_FILES[recipe.fit])
-    scored = assigned.assign(score=probe.predict(head, features))
+    probe.save_head(head, folder / runs.MODEL_FILES[recipe.fit])
+    scored = assigned.assign(score=probe.predict_probability(head, features))
     if swapped is not None:
-        films = assigned[split == "val"].assign(split="swapped", score=probe.predict(head, swapped))
+        films = assigned[split == "val"].assign(
+            split="swapped", score=probe.predict_probability(head, swapped)
+        )
         scored = pd.concat([scored, films])
     return history, scored, {"train_seconds": time.perf_counter() - started, "epochs": 0}
 
@@ -269,7 +311,14 @@ class Batches(keras.utils.PyDataset):
     Of a job each process reads its own part of each batch.
     """
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray, weights: np.ndarray, size: int):
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        weights: np.ndarray,
+        size: int,
+    ):
         # Shards are read ahead by threads; a memory map is as fast as the step needs.
         super().__init__(workers=1 if isinstance(pixels, np.ndarray) else 4)
         self.pixels, self.labels, self.weights = pixels, labels, weights
@@ -358,13 +407,20 @@ class Progress:
         """Batches done of the epoch that is under way."""
         return sum(part[0] for part in self.parts)
 
-    def end_part(self, steps: int, loss: float, accuracy: float, seconds: float) -> dict[str, float]:
+    def end_part(
+        self, steps: int, loss: float, accuracy: float, seconds: float
+    ) -> dict[str, float]:
         """Add some batches to the epoch, write the checkpoint; gives what the epoch has measured so far."""
         self.parts.append((steps, float(loss), float(accuracy), seconds))
-        if steps == CHECKPOINT_STEPS:  # a shorter part ends the epoch, which is saved after validation
+        if (
+            steps == CHECKPOINT_STEPS
+        ):  # a shorter part ends the epoch, which is saved after validation
             self._save()
         counts, losses, accuracies, spent = zip(*self.parts, strict=True)
-        seen = {"loss": np.average(losses, weights=counts), "accuracy": np.average(accuracies, weights=counts)}
+        seen = {
+            "loss": np.average(losses, weights=counts),
+            "accuracy": np.average(accuracies, weights=counts),
+        }
         return seen | {"seconds": sum(spent)}
 
     def end_epoch(self, **measured: float) -> None:
@@ -394,8 +450,12 @@ class Progress:
         groups = {"model": _values(self.model.variables), "best": self.best}
         if with_optimizer:
             groups["optimizer"] = _values(self.model.optimizer.variables)
-        arrays = {f"{group}-{i}": value for group, values in groups.items() for i, value in enumerate(values)}
-        with atomic(self.file) as temporary, temporary.open("wb") as stream:
+        arrays = {
+            f"{group}-{i}": value
+            for group, values in groups.items()
+            for i, value in enumerate(values)
+        }
+        with atomic_write(self.file) as temporary, temporary.open("wb") as stream:
             np.savez(stream, state=np.array(json.dumps(state)), **arrays)  # type: ignore[arg-type]
 
     def _load(self) -> None:
@@ -406,7 +466,9 @@ class Progress:
                 values.extend(saved[f"{group}-{i}"] for i in range(len(names)))
             state = json.loads(str(saved["state"]))
         if (before := state.pop("hardware")) != self.hardware:
-            log.warning("%s: begun on %s, goes on on %s", self.file.parent.name, before, self.hardware)
+            log.warning(
+                "%s: begun on %s, goes on on %s", self.file.parent.name, before, self.hardware
+            )
         for name, value in state.items():
             setattr(self, name, value)
         self.best, self._optimizer = groups["best"], groups["optimizer"] or None

@@ -9,11 +9,12 @@ from sklearn import metrics as sk
 
 from xraylib.datasets import catalog, images, manifest, splits
 from xraylib.datasets import phantom as phantoms
-from xraylib.datasets.corruptions import CORRUPTIONS, SHARES, corrupt
-from xraylib.evaluation import metrics, shift
+from xraylib.datasets.corruptions import CORRUPTIONS, corrupt
+from xraylib.datasets.framing import SHARES
+from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.evaluation import external, forensics, metrics, ood, views
 from xraylib.evaluation.resampling import bootstrap_weights, weighted_ranking
 from xraylib.evaluation.scores import load_external
-from xraylib.storage import DataInvalid, NotFound
 from xraylib.training import networks, probe, runs
 
 FEW = ["none 0", *(f"marker {step}" for step in range(1, 6)), "inversion 1"]
@@ -36,16 +37,27 @@ def two_runs(small_phantom, reports_here, monkeypatch):
         table = table[table["split"] != "train"][builders.COLUMNS]
         choices = {"size": 28, "network": "tiny_cnn", "split_strategy": "patient-grouped"}
         settings = {"choices": choices, "model_sha256": "ab" * 32, "init": "random"}
-        about = {"recipe": "tiny-cnn-28", "protocol": "strict", "seed": seed, "threshold": 0.4 + seed / 100}
+        about = {
+            "recipe": "tiny-cnn-28",
+            "protocol": "strict",
+            "seed": seed,
+            "threshold": 0.4 + seed / 100,
+        }
         model = SimpleNamespace(
-            score=lambda films, seed=seed: answer(films, seed), threshold=about["threshold"], model=None
+            score=lambda films, seed=seed: answer(films, seed),
+            threshold=about["threshold"],
+            model=None,
         )
         about |= {"predictor": lambda model=model: model, "folder": reports_here}
         parts.append(SimpleNamespace(**about, settings=settings, scores=table))
     monkeypatch.setattr(
-        runs, "find", lambda name, recipe, protocol: parts if (name, protocol) == ("phantom", "strict") else []
+        runs,
+        "find",
+        lambda name, recipe, protocol: parts if (name, protocol) == ("phantom", "strict") else [],
     )
-    monkeypatch.setattr(shift, "CORRUPTIONS", {name: CORRUPTIONS[name] for name in ("marker", "inversion")})
+    monkeypatch.setattr(
+        views, "CORRUPTIONS", {name: CORRUPTIONS[name] for name in ("marker", "inversion")}
+    )
     return parts
 
 
@@ -57,8 +69,8 @@ def hospital(tmp_path_factory):
 
 
 def test_external_images_are_scored_by_every_run_and_kept(two_runs, hospital, reports_here):
-    table, films = shift.external("tiny-cnn-28", "phantom", hospital), manifest.load(hospital)
-    name = catalog.find(hospital).name
+    table, films = external.external("tiny-cnn-28", "phantom", hospital), manifest.load(hospital)
+    name = catalog.get_dataset(hospital).name
     assert table.columns.tolist() == builders.COLUMNS and set(table["split"]) == {"external"}
     for seed, part in table.groupby("seed"):
         assert part["image_id"].tolist() == films["image_id"].tolist()
@@ -69,22 +81,24 @@ def test_external_images_are_scored_by_every_run_and_kept(two_runs, hospital, re
 
 
 def test_a_folder_is_a_data_set_like_any_other(two_runs, hospital, monkeypatch, reports_here):
-    name, seen = catalog.find(hospital).name, []
+    name, seen = catalog.get_dataset(hospital).name, []
     monkeypatch.setattr(runs, "find", lambda *about: seen.append(about[0]) or two_runs)
-    shift.external("tiny-cnn-28", str(hospital), "phantom")
+    external.external("tiny-cnn-28", str(hospital), "phantom")
     assert seen == [name]
 
 
 def test_without_a_run_the_fix_is_the_command(two_runs, monkeypatch):
     monkeypatch.setattr(runs, "find", lambda *about: [])
     for ask in (
-        lambda: shift.external("tiny-cnn-28", "phantom", "phantom"),
-        lambda: shift.score_views("tiny-cnn-28", "phantom", "corruptions"),
+        lambda: external.external("tiny-cnn-28", "phantom", "phantom"),
+        lambda: views.score_views("tiny-cnn-28", "phantom", "corruptions"),
     ):
-        with pytest.raises(NotFound, match=r"Fix: .*`python -m xraylib train tiny-cnn-28 --dataset phantom`"):
+        with pytest.raises(
+            NotFoundError, match=r"Fix: .*`python -m xraylib train tiny-cnn-28 --dataset phantom`"
+        ):
             ask()
-    with pytest.raises(NotFound, match="no finished run of mobilenetv2-frozen"):
-        shift.ood_scores("phantom")
+    with pytest.raises(NotFoundError, match="no finished run of mobilenetv2-frozen"):
+        ood.ood_scores("phantom")
 
 
 def test_the_generalisation_gap_is_at_the_frozen_threshold_of_each_run():
@@ -93,7 +107,7 @@ def test_the_generalisation_gap_is_at_the_frozen_threshold_of_each_run():
     outside = builders.scores(n=60, seeds=(0, 1), sample=5).query("split == 'test'")
     outside = outside.assign(split="external").drop(columns="threshold")
     others = [scores.assign(protocol="published"), scores.assign(recipe="theirs")]
-    table = shift.generalisation_gap(pd.concat([scores, *others]), outside).set_index("metric")
+    table = external.generalisation_gap(pd.concat([scores, *others]), outside).set_index("metric")
     for part, split in ((scores, "test"), (outside, "external")):
         part = part.assign(threshold=part["seed"].map({0: 0.4, 1: 0.6}))
         found = metrics.evaluate(part, split=split).loc[table.index]
@@ -101,72 +115,85 @@ def test_the_generalisation_gap_is_at_the_frozen_threshold_of_each_run():
             assert table[split + end].tolist() == found[column].tolist()
     assert table["gap"].tolist() == pytest.approx((table["test"] - table["external"]).tolist())
     assert table["gap"].between(table["gap_low"], table["gap_high"]).all()
-    width = {name: table[f"{name}_high"] - table[f"{name}_low"] for name in ("test", "external", "gap")}
+    width = {
+        name: table[f"{name}_high"] - table[f"{name}_low"] for name in ("test", "external", "gap")
+    }
     assert (np.maximum(width["test"], width["external"]) <= width["gap"]).all()
     assert (width["gap"] <= width["test"] + width["external"]).all()
-    with pytest.raises(DataInvalid, match=r"of other runs. Fix: "):
-        shift.generalisation_gap(scores[scores["seed"] == 0], outside)
+    with pytest.raises(InvalidDataError, match=r"of other runs. Fix: "):
+        external.generalisation_gap(scores[scores["seed"] == 0], outside)
 
 
 def test_every_test_image_is_scored_after_every_severity(two_runs, small_phantom):
-    table = shift.score_views("tiny-cnn-28", "phantom", "corruptions")
+    table = views.score_views("tiny-cnn-28", "phantom", "corruptions")
     test = small_phantom[small_phantom["split"] == "test"]
-    assert list(table) == [*shift.ABOUT, *FEW]
+    assert list(table) == [*views.ABOUT, *FEW]
     assert table["image_id"].tolist() == test["image_id"].tolist()
     assert set(table["seed"]) == {0} and set(table["threshold"]) == {0.4}
     # An untouched image has the score that the leaderboard is made of.
     own = two_runs[0].scores.query("split == 'test'").set_index("image_id")["score"]
     assert table["none 0"].tolist() == own[table["image_id"]].tolist()
     films = images.load_pixels(small_phantom, 224)[test.index]
-    expected = answer(shift._resized(corrupt(films, "marker", 5), 28), 0)
+    expected = answer(views._resized(corrupt(films, "marker", 5), 28), 0)
     np.testing.assert_allclose(table["marker 5"], expected)
-    pd.testing.assert_frame_equal(shift.load_views("phantom", "corruptions"), table, rtol=1e-5)
+    pd.testing.assert_frame_equal(views.load_views("phantom", "corruptions"), table, rtol=1e-5)
 
 
 def test_the_text_and_the_rendering_of_a_device_are_swapped(two_runs, small_phantom, reports_here):
-    with pytest.raises(NotFound, match=r"overlay\.csv is missing\. Fix: run notebook 01"):
-        shift.score_views("tiny-cnn-28", "phantom", "device")
+    with pytest.raises(NotFoundError, match=r"overlay\.csv is missing\. Fix: run notebook 01"):
+        views.score_views("tiny-cnn-28", "phantom", "device")
     train = small_phantom[(small_phantom["split"] == "train") & (small_phantom["label"] == 1)]
     test = small_phantom[(small_phantom["split"] == "test") & (small_phantom["label"] == 0)]
     marked = pd.concat([train[:5], test[:3]])
     (reports_here / "phantom" / "tables").mkdir(parents=True)
     marked.to_csv(reports_here / "phantom" / "tables" / "overlay.csv")
-    shift.score_views("tiny-cnn-28", "phantom", "device")
-    table = shift.load_views("phantom", "device")
+    views.score_views("tiny-cnn-28", "phantom", "device")
+    table = views.load_views("phantom", "device")
     films = np.array(images.load_pixels(small_phantom, 224))
     films[train.index[0], 212:, 207:] = np.random.default_rng(0).integers(0, 255, (12, 17, 1))
-    _, views = shift._device_views("phantom", small_phantom, films)
+    _, device_views = forensics._device_views("phantom", small_phantom, films)
     some = films[test.index[:4]]
     # A film of the wanted histogram keeps it; any other gets it, in its own order.
-    of_device, text = views["rendered as the device's films"](some), views["text in the corner"](some)
-    wanted = np.quantile(films[train.index[:5]], np.linspace(0, 1, 257), axis=(1, 2, 3)).mean(axis=1)
+    of_device, text = (
+        device_views["rendered as the device's films"](some),
+        device_views["text in the corner"](some),
+    )
+    wanted = np.quantile(films[train.index[:5]], np.linspace(0, 1, 257), axis=(1, 2, 3)).mean(
+        axis=1
+    )
     found = np.quantile(of_device, np.linspace(0, 1, 257), axis=(1, 2, 3)).mean(axis=1)
     assert np.abs(found - wanted)[5:-5].max() < 6
     order = np.argsort(some[0].ravel(), kind="stable")
     assert (np.diff(of_device[0].ravel()[order].astype(int)) >= 0).all()
-    np.testing.assert_array_equal(text[:, 212:, 207:], np.stack([films[train.index[0], 212:, 207:]] * 4))
+    np.testing.assert_array_equal(
+        text[:, 212:, 207:], np.stack([films[train.index[0], 212:, 207:]] * 4)
+    )
     np.testing.assert_array_equal(text[:, :212], some[:, :212])
-    assert not views["corner black"](some)[:, 212:, 207:].any()
-    response = shift.device_response(table, pd.concat([run.scores for run in two_runs]), marked["image_id"])
+    assert not device_views["corner black"](some)[:, 212:, 207:].any()
+    response = forensics.device_response(
+        table, pd.concat([run.scores for run in two_runs]), marked["image_id"]
+    )
     half = pd.read_csv(reports_here / "phantom" / "device" / "tiny-cnn-28.csv", dtype=str)
     half.loc[half["seed"] == "1", "corner black"] = ""  # as an interrupted command leaves it
     half.to_csv(reports_here / "phantom" / "device" / "tiny-cnn-28.csv", index=False)
-    assert set(shift.load_views("phantom", "device")["seed"]) == {0}
+    assert set(views.load_views("phantom", "device")["seed"]) == {0}
     one = response.set_index(["films", "view"]).loc[("test, normal, with the text", "corner black")]
     own = table[table["image_id"].isin(test["image_id"][:3])]
     assert one["right"] == pytest.approx((own["corner black"] < own["threshold"]).mean())
-    assert (one["runs"], one["images"]) == (2, 3) and one["right_low"] <= one["right"] <= one["right_high"]
+    assert (one["runs"], one["images"]) == (2, 3) and one["right_low"] <= one["right"] <= one[
+        "right_high"
+    ]
 
 
 def test_pixels_are_resized_as_a_file_of_that_size_is_read(small_phantom, tmp_path):
     films = images.load_pixels(small_phantom, 64)[:3]
-    for film, small in zip(films, shift._resized(films, 28), strict=True):
+    for film, small in zip(films, views._resized(films, 28), strict=True):
         Image.fromarray(film[..., 0]).save(tmp_path / "film.png")
         np.testing.assert_array_equal(small[..., 0], images.read_gray(tmp_path / "film.png", 28))
 
 
 def test_scoring_that_was_interrupted_goes_on(two_runs, reports_here, monkeypatch):
-    whole = shift.score_views("tiny-cnn-28", "phantom", "corruptions")
+    whole = views.score_views("tiny-cnn-28", "phantom", "corruptions")
     file = reports_here / "phantom" / "corruptions" / "tiny-cnn-28.csv"
     file.unlink()
     done = []
@@ -177,27 +204,31 @@ def test_scoring_that_was_interrupted_goes_on(two_runs, reports_here, monkeypatc
         done.append((name, severity))
         return corrupt(films, name, severity)
 
-    monkeypatch.setattr(shift, "corrupt", instead)
+    monkeypatch.setattr(views, "corrupt", instead)
     with pytest.raises(KeyboardInterrupt):
-        shift.score_views("tiny-cnn-28", "phantom", "corruptions")
-    assert list(pd.read_csv(file))[len(shift.ABOUT) :] == FEW[:3]
+        views.score_views("tiny-cnn-28", "phantom", "corruptions")
+    assert list(pd.read_csv(file))[len(views.ABOUT) :] == FEW[:3]
 
     def noted(films, name, severity):
         done.append((name, severity))
         return corrupt(films, name, severity)
 
-    monkeypatch.setattr(shift, "corrupt", noted)
-    again = shift.score_views("tiny-cnn-28", "phantom", "corruptions")
+    monkeypatch.setattr(views, "corrupt", noted)
+    again = views.score_views("tiny-cnn-28", "phantom", "corruptions")
     steps = [("marker", step) for step in range(1, 6)]
     assert done == [*steps, ("inversion", 1)]
     pd.testing.assert_frame_equal(again, whole, rtol=1e-5)
     other = whole.assign(model="0123456789ab")
     other.to_csv(file, index=False)
-    pd.testing.assert_frame_equal(shift.score_views("tiny-cnn-28", "phantom", "corruptions"), whole, rtol=1e-5)
+    pd.testing.assert_frame_equal(
+        views.score_views("tiny-cnn-28", "phantom", "corruptions"), whole, rtol=1e-5
+    )
     other.to_csv(file, index=False)
     monkeypatch.setattr(runs, "COMMITTED", ("phantom",))
-    with pytest.raises(DataInvalid, match=r"of another run or of other images\. Fix: delete it"):
-        shift.score_views("tiny-cnn-28", "phantom", "corruptions")
+    with pytest.raises(
+        InvalidDataError, match=r"of another run or of other images\. Fix: delete it"
+    ):
+        views.score_views("tiny-cnn-28", "phantom", "corruptions")
 
 
 @pytest.mark.parametrize(
@@ -215,18 +246,20 @@ def test_bad_scores_of_corrupted_images_are_refused_by_name(reports_here, column
     table["none 0"] = table["jpeg 1"] = np.linspace(0, 1, 8)
     file = reports_here / "phantom" / "corruptions" / "r.csv"
     file.parent.mkdir(parents=True)
-    with pytest.raises(NotFound, match="Fix: `python -m xraylib corruptions RECIPE --dataset phantom`"):
-        shift.load_views("phantom", "corruptions")
+    with pytest.raises(
+        NotFoundError, match="Fix: `python -m xraylib corruptions RECIPE --dataset phantom`"
+    ):
+        views.load_views("phantom", "corruptions")
     table.to_csv(file, index=False)
-    assert set(shift.load_views("phantom", "corruptions")["model"]) == {"12e4"}
+    assert set(views.load_views("phantom", "corruptions")["model"]) == {"12e4"}
     table = table.astype(str)
     table.loc[3, column] = value
     table.to_csv(file, index=False)
-    with pytest.raises(DataInvalid, match=said):
-        shift.load_views("phantom", "corruptions")
+    with pytest.raises(InvalidDataError, match=said):
+        views.load_views("phantom", "corruptions")
     table.drop(columns="model").to_csv(file, index=False)
-    with pytest.raises(DataInvalid, match=r"lacks the columns model\. Fix: delete it"):
-        shift.load_views("phantom", "corruptions")
+    with pytest.raises(InvalidDataError, match=r"lacks the columns model\. Fix: delete it"):
+        views.load_views("phantom", "corruptions")
 
 
 def corrupted(sample=0, patients=60, each=3):
@@ -234,16 +267,25 @@ def corrupted(sample=0, patients=60, each=3):
     rng = np.random.default_rng(sample)
     patient, label = np.repeat(np.arange(patients), each), np.repeat(np.arange(patients) % 2, each)
     score = label + rng.normal(size=patients)[patient] + rng.normal(scale=0.5, size=len(patient))
-    noisy = {f"noise {i + 1}": score + rng.normal(scale=s, size=len(score)) for i, s in enumerate((0.4, 0.8, 1.6))}
-    about = {"recipe": "r", "model": "m", "seed": 0, "threshold": 0.6, "image_id": patient.astype(str)}
+    noisy = {
+        f"noise {i + 1}": score + rng.normal(scale=s, size=len(score))
+        for i, s in enumerate((0.4, 0.8, 1.6))
+    }
+    about = {
+        "recipe": "r",
+        "model": "m",
+        "seed": 0,
+        "threshold": 0.6,
+        "image_id": patient.astype(str),
+    }
     about |= {"patient": patient.astype(str), "label": label}
     return pd.DataFrame(about | {"none 0": score, "mirror 1": -score} | noisy)
 
 
 def test_losses_are_those_of_scikit_learn_and_an_untouched_image_loses_nothing():
     table = corrupted()
-    found = shift.corruption_losses(table)
-    assert tuple(found.columns) == shift.LOSSES
+    found = views.corruption_losses(table)
+    assert tuple(found.columns) == views.LOSSES
     rows = found.set_index("corruption")
     clean = rows.loc["none"]
     for name, row in rows.iterrows():
@@ -263,7 +305,7 @@ def test_averaged_losses_agree_with_a_bootstrap_of_patients(sample):
     table = corrupted(sample, patients=200)
     names, own = np.unique(table["patient"], return_inverse=True)
     weights, positive = bootstrap_weights(len(names), 2000)[:, own], table["label"].to_numpy() == 1
-    row = shift.corruption_losses(table).set_index("corruption").loc["noise"]
+    row = views.corruption_losses(table).set_index("corruption").loc["noise"]
     assert row["severity"] == 3
     for name, classify in (("delta_auc", False), ("delta_balanced_error", True)):
         aucs = {}
@@ -278,25 +320,35 @@ def test_averaged_losses_agree_with_a_bootstrap_of_patients(sample):
 
 def test_recipes_may_have_different_corruptions_but_none_in_part_is_averaged():
     other = corrupted(1).assign(recipe="s").drop(columns=["mirror 1"])
-    both = shift.corruption_losses(pd.concat([corrupted(), other]))
-    alone = shift.corruption_losses(other)
+    both = views.corruption_losses(pd.concat([corrupted(), other]))
+    alone = views.corruption_losses(other)
     pd.testing.assert_frame_equal(both[both["recipe"] == "s"].reset_index(drop=True), alone)
     part = corrupted().rename(columns={"noise 1": "marker 1"})
-    with pytest.raises(DataInvalid, match=r"r was scored on some severities of marker only\. Fix: "):
-        shift.corruption_losses(part)
+    with pytest.raises(
+        InvalidDataError, match=r"r was scored on some severities of marker only\. Fix: "
+    ):
+        views.corruption_losses(part)
 
 
-def test_every_group_of_images_has_its_ood_score(two_runs, hospital, small_phantom, reports_here, monkeypatch):
+def test_every_group_of_images_has_its_ood_score(
+    two_runs, hospital, small_phantom, reports_here, monkeypatch
+):
     def describe(frozen, pixels):
         return pixels[:, ::7, ::7, 0].reshape(len(pixels), -1).astype(np.float32)
 
     used = []
     monkeypatch.setattr(networks, "get_weights", lambda network, init: None)
-    monkeypatch.setattr(probe, "pooled", lambda films, _, size, *more: describe(None, images.load_pixels(films, size)))
+    monkeypatch.setattr(
+        probe,
+        "pooled",
+        lambda films, _, size, *more: describe(None, images.load_pixels(films, size)),
+    )
     monkeypatch.setattr(probe, "describe", describe)
     assign = splits.assign
-    monkeypatch.setattr(splits, "assign", lambda *args, **named: used.append(named) or assign(*args, **named))
-    table, name = shift.ood_scores("phantom", [str(hospital)]), catalog.find(hospital).name
+    monkeypatch.setattr(
+        splits, "assign", lambda *args, **named: used.append(named) or assign(*args, **named)
+    )
+    table, name = ood.ood_scores("phantom", [str(hospital)]), catalog.get_dataset(hospital).name
     assert used == [{"split_strategy": "patient-grouped"}]
     test = small_phantom[small_phantom["split"] == "test"]
     sizes = table.groupby("group", sort=False).size()
@@ -317,10 +369,10 @@ def test_the_ood_score_is_the_mahalanobis_distance():
     others = rng.normal(size=(50, 3))
     apart = others - training.mean(axis=0)
     expected = np.sqrt(np.einsum("ni,ij,nj->n", apart, np.linalg.inv(np.cov(training.T)), apart))
-    np.testing.assert_allclose(shift.mahalanobis(training, others), expected, rtol=0.02)
+    np.testing.assert_allclose(ood.mahalanobis(training, others), expected, rtol=0.02)
     # Fewer images than features are enough.
     few = rng.normal(size=(20, 200))
-    assert np.isfinite(shift.mahalanobis(few, rng.normal(size=(7, 200)))).all()
+    assert np.isfinite(ood.mahalanobis(few, rng.normal(size=(7, 200)))).all()
 
 
 def test_the_limit_flags_one_in_twenty_of_validation():
@@ -328,8 +380,12 @@ def test_the_limit_flags_one_in_twenty_of_validation():
     parts = []
     for group, mean in {"validation, normal": 5, "test": 5, "far": 9}.items():
         patients = [f"p{person}" for person in rng.integers(0, 60, 200)]
-        parts.append(pd.DataFrame({"group": group, "patient": patients, "ood_score": rng.normal(mean, 1, 200)}))
-    found = shift.ood_flagged(pd.concat(parts, ignore_index=True)).set_index("group")
+        parts.append(
+            pd.DataFrame(
+                {"group": group, "patient": patients, "ood_score": rng.normal(mean, 1, 200)}
+            )
+        )
+    found = ood.ood_flagged(pd.concat(parts, ignore_index=True)).set_index("group")
     assert found.index.tolist() == ["validation, normal", "test", "far"]
     assert found.loc["validation, normal", "flagged"] == pytest.approx(0.05)
     assert np.isnan(found.loc["validation, normal", "auc"])
@@ -344,7 +400,9 @@ def framed(reports_here, small_phantom):
     parts = []
     for seed in (0, 1, 2):
         val = splits.assign(small_phantom, "strict", seed).query("split == 'val'")
-        part = val[["image_id", "patient", "label"]].assign(recipe="r", model="ab", seed=seed, threshold=0.5)
+        part = val[["image_id", "patient", "label"]].assign(
+            recipe="r", model="ab", seed=seed, threshold=0.5
+        )
         part["none 0"] = np.where(part["label"] == 1, 0.9, 0.1)
         for share in SHARES:
             part[f"rows {share}"] = np.where(part["label"] == 1, 0.9, 0.1 + 3 * (1 - share))
@@ -354,7 +412,7 @@ def framed(reports_here, small_phantom):
 
 
 def test_the_response_to_a_dose_is_that_of_its_own_class(framed):
-    table = shift.framing_response(framed).set_index("view")
+    table = views.framing_response(framed).set_index("view")
     assert table.loc["as it is", ["specificity", "sensitivity", "auc"]].tolist() == [1, 1, 1]
     rows = table.loc[[f"rows {share}" for share in SHARES]]
     assert rows["specificity"].tolist() == [1, 0, 0, 0] and (rows["sensitivity"] == 1).all()
@@ -370,25 +428,31 @@ def test_what_framing_explains_is_the_fall_at_the_tests_own_framing(framed, smal
     scores = pd.concat([test.assign(seed=seed) for seed in (0, 1, 2)])
     aspects = small_phantom[["image_id", "split", "label"]].assign(aspect=1.0)
     aspects.loc[aspects["split"] == "test", "aspect"] = 1 / 0.86
-    row = shift.framing_explained(framed, scores, aspects).iloc[0]
+    row = forensics.framing_explained(framed, scores, aspects).iloc[0]
     fallen = (test.loc[test["label"] == 0, "score"] < 0.5).mean()
-    assert row[["validation", "at_test_framing"]].tolist() == [1, 0] and row["test"] == pytest.approx(fallen)
+    assert row[["validation", "at_test_framing"]].tolist() == [1, 0] and row[
+        "test"
+    ] == pytest.approx(fallen)
     assert row["explained"] == pytest.approx(1 / (1 - fallen))
     assert row["explained_low"] < row["explained"] < row["explained_high"]
 
 
 def test_folders_that_are_framed_alike_explain_no_fall(framed, small_phantom):
-    test = small_phantom[small_phantom["split"] == "test"].assign(recipe="r", protocol="strict", threshold=0.5)
+    test = small_phantom[small_phantom["split"] == "test"].assign(
+        recipe="r", protocol="strict", threshold=0.5
+    )
     scores = pd.concat([test.assign(seed=seed, score=0.8) for seed in (0, 1, 2)])
-    wide = np.where(np.arange(len(small_phantom)) % 2, 1.4, 1.0)  # half of each folder wider than the mean
+    wide = np.where(
+        np.arange(len(small_phantom)) % 2, 1.4, 1.0
+    )  # half of each folder wider than the mean
     aspects = small_phantom[["image_id", "split", "label"]].assign(aspect=wide)
-    row = shift.framing_explained(framed, scores, aspects).iloc[0]
+    row = forensics.framing_explained(framed, scores, aspects).iloc[0]
     assert row["validation"] == 1 and row["test"] == 0 and row["at_validation_framing"] < 0.8
     assert row["explained"] == pytest.approx(0, abs=0.2)
 
 
 def test_aspect_ratios_are_read_off_files_that_differ_in_it(small_phantom):
-    table = shift.aspect_ratios("phantom")
+    table = forensics.aspect_ratios("phantom")
     mean = table.groupby(["split", "label"])["aspect"].mean()
     assert mean["train", 0] < mean["test", 0] < mean["test", 1] and (table["error"] == 0).all()
 
@@ -406,8 +470,11 @@ def test_numbers_that_are_one_child_are_recognised_by_their_images(same):
     films = pd.DataFrame(rows).assign(sha256=range(len(rows)))
     # A copy of an image is no second image of its child.
     copies = films.iloc[[0]].assign(patient="person0_virus", kind="virus")
-    films, features = pd.concat([films, copies], ignore_index=True), np.vstack([features, features[0]])
-    found = shift.identity(films, features).set_index("pairing")
+    films, features = (
+        pd.concat([films, copies], ignore_index=True),
+        np.vstack([features, features[0]]),
+    )
+    found = forensics.identity(films, features).set_index("pairing")
     assert found.loc["bacteria: two images of one number", "low"] > 0.8
     row = found.loc["bacteria and virus: one number"]
     assert row["low"] > 0.8 if same else row["low"] < 0.5 < row["high"]
