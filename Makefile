@@ -84,12 +84,12 @@ setup-dev: $(SETUP_DEV)  ## add what requirements-dev.lock has for testing and d
 
 # The environment has copies of the locks that it was built from. Where they differ it is built anew.
 environment:
-	@cmp -s requirements.lock $(ENVIRONMENT)/requirements.lock || $(MAKE) --no-print-directory venv
+	@cmp -s requirements.lock $(ENVIRONMENT)/built-from.lock || $(MAKE) --no-print-directory venv
 
 environment-dev: $(SETUP)
-	@cmp -s requirements-dev.lock $(ENVIRONMENT)/requirements-dev.lock || { \
+	@cmp -s requirements-dev.lock $(ENVIRONMENT)/built-from-dev.lock || { \
 	  $(PIP) install --require-hashes -r requirements-dev.lock && \
-	  cp requirements-dev.lock $(ENVIRONMENT)/; }
+	  cp requirements-dev.lock $(ENVIRONMENT)/built-from-dev.lock; }
 
 # Only an empty folder, or a venv that this clone built and marked with its own path, is ever emptied.
 venv:
@@ -105,7 +105,7 @@ venv:
 	$(CALL_PY) -m ensurepip --upgrade --default-pip > /dev/null
 	$(PIP) install --require-hashes -r requirements.lock
 	$(PIP) install --no-build-isolation --no-deps -e .
-	@cp requirements.lock $(ENVIRONMENT)/
+	@cp requirements.lock $(ENVIRONMENT)/built-from.lock
 
 reproduce: $(BUILD)/report  ## run every notebook that changed and write reports/<data set>/ (DATASET=kermany for real data)
 	@echo "open $$(cat $<)"
