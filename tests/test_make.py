@@ -1,9 +1,10 @@
-"""What make builds, empties and calls, in a small clone and with a Python that only notes its calls."""
+"""What make builds, empties and calls. The clone is small, and its Python only notes the calls."""
 
 import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -154,11 +155,11 @@ def test_reproducing_needs_the_smaller_lock_only(clone):
 
 def ran(calls):
     """Notebooks that ran."""
-    return sorted(os.path.basename(call[3]) for call in calls if call[2:3] == ["run-notebook"])
+    return sorted(Path(call[3]).name for call in calls if call[2:3] == ["run-notebook"])
 
 
 def test_folders_with_spaces_are_passed_on_whole(clone, tmp_path):
-    films = tmp_path / "my data" / "x, it's mine"
+    films = tmp_path / "my data" / 'x, it\'s "mine"'
     films.mkdir(parents=True)
     places = {"XRAYLIB_REPORTS": "my reports", "XRAYLIB_DATA": str(tmp_path / "all my data")}
     command = ["reproduce", f"DATASET={films}"]
@@ -191,7 +192,14 @@ def build_folder(clone, dataset):
 
 def test_each_data_set_has_a_build_folder(clone, tmp_path):
     assert build_folder(clone, "phantom") == "phantom"
-    given = [tmp_path / "a" / "x", tmp_path / "b" / "x", tmp_path / "b" / "x y", "a b", "..", "notebooks/"]
+    given = [
+        tmp_path / "a" / "x",
+        tmp_path / "b" / "x",
+        tmp_path / "b" / "x y",
+        "a b",
+        "..",
+        "notebooks/",
+    ]
     names = [build_folder(clone, dataset) for dataset in given]
     assert len(set(names)) == len(names)
     for name in names:
