@@ -186,29 +186,35 @@ def animation():
     return encoded(RAMP, save_all=True, append_images=[Image.fromarray(RAMP[::-1, ::-1].copy())])
 
 
-def dicom(values, bits=8, colours="MONOCHROME2", syntax=pydicom.uid.ExplicitVRLittleEndian, **tags):
+def dataset(values, bits=8, colours="MONOCHROME2", **tags):
+    """A DICOM data set of one uncompressed image; a tag of None is left out."""
     film = pydicom.Dataset()
     film.file_meta = pydicom.dataset.FileMetaDataset()
     film.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    film.SOPClassUID, film.SOPInstanceUID, film.PatientName = (
-        "1.2.840.10008.5.1.4.1.1.1.1",
-        "1.2.3",
-        "Doe^Jane",
-    )
-    film.Rows, film.Columns, film.SamplesPerPixel, film.PixelRepresentation = (
-        *values.shape[:2],
-        1,
-        0,
-    )
-    film.PhotometricInterpretation, film.BitsStored, film.HighBit = colours, bits, bits - 1
+    film.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    film.SOPInstanceUID = "1.2.3"
+    film.PatientName = "Doe^Jane"
+    film.Rows = values.shape[0]
+    film.Columns = values.shape[1]
+    film.SamplesPerPixel = 1
+    film.PixelRepresentation = 0
+    film.PhotometricInterpretation = colours
+    film.BitsStored = bits
+    film.HighBit = bits - 1
     film.BitsAllocated = 8 if bits == 8 else 16
     film.PixelData = values.astype(np.uint8 if bits == 8 else "<u2").tobytes()
-    if syntax != film.file_meta.TransferSyntaxUID:
-        film.compress(syntax)
     for name, value in tags.items():
         setattr(film, name, value)
         if value is None:
             delattr(film, name)
+    return film
+
+
+def dicom(values, bits=8, colours="MONOCHROME2", syntax=None, **tags):
+    """The same as the bytes of a file."""
+    film = dataset(values, bits, colours, **tags)
+    if syntax:
+        film.compress(syntax)
     buffer = io.BytesIO()
     film.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
