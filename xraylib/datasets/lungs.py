@@ -28,6 +28,7 @@ OUTLINE_COLUMNS = ["image_id", "width", "height", *BOX_COLUMNS, "lung_height", "
 _OVERSHOOT = 0.01
 
 _Points = np.ndarray
+_Item = tuple[Path, str, float, float, list[_Points]]
 
 
 def crop_boxes(
@@ -244,21 +245,7 @@ def read_outlines(path: Path | str) -> pd.DataFrame:
         items = _coco_items(path)
     else:
         raise NotFoundError(f"{path}: no such file or folder. Fix: check the path.")
-    rows: list[dict[str, Any]] = []
-    without: list[str] = []
-    for source, name, width, height, polygons in items:
-        if polygons:
-            rows.append(_outline_row(source, name, width, height, polygons))
-        else:
-            without.append(name)
-    if not rows:
-        raise InvalidDataError(
-            f'{path}: none of {len(without)} images has a polygon named like "lung". '
-            "Fix: give the folder or file that holds the outlines."
-        )
-    if without:
-        _log.warning("%s: no lungs are outlined in %d images", path, len(without))
-    table = pd.DataFrame(rows, columns=OUTLINE_COLUMNS).sort_values("image_id", ignore_index=True)
+    table = _outline_table(path, items)
     twice = table["image_id"].duplicated()
     if twice.any():
         raise InvalidDataError(
@@ -268,7 +255,23 @@ def read_outlines(path: Path | str) -> pd.DataFrame:
     return table
 
 
-_Item = tuple[Path, str, float, float, list[_Points]]
+def _outline_table(path: Path, items: Iterable[_Item]) -> pd.DataFrame:
+    """One row per image with lungs; images without are counted in the log."""
+    rows: list[dict[str, Any]] = []
+    without = 0
+    for source, name, width, height, polygons in items:
+        if polygons:
+            rows.append(_outline_row(source, name, width, height, polygons))
+        else:
+            without += 1
+    if not rows:
+        raise InvalidDataError(
+            f'{path}: none of {without} images has a polygon named like "lung". '
+            "Fix: give the folder or file that holds the outlines."
+        )
+    if without:
+        _log.warning("%s: no lungs are outlined in %d images", path, without)
+    return pd.DataFrame(rows, columns=OUTLINE_COLUMNS).sort_values("image_id", ignore_index=True)
 
 
 def _darwin_items(folder: Path) -> Iterator[_Item]:
