@@ -8,6 +8,7 @@ from PIL import Image
 
 from xraylib.datasets import framing, phantom
 from xraylib.datasets.corruptions import CORRUPTIONS, HANDLING, MEDMNIST_C, corrupt
+from xraylib.errors import InvalidDataError, NotFoundError
 
 NOISE = ("gaussian noise", "speckle noise", "impulse noise", "shot noise")
 EVERY = [(name, step + 1) for name in CORRUPTIONS for step in range(len(CORRUPTIONS[name][1]))]
@@ -169,8 +170,60 @@ def test_each_class_is_framed_and_rendered_as_the_other():
     assert all(view.shape == films.shape and view.dtype == np.uint8 for view in found.values())
     means = found["rendering"].mean(axis=(1, 2, 3))
     np.testing.assert_allclose(means, [160, 160, 60, 60], atol=3)
-    # A cut of rows leaves columns alone: a film that changes along one direction tells which was cut.
+    # A crop of rows leaves columns alone, so a ramp along one direction tells which was cropped.
     across = np.tile(np.linspace(0, 255, 48).astype(np.uint8), (2, 48, 1))[..., None]
     np.testing.assert_array_equal(framing.swap_framing(across, np.array([0, 0])), across)
     assert np.ptp(framing.swap_framing(across, np.array([1, 1]))) < 0.9 * np.ptp(across)
     np.testing.assert_array_equal(framing.crop(films), films)
+
+
+@pytest.mark.parametrize("severity", [0, -1, 6, 1.5])
+def test_a_severity_that_does_not_exist_is_named(severity):
+    with pytest.raises(InvalidDataError, match=rf"jpeg has no severity {severity}.*1 to 5"):
+        corrupt(flat(9), "jpeg", severity)
+    with pytest.raises(InvalidDataError, match=r"inversion has no severity 2\. Fix: give 1\."):
+        corrupt(flat(9), "inversion", 2)
+
+
+def test_a_corruption_that_does_not_exist_is_named():
+    with pytest.raises(NotFoundError, match=r"'fog'. Fix: .*pixelate.*marker"):
+        corrupt(flat(9), "fog", 1)
+
+
+def test_bars_blacken_what_the_crop_takes_away():
+    size = 200
+    edge = 19
+    lost, kept = flat(200, size), flat(0, size)
+    lost[:, edge:-edge] = 60
+    kept[:, edge:-edge] = 60
+    np.testing.assert_array_equal(framing.FRAMING_VIEWS["bars 0.81"](lost), kept)
+    cropped = framing.FRAMING_VIEWS["rows 0.81"](lost)
+    # Pillow's filter reaches over the edge of the crop.
+    assert (cropped[:, 2:-2] == 60).all()
+    assert lost.max() == 200
+
+
+def test_views_keep_the_share_that_they_name():
+    size = 200
+    ramps = np.tile(np.arange(size, dtype=np.uint8)[:, None], (1, size))
+    upright, flat_out = ramps[None, ..., None], ramps.T[None, ..., None]
+    for share in framing.SHARES:
+        rows = framing.FRAMING_VIEWS[f"rows {share}"]
+        columns = framing.FRAMING_VIEWS[f"columns {share}"]
+        for view, along, across in ((rows, upright, flat_out), (columns, flat_out, upright)):
+            assert np.ptp(view(along)) == pytest.approx(size * share, abs=2)
+            np.testing.assert_array_equal(view(across), across)
+    area = framing.FRAMING_VIEWS["area 0.81"]
+    assert np.ptp(area(upright)) == pytest.approx(size * 0.9, abs=2)
+    assert np.ptp(area(flat_out)) == pytest.approx(size * 0.9, abs=2)
+
+
+def test_the_controls_are_the_corruptions_that_they_name(film):
+    for name in ("jpeg", "gaussian blur", "brightness up", "brightness down"):
+        view = framing.FRAMING_VIEWS[f"{name} 2"]
+        np.testing.assert_array_equal(view(film), corrupt(film, name, 2))
+
+
+def test_one_class_has_no_other_rendering():
+    with pytest.raises(InvalidDataError, match="both classes"):
+        framing.swap_rendering(flat(9, films=2), np.array([1, 1]), seed=0)

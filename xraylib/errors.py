@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
-_EXPORT = "export it anew from its source as an 8-bit PNG"
+_EXPORT = "export it again from its source as an 8-bit PNG"
 
 
 class XraylibError(Exception):
-    """Something the user can fix; the message names the thing and the fix. The command line exits with 1."""
+    """Base of all errors that a user can fix; the command line exits with status 1.
+
+    The message names the file or thing and ends with "Fix: ...".
+    """
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows: the message, without a traceback."""
@@ -14,23 +17,32 @@ class XraylibError(Exception):
 
 
 class NotFoundError(XraylibError):
-    """A name, data set, file of weights or device that is not there."""
+    """A name, data set, file or device does not exist."""
 
 
 class InvalidDataError(XraylibError):
-    """It is there and cannot be used: corrupt, mislabelled, of one class only, a patient in two splits."""
+    """The data exist but are unusable.
+
+    Examples are corrupt or mislabelled files, a single class, and a patient in two splits.
+    """
 
 
 class OperationFailedError(XraylibError):
-    """A download, a training run or a write did not come to its end; nothing half-written is left."""
+    """A download, a training run or a write did not finish; nothing half-written is left."""
 
 
 class UnusableImageError(InvalidDataError):
-    """One file cannot be read as a radiograph: `problem` is unreadable, truncated, oversized or changed.
+    """One file cannot be read as an image.
 
-    `detail` says in words what is wrong.
+    Attributes
+    ----------
+    problem
+        ``unreadable``, ``truncated``, ``oversized`` or ``changed``.
+    detail
+        What is wrong, in words.
     """
 
     def __init__(self, path: Path | str, problem: str, detail: str, fix: str = _EXPORT) -> None:
         super().__init__(f"{path}: {detail}. Fix: {fix}.")
-        self.problem, self.detail = problem, detail
+        self.problem = problem
+        self.detail = detail

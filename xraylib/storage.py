@@ -1,70 +1,189 @@
-"""The errors a user can fix, and writing files so that a reader sees the old one or the whole new one."""
+"""Write files so that a reader sees the old or the whole new one, and hash them."""
 
 import errno
+import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from xraylib import paths
 from xraylib.errors import OperationFailedError
 
-_MOVE = "move it with its XRAYLIB_ variable"
 _FIXES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free some disk space, or {_MOVE}"),
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM, errno.EROFS), f"make the folder writable, or {_MOVE}"
-    ),
-    **dict.fromkeys(
-        (errno.ENOTDIR, errno.EEXIST), "a file stands where a folder is needed: move it away"
-    ),
+    errno.ENOSPC: "free some disk space, or {elsewhere}",
+    errno.EDQUOT: "free some disk space, or {elsewhere}",
+    errno.EACCES: "make the folder writable, or {elsewhere}",
+    errno.EPERM: "make the folder writable, or {elsewhere}",
+    errno.EROFS: "make the folder writable, or {elsewhere}",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it away",
+    errno.EEXIST: "a file stands where a folder is needed: move it away",
     errno.EISDIR: "a folder stands where a file is needed: name a file",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
 }
 
+# Cut, so that the name of a temporary file fits where the file's own name does.
+_NAME_LENGTH = 40
+
+# Folders in which this process has removed what killed processes left.
+_swept: set[Path] = set()
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of some bytes, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or an unwritable folder into `OperationFailedError` that names `path` and the fix."""
+    """Turn a full disk or an unwritable folder into an error that names `path` and the fix.
+
+    Raises
+    ------
+    OperationFailedError
+        For the errors of the operating system that a user can fix; others pass.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _FIXES:
             raise
-        raise OperationFailedError(
-            f"cannot write {path}: {error.strerror}. Fix: {_FIXES[error.errno]}."
-        ) from error
+        fix = _FIXES[error.errno].format(elsewhere=_elsewhere(path))
+        raise OperationFailedError(f"cannot write {path}: {error.strerror}. Fix: {fix}.") from error
+
+
+def _elsewhere(path: Path) -> str:
+    """How the file would be written elsewhere."""
+    # The cache and unfinished runs lie in the data folder unless they are moved.
+    for name in ("CACHE", "RUNS", "REPORTS", "DATA"):
+        if path.absolute().is_relative_to(getattr(paths, name)):
+            return f"set XRAYLIB_{name} to another folder"
+    return "name a file in another folder"
 
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Give a temporary file beside `path`, with its suffix; on success it takes `path`'s place."""
+    """Give a temporary file to write; on success it replaces `path`.
+
+    The temporary file lies in the same folder and has the same suffix. It is written to disk
+    before it replaces `path`, with the permissions that the umask leaves. A symbolic link is
+    followed. A device or FIFO is not replaced: the content is copied into it.
+
+    Parameters
+    ----------
+    path
+        File to write; missing folders are made.
+
+    Yields
+    ------
+    pathlib.Path
+        The temporary file, empty.
+
+    Raises
+    ------
+    OperationFailedError
+        `path` is a folder, or cannot be written.
+    """
     path = Path(path)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=f"-{path.name}")
-        os.close(handle)
-        temporary = Path(name)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        special = _is_special(path)
+        target = path if special else Path(os.path.realpath(path))
+        folder = Path(tempfile.gettempdir()) if special else target.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if not special:
+            _sweep_files(folder)
+        temporary = folder / _temporary_name(target)
+        # Not with tempfile, whose files nobody else may read, whatever the umask.
+        temporary.touch(exist_ok=False)
         try:
             yield temporary
-            temporary.chmod(0o644)
-            temporary.replace(path)
+            if special:
+                with temporary.open("rb") as source, target.open("wb") as device:
+                    shutil.copyfileobj(source, device)
+            else:
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+                temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def _is_special(path: Path) -> bool:
+    """Whether a path exists and must be written to, not replaced: /dev/stdout may be a file."""
+    if path.is_file():
+        return path.is_absolute() and path.parts[1] in ("dev", "proc")
+    return path.exists()
+
+
+def _temporary_name(target: Path) -> str:
+    return f".partial-{os.getpid()}-{secrets.token_hex(4)}-{target.name[-_NAME_LENGTH:]}"
+
+
+def _sweep_files(folder: Path) -> None:
+    """Once per process and folder, remove the temporary files of processes that were killed."""
+    if folder not in _swept:
+        for left in folder.glob(".partial-*"):
+            if left.is_file() and not _writer_runs(left):
+                with suppress(OSError):
+                    left.unlink()
+        _swept.add(folder)
+
+
+def _writer_runs(temporary: Path) -> bool:
+    """Whether the process that a temporary file's name gives still runs, as far as is known."""
+    pid = temporary.name.split("-")[1]
+    # On Windows, os.kill ends the process.
+    if os.name != "posix" or not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Like `atomic_write` for a folder; an existing `path` is replaced only once the new one is complete."""
+    """Give a temporary folder to fill; on success it replaces `path`.
+
+    Parameters
+    ----------
+    path
+        Folder to write. An existing one is replaced only once the new one is complete.
+
+    Yields
+    ------
+    pathlib.Path
+        The temporary folder, empty.
+
+    Raises
+    ------
+    OperationFailedError
+        The folder cannot be written.
+    """
     path = Path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=".partial-", suffix=f"-{path.name}"))
-        new, old = aside / "new", aside / "old"
+        _recover_folder(path)
+        aside = path.parent / _temporary_name(path)
+        new = aside / "new"
+        old = aside / "old"
         try:
-            new.mkdir()
+            new.mkdir(parents=True)
             yield new
             if path.exists():
                 path.replace(old)
@@ -75,4 +194,14 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                     old.replace(path)
                 raise
         finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _recover_folder(path: Path) -> None:
+    """Remove what killed writers of this folder left; put the old folder back if it is missing."""
+    for aside in path.parent.glob(".partial-*"):
+        is_ours = aside.name.endswith(f"-{path.name[-_NAME_LENGTH:]}") and aside.is_dir()
+        if is_ours and not _writer_runs(aside):
+            if (aside / "old").exists() and not path.exists():
+                (aside / "old").replace(path)
             shutil.rmtree(aside, ignore_errors=True)

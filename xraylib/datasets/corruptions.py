@@ -1,8 +1,9 @@
-"""What can happen to a radiograph on its way: thirteen corruptions in five severities, and its handling.
+"""Corruptions of images: thirteen published ones in five severities, and five of handling.
 
-The thirteen are those that MedMNIST-C (Di Salvo et al. 2024) names for PneumoniaMNIST, with its parameters, written
-anew with Pillow and SciPy; each takes and gives uint8 `(height, width)` in 0…255. They were set for 224 pixels. Five
-more are what handling does; and framing and rendering are swapped between the classes.
+The thirteen are those that MedMNIST-C (Di Salvo et al. 2024) names for PneumoniaMNIST, with its
+parameters, written anew with Pillow and SciPy. Their parameters were set for images of 224 pixels.
+The other five are our own: what happens when an image is turned, squeezed, inverted or labelled.
+Each private function takes and returns one image, uint8 ``(height, width)``.
 """
 
 import io
@@ -13,63 +14,71 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from scipy.ndimage import gaussian_filter
 
+from xraylib.errors import InvalidDataError, NotFoundError
+
 Corruption = Callable[[np.ndarray, Any, np.random.Generator], np.ndarray]
 
 
-def _pixelate(film: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    height, width = film.shape
-    small = Image.fromarray(film).resize(
+def _pixelate(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    height, width = image.shape
+    small = Image.fromarray(image).resize(
         (int(width * share), int(height * share)), Image.Resampling.BOX
     )
     return np.asarray(small.resize((width, height), Image.Resampling.BOX))
 
 
-def _jpeg(film: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
+def _jpeg(image: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
     packed = io.BytesIO()
-    Image.fromarray(film).save(packed, "JPEG", quality=quality)
+    Image.fromarray(image).save(packed, "JPEG", quality=quality)
     return np.asarray(Image.open(packed))
 
 
-def _gaussian_noise(film: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
-    return _whole(film / 255 + rng.normal(scale=spread, size=film.shape))
+def _gaussian_noise(image: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
+    return _to_bytes(image / 255 + rng.normal(scale=spread, size=image.shape))
 
 
-def _speckle_noise(film: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
-    return _whole(film / 255 * (1 + rng.normal(scale=spread, size=film.shape)))
+def _speckle_noise(image: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
+    return _to_bytes(image / 255 * (1 + rng.normal(scale=spread, size=image.shape)))
 
 
-def _impulse_noise(film: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    hit, white = rng.random(film.shape) < share, rng.random(film.shape) < 0.5
-    return np.where(hit, np.where(white, 255, 0), film).astype(np.uint8)
+def _impulse_noise(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    hit = rng.random(image.shape) < share
+    white = rng.random(image.shape) < 0.5
+    return np.where(hit, np.where(white, 255, 0), image).astype(np.uint8)
 
 
-def _shot_noise(film: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
-    return _whole(rng.poisson(film / 255 * photons) / photons)
+def _shot_noise(image: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
+    return _to_bytes(rng.poisson(image / 255 * photons) / photons)
 
 
-def _gaussian_blur(film: np.ndarray, kernel: int, rng: np.random.Generator) -> np.ndarray:
-    # The width that goes with a kernel of so many pixels in the original.
-    spread, radius = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8, kernel // 2
-    blurred = gaussian_filter(film.astype(np.float64), spread, radius=radius, mode="mirror")
+def _gaussian_blur(image: np.ndarray, kernel: int, rng: np.random.Generator) -> np.ndarray:
+    # The standard deviation that OpenCV, and so the original, takes for a kernel of this size.
+    spread = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+    blurred = gaussian_filter(
+        image.astype(np.float64),
+        spread,
+        radius=kernel // 2,
+        mode="mirror",
+    )
     return blurred.round().astype(np.uint8)
 
 
-def _brightness(film: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    return np.asarray(ImageEnhance.Brightness(Image.fromarray(film)).enhance(factor))
+def _brightness(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+    return np.asarray(ImageEnhance.Brightness(Image.fromarray(image)).enhance(factor))
 
 
-def _contrast(film: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    return np.asarray(ImageEnhance.Contrast(Image.fromarray(film)).enhance(factor))
+def _contrast(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+    return np.asarray(ImageEnhance.Contrast(Image.fromarray(image)).enhance(factor))
 
 
-def _gamma(film: np.ndarray, power: float, rng: np.random.Generator) -> np.ndarray:
-    return _whole((film / 255) ** power)
+def _gamma(image: np.ndarray, power: float, rng: np.random.Generator) -> np.ndarray:
+    return _to_bytes((image / 255) ** power)
 
 
-def _aspect(film: np.ndarray, stretch: float, rng: np.random.Generator) -> np.ndarray:
-    """Squeeze the width, the rest black."""
-    height, width = film.shape
-    narrow = Image.fromarray(film).resize(
+def _aspect(image: np.ndarray, stretch: float, rng: np.random.Generator) -> np.ndarray:
+    """Squeeze the width and fill the sides with black."""
+    height, width = image.shape
+    narrow = Image.fromarray(image).resize(
         (round(width * stretch), height), Image.Resampling.BILINEAR
     )
     frame = Image.new("L", (width, height))
@@ -77,30 +86,33 @@ def _aspect(film: np.ndarray, stretch: float, rng: np.random.Generator) -> np.nd
     return np.asarray(frame)
 
 
-def _rotation(film: np.ndarray, degrees: float, rng: np.random.Generator) -> np.ndarray:
+def _rotation(image: np.ndarray, degrees: float, rng: np.random.Generator) -> np.ndarray:
     turn = degrees if rng.random() < 0.5 else -degrees
-    return np.asarray(Image.fromarray(film).rotate(turn, Image.Resampling.BILINEAR))
+    return np.asarray(Image.fromarray(image).rotate(turn, Image.Resampling.BILINEAR))
 
 
-def _inversion(film: np.ndarray, degree: float, rng: np.random.Generator) -> np.ndarray:
-    return 255 - film
+def _inversion(image: np.ndarray, degree: float, rng: np.random.Generator) -> np.ndarray:
+    return 255 - image
 
 
-def _border(film: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def _border(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Black frame, as collimation leaves it."""
-    height, width = film.shape
-    framed = np.zeros_like(film)
-    y, x = round(height * share), round(width * share)
-    framed[y : height - y, x : width - x] = film[y : height - y, x : width - x]
+    height, width = image.shape
+    framed = np.zeros_like(image)
+    rows = slice(round(height * share), height - round(height * share))
+    columns = slice(round(width * share), width - round(width * share))
+    framed[rows, columns] = image[rows, columns]
     return framed
 
 
-def _marker(film: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def _marker(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """White letter of that share of the height, in an upper corner."""
-    height, width = film.shape
-    marked, size = Image.fromarray(film.copy()), max(4, round(height * share))
-    x = round(width * 0.04) if rng.random() < 0.5 else width - round(width * 0.04) - size
+    height, width = image.shape
+    size = max(4, round(height * share))
+    edge = round(width * 0.04)
+    x = edge if rng.random() < 0.5 else width - edge - size
     font = ImageFont.load_default(size)
+    marked = Image.fromarray(image.copy())
     ImageDraw.Draw(marked).text((x, round(height * 0.04)), "R", fill=255, font=font)
     return np.asarray(marked)
 
@@ -121,7 +133,7 @@ MEDMNIST_C: dict[str, tuple[Corruption, tuple[Any, ...]]] = {
     "gamma up": (_gamma, (1.1, 1.2, 1.3, 1.4, 1.6)),
     "gamma down": (_gamma, (0.9, 0.8, 0.7, 0.6, 0.4)),
 }
-# Of our own choosing; inversion has one severity.
+# Chosen here; inversion has one severity.
 HANDLING: dict[str, tuple[Corruption, tuple[Any, ...]]] = {
     "aspect ratio": (_aspect, (0.95, 0.9, 0.85, 0.8, 0.7)),
     "rotation": (_rotation, (2, 5, 10, 15, 20)),
@@ -132,20 +144,52 @@ HANDLING: dict[str, tuple[Corruption, tuple[Any, ...]]] = {
 CORRUPTIONS = MEDMNIST_C | HANDLING
 
 
-def corrupt(films: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
-    """Corrupt uint8 radiographs (n, height, width, 1) by a key of `CORRUPTIONS`, at severity 1 (slight) to 5.
+def corrupt(pixels: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
+    """Corrupt images.
 
-    The same seed gives the same pixels; each image has its own noise, angle and place of the marker.
+    Parameters
+    ----------
+    pixels
+        uint8 ``(n, height, width, 1)``.
+    name
+        A key of `CORRUPTIONS`.
+    severity
+        From 1 (slight) to 5; inversion has severity 1 only.
+    seed
+        The same seed gives the same pixels. Each image has its own noise, angle and corner.
+
+    Returns
+    -------
+    numpy.ndarray
+        As `pixels`.
+
+    Raises
+    ------
+    NotFoundError
+        No corruption has that name.
+    InvalidDataError
+        The corruption has no such severity.
     """
-    function, parameters = CORRUPTIONS[name]
-    changed = np.empty_like(films)
-    for place, film in enumerate(films):
-        rng = np.random.default_rng([seed, list(CORRUPTIONS).index(name), severity, place])
-        changed[place, ..., 0] = function(
-            np.ascontiguousarray(film[..., 0]), parameters[severity - 1], rng
+    if name not in CORRUPTIONS:
+        raise NotFoundError(
+            f"no corruption is named {name!r}. Fix: take one of {', '.join(CORRUPTIONS)}."
         )
-    return changed
+    function, parameters = CORRUPTIONS[name]
+    if severity not in range(1, len(parameters) + 1):
+        severities = "1" if len(parameters) == 1 else f"1 to {len(parameters)}"
+        raise InvalidDataError(f"{name} has no severity {severity}. Fix: give {severities}.")
+    number = list(CORRUPTIONS).index(name)
+    corrupted = np.empty(pixels.shape, np.uint8)
+    for index, image in enumerate(pixels):
+        rng = np.random.default_rng([seed, number, severity, index])
+        corrupted[index, ..., 0] = function(
+            np.ascontiguousarray(image[..., 0]),
+            parameters[severity - 1],
+            rng,
+        )
+    return corrupted
 
 
-def _whole(film: np.ndarray) -> np.ndarray:
-    return (np.clip(film, 0, 1) * 255).astype(np.uint8)
+def _to_bytes(shares: np.ndarray) -> np.ndarray:
+    """Shares of white, clipped to [0, 1], as uint8."""
+    return (np.clip(shares, 0, 1) * 255).astype(np.uint8)

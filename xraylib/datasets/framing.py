@@ -1,4 +1,13 @@
-"""Framing and rendering: how much of the chest an image shows, and with which grey levels."""
+"""Framing and rendering, the two properties of an image that betray its class without any lung.
+
+*Framing* is how much of the body an image shows around the lungs: its field of view, as set by
+collimation and by later cropping. *Rendering* is its grey-scale processing: the brightness and
+contrast with which the detector's values are shown.
+
+Kermany's training normals show the whole chest (median aspect ratio 1.21), its pneumonias are
+cropped to the lungs (1.49), so that a network can separate the classes by framing alone. The
+functions here show each class framed or rendered as the other, or crop all images by degrees.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,50 +16,109 @@ import numpy as np
 from PIL import Image
 
 from xraylib.datasets.corruptions import corrupt
+from xraylib.errors import InvalidDataError
 
-# Kermany's training normals show the whole film (median aspect ratio 1.21), its pneumonias are cut to the chest (1.49),
-# so a network can tell the classes by framing alone. Validation therefore also shows each class framed and rendered as
-# the other. The share of rows that leaves a normal the aspect ratio of a pneumonia, and of columns the other way:
+# The share of rows that leaves a normal the aspect ratio of a pneumonia, and the share of columns
+# that does the opposite.
 SWAP = 1.21 / 1.49
 
 
 def crop(pixels: np.ndarray, rows: float = 1.0, columns: float = 1.0) -> np.ndarray:
-    """Keep the central share of rows and columns of uint8 `(n, size, size, 1)`, resized to `size` again."""
+    """Crop images to their centre and stretch the crop to the old size.
+
+    Parameters
+    ----------
+    pixels
+        uint8 ``(n, size, size, 1)``.
+    rows, columns
+        Shares of the rows and columns to keep, above 0 and at most 1.
+
+    Returns
+    -------
+    numpy.ndarray
+        As `pixels`.
+    """
     size = pixels.shape[1]
-    top, left = size * (1 - rows) / 2, size * (1 - columns) / 2
+    top = size * (1 - rows) / 2
+    left = size * (1 - columns) / 2
     box = (left, top, size - left, size - top)
-    films = (Image.fromarray(film[..., 0]) for film in pixels)
-    found = [
-        np.asarray(film.resize((size, size), Image.Resampling.BILINEAR, box)) for film in films
-    ]
-    return np.stack(found)[..., None]
+    cropped = np.empty(pixels.shape, np.uint8)
+    for index, image in enumerate(pixels):
+        stretched = Image.fromarray(image[..., 0]).resize(
+            (size, size),
+            Image.Resampling.BILINEAR,
+            box,
+        )
+        cropped[index, ..., 0] = np.asarray(stretched)
+    return cropped
 
 
 def swap_framing(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Frame normals as tight as pneumonias (rows crop) and pneumonias as wide as normals (columns crop)."""
-    swapped = np.empty_like(pixels)
-    for label, shares in ((0, {"rows": SWAP}), (1, {"columns": SWAP})):
-        if (labels == label).any():
-            swapped[labels == label] = crop(pixels[labels == label], **shares)
+    """Frame each class as the other: normals lose rows, pneumonias lose columns.
+
+    Parameters
+    ----------
+    pixels
+        uint8 ``(n, size, size, 1)``.
+    labels
+        ``(n,)``, 0 for normal and 1 for pneumonia.
+
+    Returns
+    -------
+    numpy.ndarray
+        As `pixels`.
+    """
+    swapped = np.empty(pixels.shape, np.uint8)
+    normal = labels == 0
+    swapped[normal] = crop(pixels[normal], rows=SWAP)
+    swapped[~normal] = crop(pixels[~normal], columns=SWAP)
     return swapped
 
 
 def swap_rendering(pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Give each film mean and standard deviation of the intensity of some film of the other class."""
-    rng, values = np.random.default_rng(seed), pixels.reshape(len(pixels), -1)
+    """Give each image the mean and standard deviation of a random image of the other class.
+
+    Parameters
+    ----------
+    pixels
+        uint8 ``(n, size, size, 1)``.
+    labels
+        ``(n,)``, 0 for normal and 1 for pneumonia.
+    seed
+        Chooses the images of the other class.
+
+    Returns
+    -------
+    numpy.ndarray
+        As `pixels`.
+
+    Raises
+    ------
+    InvalidDataError
+        All images are of one class.
+    """
+    if len(np.unique(labels)) < 2:
+        raise InvalidDataError(
+            "the rendering of one class cannot be swapped. Fix: pass images of both classes."
+        )
+    rng = np.random.default_rng(seed)
+    values = pixels.reshape(len(pixels), -1)
     mean = values.mean(axis=1, dtype=np.float64)
     spread = np.maximum(values.std(axis=1, dtype=np.float64), 1.0)
     model = np.empty(len(labels), int)
     for label in (0, 1):
-        own, other = np.flatnonzero(labels == label), np.flatnonzero(labels != label)
-        model[own] = rng.choice(other, len(own))
+        other = np.flatnonzero(labels != label)
+        model[labels == label] = rng.choice(other, np.count_nonzero(labels == label))
     gain = (spread[model] / spread)[:, None, None, None]
     changed = (pixels - mean[:, None, None, None]) * gain + mean[model][:, None, None, None]
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
 def swaps(pixels: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """The three swapped views of some films, uint8 as the films: `framing`, `rendering` and `both`."""
+    """Three views of some images: `framing`, `rendering` and `both` swapped between the classes.
+
+    Parameters and values are those of `swap_framing` and `swap_rendering`.
+    """
     framed = swap_framing(pixels, labels)
     return {
         "framing": framed,
@@ -59,30 +127,35 @@ def swaps(pixels: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.nda
     }
 
 
-def _bars(pixels: np.ndarray, rows: float) -> np.ndarray:
-    """Black out what `cut` would take away, without stretching the rest."""
-    edge, changed = round(pixels.shape[1] * (1 - rows) / 2), pixels.copy()
-    changed[:, :edge] = changed[:, pixels.shape[1] - edge :] = 0
-    return changed
+def _blacken(pixels: np.ndarray, rows: float) -> np.ndarray:
+    """Blacken the rows that `crop` takes away, without stretching the rest."""
+    size = pixels.shape[1]
+    edge = round(size * (1 - rows) / 2)
+    blackened = pixels.copy()
+    blackened[:, :edge] = 0
+    blackened[:, size - edge :] = 0
+    return blackened
 
 
-# The framing experiment: shares of the rows (or columns) kept. Of the rows of a film of aspect ratio 1.21 they leave
-# 1.30, 1.40, 1.49 and 1.60. Then the controls: the same area without the change of aspect, black bars in the place of
-# what is crop, compression, blur and brightness.
+# Shares of the rows or columns kept in the framing experiment. As rows of an image of aspect
+# ratio 1.21 they give the ratios 1.30, 1.40, 1.49 and 1.60.
 SHARES = (0.93, 0.86, 0.81, 0.76)
 
-FRAMING_VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    **{f"rows {share}": functools.partial(crop, rows=share) for share in SHARES},
-    **{f"columns {share}": functools.partial(crop, columns=share) for share in SHARES},
-    "area 0.81": functools.partial(crop, rows=0.9, columns=0.9),
-    "bars 0.81": functools.partial(_bars, rows=0.81),
-    **{
-        f"{name} {severity}": functools.partial(corrupt, name=name, severity=severity)
-        for name, severity in (
-            ("jpeg", 2),
-            ("gaussian blur", 2),
-            ("brightness up", 2),
-            ("brightness down", 2),
-        )
-    },
-}
+
+def _framing_views() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    views: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+    for share in SHARES:
+        views[f"rows {share}"] = functools.partial(crop, rows=share)
+    for share in SHARES:
+        views[f"columns {share}"] = functools.partial(crop, columns=share)
+    views["area 0.81"] = functools.partial(crop, rows=0.9, columns=0.9)
+    views["bars 0.81"] = functools.partial(_blacken, rows=0.81)
+    for name in ("jpeg", "gaussian blur", "brightness up", "brightness down"):
+        views[f"{name} 2"] = functools.partial(corrupt, name=name, severity=2)
+    return views
+
+
+# The views of the framing experiment: crops of rows and of columns, then its controls. These are
+# the same area without a change of aspect, black bars in place of the cropped rows, compression,
+# blur and brightness.
+FRAMING_VIEWS = _framing_views()

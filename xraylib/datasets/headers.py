@@ -1,0 +1,151 @@
+"""What an image's own header announces, read before anything is decoded.
+
+A header is easily forged: a file of 1 kB may announce 65,500 x 65,500 pixels, and a decoder
+believes it. The functions here read only headers, in bounded time, and raise `ValueError` where
+a decoder would have to work without bound.
+"""
+
+import itertools
+import struct
+from typing import NamedTuple
+
+# Bounds far above what cameras, scanners and converters write.
+_MAX_JPEG_HEADER = 20_000_000
+_MAX_JPEG_SEGMENTS = 4_096
+_MAX_JPEG_SCANS = 100
+_MAX_BOXES = 1_000
+_MAX_PNG_CHUNKS = 100_000
+_MAX_TIFF_TAGS = 1_000
+
+# Start of frame: JPEG (not DHT, JPG and DAC, which lie between), JPEG-LS, hierarchical JPEG.
+_FRAMES = {*range(0xC0, 0xD0), 0xF7, 0xDE} - {0xC4, 0xC8, 0xCC}
+_WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xDA)}
+_START_OF_SCAN = 0xDA
+
+_TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+
+
+class StreamHeader(NamedTuple):
+    """Size that a compressed stream announces: pixels, samples per pixel, bits per sample."""
+
+    width: int
+    height: int
+    samples: int
+    bits: int
+
+
+def read_jpeg(stream: bytes) -> StreamHeader:
+    """Header of a JPEG or JPEG-LS stream; the largest where several frames are announced."""
+    if stream.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise ValueError("more scans than a JPEG needs")
+    frames: list[StreamHeader] = []
+    position = 2
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        position = stream.find(b"\xff", position, _MAX_JPEG_HEADER)
+        if position < 0 or position + 4 > len(stream):
+            break
+        marker = stream[position + 1]
+        if marker == _START_OF_SCAN:
+            if frames:
+                return max(frames, key=lambda frame: frame.width * frame.height)
+            break
+        if marker == 0xFF:
+            position += 1
+        elif marker in _WITHOUT_LENGTH:
+            position += 2
+        else:
+            if marker in _FRAMES:
+                bits, height, width, samples = struct.unpack_from(">BHHB", stream, position + 4)
+                frames.append(StreamHeader(width, height, samples, bits))
+            (length,) = struct.unpack_from(">H", stream, position + 2)
+            position += 2 + length
+    raise ValueError("no header of a JPEG")
+
+
+def read_jpeg2000(stream: bytes) -> StreamHeader:
+    """Header of a JPEG 2000 or HTJ2K codestream, which may be in a JP2 file."""
+    start = _find_codestream(stream)
+    if stream[start : start + 4] != b"\xff\x4f\xff\x51":
+        raise ValueError("no header of a JPEG 2000 image")
+    right, lower, left, upper = struct.unpack_from(">4I", stream, start + 8)
+    samples, depth = struct.unpack_from(">HB", stream, start + 40)
+    return StreamHeader(right - left, lower - upper, samples, (depth & 0x7F) + 1)
+
+
+def _find_codestream(stream: bytes) -> int:
+    """Position of the codestream: 0, or after the boxes that precede it in a JP2 file."""
+    if stream[4:8] != b"jP  ":
+        return 0
+    position = 0
+    for _ in range(_MAX_BOXES):
+        length, kind = struct.unpack_from(">I4s", stream, position)
+        if kind == b"jp2c":
+            return position + (16 if length == 1 else 8)
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", stream, position + 8)
+        position += max(length, 8)
+    raise ValueError("no codestream in a JP2 file")
+
+
+def check_rle(frame: bytes, pixels: int) -> None:
+    """Check that no segment of a DICOM RLE frame unfolds to much more than `pixels` bytes."""
+    limit = 2 * pixels + 65_536
+    count, *starts = struct.unpack_from("<16I", frame)
+    if not 1 <= count <= 15:
+        raise ValueError(f"{count} RLE segments")
+    bounds = [*starts[:count], len(frame)]
+    for start, stop in itertools.pairwise(bounds):
+        if _rle_length(frame[start:stop], limit) > limit:
+            raise ValueError(f"an RLE segment of more than {limit:,} bytes")
+
+
+def _rle_length(segment: bytes, limit: int) -> int:
+    """Bytes that a segment unfolds to; counting stops once they are more than the limit."""
+    if len(segment) > limit:
+        return len(segment)
+    length = 0
+    position = 0
+    while position < len(segment) and length <= limit:
+        control = segment[position]
+        if control < 128:
+            length += control + 1
+            position += control + 2
+        elif control > 128:
+            length += 257 - control
+            position += 2
+        else:
+            position += 1
+    return length
+
+
+def check_png(stream: bytes) -> None:
+    """Check that a PNG has no absurd number of chunks; what is cut short is left to the decoder."""
+    position = 8
+    for _ in range(_MAX_PNG_CHUNKS):
+        if position + 8 > len(stream):
+            return
+        length, kind = struct.unpack_from(">I4s", stream, position)
+        if kind == b"IEND":
+            return
+        position += 12 + length
+    raise ValueError(f"more than {_MAX_PNG_CHUNKS:,} chunks")
+
+
+def check_tiff(stream: bytes) -> bool:
+    """Check that the values of a TIFF's first page are no longer than the file itself.
+
+    Returns whether a second page follows, which Pillow would find out by counting all pages.
+    """
+    order = "<" if stream[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(f"{order}I", stream, 4)
+    (count,) = struct.unpack_from(f"{order}H", stream, start)
+    if count > _MAX_TIFF_TAGS:
+        raise ValueError(f"{count} tags")
+    length = 0
+    for index in range(count):
+        _, kind, values = struct.unpack_from(f"{order}HHI", stream, start + 2 + 12 * index)
+        length += values * _TIFF_TYPE_BYTES.get(kind, 1)
+    if length > len(stream):
+        raise ValueError("tags longer than the file")
+    (following,) = struct.unpack_from(f"{order}I", stream, start + 2 + 12 * count)
+    return following != 0
