@@ -63,7 +63,7 @@ def load_network() -> Any:
         The file is missing or is not the one that the package came with.
     """
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
     except ImportError as error:
         raise NotFoundError(
             "LiteRT is not on this machine, which finds the lungs. Fix: pip install ai-edge-litert."
@@ -104,7 +104,7 @@ def find(pixels: np.ndarray) -> LungBoxes:
 
 
 def resize(pixels: np.ndarray) -> np.ndarray:
-    """Resize uint8 images `(n, size, size, 1)` to the network's input, float32 `(n, 112, 112, 1)`."""
+    """Resize uint8 images `(n, size, size, 1)` to float32 `(n, 112, 112, 1)`, the input."""
     small = np.empty((len(pixels), SIZE, SIZE, 1), np.float32)
     for row, image in enumerate(pixels):
         resized = Image.fromarray(image[..., 0]).resize((SIZE, SIZE), Image.Resampling.BILINEAR)

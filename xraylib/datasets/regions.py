@@ -45,13 +45,17 @@ def load(manifest: pd.DataFrame, size: int, region: str = "whole") -> np.ndarray
         uint8 `(n, size, size, 1)` in manifest order, a read-only memory map.
     """
     if region not in REGIONS:
-        raise NotFoundError(f"there is no region {region!r}. Fix: choose one of {', '.join(REGIONS)}.")
+        raise NotFoundError(
+            f"there is no region {region!r}. Fix: choose one of {', '.join(REGIONS)}."
+        )
     if region == "whole":
         return images.load_pixels(manifest, size)
     boxes = load_boxes(manifest, annotated=region == "annotated lungs")
     if region == "lungs of another image":
         boxes = _boxes_of_others(manifest, boxes)
-    name = f"{images.fingerprint(manifest)}-{region.replace(' ', '-')}-{_digest(boxes)}-{size}px.npy"
+    name = (
+        f"{images.fingerprint(manifest)}-{region.replace(' ', '-')}-{_digest(boxes)}-{size}px.npy"
+    )
     target = paths.CACHE / "regions" / name
     with storage.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,14 +90,18 @@ def load_boxes(manifest: pd.DataFrame, *, annotated: bool = False) -> np.ndarray
     boxes = _found_boxes(manifest)
     lost = np.isnan(boxes).any(axis=1)
     if lost.any():
-        log.warning("no lungs are found in %d of %d images: they are kept whole", lost.sum(), len(lost))
+        log.warning(
+            "no lungs are found in %d of %d images: they are kept whole", lost.sum(), len(lost)
+        )
         boxes[lost] = 0.0
     if not annotated:
         return boxes
     dataset = catalog.get_dataset(manifest.attrs["dataset"])
     file = paths.DATA / f"{dataset.name}_lungs.csv"
     if not file.is_file():
-        raise NotFoundError(f"no lung boxes at {file}. Fix: put the list there, or take region `lungs`.")
+        raise NotFoundError(
+            f"no lung boxes at {file}. Fix: put the list there, or take region `lungs`."
+        )
     listed = lungs.read_boxes(file).set_index("image_id")[lungs.BOX_COLUMNS]
     drawn = listed.reindex(manifest["image_id"]).to_numpy(dtype=float)
     missing = np.isnan(drawn).any(axis=1)

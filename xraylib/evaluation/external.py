@@ -22,7 +22,9 @@ def external(recipe: str, dataset: str, other: str) -> pd.DataFrame:
     for run in strict_runs(recipe, name):
         score = load_predictor(run).score(
             regions.load(
-                films, run.settings["choices"]["size"], run.settings["choices"].get("region", "whole")
+                films,
+                run.settings["choices"]["size"],
+                run.settings["choices"].get("region", "whole"),
             )
         )
         scored = films.assign(
