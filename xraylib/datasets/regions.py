@@ -34,10 +34,16 @@ def load(manifest: pd.DataFrame, size: int, region: str = "whole") -> np.ndarray
     size : int
         Height and width of the result in pixels.
     region : str
-        `whole`; `lungs`: the box of the lungs, enlarged by `MARGIN`, as the packaged network finds
-        it; `annotated lungs`: the box that people drew, from the data set's list of boxes; `lungs of
-        another image`: as many pixels, but the box of another image of the same class and split, a
-        control; `outside the lungs`: the whole image with the box blackened, a control.
+        `whole`
+            The whole image.
+        `lungs`
+            The box of the lungs as the packaged network finds it, enlarged by `MARGIN`.
+        `annotated lungs`
+            The same with the boxes that people drew, from the data set's list.
+        `lungs of another image`
+            A control: the box of another image of the same class and split.
+        `outside the lungs`
+            A control: the whole image with the box blackened.
 
     Returns
     -------

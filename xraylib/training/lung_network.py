@@ -1,8 +1,8 @@
 """A small network that finds the lungs in an image, and the box around them.
 
 It is trained on lung masks that people drew or reviewed (`v7labs/covid-19-xray-dataset`, CC BY
-4.0), joined to the images of the training folder. It sees no label of pneumonia. A classifier that gets
-only the box of the lungs cannot use how an image is framed.
+4.0), joined to the images of the training folder. It sees no label of pneumonia. A classifier that
+gets only the box of the lungs cannot use how an image is framed.
 """
 
 import logging
@@ -179,8 +179,9 @@ def fit_and_measure(
 ) -> tuple[keras.Model, pd.DataFrame]:
     """Train the network that comes with the package and measure it on images it has not seen.
 
-    That network is trained on all patients of the training folder and measured on the test folder. For the training folder, `folds` further networks are each measured on the patients that
-    they were not trained on.
+    That network is trained on all patients of the training folder and measured on the test folder.
+    For the training folder, `folds` further networks are each measured on the patients that they
+    were not trained on.
 
     Parameters
     ----------
@@ -211,10 +212,13 @@ def fit_and_measure(
     patients = manifest["patient"].to_numpy()[rows]
     train, test = rows[~in_test], rows[in_test]
     overlaps = np.full(len(manifest), np.nan)
-    for learn, measure in GroupKFold(folds).split(train, groups=patients[~in_test]):
-        network = _fit_rows(pixels, masks, train[learn], epochs)
+    divided = GroupKFold(folds, shuffle=True, random_state=0).split(
+        train, groups=patients[~in_test]
+    )
+    for seed, (learn, measure) in enumerate(divided):
+        network = _fit_rows(pixels, masks, train[learn], epochs, seed)
         overlaps[train[measure]] = _overlaps(network, pixels, masks, train[measure])
-    network = _fit_rows(pixels, masks, train, epochs)
+    network = _fit_rows(pixels, masks, train, epochs, seed=folds)
     overlaps[test] = _overlaps(network, pixels, masks, test)
     parts = {"train, out of fold": train, "test": test}
     table = [_measured(part, overlaps[of], manifest.iloc[of]) for part, of in parts.items()]
@@ -222,9 +226,9 @@ def fit_and_measure(
 
 
 def _fit_rows(
-    pixels: np.ndarray, masks: dict[int, np.ndarray], rows: np.ndarray, epochs: int
+    pixels: np.ndarray, masks: dict[int, np.ndarray], rows: np.ndarray, epochs: int, seed: int
 ) -> keras.Model:
-    return fit(pixels[rows], np.stack([masks[row] for row in rows]), epochs=epochs)
+    return fit(pixels[rows], np.stack([masks[row] for row in rows]), epochs=epochs, seed=seed)
 
 
 def _overlaps(
