@@ -135,7 +135,8 @@ def _boxes_of_others(manifest: pd.DataFrame, boxes: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(0)
     exchanged = boxes.copy()
     for rows in manifest.reset_index(drop=True).groupby(["split", "label"]).indices.values():
-        exchanged[rows] = boxes[np.roll(rng.permutation(rows), 1)]
+        order = rng.permutation(rows)
+        exchanged[order] = boxes[np.roll(order, 1)]
     return exchanged
 
 
