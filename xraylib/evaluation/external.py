@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from xraylib import paths
-from xraylib.datasets import catalog, images, manifest
+from xraylib.datasets import catalog, regions, manifest
 from xraylib.errors import InvalidDataError
 from xraylib.evaluation import metrics
 from xraylib.evaluation.scores import check
@@ -21,7 +21,11 @@ def external(recipe: str, dataset: str, other: str) -> pd.DataFrame:
     name, films, parts = catalog.get_dataset(dataset).name, manifest.load(other), []
     for run in strict_runs(recipe, name):
         score = load_predictor(run).score(
-            images.load_pixels(films, run.settings["choices"]["size"])
+            regions.load(
+                films,
+                run.settings["choices"]["size"],
+                run.settings["choices"].get("region", "whole"),
+            )
         )
         scored = films.assign(
             recipe=recipe, protocol="strict", seed=run.seed, split="external", score=score

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from xraylib import paths
-from xraylib.datasets import images
+from xraylib.datasets import images, regions
 from xraylib.storage import atomic_write, storage_errors
 from xraylib.training import networks
 from xraylib.training.runs import TRAINING_VERSION, digest, versions
@@ -30,7 +30,13 @@ STRENGTHS = tuple(10.0**power for power in range(-5, 1))
 
 
 def pooled(
-    manifest: pd.DataFrame, network: str, size: int, weights: networks.Weights, seed: int
+    manifest: pd.DataFrame,
+    network: str,
+    size: int,
+    weights: networks.Weights,
+    seed: int,
+    *,
+    region: str = "whole",
 ) -> np.ndarray:
     """Features of every image of a manifest, float32 `(n, features)`, computed once and kept in the cache.
 
@@ -46,13 +52,15 @@ def pooled(
         "versions": versions(keras.backend.backend()),
         "training_version": TRAINING_VERSION,
     }
+    if region != "whole":
+        about["region"] = region
     file = paths.CACHE / "features" / f"{network}-{size}-{digest(about, 16)}.npy"
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
         if not file.exists():
             features = describe(
-                extractor(network, size, weights, seed), images.load_pixels(manifest, size)
+                extractor(network, size, weights, seed), regions.load(manifest, size, region)
             )
             with atomic_write(file) as temporary:
                 np.save(temporary, features)

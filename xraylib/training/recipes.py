@@ -59,6 +59,7 @@ class Recipe:
     patience: int | None = 5
     augmentation: str | None = None
     imbalance: str | None = None
+    region: str = "whole"
     split_strategy: str = "patient-grouped"
     threshold_rule: str | float = "sensitivity 0.95"
     validation: str = "plain"
@@ -110,6 +111,8 @@ class Recipe:
         words |= {"retained", "corrected", "threshold_rule"}
         if self.validation == "plain":
             words |= {"validation"}
+        if self.region == "whole":
+            words |= {"region"}
         return {key: value for key, value in asdict(self).items() if key not in words}
 
 
@@ -367,6 +370,29 @@ def _two_by_two() -> tuple[Recipe, Recipe]:
     return selection, augmentation
 
 
+# The end of a recipe's name, by the region that it sees.
+LUNG_REGIONS = {
+    "lungs": "lungs",
+    "lungs-annotated": "annotated lungs",
+    "lungs-exchanged": "lungs of another image",
+    "lungs-hidden": "outside the lungs",
+}
+
+
+def _on_region(recipe: Recipe, ending: str) -> Recipe:
+    """Return a recipe that sees one region of each image, with nothing else changed."""
+    region = LUNG_REGIONS[ending]
+    return replace(
+        recipe,
+        name=f"{recipe.name}-{ending}",
+        title=f"{recipe.title}, region: {region} (ours)",
+        source="this repository",
+        region=region,
+        corrected=(),
+        **_OURS,
+    )
+
+
 _ONE = "Single-feature baseline: {}, logistic regression (ours)"
 MOBILENET_FROZEN = Recipe(
     name="mobilenetv2-frozen",
@@ -407,6 +433,9 @@ _ALL = (
     *(KERASIO, MOBILENET_FROZEN, FLAGSHIP),
     *map(_reframed, (TINY_CNN, SCRATCH_CNN, KERASIO, MOBILENET_SMALL, MOBILENET_FROZEN)),
     *_two_by_two(),
+    *(_on_region(TINY_CNN, ending) for ending in LUNG_REGIONS),
+    *(_on_region(MOBILENET_FROZEN, ending) for ending in LUNG_REGIONS),
+    *(_on_region(recipe, "lungs") for recipe in (SCRATCH_CNN, KERASIO, MOBILENET_SMALL)),
     *(
         Recipe(
             name=x.replace(" ", "-"),

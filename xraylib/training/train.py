@@ -19,7 +19,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from tqdm.auto import tqdm
 
 from xraylib import devices, paths
-from xraylib.datasets import audit, framing, images, splits
+from xraylib.datasets import audit, framing, regions, splits
 from xraylib.devices import Accelerator
 from xraylib.errors import InvalidDataError, OperationFailedError
 from xraylib.storage import atomic_write, storage_errors
@@ -159,7 +159,7 @@ def _fit_network(
     folder: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     seed = settings["seed"]
-    pixels = images.load_pixels(manifest, recipe.size)
+    pixels = regions.load(manifest, recipe.size, recipe.region)
     labels = manifest["label"].to_numpy()
     train, val = (
         assigned.index[assigned["split"] == split].to_numpy() for split in ("train", "val")
@@ -276,12 +276,14 @@ def _fit_probe(
     if recipe.fit == "single-feature":
         features = audit.single_feature(manifest, recipe.network, recipe.size)
     else:
-        features = probe.pooled(manifest, recipe.network, recipe.size, weights, settings["seed"])
+        features = probe.pooled(
+            manifest, recipe.network, recipe.size, weights, settings["seed"], region=recipe.region
+        )
     features = features[assigned.index]
     labels, split = assigned["label"].to_numpy(), assigned["split"].to_numpy()
     fitted, swapped = (features, labels, split), None
     if recipe.augmentation is not None:
-        pixels = images.load_pixels(manifest, recipe.size)[assigned.index]
+        pixels = regions.load(manifest, recipe.size, recipe.region)[assigned.index]
         frozen = probe.extractor(recipe.network, recipe.size, weights, settings["seed"])
         views = probe.augmented(
             frozen, pixels[split == "train"], recipe.augmentation, settings["seed"]

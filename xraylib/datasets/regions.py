@@ -1,0 +1,156 @@
+"""Which region of its images a recipe sees: the whole, the box of the lungs, or a control.
+
+All regions are cut from the cached copy of `SOURCE_SIZE` pixels, so that they differ in the region
+alone.
+"""
+
+import hashlib
+import logging
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from xraylib import paths, storage
+from xraylib.datasets import catalog, images, lung_finder, lungs
+from xraylib.errors import NotFoundError
+
+log = logging.getLogger(__name__)
+
+# Regions are cut from images of this height and width in pixels.
+SOURCE_SIZE = 224
+# The box is enlarged by this share of its height and width on each side.
+MARGIN = 0.05
+REGIONS = ("whole", "lungs", "annotated lungs", "lungs of another image", "outside the lungs")
+
+
+def load(manifest: pd.DataFrame, size: int, region: str = "whole") -> np.ndarray:
+    """Return one region of every image of a manifest.
+
+    Parameters
+    ----------
+    manifest : pandas.DataFrame
+        A whole manifest, from `manifest.load`.
+    size : int
+        Height and width of the result in pixels.
+    region : str
+        `whole`
+            The whole image.
+        `lungs`
+            The box of the lungs as the packaged network finds it, enlarged by `MARGIN`.
+        `annotated lungs`
+            The same with the boxes that people drew, from the data set's list.
+        `lungs of another image`
+            A control: the box of another image of the same class and split.
+        `outside the lungs`
+            A control: the whole image with the box blackened.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 `(n, size, size, 1)` in manifest order, a read-only memory map.
+    """
+    if region not in REGIONS:
+        raise NotFoundError(
+            f"there is no region {region!r}. Fix: choose one of {', '.join(REGIONS)}."
+        )
+    if region == "whole":
+        return images.load_pixels(manifest, size)
+    boxes = load_boxes(manifest, annotated=region == "annotated lungs")
+    if region == "lungs of another image":
+        boxes = _boxes_of_others(manifest, boxes)
+    name = (
+        f"{images.fingerprint(manifest)}-{region.replace(' ', '-')}-{_digest(boxes)}-{size}px.npy"
+    )
+    target = paths.CACHE / "regions" / name
+    with storage.storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                pixels = images.load_pixels(manifest, SOURCE_SIZE)
+                if region == "outside the lungs":
+                    cut = _outside(pixels, boxes, size)
+                else:
+                    cut = lungs.crop_boxes(pixels, boxes, size, margin=MARGIN)
+                with storage.atomic_write(target) as temporary, temporary.open("wb") as file:
+                    np.save(file, cut)
+    return np.load(target, mmap_mode="r")
+
+
+def load_boxes(manifest: pd.DataFrame, *, annotated: bool = False) -> np.ndarray:
+    """Return the box of the lungs of every image of a manifest.
+
+    Parameters
+    ----------
+    manifest : pandas.DataFrame
+        A whole manifest, from `manifest.load`.
+    annotated : bool
+        Take the boxes that people drew, and found ones only for images that have none.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 `(n, 4)`: top, bottom, left, right as shares (see `lungs.crop_boxes`). An image in
+        which no lungs are found gets the box of the whole image.
+    """
+    boxes = _found_boxes(manifest)
+    lost = np.isnan(boxes).any(axis=1)
+    if lost.any():
+        log.warning(
+            "no lungs are found in %d of %d images: they are kept whole", lost.sum(), len(lost)
+        )
+        boxes[lost] = 0.0
+    if not annotated:
+        return boxes
+    dataset = catalog.get_dataset(manifest.attrs["dataset"])
+    file = paths.DATA / f"{dataset.name}_lungs.csv"
+    if not file.is_file():
+        raise NotFoundError(
+            f"no lung boxes at {file}. Fix: put the list there, or take region `lungs`."
+        )
+    listed = lungs.read_boxes(file).set_index("image_id")[lungs.BOX_COLUMNS]
+    drawn = listed.reindex(manifest["image_id"]).to_numpy(dtype=float)
+    missing = np.isnan(drawn).any(axis=1)
+    if missing.any():
+        log.warning("%d images have no drawn box: theirs is found by the network", missing.sum())
+    return np.where(missing[:, None], boxes, drawn)
+
+
+def _found_boxes(manifest: pd.DataFrame) -> np.ndarray:
+    finder = hashlib.sha256((paths.SHIPPED / "lungs.tflite").read_bytes()).hexdigest()[:8]
+    target = paths.CACHE / "regions" / f"{images.fingerprint(manifest)}-boxes-{finder}.npy"
+    with storage.storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not target.exists():
+                pixels = images.load_pixels(manifest, SOURCE_SIZE)
+                found = lung_finder.find(pixels).boxes
+                with storage.atomic_write(target) as temporary, temporary.open("wb") as file:
+                    np.save(file, found)
+    return np.load(target)
+
+
+def _boxes_of_others(manifest: pd.DataFrame, boxes: np.ndarray) -> np.ndarray:
+    """Give each image the box of a random other image of its class and split."""
+    rng = np.random.default_rng(0)
+    exchanged = boxes.copy()
+    for rows in manifest.reset_index(drop=True).groupby(["split", "label"]).indices.values():
+        order = rng.permutation(rows)
+        exchanged[order] = boxes[np.roll(order, 1)]
+    return exchanged
+
+
+def _outside(pixels: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """Blacken the box of the lungs, then resize."""
+    hidden = np.array(pixels)
+    height, width = pixels.shape[1:3]
+    for image, (top, bottom, left, right) in zip(hidden, boxes, strict=True):
+        rows = slice(round(top * height), height - round(bottom * height))
+        columns = slice(round(left * width), width - round(right * width))
+        image[rows, columns] = 0
+    whole = np.zeros_like(boxes)
+    return lungs.crop_boxes(hidden, whole, size, margin=0.0)
+
+
+def _digest(boxes: np.ndarray) -> str:
+    return hashlib.sha256(np.round(boxes, 4).tobytes()).hexdigest()[:8]
