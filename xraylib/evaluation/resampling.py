@@ -68,7 +68,7 @@ def wilson_if_degenerate(
 
 
 def two_level(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> float:
-    """Half width of the interval over runs and patients, of a mean over runs or a difference of two.
+    """Half width of the interval over runs and patients of a mean over runs, or of a difference.
 
     Runs and patients are crossed random effects. The variance of a mean is the part that the runs
     share through the patients, plus the spread of the runs divided by their number k. The spread of
