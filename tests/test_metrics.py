@@ -100,7 +100,7 @@ def test_seeds_do_not_count_as_more_patients():
 
 
 def simulated_runs(rng, runs, patients, spread):
-    """Scores of some runs, each shifted and stretched by its training, of the same patients' images."""
+    """Scores of the same images by some runs, each shifted and stretched by its training."""
     label = np.arange(patients) % 8 < 5
     own = np.repeat(np.arange(patients), rng.choice([1, 1, 2, 3], patients))
     truth = (

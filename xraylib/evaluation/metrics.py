@@ -175,10 +175,7 @@ def evaluate(
     All hold the thresholds fixed.
     """
     runs = resample(scores, split=split, rule=rule, resamples=resamples, ranking=ranking)
-    table = pd.DataFrame.from_dict(
-        {metric: _summary(runs.values[metric], runs.resampled[metric]) for metric in METRICS},
-        orient="index",
-    )
+    rows = {metric: _summary(runs.values[metric], runs.resampled[metric]) for metric in METRICS}
     part = scores[scores["split"] == split]
     patients = {
         "accuracy": part["patient"].nunique(),
@@ -186,11 +183,11 @@ def evaluate(
         "specificity": part.loc[part["label"] == 0, "patient"].nunique(),
     }
     for metric, count in patients.items():
-        share = float(table.loc[metric, "value"])
-        for ends in (["low", "high"], ["patients_low", "patients_high"]):
-            low, high = table.loc[metric, ends]
-            table.loc[metric, ends] = wilson_if_degenerate(share, low, high, count)
-    return table
+        row = rows[metric]
+        for low, high in (("low", "high"), ("patients_low", "patients_high")):
+            ends = wilson_if_degenerate(row["value"], row[low], row[high], count)
+            row[low], row[high] = ends
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def ends(evaluated: pd.DataFrame, *names: str) -> dict[str, object]:

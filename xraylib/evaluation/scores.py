@@ -67,7 +67,7 @@ def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
     _check_identities(chosen)
     parts = []
     for run in chosen:
-        version = _identity(run)["training_version"]
+        version = int(str(_identity(run)["training_version"]))
         parts.append(run.scores.assign(threshold=run.threshold, training_version=version))
     table = pd.concat(parts, ignore_index=True)
     check(table)
@@ -89,7 +89,7 @@ def _identity(run: runs.Run) -> dict[str, object]:
         "backend": settings.get("backend", hardware[1]),
         "precision": settings.get("precision", hardware[2]),
         "initial weights": settings.get("init", "unknown"),
-        "training_version": int(settings.get("training_version", 1)),
+        "training_version": settings.get("training_version", 1),
     }
 
 
