@@ -84,6 +84,17 @@ def test_one_score_for_all_has_no_slope(score):
     )
 
 
+def test_scores_of_zero_and_one_have_a_finite_intercept():
+    # The mean of expit(log odds + intercept) is the share of positives, whatever the scores.
+    labels = np.repeat([0, 1], [40, 80])
+    scores = labels.astype(float)
+    scores[[0, 1, 50]] = [1, 0.3, 0]
+    _, intercept = line(labels, scores)
+    assert np.mean(1 / (1 + np.exp(-(log_odds(scores) + intercept)))) == pytest.approx(2 / 3)
+    _, high = line(labels, np.full(120, 0.9999).astype(float) - 0.1 * (labels == 0))
+    assert high < -1
+
+
 def test_expected_error_by_hand():
     labels, scores = np.array([0, 1, 1, 1, 0]), np.array([0.05, 0.07, 0.95, 1.0, 0.4])
     weights = np.array([[1.0] * 5, [2.0, 0, 1, 1, 0], [0, 0, 0, 0, 3]])

@@ -11,8 +11,7 @@ from xraylib.evaluation import claims, metrics
 from xraylib.evaluation.comparisons import by_run
 from xraylib.training import recipes
 
-
-# At 0.5 one of four normal images is classified as pneumonia, and two of four pneumonias are missed.
+# At 0.5 one of four normals is classified as pneumonia, and two of four pneumonias are missed.
 TEST = ((0.1, 0.2, 0.3, 0.6), (0.4, 0.45, 0.8, 0.9))
 VAL = ((0.1, 0.2), (0.35, 0.9))
 PERFECT = ((0.1, 0.2, 0.3, 0.4), (0.6, 0.7, 0.8, 0.9))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit
 from scipy.stats import norm
 from sklearn.isotonic import IsotonicRegression
@@ -69,27 +69,28 @@ def slope_intercept(
     """
     odds = log_odds(scores)
     ones = np.ones((len(odds), 1))
-    intercept = _fit_coefficient(labels, ones, odds, patients)
+    with_offset = sm.GLM(labels, ones, family=sm.families.Binomial(), offset=odds)
+    # The mean error falls with the intercept. Its root is found where statsmodels' steps diverge,
+    # which they do for scores of 0 and 1.
+    root = brentq(lambda intercept: (labels - expit(odds + intercept)).sum(), -60, 60, xtol=1e-12)
+    intercept = _coefficient(with_offset, np.array([root]), patients)
     if np.ptp(odds) < 1e-6 or _separated(labels, odds):
         slope = Line(np.nan, np.full(len(intercept.influence), np.nan))
     else:
-        design = np.column_stack([odds, ones])
-        slope = _fit_coefficient(labels, design, np.zeros_like(odds), patients)
+        model = sm.GLM(labels, np.column_stack([odds, ones]), family=sm.families.Binomial())
+        slope = _coefficient(model, model.fit(tol=1e-12).params, patients)
     return {"slope": slope, "intercept": intercept}
 
 
-def _fit_coefficient(
-    labels: np.ndarray, design: np.ndarray, offset: np.ndarray, patients: np.ndarray
-) -> Line:
-    """Fit a logistic regression and return the coefficient of the first column."""
-    model = sm.GLM(labels, design, family=sm.families.Binomial(), offset=offset)
-    fitted = model.fit(tol=1e-12)
-    by_image = model.score_obs(fitted.params) @ np.linalg.inv(-model.hessian(fitted.params))
+def _coefficient(model: sm.GLM, fitted: np.ndarray, patients: np.ndarray) -> Line:
+    """The coefficient of a fitted model's first column."""
+    by_image = model.score_obs(fitted) @ np.linalg.inv(-model.hessian(fitted))
     by_patient = pd.DataFrame(by_image).groupby(np.asarray(patients)).sum()[0].to_numpy()
     # The small-sample factor of statsmodels' cluster-robust covariance.
+    images = len(by_image)
     count = len(by_patient)
-    factor = count / max(1, count - 1) * (len(labels) - 1) / (len(labels) - design.shape[1])
-    return Line(float(fitted.params[0]), by_patient * np.sqrt(factor))
+    factor = count / max(1, count - 1) * (images - 1) / (images - len(fitted))
+    return Line(float(fitted[0]), by_patient * np.sqrt(factor))
 
 
 def _separated(labels: np.ndarray, odds: np.ndarray) -> bool:
