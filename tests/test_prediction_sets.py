@@ -75,12 +75,29 @@ def test_coverage_counts_by_hand():
         ("d", 1, False, False),
     ]
     sets = pd.DataFrame(rows, columns=["image_id", "label", "normal", "pneumonia"])
-    table = coverage(sets.assign(patient=sets["image_id"], split="test")).set_index("kind")
+    table = coverage(sets.assign(patient=sets["image_id"], split="test", seed=0)).set_index("kind")
     assert table["covered"].to_dict() == {"normal": 0.5, "pneumonia": 0.5, "all": 0.5}
     assert table["images"].to_dict() == {"normal": 2, "pneumonia": 2, "all": 4}
     shares = table[["empty", "single", "both"]].to_numpy().tolist()
     assert shares == [[0, 1, 0], [0.5, 0, 0.5], [0.25, 0.5, 0.25]]
     assert ((table["low"] <= table["covered"]) & (table["covered"] <= table["high"])).all()
+
+
+def test_runs_that_differ_widen_the_interval_of_the_coverage():
+    scores = builders.scores(n=150, seeds=(0, 1, 2), noise=0.2)
+    apart = scores.copy()
+    moved = (scores["split"] == "test") & (scores["label"] == 0)
+    shift = scores["seed"].map({0: -1.5, 1: 0.0, 2: 1.5})
+    odds = log_odds(scores["score"].to_numpy())
+    apart["score"] = scores["score"].where(~moved, expit(odds + shift))
+    width = {}
+    for name, table in (("alike", scores), ("apart", apart)):
+        row = coverage(prediction_sets(table, coverage=0.7)).set_index("kind").loc["normal"]
+        assert row["over"] == "runs and patients" and row["low"] <= row["covered"] <= row["high"]
+        width[name] = row["high"] - row["low"]
+    assert width["apart"] > 2 * width["alike"]
+    two = coverage(prediction_sets(scores[scores["seed"] < 2]))
+    assert set(two["over"]) == {"patients"}
 
 
 def test_errors_fall_as_the_least_sure_are_left_out_to_the_error_rate():

@@ -23,7 +23,6 @@ from xraylib.evaluation.resampling import (
     interval,
     over,
     resampled_covariance,
-    share_interval,
     weights_with_original,
     wilson_if_degenerate,
 )
@@ -521,12 +520,12 @@ def coverage(sets: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    One row per split and class, all runs together, with the columns
+    One row per split and class with the columns
         split, kind : the class is `normal`, `pneumonia` or `all`.
         images : number of different images.
-        covered, low, high : share of sets that hold the true class, with its interval over
-            patients.
-        empty, single, both : shares of sets of no, one and two classes.
+        covered, low, high : share of sets that hold the true class; see `metrics.share`.
+        empty, single, both : shares of sets of no, one and two classes, over all runs.
+        over : what the interval is over.
     """
     covered = np.where(sets["label"] == 1, sets["pneumonia"], sets["normal"])
     size = sets["normal"].astype(int) + sets["pneumonia"]
@@ -539,20 +538,19 @@ def coverage(sets: pd.DataFrame) -> pd.DataFrame:
                 part = of_split[of_split["label"] == KINDS.index(kind)]
             if part.empty:
                 continue
-            share, low, high = share_interval(
-                part["covered"].to_numpy(), part["patient"].to_numpy()
-            )
+            share = metrics.share(part, "covered")
             rows.append(
                 {
                     "split": split,
                     "kind": kind,
                     "images": part["image_id"].nunique(),
-                    "covered": share,
-                    "low": low,
-                    "high": high,
+                    "covered": share["value"],
+                    "low": share["low"],
+                    "high": share["high"],
                     "empty": (part["size"] == 0).mean(),
                     "single": (part["size"] == 1).mean(),
                     "both": (part["size"] == 2).mean(),
+                    "over": over(part["seed"].nunique()),
                 }
             )
     return pd.DataFrame(rows)

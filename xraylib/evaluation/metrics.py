@@ -183,10 +183,7 @@ def evaluate(
         "specificity": part.loc[part["label"] == 0, "patient"].nunique(),
     }
     for metric, count in patients.items():
-        row = rows[metric]
-        for low, high in (("low", "high"), ("patients_low", "patients_high")):
-            ends = wilson_if_degenerate(row["value"], row[low], row[high], count)
-            row[low], row[high] = ends
+        rows[metric] = _with_wilson(rows[metric], count)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -198,6 +195,21 @@ def ends(evaluated: pd.DataFrame, *names: str) -> dict[str, object]:
         columns[f"{name}_low"] = evaluated.loc[name, "low"]
         columns[f"{name}_high"] = evaluated.loc[name, "high"]
     return columns
+
+
+def share(part: pd.DataFrame, column: str) -> dict[str, float]:
+    """Share of images for which a column of 0 and 1 is 1, as mean over runs with intervals.
+
+    Returns what a row of `evaluate` contains; Wilson's interval for a share of exactly 0 or 1.
+    """
+    names, weights = weights_with_original(part["patient"].to_numpy(), RESAMPLES)
+    shares = []
+    for _, run in part.groupby("seed"):
+        own = weights[:, np.searchsorted(names, run["patient"])]
+        with np.errstate(invalid="ignore"):
+            shares.append(own @ run[column].to_numpy(dtype=np.float64) / own.sum(axis=1))
+    stacked = np.stack(shares)
+    return _with_wilson(_summary(stacked[:, 0], stacked[:, 1:]), len(names))
 
 
 def predictive(scores: pd.DataFrame, prevalences: Sequence[float]) -> pd.DataFrame:
@@ -263,6 +275,15 @@ def _summary(by_run: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
     # Never narrower than over patients alone.
     row["low"] = min(low, outer_low)
     row["high"] = max(high, outer_high)
+    return row
+
+
+def _with_wilson(row: dict[str, float], patients: int) -> dict[str, float]:
+    """The row with Wilson's intervals where its share is exactly 0 or 1."""
+    row = dict(row)
+    for low, high in (("low", "high"), ("patients_low", "patients_high")):
+        ends = wilson_if_degenerate(row["value"], row[low], row[high], patients)
+        row[low], row[high] = ends
     return row
 
 
