@@ -123,7 +123,9 @@ def _claim(
     half = np.nan
     value = np.nan
     if "published" in evaluated and runs > 1:
-        value, spread = evaluated["published"].loc[metric, ["value", "seed_sd"]].to_numpy(float)
+        over_runs = evaluated["published"].loc[metric].to_dict()
+        value = float(over_runs["value"])
+        spread = float(over_runs["seed_sd"])
         half = float(student.ppf(0.975, runs - 1)) * spread * np.sqrt(1 + 1 / runs)
         row["next_low"] = max(0.0, value - half)
         row["next_high"] = min(1.0, value + half)

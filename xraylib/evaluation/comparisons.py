@@ -576,17 +576,15 @@ def ensembles(scores: pd.DataFrame) -> pd.DataFrame:
         if members < 2 or part["score"].nunique() < 2:
             continue
         whole = _ensemble(part)
-        row = metrics.ends(metrics.evaluate(whole), *names)
+        evaluated = metrics.evaluate(whole)
         if members >= MIN_RUNS:
-            without_one = [
-                _at_one_half(_ensemble(part[part["seed"] != seed]))
-                for seed in part["seed"].unique()
-            ]
+            half = _jackknife_half_widths(part)
             for name in names:
-                values = np.array([left_out[name] for left_out in without_one])
-                row |= _widened(row, name, values)
-        about = {"recipe": recipe, "members": members, "n": len(whole)}
-        rows.append(about | row | {"over": over(members)})
+                value, low, high = evaluated.loc[name, ["value", "low", "high"]].to_numpy(float)
+                evaluated.loc[name, "low"] = max(0.0, value - np.hypot(value - low, half[name]))
+                evaluated.loc[name, "high"] = min(1.0, value + np.hypot(high - value, half[name]))
+        row: dict[str, object] = {"recipe": recipe, "members": members, "n": len(whole)}
+        rows.append(row | metrics.ends(evaluated, *names) | {"over": over(members)})
     return pd.DataFrame(rows)
 
 
@@ -598,16 +596,12 @@ def _ensemble(part: pd.DataFrame) -> pd.DataFrame:
     return images.assign(threshold=0.5, seed=0, score=expit(images["image_id"].map(mean)))
 
 
-def _widened(row: Mapping[str, object], name: str, without_one: np.ndarray) -> dict[str, object]:
-    """Widen an interval over patients by the jackknife variance over members `(members,)`."""
-    members = len(without_one)
-    variance = (members - 1) * without_one.var()
-    square = float(student.ppf(0.975, members - 1) ** 2 * variance)
-    value, low, high = (float(str(row[name + end])) for end in ("", "_low", "_high"))
-    return {
-        f"{name}_low": max(0.0, value - np.sqrt((value - low) ** 2 + square)),
-        f"{name}_high": min(1.0, value + np.sqrt((high - value) ** 2 + square)),
-    }
+def _jackknife_half_widths(part: pd.DataFrame) -> pd.Series:
+    """Half width of each metric's interval over the members of an ensemble, patients held fixed."""
+    seeds = part["seed"].unique()
+    without_one = [_at_one_half(_ensemble(part[part["seed"] != seed])) for seed in seeds]
+    variance = (len(seeds) - 1) * pd.DataFrame(without_one).var(ddof=0)
+    return np.sqrt(variance) * student.ppf(0.975, len(seeds) - 1)
 
 
 def subgroups(scores: pd.DataFrame, pixels: pd.Series | None = None) -> pd.DataFrame:

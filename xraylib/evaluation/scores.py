@@ -67,7 +67,7 @@ def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
     _check_identities(chosen)
     parts = []
     for run in chosen:
-        version = int(str(_identity(run)["training_version"]))
+        version = run.settings.get("training_version", 1)
         parts.append(run.scores.assign(threshold=run.threshold, training_version=version))
     table = pd.concat(parts, ignore_index=True)
     check(table)
