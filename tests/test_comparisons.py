@@ -250,6 +250,13 @@ def test_operating_points_choose_on_validation_and_are_measured_on_the_test():
     assert table.loc["sensitivity 0.95", "val_sensitivity"] == pytest.approx(apparent, abs=0.03)
 
 
+def test_operating_points_judge_a_threshold_on_patients_that_did_not_choose_it():
+    # Of ten positives the lowest one is found, so that the half that chooses finds all of them.
+    few = builders.scores(30, images=2, noise=0.2)
+    row = comparisons.operating_points(few).set_index("rule").loc["sensitivity 0.95"]
+    assert 0.8 < row["val_sensitivity"] < 0.97
+
+
 def test_a_run_is_scored_on_its_own_validation_and_on_the_test():
     scores = pd.concat([run(seed=3), run(PERFECT, seed=1), run(PERFECT, protocol="published")])
     rows = by_run(scores, ["made-up"]).set_index("seed")
@@ -490,8 +497,20 @@ def test_two_by_two_uses_shared_seeds_and_needs_all_cells():
     gone = (scores["recipe"] == "tiny-cnn-28-reframed") & (scores["seed"] > 1)
     fewer = comparisons.two_by_two(scores[~gone])
     assert set(fewer["runs"]) == {2} and set(fewer["over"]) == {"patients"}
-    whole = comparisons.two_by_two(scores[scores["seed"] < 2])
+    shared = scores[scores["seed"] < 2]
+    whole = comparisons.two_by_two(shared)
     assert fewer["auc"].tolist() == pytest.approx(whole["auc"].tolist())
+    # Of two runs the interval is DeLong's over patients, of the mean over both.
+    wide = shared[shared["split"] == "test"].pivot(
+        index=["image_id", "label", "patient"], columns=["recipe", "seed"], values="score"
+    )
+    wide = wide[[f"tiny-cnn-28{ending}" for ending in comparisons.CELLS.values()]]
+    images = wide.index.to_frame()
+    covariance = delong(images["label"].to_numpy(), wide.to_numpy().T, images["patient"])[1]
+    weights = np.repeat([0.5, -0.5, -0.5, 0.5], 2)
+    row = whole.set_index("effect").loc["interaction"]
+    half = norm.ppf(0.975) * np.sqrt(weights @ covariance @ weights)
+    assert [row["low"], row["high"]] == pytest.approx([row["auc"] - half, row["auc"] + half])
     without = comparisons.two_by_two(scores[scores["recipe"] != "tiny-cnn-28-reframed"])
     assert without.empty and tuple(without.columns) == comparisons.EFFECT_COLUMNS
     one = (scores["recipe"] == "tiny-cnn-28-reframed") & (scores["image_id"] == "test3_0")

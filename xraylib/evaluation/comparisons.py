@@ -629,18 +629,22 @@ def subgroups(scores: pd.DataFrame, pixels: pd.Series | None = None) -> pd.DataF
         members = test[test["image_id"].isin(names)]
         label = int(members["label"].iloc[0])
         others = test[test["label"] != label]
-        row: dict[str, object] = {
-            "recipe": scores["recipe"].iloc[0],
-            "subgroup": subgroup,
-            "images": members["image_id"].nunique(),
-            "patients": members["patient"].nunique(),
-        }
-        shares = metrics.evaluate(members, rule="frozen", ranking=False)
-        metric = "sensitivity" if label else "specificity"
-        row |= metrics.ends(shares.rename({metric: "right"}), "right")
+        row: dict[str, object] = {"recipe": scores["recipe"].iloc[0], "subgroup": subgroup}
+        row |= _right(members, "frozen")
         row |= metrics.ends(metrics.evaluate(pd.concat([members, others]), rule=0.5), "auc")
         rows.append(row | {"over": over(members["seed"].nunique())})
     return pd.DataFrame(rows)
+
+
+def _right(part: pd.DataFrame, rule: str | float) -> dict[str, object]:
+    """Images and patients of one class, and the share classified correctly with its interval."""
+    evaluated = metrics.evaluate(part, rule=rule, ranking=False)
+    metric = "sensitivity" if part["label"].iloc[0] else "specificity"
+    row: dict[str, object] = {
+        "images": part["image_id"].nunique(),
+        "patients": part["patient"].nunique(),
+    }
+    return row | metrics.ends(evaluated.rename({metric: "right"}), "right")
 
 
 def _groups(test: pd.DataFrame, pixels: pd.Series | None) -> dict[str, pd.Series]:
