@@ -149,7 +149,8 @@ def summary(part: pd.DataFrame, *, resamples: int = 1000) -> pd.DataFrame:
         value : mean over runs; the ECE is debiased (`expected_error`).
         low, high : interval over runs and patients, or over patients where there are fewer than
             `resampling.MIN_RUNS` runs. Those of slope and intercept are Wald intervals with a
-            cluster-robust covariance. That of the ECE is symmetric around the value and cut at 0.
+            cluster-robust covariance. That of the ECE is symmetric around the value and cut at 0;
+            for a perfectly calibrated score it lies above the truth about one time in five.
         over : what the interval is over.
     NaN where a run's scores could not be recalibrated.
     """

@@ -4,11 +4,10 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from xraylib.evaluation import metrics
 from xraylib.evaluation.comparisons import of_protocols
-from xraylib.evaluation.resampling import MIN_RUNS, over
+from xraylib.evaluation.resampling import MIN_RUNS, over, student_quantile
 from xraylib.training.recipes import RECIPES, Recipe
 
 CLAIMS = (
@@ -126,7 +125,7 @@ def _claim(
         over_runs = evaluated["published"].loc[metric].to_dict()
         value = float(over_runs["value"])
         spread = float(over_runs["seed_sd"])
-        half = float(student.ppf(0.975, runs - 1)) * spread * np.sqrt(1 + 1 / runs)
+        half = student_quantile(runs) * spread * np.sqrt(1 + 1 / runs)
         row["next_low"] = max(0.0, value - half)
         row["next_high"] = min(1.0, value + half)
     if isinstance(claim, float) and not np.isnan(claim):

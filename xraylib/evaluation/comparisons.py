@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 from scipy.stats import chi2, norm, ttest_1samp
-from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -30,6 +29,7 @@ from xraylib.evaluation.resampling import (
     half_width,
     over,
     resampled_covariance,
+    student_quantile,
     two_level,
 )
 from xraylib.evaluation.scores import log_odds
@@ -601,7 +601,7 @@ def _jackknife_half_widths(part: pd.DataFrame) -> pd.Series:
     seeds = part["seed"].unique()
     without_one = [_at_one_half(_ensemble(part[part["seed"] != seed])) for seed in seeds]
     variance = (len(seeds) - 1) * pd.DataFrame(without_one).var(ddof=0)
-    return np.sqrt(variance) * student.ppf(0.975, len(seeds) - 1)
+    return np.sqrt(variance) * student_quantile(len(seeds))
 
 
 def subgroups(scores: pd.DataFrame, pixels: pd.Series | None = None) -> pd.DataFrame:

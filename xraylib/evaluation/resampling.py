@@ -21,6 +21,11 @@ Z = float(norm.ppf(0.975))
 MIN_RUNS = 3
 
 
+def student_quantile(runs: int) -> float:
+    """Student's quantile of a 95% interval of a mean over so many runs."""
+    return float(t.ppf(0.975, runs - 1))
+
+
 def over(runs: int) -> str:
     """What an interval of a mean over so many runs is over, as tables say it in a column `over`."""
     return "runs and patients" if runs >= MIN_RUNS else "patients"
@@ -96,7 +101,7 @@ def two_level(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> fl
         block = covariance[group, group]
         k = len(values)
         shared += (block.sum() - np.trace(block)) / (k * (k - 1))
-        spread += t.ppf(0.975, k - 1) ** 2 * values.var(ddof=1) / k
+        spread += student_quantile(k) ** 2 * values.var(ddof=1) / k
     if second:
         shared -= 2 * covariance[:first, first:].mean()
     return float(np.sqrt(spread + Z**2 * max(0.0, shared)))
