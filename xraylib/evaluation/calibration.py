@@ -326,19 +326,9 @@ def compare_methods(
     Intervals are symmetric, from a bootstrap over patients that all methods share and the spread
     of the runs (`resampling.half_width`). NaN where a method has no answer for a run.
     """
-    variants = {
-        "raw": scores,
-        "temperature": recalibrate(scores, "temperature"),
-        "platt": recalibrate(scores, "platt"),
-        "isotonic": recalibrate(scores, "isotonic"),
-        "prior-corrected": recalibrate(scores, "platt", prevalence=prevalence),
-    }
-    if (scores["split"] == "swapped").any():
-        both = recalibrate(scores, "platt", fitted_on=("val", "swapped"))
-        variants["platt, val and swapped"] = both
     raw = _resampled_losses(scores, resamples)
     rows = []
-    for method, table in variants.items():
+    for method, table in _variants(scores, prevalence).items():
         test = table[table["split"] == "test"]
         runs = test["seed"].nunique()
         row: dict[str, object] = {
@@ -352,6 +342,21 @@ def compare_methods(
             row |= _columns(f"{name}_difference", _around_resampled(losses - raw[name]))
         rows.append(row | {"over": over(runs)})
     return pd.DataFrame(rows)
+
+
+def _variants(scores: pd.DataFrame, prevalence: float) -> dict[str, pd.DataFrame]:
+    """The scores table by recalibration method."""
+    variants = {
+        "raw": scores,
+        "temperature": recalibrate(scores, "temperature"),
+        "platt": recalibrate(scores, "platt"),
+        "isotonic": recalibrate(scores, "isotonic"),
+        "prior-corrected": recalibrate(scores, "platt", prevalence=prevalence),
+    }
+    if (scores["split"] == "swapped").any():
+        both = recalibrate(scores, "platt", fitted_on=("val", "swapped"))
+        variants["platt, val and swapped"] = both
+    return variants
 
 
 def _columns(name: str, values: Sequence[float] | np.ndarray) -> dict[str, object]:
@@ -411,14 +416,13 @@ def decision_curve(
 ) -> pd.DataFrame:
     """Net benefit of acting on a score at threshold probabilities 0.05 to 0.95.
 
-    Vickers and Elkin 2006. Scores are taken for probabilities.
+    Scores are taken for probabilities (Vickers and Elkin 2006).
 
     Parameters
     ----------
     part : DataFrame
     prevalence : float, optional
-        A stated prevalence in (0, 1), to which the scores' odds are moved by Bayes' rule. By
-        default that of these images, and the scores stay as they are.
+        A stated prevalence in (0, 1), to which Bayes' rule moves the scores' odds.
     base : float, optional
         The prevalence at which the scores are probabilities; by default that of these images.
 
@@ -432,9 +436,8 @@ def decision_curve(
     """
     cuts = np.linspace(0.05, 0.95, 19)
     names, weights = weights_with_original(part["patient"].to_numpy(), 500)
-    shift = np.zeros(1)
-    if prevalence is not None:
-        shift = log_odds(prevalence) - log_odds(base or part["label"].mean())
+    base = base or part["label"].mean()
+    shift = 0.0 if prevalence is None else log_odds(prevalence) - log_odds(base)
     by_run = []
     for _, run in part.groupby("seed"):
         own = weights[:, np.searchsorted(names, run["patient"])]
@@ -447,26 +450,17 @@ def decision_curve(
         share = positives / (positives + negatives) if prevalence is None else prevalence
         harm = cuts / (1 - cuts)
         treat_all = share - (1 - share) * harm
-        cost = (1 - share) * harm * false_positives / negatives
-        by_run.append(share * true_positives / positives - cost)
+        costs = (1 - share) * harm * false_positives / negatives
+        by_run.append(share * true_positives / positives - costs)
     benefit = np.mean(by_run, axis=0)
     everybody = np.atleast_2d(treat_all)
     # Which of the two is the better is decided once, without resampling.
     gain = benefit - np.where(everybody[0] > 0, everybody, 0.0)
-    benefit_low, benefit_high = np.percentile(benefit[1:], [2.5, 97.5], axis=0)
-    gain_low, gain_high = np.percentile(gain[1:], [2.5, 97.5], axis=0)
-    return pd.DataFrame(
-        {
-            "cut": cuts,
-            "all": everybody[0],
-            "benefit": benefit[0],
-            "low": benefit_low,
-            "high": benefit_high,
-            "gain": gain[0],
-            "gain_low": gain_low,
-            "gain_high": gain_high,
-        }
-    )
+    table = pd.DataFrame({"cut": cuts, "all": everybody[0], "benefit": benefit[0]})
+    table["low"], table["high"] = np.percentile(benefit[1:], [2.5, 97.5], axis=0)
+    table["gain"] = gain[0]
+    table["gain_low"], table["gain_high"] = np.percentile(gain[1:], [2.5, 97.5], axis=0)
+    return table
 
 
 def nonconformity(scores: pd.DataFrame, label: int) -> np.ndarray:

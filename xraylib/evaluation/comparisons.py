@@ -261,34 +261,37 @@ def differences_by_run(scores: pd.DataFrame, base: str, metric: str = "auc") -> 
     rows = []
     others = [name for name in dict.fromkeys(scores["recipe"]) if name != base]
     for name in others:
-        difference = _run_differences(scores, name, base, metric)
-        by_run = difference[:, 0]
-        mean = float(by_run.mean())
-        half = half_width(by_run, resampled_covariance(difference[:, 1:]))
-        row = {
-            "recipe": name,
-            "metric": metric,
-            "runs": len(by_run),
-            "difference": mean,
-            "low": mean - half,
-            "high": mean + half,
-            "p": _p_value(mean, half / Z),
-            "p_holm": np.nan,
-            "over": over(len(by_run)),
-            "family": f"each recipe against {base} ({len(others)})",
-            "runs_low": np.nan,
-            "runs_high": np.nan,
-            "p_runs": np.nan,
-        }
-        if len(by_run) > 1:
-            test = ttest_1samp(by_run, 0.0)
-            row["runs_low"], row["runs_high"] = test.confidence_interval(0.95)
-            row["p_runs"] = test.pvalue
-        rows.append(row)
+        row: dict[str, object] = {"recipe": name, "metric": metric}
+        row |= _difference_row(_run_differences(scores, name, base, metric))
+        rows.append(row | {"family": f"each recipe against {base} ({len(others)})"})
     table = pd.DataFrame(rows)
     if rows:
         table["p_holm"] = _holm(table["p"])
     return table
+
+
+def _difference_row(difference: np.ndarray) -> dict[str, object]:
+    """Intervals of a mean difference from `(runs, 1 + resamples)`, the first not resampled."""
+    by_run = difference[:, 0]
+    mean = float(by_run.mean())
+    half = half_width(by_run, resampled_covariance(difference[:, 1:]))
+    row = {
+        "runs": len(by_run),
+        "difference": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "p": _p_value(mean, half / Z),
+        "p_holm": np.nan,
+        "over": over(len(by_run)),
+        "runs_low": np.nan,
+        "runs_high": np.nan,
+        "p_runs": np.nan,
+    }
+    if len(by_run) > 1:
+        test = ttest_1samp(by_run, 0.0)
+        row["runs_low"], row["runs_high"] = test.confidence_interval(0.95)
+        row["p_runs"] = test.pvalue
+    return row
 
 
 def _run_differences(scores: pd.DataFrame, name: str, base: str, metric: str) -> np.ndarray:
@@ -344,20 +347,27 @@ def two_by_two(scores: pd.DataFrame, base: str = "tiny-cnn-28") -> pd.DataFrame:
     tested: list[_Tested] = []
     for effect, recipe in recipes.items():
         part = strict[strict["recipe"] == recipe]
-        cell = _test_of(part, recipe)
-        if tested and not cell.images.equals(tested[0].images):
+        tested.append(_test_of(part, recipe))
+        if not tested[-1].images.equals(tested[0].images):
             raise InvalidDataError(
                 f"{recipe} and {base} were tested on different images. Fix: train both on one data "
                 "set."
             )
-        tested.append(cell)
         auc = metrics.evaluate(part).loc["auc"]
         interval = {"auc": auc["value"], "low": auc["low"], "high": auc["high"]}
         rows.append({"effect": effect, "recipe": recipe} | interval)
-    images = tested[0].images
+    table = pd.DataFrame(rows + _effect_rows(tested), columns=list(EFFECT_COLUMNS))
     runs = len(tested[0].scores)
-    stacked = np.concatenate([cell.scores for cell in tested])
+    return table.assign(runs=runs, n=len(tested[0].images), over=over(runs))
+
+
+def _effect_rows(cells: Sequence[_Tested]) -> list[dict[str, object]]:
+    """The contrasts `EFFECTS` between cells whose runs have the same seeds."""
+    images = cells[0].images
+    runs = len(cells[0].scores)
+    stacked = np.concatenate([cell.scores for cell in cells])
     aucs, covariance = delong(images["label"].to_numpy(), stacked, images["patient"].to_numpy())
+    rows: list[dict[str, object]] = []
     for effect, weights in EFFECTS.items():
         # One row per seed; its columns are the runs of all cells.
         contrast = np.kron(np.array(weights), np.eye(runs))
@@ -366,8 +376,7 @@ def two_by_two(scores: pd.DataFrame, base: str = "tiny-cnn-28") -> pd.DataFrame:
         half = half_width(by_run, contrast @ covariance @ contrast.T)
         interval = {"auc": value, "low": value - half, "high": value + half}
         rows.append({"effect": effect, "recipe": "", "p": _p_value(value, half / Z)} | interval)
-    table = pd.DataFrame(rows, columns=list(EFFECT_COLUMNS))
-    return table.assign(runs=runs, n=len(images), over=over(runs))
+    return rows
 
 
 def of_protocols(scores: pd.DataFrame) -> pd.DataFrame:

@@ -52,10 +52,9 @@ def point_metrics(
 
     Parameters
     ----------
-    labels, scores : (n,) arrays
-        Labels are 0 or 1; scores are P(pneumonia).
+    labels, scores : (n,) arrays, of 0 or 1 and of P(pneumonia)
     threshold : float
-        An image with this score or a higher one is classified as pneumonia.
+        From this score on an image is classified as pneumonia.
     weights : (resamples, n) array, optional
         By default one row of ones.
     ranking : bool
@@ -66,14 +65,9 @@ def point_metrics(
     One array `(resamples,)` per metric; NaN where a denominator is zero. `precision` and `npv`
     depend on the prevalence of these images.
     """
-    if weights is None:
-        weights = np.ones((1, len(labels)))
+    weights = np.ones((1, len(labels))) if weights is None else weights
     positive = labels == 1
-    classified = scores >= threshold
-    tp = weights @ (positive & classified).astype(np.float64)
-    fn = weights @ (positive & ~classified).astype(np.float64)
-    fp = weights @ (~positive & classified).astype(np.float64)
-    tn = weights @ (~positive & ~classified).astype(np.float64)
+    tp, fn, fp, tn = _confusion(positive, scores >= threshold, weights)
     total = tp + tn + fp + fn
     auc = np.full(len(weights), np.nan)
     average_precision = auc
@@ -96,6 +90,17 @@ def point_metrics(
             "mcc": (tp * tn - fp * fn) / np.sqrt(margins),
             "brier": weights @ (scores - positive) ** 2 / total,
         }
+
+
+def _confusion(
+    positive: np.ndarray, classified: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Weights of true positives, false negatives, false positives and true negatives."""
+    tp = weights @ (positive & classified).astype(np.float64)
+    fn = weights @ (positive & ~classified).astype(np.float64)
+    fp = weights @ (~positive & classified).astype(np.float64)
+    tn = weights @ (~positive & ~classified).astype(np.float64)
+    return tp, fn, fp, tn
 
 
 @dataclass(frozen=True)

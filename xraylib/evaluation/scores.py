@@ -136,9 +136,7 @@ def load_external(dataset: str, other: str) -> pd.DataFrame:
 def read(
     file: Path, columns: Collection[str] = runs.SCORE_COLUMNS, *, unscored: bool = False
 ) -> pd.DataFrame:
-    """Read a CSV file of scores.
-
-    Columns in `TEXT` stay text, those in `WHOLE` are int64, and all others are float64 in [0, 1].
+    """Read a CSV file: `TEXT` stays text, `WHOLE` is int64, and all else is float64 in [0, 1].
 
     Parameters
     ----------
@@ -172,13 +170,7 @@ def read(
         )
     for name in [name for name in table if name not in TEXT]:
         values = pd.to_numeric(table[name], errors="coerce")
-        bad = ~np.isfinite(values)
-        if name in WHOLE:
-            bad |= values % 1 != 0
-        else:
-            bad |= (values < 0) | (values > 1)
-        if unscored and name not in WHOLE:
-            bad &= ~(table[name] == "").groupby(table["seed"]).transform("all")
+        bad = _bad_numbers(table, name, values, unscored)
         if bad.any():
             row = table[bad].iloc[0]
             kind = "whole number" if name in WHOLE else "number in [0, 1]"
@@ -190,6 +182,16 @@ def read(
         table[name] = values
     types = {name: "int64" if name in WHOLE else "float64" for name in table if name not in TEXT}
     return table.astype(types)
+
+
+def _bad_numbers(table: pd.DataFrame, name: str, values: pd.Series, unscored: bool) -> pd.Series:
+    """Which rows of a column of text are not the numbers that `read` promises."""
+    if name in WHOLE:
+        return ~np.isfinite(values) | (values % 1 != 0)
+    bad = ~np.isfinite(values) | (values < 0) | (values > 1)
+    if unscored:
+        bad &= ~(table[name] == "").groupby(table["seed"]).transform("all")
+    return bad
 
 
 def check(scores: pd.DataFrame) -> None:
