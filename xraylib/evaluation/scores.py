@@ -168,7 +168,7 @@ def read(
             f"{file} is not a scores table: it lacks the columns {', '.join(missing)}. Fix: delete "
             "it, and run the command that wrote it again."
         )
-    for name in [name for name in table if name not in TEXT]:
+    for name in [str(column) for column in table if column not in TEXT]:
         values = pd.to_numeric(table[name], errors="coerce")
         bad = _bad_numbers(table, name, values, unscored)
         if bad.any():
@@ -176,8 +176,8 @@ def read(
             kind = "whole number" if name in WHOLE else "number in [0, 1]"
             raise InvalidDataError(
                 f"{file}: {row['image_id']} has {row[name]!r} as {name}, which is no {kind} "
-                f"({int(bad.sum())} rows, the first in line {bad.idxmax() + 2}). Fix: delete it, "
-                "and run the command that wrote it again."
+                f"({int(bad.sum())} rows, the first in line {np.flatnonzero(bad)[0] + 2}). "
+                "Fix: delete it, and run the command that wrote it again."
             )
         table[name] = values
     types = {name: "int64" if name in WHOLE else "float64" for name in table if name not in TEXT}
