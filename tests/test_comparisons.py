@@ -5,16 +5,15 @@ import builders
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import kstest, norm
-from scipy.stats import t as student
+from scipy.stats import kstest, norm, ttest_1samp
 from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
 
-from xraylib.datasets import images, manifest, splits
+from xraylib.datasets import images, manifest
 from xraylib.datasets.phantom import PhantomSettings
 from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
 from xraylib.errors import InvalidDataError
-from xraylib.evaluation import claims, comparisons, forensics, metrics
+from xraylib.evaluation import comparisons, metrics
 from xraylib.evaluation.comparisons import (
     COMPARISONS,
     by_run,
@@ -22,9 +21,7 @@ from xraylib.evaluation.comparisons import (
     protocol_comparison,
     subgroups,
 )
-from xraylib.evaluation.forensics import by_folder
 from xraylib.evaluation.resampling import delong
-from xraylib.training import recipes
 
 
 @pytest.fixture(autouse=True)
@@ -43,24 +40,44 @@ def rivals(*noises, n=90, images=1, seeds=(0,), sample=0):
     return pd.concat(parts, ignore_index=True)
 
 
-def test_every_pair_has_one_row_with_holms_correction():
-    table = paired_tests(rivals(0.2, 0.6, 1.2, 2))
-    assert tuple(table.columns) == comparisons.PAIRED_COLUMNS
+def both(scores):
+    """The row that compares recipe0 with recipe1."""
+    return paired_tests(scores, [("recipe0", "recipe1")]).iloc[0]
+
+
+def test_holms_correction_is_over_the_pairs_that_were_asked_about():
+    scores = rivals(0.2, 0.6, 1.2, 2)
     names = [f"recipe{number}" for number in range(4)]
-    assert table[["a", "b"]].apply(tuple, axis=1).tolist() == list(combinations(names, 2))
-    for name in ("p_auc", "p_mcnemar"):
-        worst, expected = 0.0, {}
-        for rank, (pair, p) in enumerate(table[name].sort_values(kind="stable").items()):
-            worst = max(worst, min(1.0, (len(table) - rank) * p))
-            expected[pair] = worst
-        assert table[f"{name}_holm"].to_dict() == pytest.approx(expected)
-    assert tuple(paired_tests(rivals(0.2)).columns) == comparisons.PAIRED_COLUMNS
+    for pairs in ([*combinations(names, 2)], [("recipe3", "recipe0"), ("recipe1", "recipe2")]):
+        table = paired_tests(scores, pairs, family="asked")
+        assert tuple(table.columns) == comparisons.PAIRED_COLUMNS
+        assert table[["a", "b"]].apply(tuple, axis=1).tolist() == pairs
+        assert set(table["family"]) == {f"asked ({len(pairs)})"}
+        for name in ("p_auc", "p_mcnemar"):
+            worst, expected = 0.0, {}
+            for rank, (pair, p) in enumerate(table[name].sort_values(kind="stable").items()):
+                worst = max(worst, min(1.0, (len(table) - rank) * p))
+                expected[pair] = worst
+            assert table[f"{name}_holm"].to_dict() == pytest.approx(expected)
+    with pytest.raises(InvalidDataError, match=r"no test scores of unheard-of\. Fix: "):
+        paired_tests(scores, [("recipe0", "unheard-of")])
+
+
+def test_by_default_each_recipe_is_compared_with_its_reframed_twin():
+    names = {"recipe0": "ours", "recipe1": "theirs", "recipe2": "ours-reframed"}
+    scores = rivals(1.5, 0.6, 0.1)
+    table = paired_tests(scores.assign(recipe=scores["recipe"].map(names)))
+    assert table[["a", "b"]].to_numpy().tolist() == [["ours", "ours-reframed"]]
+    assert table["auc_difference"].item() < 0 and "twins (1)" in table["family"].item()
+    assert table["p_auc"].item() == table["p_auc_holm"].item()
+    none = paired_tests(scores)
+    assert none.empty and tuple(none.columns) == comparisons.PAIRED_COLUMNS
 
 
 @pytest.mark.parametrize("sample", range(3))
 def test_with_one_image_a_patient_mcnemars_p_is_the_classical_one(sample):
     scores = rivals(0.2, 1.5, sample=sample)
-    row = paired_tests(scores).iloc[0]
+    row = both(scores)
     test = scores.query("split == 'test'").pivot(
         index=["image_id", "label"], columns="recipe", values="score"
     )
@@ -77,7 +94,7 @@ def test_copies_of_an_image_are_no_further_evidence():
     doubled = pd.concat(
         [scores, scores.assign(image_id=scores["image_id"] + " again")], ignore_index=True
     )
-    one, two = paired_tests(scores).iloc[0], paired_tests(doubled).iloc[0]
+    one, two = both(scores), both(doubled)
     assert two["only_a_right"] == 2 * one["only_a_right"]
     assert two["p_mcnemar"] == pytest.approx(one["p_mcnemar"], abs=1e-12)
     assert two["p_auc"] == pytest.approx(one["p_auc"], abs=1e-9)
@@ -95,7 +112,7 @@ def test_mcnemar_over_patients_keeps_its_level():
 
 def test_the_difference_is_of_mean_aucs_with_delongs_spread_and_the_other_order_turns_it():
     scores = rivals(0.2, 1.5, images=2, seeds=(0, 1))
-    row = paired_tests(scores.sample(frac=1, random_state=0).sort_values("recipe")).iloc[0]
+    row = both(scores.sample(frac=1, random_state=0))
     test = scores.query("split == 'test'")
     wide = test.pivot(
         index=["image_id", "label", "patient"], columns=["recipe", "seed"], values="score"
@@ -110,7 +127,7 @@ def test_the_difference_is_of_mean_aucs_with_delongs_spread_and_the_other_order_
     ends = [row["auc_difference"] - 1.959964 * spread, row["auc_difference"] + 1.959964 * spread]
     assert row[["low", "high"]].tolist() == pytest.approx(ends)
     assert row["p_auc"] == pytest.approx(2 * norm.sf(row["auc_difference"] / spread))
-    other = paired_tests(scores.sort_values("recipe", ascending=False)).iloc[0]
+    other = paired_tests(scores, [("recipe1", "recipe0")]).iloc[0]
     assert (other["a"], other["b"]) == (row["b"], row["a"])
     assert (-other["high"], -other["low"]) == pytest.approx((row["low"], row["high"]))
     assert (other["only_a_right"], other["only_b_right"]) == (
@@ -125,27 +142,49 @@ def test_each_recipe_classifies_as_most_of_its_seeds_do():
     second = scores["recipe"] == "recipe1"
     for seed, expected in ((0, (0, 0)), (1, (20, 10))):
         scores.loc[second & (scores["seed"] == seed), "score"] -= 0.8
-        row = paired_tests(scores).iloc[0]
+        row = both(scores)
         assert (row["only_a_right"], row["only_b_right"]) == expected
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_a_recipe_is_no_better_than_itself_and_a_far_better_one_is_found(seeds):
-    row = paired_tests(rivals(0, 0, images=2, seeds=seeds)).iloc[0]
+    row = both(rivals(0, 0, images=2, seeds=seeds))
     ends = ["auc_difference", "patients_low", "patients_high"]
     assert row[ends].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert row["low"] <= 0 <= row["high"] and row["p_auc"] == pytest.approx(1, abs=1e-6)
     assert row[["only_a_right", "only_b_right", "p_mcnemar"]].tolist() == [0, 0, 1]
-    row = paired_tests(rivals(0, 8, n=300, seeds=seeds)).iloc[0]
+    row = both(rivals(0, 8, n=300, seeds=seeds))
     assert row["low"] > 0 and row["p_auc"] < 0.01 and row["p_mcnemar"] < 0.01
 
 
 def test_recipes_that_differ_by_chance_have_uniform_p():
-    found = pd.concat(
-        [paired_tests(rivals(1, 1, n=80, images=2, sample=sample)) for sample in range(40)]
-    )
+    rows = [both(rivals(1, 1, n=80, images=2, sample=sample)) for sample in range(40)]
+    found = pd.DataFrame(rows).astype({"p_auc": float, "p_mcnemar": float})
     assert kstest(found["p_auc"], "uniform").pvalue > 0.01
     assert (found["p_auc"] < 0.05).mean() <= 0.1 and (found["p_mcnemar"] < 0.05).mean() <= 0.1
+
+
+def runs_apart(sample, spread, runs=3, n=60):
+    """Two recipes of equal worth whose runs differ: each one weighs the truth by its own chance."""
+    rng, parts = np.random.default_rng(sample), []
+    base = builders.scores(n=n, noise=0, sample=sample)
+    truth = np.log(base["score"] / (1 - base["score"]))
+    for name in ("recipe0", "recipe1"):
+        for seed in range(runs):
+            noise = np.exp(rng.normal(0, spread)) * rng.normal(size=len(base))
+            score = 1 / (1 + np.exp(-(truth + noise)))
+            parts.append(base.assign(recipe=name, seed=seed, score=score))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_runs_that_differ_by_chance_are_rarely_called_different():
+    rows = pd.DataFrame([both(runs_apart(sample, 1.0)) for sample in range(150)])
+    assert set(rows["over"]) == {"runs and patients"}
+    over_both = (rows["p_auc"] < 0.05).mean()
+    over_patients = (rows["p_patients"] < 0.05).mean()
+    # A bound for 150 samples of a level of 0.05; the p over patients alone is too small.
+    assert over_both <= 0.08 and over_patients > 0.12
+    assert ((rows["low"] > 0) | (rows["high"] < 0)).equals(rows["p_auc"] < 0.05)
 
 
 def test_what_cannot_be_paired_is_refused_by_name():
@@ -154,16 +193,15 @@ def test_what_cannot_be_paired_is_refused_by_name():
     with pytest.raises(
         InvalidDataError, match="recipe1 and recipe0 were tested on different images"
     ):
-        paired_tests(scores[~gone])
+        both(scores[~gone])
     with pytest.raises(InvalidDataError, match="seeds of recipe1 were tested on different images"):
-        paired_tests(scores[~(gone & (scores["seed"] == 1))])
+        both(scores[~(gone & (scores["seed"] == 1))])
     with pytest.raises(InvalidDataError, match=r"one patient only.* Fix: "):
-        paired_tests(
-            scores.assign(patient=scores["patient"].where(scores["label"] == 0, scores["split"]))
-        )
+        both(scores.assign(patient=scores["patient"].where(scores["label"] == 0, scores["split"])))
 
 
-# At 0.5 one normal image is classified as pneumonia and two pneumonias are missed; at 0.3 two and none.
+# At 0.5 one normal image is classified as pneumonia and two pneumonias are missed. At 0.3 these are
+# two and none.
 TEST = ((0.1, 0.2, 0.3, 0.6), (0.4, 0.45, 0.8, 0.9))
 VAL = ((0.1, 0.2), (0.35, 0.9))
 PERFECT = ((0.1, 0.2, 0.3, 0.4), (0.6, 0.7, 0.8, 0.9))
@@ -172,104 +210,6 @@ THREE_WRONG = ((0.1, 0.2, 0.3, 0.9), (0.1, 0.2, 0.8, 0.9))
 
 def run(test=TEST, val=VAL, **about):
     return pd.concat([builders.images(*val, "val", **about), builders.images(*test, **about)])
-
-
-def both_protocols(**about):
-    return pd.concat(
-        [run(threshold=0.25, **about), run(protocol="published", **about)], ignore_index=True
-    )
-
-
-@pytest.fixture
-def made_up(monkeypatch):
-    """A function that gives the claims of one made-up recipe, by metric."""
-    base = recipes.get_recipe("scratch-cnn")
-
-    def found(scores, same_data=True, other_init=(), **fields):
-        given = {
-            "name": "made-up",
-            "claims": {"accuracy": 0.6},
-            "stored_output": {},
-            "claimed_on": 0,
-            "ours": "",
-        } | fields
-        monkeypatch.setattr(comparisons, "RECIPES", {"made-up": replace(base, **given)})
-        table = claims.claims(scores, same_data=same_data, other_init=other_init)
-        assert tuple(table.columns) == claims.CLAIMS
-        return table.set_index("metric")
-
-    return found
-
-
-def test_a_claim_is_beside_what_each_protocol_gives_at_its_own_threshold(made_up):
-    scores = both_protocols()
-    row = made_up(scores).loc["accuracy"]
-    assert (row["recipe"], row["claim"], row["published"], row["strict"]) == (
-        "made-up",
-        0.6,
-        5 / 8,
-        6 / 8,
-    )
-    for protocol in PROTOCOLS:
-        found = metrics.evaluate(scores[scores["protocol"] == protocol]).loc["accuracy"]
-        assert [row[f"{protocol}_low"], row[f"{protocol}_high"]] == [found["low"], found["high"]]
-    assert row["verdict"] == "not testable here: fewer than three runs"
-    assert made_up(scores, same_data=False).loc["accuracy", "verdict"] == ""
-    # Seeds are averaged; other split strategies and recipes without a claim do not count.
-    more = pd.concat(
-        [scores, run(PERFECT, protocol="published", seed=1), run(protocol="per-image-validation")]
-    )
-    assert made_up(more).loc["accuracy", "published"] == (1 + 5 / 8) / 2
-    assert made_up(more.assign(recipe="unheard-of")).empty
-
-
-def test_every_metric_of_the_claim_or_of_the_stored_output_has_a_row(made_up):
-    said = {"f1": 0.9, "auc": "excellent"}, {"sensitivity": 0.7, "auc": 0.75}
-    rows = made_up(both_protocols(), claims=said[0], stored_output=said[1])
-    assert rows.index.tolist() == ["auc", "sensitivity", "f1"]
-    stored = {"auc": 0.75, "sensitivity": 0.7, "f1": np.nan}
-    assert rows["stored_output"].to_dict() == pytest.approx(stored, nan_ok=True)
-    assert rows.loc["auc", "claim"] == "excellent" and np.isnan(rows.loc["sensitivity", "claim"])
-    assert rows["published"].to_dict() == pytest.approx(
-        {"auc": 14 / 16, "sensitivity": 2 / 4, "f1": 4 / 7}
-    )
-    assert rows["verdict"].to_dict() == {"auc": "", "sensitivity": ""} | {
-        "f1": rows.loc["f1", "verdict"]
-    }
-
-
-def test_a_claim_is_reproduced_when_one_more_run_may_give_it(made_up):
-    runs = [
-        run(test, protocol="published", seed=i)
-        for i, test in enumerate((TEST, THREE_WRONG, PERFECT, TEST))
-    ]
-    accuracies = by_run(pd.concat(runs), ["made-up"], "published")["accuracy"]
-    half = student.ppf(0.975, 3) * accuracies.std() * (1 + 1 / 4) ** 0.5
-    row = made_up(pd.concat(runs), claims={"accuracy": accuracies.mean() - half + 1e-9}).loc[
-        "accuracy"
-    ]
-    assert (
-        row["next_low"] == pytest.approx(accuracies.mean() - half)
-        and row["verdict"] == "reproduced"
-    )
-    below = {"accuracy": accuracies.mean() - half - 1e-9}
-    assert made_up(pd.concat(runs), claims=below).loc["accuracy", "verdict"] == "not reproduced"
-    for about in ({"other_init": ["made-up"]}, {"ours": "layers are ours"}):
-        assert (
-            made_up(pd.concat(runs), **about)
-            .loc["accuracy", "verdict"]
-            .startswith("not testable here: ")
-        )
-    alone = made_up(run()).loc["accuracy"]
-    assert np.isnan(alone["published"]) and alone["verdict"].startswith("not testable")
-
-
-def test_claims_are_those_of_the_recipes():
-    table = claims(
-        pd.concat([both_protocols(recipe=name) for name in ("kerasio-tpu", "resnet50v2")])
-    )
-    assert set(table["recipe"]) == {"kerasio-tpu", "resnet50v2"}
-    assert table["claim"].notna().any() and table["strict"].notna().all()
 
 
 def test_one_network_is_evaluated_five_ways():
@@ -308,6 +248,13 @@ def test_operating_points_choose_on_validation_and_are_measured_on_the_test():
         val.loc[val["label"] == 1, "score"] >= table.loc["sensitivity 0.95", "threshold"]
     ).mean()
     assert table.loc["sensitivity 0.95", "val_sensitivity"] == pytest.approx(apparent, abs=0.03)
+
+
+def test_operating_points_judge_a_threshold_on_patients_that_did_not_choose_it():
+    # Of ten positives the lowest one is found, so that the half that chooses finds all of them.
+    few = builders.scores(30, images=2, noise=0.2)
+    row = comparisons.operating_points(few).set_index("rule").loc["sensitivity 0.95"]
+    assert 0.8 < row["val_sensitivity"] < 0.97
 
 
 def test_a_run_is_scored_on_its_own_validation_and_on_the_test():
@@ -408,55 +355,6 @@ def test_images_of_one_patient_widen_the_interval_of_a_subgroup():
     assert width[0] > 2 * width[1]
 
 
-def test_an_image_level_random_split_is_taken_apart_by_the_official_folder():
-    strict, rng = builders.scores(n=60), np.random.default_rng(0)
-    parts = [strict]
-    for seed in (0, 1):
-        hard = (strict["split"] == "test") & (strict["label"] == 0)
-        right = rng.random(len(strict)) < np.where(hard, 0.5, 1)
-        score = np.where(right == (strict["label"] == 1), 0.9, 0.1)
-        parts.append(
-            strict.assign(protocol="random-per-image", split="test", seed=seed, score=score)
-        )
-    scores = pd.concat(parts, ignore_index=True)
-    found = by_folder(scores).set_index("subgroup")
-    hard = scores[
-        (scores["protocol"] == "random-per-image") & scores["image_id"].str.startswith("test")
-    ]
-    hard = hard[hard["label"] == 0]
-    row = found.loc["normal, from the test folder"]
-    assert row["images"] == 20 and row["right"] == pytest.approx((hard["score"] < 0.5).mean())
-    assert row["right_low"] < row["right"] < row["right_high"] < 1
-    assert (found["right"].drop("normal, from the test folder") == 1).all()
-
-
-def test_leaked_patients_are_compared_with_the_others_of_their_class(phantom):
-    assigned = splits.assign(phantom, "random-per-image", 0)
-    trained = set(assigned.loc[assigned["split"] == "train", "patient"])
-    test = assigned[assigned["split"] == "test"].assign(
-        recipe="r", protocol="random-per-image", seed=0, threshold=0.5
-    )
-    known = test["patient"].isin(trained)
-    # Of the official test folder all are wrong: they must not count.
-    official = test["image_id"].map(phantom.set_index("image_id")["split"]) == "test"
-    right = test["label"].where(known | (np.arange(len(test)) % 2 == 0), 1 - test["label"])
-    right = right.where(~official, 1 - test["label"])
-    found = forensics.leaked(test.assign(score=right.astype(float)), phantom).set_index("diagnosis")
-    assert (found["leaked"].sum(), found["unleaked"].sum()) == (
-        (known & ~official).sum(),
-        (~known & ~official).sum(),
-    )
-    row = found.loc["pneumonia"]
-    share = (right == test["label"])[~known & ~official & (test["label"] == 1)].mean()
-    assert row["right_leaked"] == 1 and row["right_unleaked"] == pytest.approx(share)
-    assert (
-        row["difference"] == pytest.approx(1 - share)
-        and row["low"] <= row["difference"] <= row["high"]
-    )
-    with pytest.raises(InvalidDataError, match="not the images"):
-        forensics.leaked(test.assign(score=0.5), phantom.iloc[10:])
-
-
 @pytest.mark.parametrize("planted", [True, False])
 def test_a_planted_framing_is_found_and_directions_come_from_train(
     planted, small_phantom, monkeypatch
@@ -494,3 +392,183 @@ def test_a_planted_framing_is_found_and_directions_come_from_train(
     sign = 1 if sk.roc_auc_score(films["label"][~test], means[~test]) >= 0.5 else -1
     expected = sk.roc_auc_score(films["label"][test], sign * means[test])
     assert table.loc[("mean intensity", "test"), "auc"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 2, 3)])
+def test_differences_by_run_are_recipe_minus_base_and_paired_by_seed(seeds):
+    scores = rivals(1.5, 0.2, 1.0, n=120, seeds=seeds)
+    table = comparisons.differences_by_run(scores, "recipe0").set_index("recipe")
+    test = scores[scores["split"] == "test"]
+    aucs = {
+        key: sk.roc_auc_score(part["label"], part["score"])
+        for key, part in test.groupby(["recipe", "seed"])
+    }
+    for name in ("recipe1", "recipe2"):
+        by_hand = np.array([aucs[name, seed] - aucs["recipe0", seed] for seed in seeds])
+        row = table.loc[name]
+        assert row["difference"] == pytest.approx(by_hand.mean()) and row["difference"] > 0
+        classical = ttest_1samp(by_hand, 0.0)
+        assert row["p_runs"] == pytest.approx(classical.pvalue)
+        ends = classical.confidence_interval(0.95)
+        assert (row["runs_low"], row["runs_high"]) == pytest.approx((ends.low, ends.high))
+        assert row["low"] < row["difference"] < row["high"] and row["runs"] == len(seeds)
+        assert (row["low"] > 0) == (row["p"] < 0.05)
+        assert row["over"] == ("runs and patients" if len(seeds) > 2 else "patients")
+    assert table.loc["recipe1", "p_holm"] == pytest.approx(min(1, 2 * table["p"].min()))
+    assert set(table["family"]) == {"each recipe against recipe0 (2)"}
+    turned = comparisons.differences_by_run(scores, "recipe1").set_index("recipe").loc["recipe0"]
+    assert turned["difference"] == pytest.approx(-table.loc["recipe1", "difference"])
+    assert turned["low"] == pytest.approx(-table.loc["recipe1", "high"])
+
+
+def test_differences_of_a_metric_count_shared_seeds_only_and_the_patients():
+    scores = rivals(1.5, 0.2, n=90, images=2, seeds=(0, 1, 2))
+    fewer = scores[~((scores["recipe"] == "recipe1") & (scores["seed"] == 2))]
+    row = comparisons.differences_by_run(fewer, "recipe0", "accuracy").iloc[0]
+    test = fewer[(fewer["split"] == "test") & (fewer["seed"] < 2)]
+    right = (test["score"] >= 0.5).eq(test["label"] == 1).groupby(test["recipe"]).mean()
+    assert row["difference"] == pytest.approx(right["recipe1"] - right["recipe0"])
+    assert (row["runs"], row["over"]) == (2, "patients")
+    images = fewer.assign(patient=fewer["image_id"])
+    alone = comparisons.differences_by_run(images, "recipe0", "accuracy").iloc[0]
+    assert row["high"] - row["low"] > 1.05 * (alone["high"] - alone["low"])
+    apart = pd.concat([scores[scores["recipe"] == "recipe0"], fewer[fewer["seed"] > 2]])
+    assert comparisons.differences_by_run(apart, "recipe0").empty
+    other = scores[scores["recipe"] == "recipe1"].assign(seed=9)
+    with pytest.raises(InvalidDataError, match=r"no seed in common\. Fix: "):
+        comparisons.differences_by_run(pd.concat([apart, other]), "recipe0")
+
+
+def four_cells(effects, seeds=(0, 1, 2, 3), n=150, spread=0.0):
+    """Scores of the four recipes; an effect is what is added to the log odds of positives."""
+    base = builders.scores(n=n, seeds=seeds, noise=1.0, strength=0.5)
+    rng, parts = np.random.default_rng(0), []
+    drift = dict(zip(seeds, rng.normal(0, spread, len(seeds)), strict=True))
+    for cell, ending in comparisons.CELLS.items():
+        odds = np.log(base["score"] / (1 - base["score"]))
+        strength = effects.get(cell, 0.0) + base["seed"].map(drift)
+        odds = odds + strength * base["label"] + 0.1 * rng.normal(size=len(base))
+        recipe = f"tiny-cnn-28{ending}"
+        parts.append(base.assign(recipe=recipe, score=1 / (1 + np.exp(-odds))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_two_by_two_gives_cells_main_effects_and_interaction_by_hand():
+    scores = four_cells({"selection only": 0.3, "augmentation only": 0.9, "both": 2.0})
+    table = comparisons.two_by_two(scores)
+    assert tuple(table.columns) == comparisons.EFFECT_COLUMNS
+    assert table["effect"].tolist() == [*comparisons.CELLS, *comparisons.EFFECTS]
+    found = table.set_index("effect")["auc"]
+    test = scores[scores["split"] == "test"]
+    aucs = {
+        name: np.mean([sk.roc_auc_score(r["label"], r["score"]) for _, r in part.groupby("seed")])
+        for name, part in test.groupby("recipe")
+    }
+    neither, selection, augmentation, together = (
+        aucs[f"tiny-cnn-28{ending}"] for ending in comparisons.CELLS.values()
+    )
+    assert found[list(comparisons.CELLS)].tolist() == pytest.approx(
+        [neither, selection, augmentation, together]
+    )
+    by_hand = {
+        "effect of selection": ((selection - neither) + (together - augmentation)) / 2,
+        "effect of augmentation": ((augmentation - neither) + (together - selection)) / 2,
+        "interaction": (together - augmentation) - (selection - neither),
+    }
+    assert found[list(comparisons.EFFECTS)].to_dict() == pytest.approx(by_hand)
+    assert table["auc"].between(table["low"], table["high"]).all()
+    assert set(table["over"]) == {"runs and patients"} and set(table["runs"]) == {4}
+    effects = table[table["recipe"] == ""]
+    assert ((effects["low"] > 0) | (effects["high"] < 0)).equals(effects["p"] < 0.05)
+    assert effects["p"].notna().all() and table.loc[table["recipe"] != "", "p"].isna().all()
+
+
+def test_the_effects_of_two_by_two_are_paired_by_seed_and_image():
+    # All four runs of a seed are better or worse together, which is no doubt about the effects.
+    table = comparisons.two_by_two(four_cells({}, spread=1.0)).set_index("effect")
+    width = table["high"] - table["low"]
+    assert width["effect of selection"] < 0.3 * width["neither"]
+    assert table.loc[list(comparisons.EFFECTS), "low"].lt(0).all()
+    assert table.loc[list(comparisons.EFFECTS), "high"].gt(0).all()
+
+
+def test_two_by_two_uses_shared_seeds_and_needs_all_cells():
+    scores = four_cells({"both": 1.0})
+    gone = (scores["recipe"] == "tiny-cnn-28-reframed") & (scores["seed"] > 1)
+    fewer = comparisons.two_by_two(scores[~gone])
+    assert set(fewer["runs"]) == {2} and set(fewer["over"]) == {"patients"}
+    shared = scores[scores["seed"] < 2]
+    whole = comparisons.two_by_two(shared)
+    assert fewer["auc"].tolist() == pytest.approx(whole["auc"].tolist())
+    # Of two runs the interval is DeLong's over patients, of the mean over both.
+    wide = shared[shared["split"] == "test"].pivot(
+        index=["image_id", "label", "patient"], columns=["recipe", "seed"], values="score"
+    )
+    wide = wide[[f"tiny-cnn-28{ending}" for ending in comparisons.CELLS.values()]]
+    images = wide.index.to_frame()
+    covariance = delong(images["label"].to_numpy(), wide.to_numpy().T, images["patient"])[1]
+    weights = np.repeat([0.5, -0.5, -0.5, 0.5], 2)
+    row = whole.set_index("effect").loc["interaction"]
+    half = norm.ppf(0.975) * np.sqrt(weights @ covariance @ weights)
+    assert [row["low"], row["high"]] == pytest.approx([row["auc"] - half, row["auc"] + half])
+    without = comparisons.two_by_two(scores[scores["recipe"] != "tiny-cnn-28-reframed"])
+    assert without.empty and tuple(without.columns) == comparisons.EFFECT_COLUMNS
+    one = (scores["recipe"] == "tiny-cnn-28-reframed") & (scores["image_id"] == "test3_0")
+    with pytest.raises(InvalidDataError, match="were tested on different images"):
+        comparisons.two_by_two(scores[~one])
+
+
+def test_number_blocks_are_compared_with_random_patients_at_both_thresholds():
+    assert {protocol for _, protocol, _, _ in comparisons.NUMBER_BLOCKS} <= {
+        *PROTOCOLS,
+        *SPLIT_STRATEGIES,
+    }
+    scores = pd.concat(
+        [
+            run(PERFECT, PERFECT, threshold=0.25),
+            run(TEST, THREE_WRONG, protocol="number-blocks", threshold=0.42),
+            run(recipe="strict-only"),
+        ]
+    )
+    table = comparisons.number_blocks(scores, ["strict-only", "made-up"])
+    assert set(table["recipe"]) == {"made-up"} and len(table) == len(comparisons.NUMBER_BLOCKS)
+    values = table.set_index(["protocol", "split", "rule"])[
+        ["auc", "accuracy", "sensitivity", "specificity"]
+    ]
+    assert values.loc[("strict", "val", "0.5")].tolist() == [1, 1, 1, 1]
+    assert values.loc[("strict", "val", "frozen")].tolist() == [1, 6 / 8, 1, 2 / 4]
+    assert values.loc[("number-blocks", "val", "0.5"), "accuracy"] == 5 / 8
+    assert values.loc[("number-blocks", "test", "0.5")].tolist() == [14 / 16, 5 / 8, 2 / 4, 3 / 4]
+    assert values.loc[("number-blocks", "test", "frozen"), "sensitivity"] == 3 / 4
+    for name in values:
+        assert table[name].between(table[f"{name}_low"], table[f"{name}_high"]).all()
+    assert set(table["over"]) == {"patients"}
+
+
+def test_the_columns_over_say_how_many_runs_there_were():
+    for runs, expected in ((2, "patients"), (3, "runs and patients")):
+        scores = builders.scores(n=45, seeds=range(runs)).assign(kind="virus")
+        tables = [
+            protocol_comparison(scores, ["ours"]),
+            comparisons.operating_points(scores),
+            comparisons.ensembles(scores),
+            subgroups(scores),
+        ]
+        for table in tables:
+            assert set(table["over"]) == {expected}
+
+
+def test_members_that_differ_widen_the_interval_of_their_ensemble():
+    scores = builders.scores(n=150, seeds=(0, 1, 2, 3), strength=1.5, noise=0.5)
+    worse = scores["seed"] == 3
+    noise = np.random.default_rng(0).random(len(scores))
+    apart = scores.assign(score=scores["score"].where(~worse, noise))
+    width = {}
+    for name, table in (("alike", scores), ("apart", apart)):
+        row = comparisons.ensembles(table).iloc[0]
+        whole = comparisons._ensemble(table[table["split"] == "test"])
+        patients = metrics.evaluate(whole).loc["auc"]
+        assert row["auc"] == pytest.approx(patients["value"])
+        assert row["auc_low"] < patients["low"] and row["auc_high"] > patients["high"]
+        width[name] = row["auc_high"] - row["auc_low"]
+    assert width["apart"] > 1.3 * width["alike"]

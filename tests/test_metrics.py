@@ -18,6 +18,7 @@ from xraylib.evaluation.metrics import (
     evaluate,
     point_metrics,
     predictive,
+    share,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -100,7 +101,7 @@ def test_seeds_do_not_count_as_more_patients():
 
 
 def simulated_runs(rng, runs, patients, spread):
-    """Scores of some runs, each shifted and stretched by its training, of the same patients' images."""
+    """Scores of the same images by some runs, each shifted and stretched by its training."""
     label = np.arange(patients) % 8 < 5
     own = np.repeat(np.arange(patients), rng.choice([1, 1, 2, 3], patients))
     truth = (
@@ -196,6 +197,17 @@ def test_predictive_values_follow_bayes_rule():
     assert found.loc[(0.1, "npv"), "value"] == pytest.approx(720 / 730)
     assert found.loc[(0.5, "ppv"), "value"] == pytest.approx(9 / 11)
     assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
+
+
+def test_a_share_has_the_intervals_of_the_metric_that_it_is():
+    scores = builders.scores(n=90, images=2, seeds=(0, 1, 2))
+    normal = scores[(scores["split"] == "test") & (scores["label"] == 0)]
+    found = share(normal.assign(right=normal["score"] < 0.5), "right")
+    expected = evaluate(normal, rule=0.5, ranking=False).loc["specificity"]
+    assert found == pytest.approx(expected.to_dict())
+    never = share(normal.assign(right=False), "right")
+    patients = normal["patient"].nunique()
+    assert never["high"] == pytest.approx(proportion_confint(0, patients, method="wilson")[1])
 
 
 def test_images_of_one_patient_count_as_fewer():

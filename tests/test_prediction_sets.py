@@ -6,13 +6,14 @@ from scipy.special import expit
 from sklearn import metrics as sk
 
 from xraylib.errors import InvalidDataError
-from xraylib.evaluation.calibration import KINDS, coverage, logit, prediction_sets, risk_coverage
+from xraylib.evaluation.calibration import KINDS, coverage, prediction_sets, risk_coverage
+from xraylib.evaluation.scores import log_odds
 
 
 def shifted(scores, by, label):
     """The scores of one class of the test, moved by some log odds."""
     hit = (scores["split"] == "test") & (scores["label"] == label)
-    return scores.assign(score=scores["score"].where(~hit, expit(logit(scores["score"]) + by)))
+    return scores.assign(score=scores["score"].where(~hit, expit(log_odds(scores["score"]) + by)))
 
 
 def covered(scores, promised):
@@ -22,8 +23,9 @@ def covered(scores, promised):
 
 
 def test_sets_by_hand():
-    # A promise of 0.5 keeps a class while half of its four calibration images and the new one fit as badly:
-    # three of five, so pneumonia from a score of 0.6 and normal up to 0.3; one of 0.75 while two do.
+    # A promise of 0.5 keeps a class while half of its four calibration images and the new one fit
+    # as badly. These are three of five: pneumonia from a score of 0.6 on, and normal up to 0.3. A
+    # promise of 0.75 keeps a class while two of five do.
     val = builders.images([0.1, 0.2, 0.3, 0.7], [0.4, 0.6, 0.8, 0.9], "val")
     test = builders.images([0.3, 0.31, 0.59], [0.6])
     sets = prediction_sets(pd.concat([val, test]), coverage=0.5)
@@ -73,12 +75,29 @@ def test_coverage_counts_by_hand():
         ("d", 1, False, False),
     ]
     sets = pd.DataFrame(rows, columns=["image_id", "label", "normal", "pneumonia"])
-    table = coverage(sets.assign(patient=sets["image_id"], split="test")).set_index("kind")
+    table = coverage(sets.assign(patient=sets["image_id"], split="test", seed=0)).set_index("kind")
     assert table["covered"].to_dict() == {"normal": 0.5, "pneumonia": 0.5, "all": 0.5}
     assert table["images"].to_dict() == {"normal": 2, "pneumonia": 2, "all": 4}
     shares = table[["empty", "single", "both"]].to_numpy().tolist()
     assert shares == [[0, 1, 0], [0.5, 0, 0.5], [0.25, 0.5, 0.25]]
     assert ((table["low"] <= table["covered"]) & (table["covered"] <= table["high"])).all()
+
+
+def test_runs_that_differ_widen_the_interval_of_the_coverage():
+    scores = builders.scores(n=150, seeds=(0, 1, 2), noise=0.2)
+    apart = scores.copy()
+    moved = (scores["split"] == "test") & (scores["label"] == 0)
+    shift = scores["seed"].map({0: -1.5, 1: 0.0, 2: 1.5})
+    odds = log_odds(scores["score"].to_numpy())
+    apart["score"] = scores["score"].where(~moved, expit(odds + shift))
+    width = {}
+    for name, table in (("alike", scores), ("apart", apart)):
+        row = coverage(prediction_sets(table, coverage=0.7)).set_index("kind").loc["normal"]
+        assert row["over"] == "runs and patients" and row["low"] <= row["covered"] <= row["high"]
+        width[name] = row["high"] - row["low"]
+    assert width["apart"] > 2 * width["alike"]
+    two = coverage(prediction_sets(scores[scores["seed"] < 2]))
+    assert set(two["over"]) == {"patients"}
 
 
 def test_errors_fall_as_the_least_sure_are_left_out_to_the_error_rate():
@@ -108,7 +127,8 @@ def test_the_errors_are_counted_by_hand():
     )
     assert table["answered"].tolist() == pytest.approx(np.arange(1, 21) / 20)
     assert table["error"].tolist() == pytest.approx(np.cumsum(wrong[::-1]) / np.arange(1, 21))
-    # Furthest from 0.5 are 0.1 and 0.9, both correct; furthest from 0.85 are 0.1 and 0.3, which is missed.
+    # Furthest from 0.5 are 0.1 and 0.9, both correct. Furthest from 0.85 are 0.1 and 0.3, which is
+    # missed.
     few = part([0.1, 0.3, 0.6, 0.9] * 5, [0, 1, 1, 1] * 5)
     middle, high = (risk_coverage(few.assign(threshold=t))["error"] for t in (0.5, 0.85))
     assert middle.iloc[9] == 0 and high.iloc[9] == pytest.approx(0.5)

@@ -4,6 +4,7 @@ from builders import labels_and_scores
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+from scipy.stats import t as student
 from sklearn import metrics as sk
 from statsmodels.stats.proportion import proportion_confint
 
@@ -11,8 +12,11 @@ from xraylib.evaluation.resampling import (
     bootstrap_weights,
     delong,
     delong_interval,
+    half_width,
     interval,
+    over,
     share_interval,
+    two_level,
     weighted_ranking,
 )
 
@@ -28,6 +32,37 @@ def test_patients_are_resampled_whole_and_alike_on_every_call():
 def test_resamples_without_a_value_are_left_out():
     assert interval(np.array([np.nan, *np.linspace(0, 1, 41)])) == pytest.approx((0.025, 0.975))
     assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def test_the_interval_over_runs_and_patients_by_hand():
+    values, covariance = np.array([0.1, 0.2, 0.6]), np.full((3, 3), 0.04)
+    np.fill_diagonal(covariance, 9.0)
+    # A run's own variance over patients is in the spread of the runs already.
+    spread = student.ppf(0.975, 2) ** 2 * values.var(ddof=1) / 3
+    shared = norm.ppf(0.975) ** 2 * 0.04
+    assert two_level(values, covariance) == pytest.approx(np.sqrt(spread + shared))
+    # What two means share through the patients does not blur their difference.
+    both = np.concatenate([values, values + 0.3])
+    assert two_level(both, np.full((6, 6), 0.04), second=3) == pytest.approx(np.sqrt(2 * spread))
+    apart = np.kron(np.eye(2), np.full((3, 3), 0.04))
+    expected = np.sqrt(2 * spread + 2 * shared)
+    assert two_level(both, apart, second=3) == pytest.approx(expected)
+    fewer = two_level(both[:5], np.full((5, 5), 0.04), second=2)
+    second = student.ppf(0.975, 1) ** 2 * both[3:5].var(ddof=1) / 2
+    assert fewer == pytest.approx(np.sqrt(spread + second))
+
+
+def test_a_mean_has_the_wider_of_both_intervals_from_three_runs_on():
+    values, covariance = np.array([0.1, 0.2, 0.6]), np.full((3, 3), 0.04)
+    assert half_width(values, covariance) == pytest.approx(two_level(values, covariance))
+    assert half_width(values, covariance) > 1.1 * norm.ppf(0.975) * 0.2
+    # Runs that are equal by chance, each with a variance of its own.
+    own = covariance + np.eye(3)
+    patients = norm.ppf(0.975) * np.sqrt(own.mean())
+    assert half_width(np.full(3, 0.2), own) == pytest.approx(patients)
+    two = norm.ppf(0.975) * 0.2
+    assert half_width(values[:2], covariance[:2, :2]) == pytest.approx(two)
+    assert [over(runs) for runs in (1, 2, 3)] == ["patients", "patients", "runs and patients"]
 
 
 @pytest.mark.parametrize("all_or_none", [0, 1])

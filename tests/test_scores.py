@@ -1,4 +1,7 @@
+import json
+
 import builders
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -129,3 +132,93 @@ def test_external_scores_that_do_not_fit_together_or_are_absent_are_refused(exte
 def test_a_report_without_runs_names_the_command(reports_here):
     with pytest.raises(NotFoundError, match="Fix: `make reproduce DATASET=phantom`"):
         scores.load("phantom")
+
+
+def write_run(reports, seed, **settings):
+    """A finished run of a made-up report, its `run.json` of training version 1 but for settings."""
+    folder = reports / "made-up" / "runs" / "tiny-cnn-28" / f"strict-{seed}"
+    folder.mkdir(parents=True)
+    table = builders.scores(n=30).assign(recipe="tiny-cnn-28", seed=seed)
+    runs.write_scores(table[builders.COLUMNS], folder / "scores.csv")
+    about = {
+        "recipe": "tiny-cnn-28",
+        "protocol": "strict",
+        "seed": seed,
+        "init": "random",
+        "training_version": 1,
+        "hardware": "CPU AMD EPYC, 2 cores · tensorflow · float32 · one device",
+        "threshold": 0.25 + seed / 4,
+    }
+    (folder / "run.json").write_text(json.dumps(about | settings))
+
+
+def test_loaded_scores_have_the_threshold_and_the_training_version_of_their_run(reports_here):
+    write_run(reports_here, 0)
+    write_run(reports_here, 1, hardware="CPU of another make · tensorflow · float32 · one device")
+    table = scores.load("made-up", ["tiny-cnn-28"])
+    assert table.groupby("seed")["threshold"].unique().map(list).to_dict() == {0: [0.25], 1: [0.5]}
+    assert set(table["training_version"]) == {1}
+    assert table.groupby(["seed", "split"])["patient"].nunique().eq(30).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"hardware": "TPU · jax · float32 · one device"}, "backend tensorflow"),
+        ({"hardware": "CPU · tensorflow · mixed_bfloat16 · one device"}, "precision float32"),
+        ({"precision": "mixed_bfloat16"}, "precision float32"),
+        ({"backend": "jax"}, "backend tensorflow"),
+        ({"init": "imagenet"}, "initial weights random"),
+        ({"budget": "quick"}, "budget full"),
+        ({"training_version": 2}, "training_version 1"),
+    ],
+)
+def test_runs_of_different_identity_are_never_pooled(reports_here, settings, field):
+    write_run(reports_here, 0)
+    write_run(reports_here, 1, **settings)
+    name, value = field.rsplit(" ", 1)
+    with pytest.raises(InvalidDataError, match=rf"strict-1 has the {name} .*has {value}: .*Fix: "):
+        scores.load("made-up")
+
+
+def test_a_file_of_scores_is_read_with_its_views_and_damage_is_named(tmp_path):
+    file = tmp_path / "views.csv"
+    table = builders.scores(n=30, seeds=(0, 1)).assign(
+        image_id=lambda t: t.index.map("{:04d}".format)
+    )
+    table = table.assign(patient="NA", cropped=table["score"].where(table["seed"] == 0))
+    table.to_csv(file, index=False)
+    with pytest.raises(InvalidDataError, match=r"has '' as cropped.* \(60 rows, the first in line"):
+        scores.read(file)
+    found = scores.read(file, unscored=True)
+    assert found["image_id"].tolist() == table["image_id"].tolist()
+    assert set(found["patient"]) == {"NA"}
+    assert found["cropped"].isna().tolist() == (table["seed"] == 1).tolist()
+    assert found["score"].tolist() == pytest.approx(table["score"].tolist())
+    for column, value, problem in (
+        ("score", 1.5, "no number in"),
+        ("score", -0.1, "no number in"),
+        ("cropped", "x", "no number in"),
+        ("label", 0.5, "no whole number"),
+        ("seed", "", "no whole number"),
+    ):
+        damaged = table.astype({column: object})
+        damaged.loc[3, column] = value
+        damaged.to_csv(file, index=False)
+        with pytest.raises(
+            InvalidDataError, match=rf"0003 has .* as {column}, .*{problem}.*line 5"
+        ):
+            scores.read(file, unscored=True)
+    table.drop(columns=["kind"]).to_csv(file, index=False)
+    with pytest.raises(InvalidDataError, match=r"lacks the columns kind\. Fix: "):
+        scores.read(file)
+    file.write_text("")
+    with pytest.raises(InvalidDataError, match=r"is not a scores table .*Fix: "):
+        scores.read(file)
+
+
+def test_log_odds_are_finite_and_turn_with_the_class():
+    values = scores.log_odds(np.array([0.0, 0.2, 0.5, 0.8, 1.0]))
+    assert values[2] == 0 and values[3] == pytest.approx(np.log(4))
+    np.testing.assert_allclose(values, -values[::-1])
+    assert np.isfinite(values).all() and (np.diff(values) > 0).all()

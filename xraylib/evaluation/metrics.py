@@ -1,10 +1,11 @@
-"""Metrics from the scores table, averaged over runs, with intervals over runs and patients.
+"""Metrics of a scores table: means over runs, with intervals over runs and patients.
 
-`rule` says which threshold: `frozen` (that of each run), a rule applied to validation, or a number; see
-`training.thresholds`.
+`rule` names the threshold: `frozen` is that of each run, a number is a fixed one, and any other
+rule is applied to validation; see `training.thresholds`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -12,29 +13,30 @@ from scipy.special import expit, logit
 
 from xraylib.errors import InvalidDataError
 from xraylib.evaluation.resampling import (
+    MIN_RUNS,
     RESAMPLES,
-    bootstrap_weights,
     delong,
     interval,
+    resampled_covariance,
     two_level,
     weighted_ranking,
+    weights_with_original,
     wilson_if_degenerate,
 )
 from xraylib.training.thresholds import thresholds
 
-# Fewer runs tell too little of their spread: their intervals are over patients only.
-MIN_RUNS = 3
 METRICS = (
-    *(
-        "auc",
-        "average_precision",
-        "accuracy",
-        "balanced_accuracy",
-        "sensitivity",
-        "specificity",
-        "precision",
-    ),
-    *("npv", "f1", "mcc", "brier"),
+    "auc",
+    "average_precision",
+    "accuracy",
+    "balanced_accuracy",
+    "sensitivity",
+    "specificity",
+    "precision",
+    "npv",
+    "f1",
+    "mcc",
+    "brier",
 )
 
 
@@ -46,28 +48,35 @@ def point_metrics(
     *,
     ranking: bool = True,
 ) -> dict[str, np.ndarray]:
-    """`METRICS` of labels and scores `(n,)` under many weights `(resamples, n)` at once, each `(resamples,)`.
+    """Compute `METRICS` under many weights of the images at once.
 
-    NaN where a denominator is zero, and for the AUC and the average precision without `ranking`, which takes most of
-    the time. `precision` and `npv` hold at the prevalence of these images.
+    Parameters
+    ----------
+    labels, scores : (n,) arrays, of 0 or 1 and of P(pneumonia)
+    threshold : float
+        From this score on an image is classified as pneumonia.
+    weights : (resamples, n) array, optional
+        By default one row of ones.
+    ranking : bool
+        Without it the AUC and the average precision, which take most of the time, are NaN.
+
+    Returns
+    -------
+    One array `(resamples,)` per metric; NaN where a denominator is zero. `precision` and `npv`
+    depend on the prevalence of these images.
     """
     weights = np.ones((1, len(labels))) if weights is None else weights
-    positive, classified = labels == 1, scores >= threshold
-    tp, fn, fp, tn = (
-        weights @ chosen.astype(np.float64)
-        for chosen in (
-            positive & classified,
-            positive & ~classified,
-            ~positive & classified,
-            ~positive & ~classified,
-        )
-    )
+    positive = labels == 1
+    tp, fn, fp, tn = _confusion(positive, scores >= threshold, weights)
     total = tp + tn + fp + fn
-    auc = average_precision = total * np.nan
+    auc = np.full(len(weights), np.nan)
+    average_precision = auc
     if ranking:
         auc, average_precision = weighted_ranking(positive, scores, weights)
     with np.errstate(invalid="ignore", divide="ignore"):
-        sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+        sensitivity = tp / (tp + fn)
+        specificity = tn / (tn + fp)
+        margins = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
         return {
             "auc": auc,
             "average_precision": average_precision,
@@ -78,9 +87,75 @@ def point_metrics(
             "precision": tp / (tp + fp),
             "npv": tn / (tn + fn),
             "f1": 2 * tp / (2 * tp + fp + fn),
-            "mcc": (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)),
+            "mcc": (tp * tn - fp * fn) / np.sqrt(margins),
             "brier": weights @ (scores - positive) ** 2 / total,
         }
+
+
+def _confusion(
+    positive: np.ndarray, classified: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Weights of true positives, false negatives, false positives and true negatives."""
+    tp = weights @ (positive & classified).astype(np.float64)
+    fn = weights @ (positive & ~classified).astype(np.float64)
+    fp = weights @ (~positive & classified).astype(np.float64)
+    tn = weights @ (~positive & ~classified).astype(np.float64)
+    return tp, fn, fp, tn
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Metrics of each run of one recipe, and under the same resamples of patients.
+
+    `values` holds one array `(runs,)` per metric, `resampled` one `(runs, resamples)`. Runs are in
+    the order of `seeds`.
+    """
+
+    seeds: tuple[int, ...]
+    values: dict[str, np.ndarray]
+    resampled: dict[str, np.ndarray]
+
+
+def resample(
+    scores: pd.DataFrame,
+    *,
+    split: str = "test",
+    rule: str | float = "frozen",
+    resamples: int = RESAMPLES,
+    ranking: bool = True,
+) -> Resampled:
+    """Compute `METRICS` of each run of one recipe and protocol, as they are and resampled.
+
+    Tables with the same patients are resampled alike, so that their differences are paired.
+    `InvalidDataError` where the table holds several recipes or protocols, or lacks the split.
+    """
+    if len(scores[["recipe", "protocol"]].drop_duplicates()) > 1:
+        raise InvalidDataError(
+            "scores of several recipes or protocols cannot be averaged. Fix: pass one of them."
+        )
+    part = scores[scores["split"] == split]
+    if part.empty:
+        raise InvalidDataError(
+            f"there are no scores of the {split} split. Fix: train the recipe again."
+        )
+    threshold_of = thresholds(scores, rule)
+    names, weights = weights_with_original(part["patient"].to_numpy(), resamples)
+    by_seed = {}
+    for seed, run in part.groupby("seed"):
+        by_seed[int(str(seed))] = point_metrics(
+            run["label"].to_numpy(),
+            run["score"].to_numpy(),
+            threshold_of[seed],
+            weights[:, np.searchsorted(names, run["patient"])],
+            ranking=ranking,
+        )
+    values = {}
+    resampled = {}
+    for metric in METRICS:
+        stacked = np.stack([run[metric] for run in by_seed.values()])
+        values[metric] = stacked[:, 0]
+        resampled[metric] = stacked[:, 1:]
+    return Resampled(tuple(by_seed), values, resampled)
 
 
 def evaluate(
@@ -91,118 +166,158 @@ def evaluate(
     resamples: int = RESAMPLES,
     ranking: bool = True,
 ) -> pd.DataFrame:
-    """`METRICS` (index) of one recipe and protocol: `value, low, high, patients_low, patients_high, seed_sd`.
+    """Compute `METRICS` of one recipe and protocol as means over its runs (seeds).
 
-    Means over runs (seeds). `low` to `high` is the interval over runs and patients (`resampling.two_level`); of fewer
-    than `MIN_RUNS` it is that over patients, which always stands beside it. Both hold the thresholds fixed; `seed_sd`
-    is the spread over runs. Accuracy, sensitivity and specificity that are exactly 0 or 1 have Wilson's interval.
+    Returns
+    -------
+    One row per metric (index) with the columns
+        value : mean over runs.
+        low, high : interval over runs and patients (`resampling.two_level`), or over patients where
+            there are fewer than `MIN_RUNS` runs. Wilson's for an accuracy, sensitivity or
+            specificity of exactly 0 or 1.
+        patients_low, patients_high : interval over patients.
+        seed_sd : standard deviation over runs.
+    All hold the thresholds fixed.
     """
-    by_seed, resampled = _by_seed(scores, split, rule, resamples, ranking)
+    runs = resample(scores, split=split, rule=rule, resamples=resamples, ranking=ranking)
+    rows = {metric: _summary(runs.values[metric], runs.resampled[metric]) for metric in METRICS}
     part = scores[scores["split"] == split]
-    rows = {metric: _summary(by_seed[metric], resampled[metric]) for metric in METRICS}
-    for metric, label in (("accuracy", None), ("sensitivity", 1), ("specificity", 0)):
-        row, own = rows[metric], part if label is None else part[part["label"] == label]
-        for ends in (("low", "high"), ("patients_low", "patients_high")):
-            low, high = (row[end] for end in ends)
-            found = wilson_if_degenerate(row["value"], low, high, own["patient"].nunique())
-            row |= dict(zip(ends, found, strict=True))
+    patients = {
+        "accuracy": part["patient"].nunique(),
+        "sensitivity": part.loc[part["label"] == 1, "patient"].nunique(),
+        "specificity": part.loc[part["label"] == 0, "patient"].nunique(),
+    }
+    for metric, count in patients.items():
+        rows[metric] = _with_wilson(rows[metric], count)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def ends(found: pd.DataFrame, *names: str) -> dict[str, object]:
-    """Rows of `evaluate` as `metric, metric_low, metric_high`."""
-    columns = (("value", ""), ("low", "_low"), ("high", "_high"))
-    return {f"{name}{end}": found.loc[name, column] for name in names for column, end in columns}
+def ends(evaluated: pd.DataFrame, *names: str) -> dict[str, object]:
+    """Spread rows of `evaluate` into the columns `<metric>`, `<metric>_low`, `<metric>_high`."""
+    columns: dict[str, object] = {}
+    for name in names:
+        columns[name] = evaluated.loc[name, "value"]
+        columns[f"{name}_low"] = evaluated.loc[name, "low"]
+        columns[f"{name}_high"] = evaluated.loc[name, "high"]
+    return columns
+
+
+def share(part: pd.DataFrame, column: str) -> dict[str, float]:
+    """Share of images for which a column of 0 and 1 is 1, as mean over runs with intervals.
+
+    Returns what a row of `evaluate` contains; Wilson's interval for a share of exactly 0 or 1.
+    """
+    names, weights = weights_with_original(part["patient"].to_numpy(), RESAMPLES)
+    shares = []
+    for _, run in part.groupby("seed"):
+        own = weights[:, np.searchsorted(names, run["patient"])]
+        with np.errstate(invalid="ignore"):
+            shares.append(own @ run[column].to_numpy(dtype=np.float64) / own.sum(axis=1))
+    stacked = np.stack(shares)
+    return _with_wilson(_summary(stacked[:, 0], stacked[:, 1:]), len(names))
 
 
 def predictive(scores: pd.DataFrame, prevalences: Sequence[float]) -> pd.DataFrame:
-    """PPV and NPV on the test at stated prevalences in (0, 1), by Bayes' rule, at the frozen thresholds.
+    """Compute predictive values on the test at stated prevalences in (0, 1), by Bayes' rule.
 
-    One row a prevalence and metric (`ppv`, `npv`): `prevalence, metric, value, low, high, seed_sd`, as `evaluate` gives
-    them; NaN where no image is classified so.
+    Sensitivity and specificity are those at the frozen thresholds.
+
+    Returns
+    -------
+    One row per prevalence and metric with the columns
+        prevalence : as passed.
+        metric : `ppv` or `npv`.
+        value, low, high, patients_low, patients_high, seed_sd : as `evaluate` gives them; NaN where
+            no image is classified so.
     """
-    found = _by_seed(scores, "test", "frozen", RESAMPLES, ranking=False)
+    runs = resample(scores, ranking=False)
     rows: list[dict[str, object]] = []
-    for p in prevalences:
-        pairs = []
-        for sensitivity, specificity in ((one["sensitivity"], one["specificity"]) for one in found):
-            with np.errstate(invalid="ignore", divide="ignore"):
-                ppv = sensitivity * p / (sensitivity * p + (1 - specificity) * (1 - p))
-                npv = specificity * (1 - p) / (specificity * (1 - p) + (1 - sensitivity) * p)
-            pairs.append((ppv, npv))
-        for metric, value, resampled in zip(("ppv", "npv"), *pairs, strict=True):
-            rows.append({"prevalence": p, "metric": metric} | _summary(value, resampled))
+    for prevalence in prevalences:
+        by_run = _predictive_values(runs.values, prevalence)
+        resampled = _predictive_values(runs.resampled, prevalence)
+        for metric in ("ppv", "npv"):
+            row: dict[str, object] = {"prevalence": prevalence, "metric": metric}
+            rows.append(row | _summary(by_run[metric], resampled[metric]))
     return pd.DataFrame(rows)
 
 
-def _by_seed(
-    scores: pd.DataFrame, split: str, rule: str | float, resamples: int, ranking: bool
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Metrics of each seed `(seeds,)`, and under the same resamples of patients `(seeds, resamples)`."""
-    if len(scores[["recipe", "protocol"]].drop_duplicates()) > 1:
-        raise InvalidDataError(
-            "scores of several recipes or protocols cannot be averaged. Fix: pass one of them."
-        )
-    part = scores[scores["split"] == split]
-    if part.empty:
-        raise InvalidDataError(
-            f"there are no scores of the {split} split. Fix: train the recipe again."
-        )
-    points, patients = thresholds(scores, rule), np.unique(part["patient"])
-    # The first row is the split as it is.
-    weights = np.vstack([np.ones(len(patients)), bootstrap_weights(len(patients), resamples)])
-    found = [
-        point_metrics(
-            one["label"].to_numpy(),
-            one["score"].to_numpy(),
-            points[seed],
-            weights[:, np.searchsorted(patients, one["patient"])],
-            ranking=ranking,
-        )
-        for seed, one in part.groupby("seed")
-    ]
-    stacked = {metric: np.stack([one[metric] for one in found]) for metric in METRICS}
-    return {m: v[:, 0] for m, v in stacked.items()}, {m: v[:, 1:] for m, v in stacked.items()}
+def _predictive_values(shares: dict[str, np.ndarray], prevalence: float) -> dict[str, np.ndarray]:
+    """Positive and negative predictive value from sensitivity and specificity of any shape."""
+    true_positive = shares["sensitivity"] * prevalence
+    false_positive = (1 - shares["specificity"]) * (1 - prevalence)
+    true_negative = shares["specificity"] * (1 - prevalence)
+    false_negative = (1 - shares["sensitivity"]) * prevalence
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "ppv": true_positive / (true_positive + false_positive),
+            "npv": true_negative / (true_negative + false_negative),
+        }
 
 
-def _summary(by_seed: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
-    mean, (low, high) = float(by_seed.mean()), interval(resampled.mean(axis=0))
-    row = {"value": mean, "low": low, "high": high, "patients_low": low, "patients_high": high}
-    if len(by_seed) < MIN_RUNS:
-        return row | {"seed_sd": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else np.nan}
-    known = resampled[:, np.isfinite(resampled).all(axis=0)]
-    if np.isfinite(mean) and known.shape[1] > 1:
-        half = two_level(by_seed, np.cov(known))
-        ends = mean - half, mean + half
-        if known.min() >= 0 and 0 < mean < 1:
-            # A share is skewed near 0 and 1: the same width in its log odds.
-            ends = tuple(expit(logit(mean) + side * half / (mean * (1 - mean))) for side in (-1, 1))
-        # Never narrower than over patients alone.
-        row["low"], row["high"] = min(low, ends[0]), max(high, ends[1])
-    return row | {"seed_sd": float(by_seed.std(ddof=1))}
+def _summary(by_run: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
+    """One row of `evaluate` from values `(runs,)` and resampled values `(runs, resamples)`."""
+    mean = float(by_run.mean())
+    low, high = interval(resampled.mean(axis=0))
+    row = {
+        "value": mean,
+        "low": low,
+        "high": high,
+        "patients_low": low,
+        "patients_high": high,
+        "seed_sd": float(by_run.std(ddof=1)) if len(by_run) > 1 else np.nan,
+    }
+    complete = np.isfinite(resampled).all(axis=0)
+    if len(by_run) < MIN_RUNS or not np.isfinite(mean) or complete.sum() < 2:
+        return row
+    half = two_level(by_run, resampled_covariance(resampled))
+    outer_low = mean - half
+    outer_high = mean + half
+    if resampled[:, complete].min() >= 0 and 0 < mean < 1:
+        # A share is skewed near 0 and 1: the same width in its log odds.
+        half /= mean * (1 - mean)
+        outer_low = float(expit(logit(mean) - half))
+        outer_high = float(expit(logit(mean) + half))
+    # Never narrower than over patients alone.
+    row["low"] = min(low, outer_low)
+    row["high"] = max(high, outer_high)
+    return row
+
+
+def _with_wilson(row: dict[str, float], patients: int) -> dict[str, float]:
+    """The row with Wilson's intervals where its share is exactly 0 or 1."""
+    row = dict(row)
+    for low, high in (("low", "high"), ("patients_low", "patients_high")):
+        ends = wilson_if_degenerate(row["value"], row[low], row[high], patients)
+        row[low], row[high] = ends
+    return row
 
 
 def auc_interval(
     labels: np.ndarray, values: np.ndarray, patients: np.ndarray, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
-    """AUC of one value an image `(n,)`, in any range and higher for positives, with its interval."""
-    names, own = np.unique(patients, return_inverse=True)
-    weights = np.vstack([np.ones(len(names)), bootstrap_weights(len(names), resamples)])
-    aucs, _ = weighted_ranking(labels == 1, values, weights[:, own])
-    return float(aucs[0]), *interval(aucs[1:])
+    """AUC of one value per image `(n,)`, higher for positives, with its interval over patients."""
+    names, weights = weights_with_original(patients, resamples)
+    aucs, _ = weighted_ranking(labels == 1, values, weights[:, np.searchsorted(names, patients)])
+    low, high = interval(aucs[1:])
+    return float(aucs[0]), low, high
 
 
 def effective_size(part: pd.DataFrame) -> float:
-    """How many images, one a patient, would tell the mean AUC of `part` as well: n over the design effect.
+    """Effective number of images of the scores of one recipe, protocol and split.
 
-    The effect is DeLong's variance over patients by that over images; NaN where seeds have other images.
+    One patient has several similar images. This is the number of images from different patients
+    that would give a mean AUC of the same precision: n divided by the design effect, which is
+    DeLong's variance over patients divided by that over images. NaN where runs have different
+    images.
     """
     by_seed = part.pivot(index="image_id", columns="seed", values="score")
-    about = part.drop_duplicates("image_id").set_index("image_id").loc[by_seed.index]
     if by_seed.isna().any(axis=None):
         return np.nan
-    units = (about["patient"].to_numpy(), by_seed.index.to_numpy())
-    over = [
-        delong(about["label"].to_numpy(), by_seed.T.to_numpy(), unit)[1].mean() for unit in units
-    ]
-    return len(by_seed) * float(over[1] / over[0]) if over[0] > 0 else np.nan
+    images = part.drop_duplicates("image_id").set_index("image_id").loc[by_seed.index]
+    labels = images["label"].to_numpy()
+    scores = by_seed.T.to_numpy()
+    over_patients = delong(labels, scores, images["patient"].to_numpy())[1].mean()
+    over_images = delong(labels, scores, images.index.to_numpy())[1].mean()
+    if over_patients <= 0:
+        return np.nan
+    return len(by_seed) * float(over_images / over_patients)

@@ -1,8 +1,11 @@
-"""Intervals over patients: a bootstrap that takes a patient with all images, and DeLong's covariance.
+"""95% intervals over patients, and over training runs and patients.
 
-An interval over patients says what other patients would give, with models and thresholds held fixed: percentiles of a
-bootstrap unless DeLong is named; the same on every call. An interval over runs and patients (`two_level`) says what
-other runs of the same recipe on other patients would give on average. All are 95% intervals.
+An interval over patients tells what other patients would give. Models and thresholds are held
+fixed. It is a percentile interval of a bootstrap that draws a patient with all images, or DeLong's
+interval where the name says so. Both are the same on every call.
+
+An interval over runs and patients tells what the mean over other runs of the same recipe would be
+on other patients. See `two_level`.
 """
 
 from functools import lru_cache
@@ -12,31 +15,57 @@ from scipy.stats import norm, rankdata, t
 from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 2000
-Z = 1.959964  # the normal quantile of a 95% interval
+# The normal quantile of every 95% interval.
+Z = float(norm.ppf(0.975))
+# The spread of fewer runs is not known well enough: their intervals are over patients only.
+MIN_RUNS = 3
+
+
+def student_quantile(runs: int) -> float:
+    """Student's quantile of a 95% interval of a mean over so many runs."""
+    return float(t.ppf(0.975, runs - 1))
+
+
+def over(runs: int) -> str:
+    """What an interval of a mean over so many runs is over, as tables say it in a column `over`."""
+    return "runs and patients" if runs >= MIN_RUNS else "patients"
 
 
 @lru_cache(maxsize=8)
 def bootstrap_weights(patients: int, resamples: int) -> np.ndarray:
-    """How often each patient is in each resample, `(resamples, patients)`; one set serves all metrics."""
+    """Count how often each resample draws each patient, `(resamples, patients)`.
+
+    Metrics that are compared share these weights, so that their differences are paired.
+    """
     chances = np.full(patients, 1 / patients)
     weights = np.random.default_rng(0).multinomial(patients, chances, resamples).astype(np.float64)
     weights.flags.writeable = False
     return weights
 
 
+def weights_with_original(patients: np.ndarray, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted patient names, and weights `(1 + resamples, names)` of which row 0 is 1."""
+    names = np.unique(patients)
+    original = np.ones(len(names))
+    return names, np.vstack([original, bootstrap_weights(len(names), resamples)])
+
+
 def interval(resampled: np.ndarray) -> tuple[float, float]:
-    """Percentile interval; resamples without a value are left out, and without any there is none."""
-    known = resampled[np.isfinite(resampled)]
-    if not len(known):
+    """Return the percentile interval of the finite resampled values, or NaN if there are none."""
+    finite = resampled[np.isfinite(resampled)]
+    if not len(finite):
         return np.nan, np.nan
-    low, high = np.percentile(known, [2.5, 97.5])
+    low, high = np.percentile(finite, [2.5, 97.5])
     return float(low), float(high)
 
 
 def wilson_if_degenerate(
     share: float, low: float, high: float, patients: int
 ) -> tuple[float, float]:
-    """Wilson's interval over patients for a share of 0 or 1, which no resample varies; else as given."""
+    """Replace the interval of a share of 0 or 1, which no resample varies, by Wilson's.
+
+    Wilson's interval takes each patient as one observation.
+    """
     if share not in (0.0, 1.0) or not patients:
         return low, high
     low, high = proportion_confint(share * patients, patients, method="wilson")
@@ -44,94 +73,161 @@ def wilson_if_degenerate(
 
 
 def two_level(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> float:
-    """Half width of the interval over runs and patients of a mean over runs, or of a difference of two.
+    """Half width of the interval over runs and patients of a mean over runs, or of a difference.
 
-    `by_run` `(k,)` are the values of two or more runs, `covariance` `(k, k)` theirs over patients; the last `second` of
-    them, two or more, are those whose mean is subtracted. Runs and patients are crossed random effects: the variance of
-    a mean is what the runs share through the patients, plus the runs' spread divided by k. The spread of so few runs is
-    known poorly, so its part is multiplied by Student's t with k - 1 degrees of freedom, the shared part by the normal
-    quantile.
+    Runs and patients are crossed random effects. The variance of a mean is the part that the runs
+    share through the patients, plus the spread of the runs divided by their number k. The spread of
+    few runs is known poorly, so its part is multiplied by the square of Student's t with k - 1
+    degrees of freedom. The shared part is multiplied by the square of the normal quantile.
+
+    Parameters
+    ----------
+    by_run : (k,) array
+        One value per run.
+    covariance : (k, k) array
+        Covariance of these values over patients.
+    second : int
+        How many of the last runs belong to the mean that is subtracted; 0 for a single mean. Each
+        mean needs two runs or more.
     """
-    first, shared, spread = len(by_run) - second, 0.0, 0.0
-    for own in (slice(first), slice(first, None)) if second else (slice(None),):
-        values, block = by_run[own], covariance[own, own]
+    first = len(by_run) - second
+    groups = [slice(0, first)]
+    if second:
+        groups.append(slice(first, None))
+    shared = 0.0
+    spread = 0.0
+    for group in groups:
+        values = by_run[group]
+        block = covariance[group, group]
         k = len(values)
         shared += (block.sum() - np.trace(block)) / (k * (k - 1))
-        spread += t.ppf(0.975, k - 1) ** 2 * values.var(ddof=1) / k
+        spread += student_quantile(k) ** 2 * values.var(ddof=1) / k
     if second:
         shared -= 2 * covariance[:first, first:].mean()
     return float(np.sqrt(spread + Z**2 * max(0.0, shared)))
 
 
+def half_width(by_run: np.ndarray, covariance: np.ndarray) -> float:
+    """Half width of the interval of a mean over runs, from the runs' covariance over patients.
+
+    The interval is over runs and patients for `MIN_RUNS` or more runs, and over patients for fewer.
+    It is never narrower than over patients.
+    """
+    # Rounding can leave a variance of zero just below it.
+    patients = Z * float(np.sqrt(max(0.0, covariance.mean())))
+    if len(by_run) < MIN_RUNS:
+        return patients
+    return max(patients, two_level(by_run, covariance))
+
+
+def resampled_covariance(resampled: np.ndarray) -> np.ndarray:
+    """Covariance over patients `(k, k)` of k runs' resampled values `(k, resamples)`."""
+    finite = resampled[:, np.isfinite(resampled).all(axis=0)]
+    return np.atleast_2d(np.cov(finite))
+
+
 def share_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
-    """Mean of one value an image in [0, 1] `(n,)`, with its interval over `patients` `(n,)`."""
-    names, own = np.unique(patients, return_inverse=True)
-    weights, share = bootstrap_weights(len(names), RESAMPLES)[:, own], float(np.mean(values))
+    """Mean of one value in [0, 1] per image `(n,)`, with its interval over `patients` `(n,)`."""
+    names, owner = np.unique(patients, return_inverse=True)
+    weights = bootstrap_weights(len(names), RESAMPLES)[:, owner]
+    share = float(np.mean(values))
     with np.errstate(invalid="ignore"):
-        found = interval(weights @ np.asarray(values, dtype=np.float64) / weights.sum(axis=1))
-    return share, *wilson_if_degenerate(share, *found, len(names))
+        resampled = weights @ np.asarray(values, dtype=np.float64) / weights.sum(axis=1)
+    low, high = wilson_if_degenerate(share, *interval(resampled), len(names))
+    return share, low, high
 
 
 def weighted_ranking(
     positive: np.ndarray, scores: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AUC and average precision, as scikit-learn defines them, of scores in any range, each `(resamples,)`.
+    """Compute AUC and average precision under many weights at once, as scikit-learn defines them.
 
-    Under weights `(resamples, n)`; NaN without both classes.
+    Parameters
+    ----------
+    positive : (n,) bool array
+    scores : (n,) array
+        In any range.
+    weights : (resamples, n) array
+
+    Returns
+    -------
+    AUC and average precision, each `(resamples,)`; NaN where a class has no weight.
     """
     order = np.argsort(-scores, kind="stable")
+    # The last image of each group of equal scores.
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     ordered = weights.T[order]
-    # Weight of positives and negatives from the highest score down, each `(distinct scores, resamples)`.
+    # Weight of positives and negatives from the highest score down, (distinct scores, resamples).
     true = np.cumsum(ordered * positive[order, None], axis=0)[ends]
     classified = np.cumsum(ordered, axis=0)[ends]
     false = classified - true
     # Where nothing has weight yet, no recall is gained either.
     precision = np.divide(true, classified, out=np.zeros_like(classified), where=classified > 0)
-    gained, negative = np.diff(true, axis=0, prepend=0.0), np.diff(false, axis=0, prepend=0.0)
-    # A negative is below all positives that come before it, and beside half of those in its tie.
+    gained = np.diff(true, axis=0, prepend=0.0)
+    negative = np.diff(false, axis=0, prepend=0.0)
+    # A negative ranks below all positives with higher scores, and ties with half of its group's.
     below = (negative * (true - gained / 2)).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return below / (true[-1] * false[-1]), (precision * gained).sum(axis=0) / true[-1]
+        auc = below / (true[-1] * false[-1])
+        average_precision = (precision * gained).sum(axis=0) / true[-1]
+    return auc, average_precision
 
 
 def delong(
     labels: np.ndarray, scores: np.ndarray, patients: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AUCs `(k,)` of scores `(k, n)` of the same images, and their covariance `(k, k)` over patients.
+    """Compute the AUCs of several scores of the same images, and their covariance over patients.
 
-    Obuchowski 1997, so that several images of a child do not count as so many children; with one image a patient it is
-    DeLong et al. 1988. NaN where a class has one patient only.
+    Obuchowski 1997, which counts several images of a patient as one patient. With one image per
+    patient it is DeLong et al. 1988.
+
+    Parameters
+    ----------
+    labels, patients : (n,) arrays
+    scores : (k, n) array
+
+    Returns
+    -------
+    AUCs `(k,)` and their covariance `(k, k)`, which is NaN where a class has one patient only.
     """
-    positive, negative = scores[:, labels == 1], scores[:, labels == 0]
-    m, n = positive.shape[1], negative.shape[1]
+    positive = scores[:, labels == 1]
+    negative = scores[:, labels == 0]
+    m = positive.shape[1]
+    n = negative.shape[1]
     ranks = rankdata(np.concatenate([positive, negative], axis=1), axis=1)
     # Share of the negatives below each positive, and of the positives above each negative.
-    over = (ranks[:, :m] - rankdata(positive, axis=1)) / n
-    under = 1 - (ranks[:, m:] - rankdata(negative, axis=1)) / m
-    aucs = over.mean(axis=1)
-    names, own = np.unique(patients, return_inverse=True)
-    sums, counts = [], []
-    for shares, whose in ((over, own[labels == 1]), (under, own[labels == 0])):
-        by_patient = np.zeros((len(scores), len(names)))
-        np.add.at(by_patient.T, whose, (shares - aucs[:, None]).T)
-        sums.append(by_patient)
-        counts.append(len(np.unique(whose)))
-    if min(counts) < 2:
+    share_below = (ranks[:, :m] - rankdata(positive, axis=1)) / n
+    share_above = 1 - (ranks[:, m:] - rankdata(negative, axis=1)) / m
+    aucs = share_below.mean(axis=1)
+    names, owner = np.unique(patients, return_inverse=True)
+    positive_owner = owner[labels == 1]
+    negative_owner = owner[labels == 0]
+    of_positives = _sum_by_patient(share_below - aucs[:, None], positive_owner, len(names))
+    of_negatives = _sum_by_patient(share_above - aucs[:, None], negative_owner, len(names))
+    with_positives = len(np.unique(positive_owner))
+    with_negatives = len(np.unique(negative_owner))
+    if min(with_positives, with_negatives) < 2:
         return aucs, np.full((len(scores), len(scores)), np.nan)
-    covariance = sums[0] @ sums[0].T * counts[0] / (counts[0] - 1) / m**2
-    covariance += sums[1] @ sums[1].T * counts[1] / (counts[1] - 1) / n**2
-    both = sums[0] @ sums[1].T * len(names) / (len(names) - 1) / (m * n)
-    return aucs, covariance + both + both.T
+    covariance = of_positives @ of_positives.T * with_positives / (with_positives - 1) / m**2
+    covariance += of_negatives @ of_negatives.T * with_negatives / (with_negatives - 1) / n**2
+    mixed = of_positives @ of_negatives.T * len(names) / (len(names) - 1) / (m * n)
+    return aucs, covariance + mixed + mixed.T
+
+
+def _sum_by_patient(values: np.ndarray, owner: np.ndarray, patients: int) -> np.ndarray:
+    """Sum values of images `(k, n)` by the number of each image's patient, `(k, patients)`."""
+    sums = np.zeros((len(values), patients))
+    np.add.at(sums.T, owner, values.T)
+    return sums
 
 
 def delong_interval(
     labels: np.ndarray, scores: np.ndarray, patients: np.ndarray
 ) -> tuple[float, float, float]:
-    """Mean AUC over the rows of `scores` `(k, n)`, with DeLong's interval over patients, cut at 0 and 1."""
+    """Mean AUC over the rows of `scores` `(k, n)`, with DeLong's interval clipped to [0, 1]."""
     aucs, covariance = delong(labels, scores, patients)
-    # Rounding can leave a spread of nothing just below 0.
-    half = norm.ppf(0.975) * np.sqrt(np.maximum(covariance.mean(), 0.0))
+    # Rounding can leave a variance of zero just below it.
+    half = Z * np.sqrt(np.maximum(covariance.mean(), 0.0))
     mean = float(aucs.mean())
     low, high = np.clip([mean - half, mean + half], 0.0, 1.0)
     return mean, float(low), float(high)

@@ -1,12 +1,15 @@
-"""The scores table, one row an image, recipe and seed, and its one check.
+"""The scores table: one row per image, recipe and training run, with one reader and one check.
 
-`recipe, protocol, seed, split, image_id, patient, kind, label, score`, with `score` = P(pneumonia). Everything after
-training is a pure function of it. A table from `load` also holds `threshold`, the frozen threshold of the run: at or
-above it an image is classified as pneumonia.
+Its columns are `recipe, protocol, seed, split, image_id, patient, kind, label, score`. `score` is
+P(pneumonia). Everything after training is a function of this table. A table from `load` also
+contains `threshold`, the frozen threshold of the run (an image with this score or a higher one is
+classified as pneumonia), and `training_version`.
 """
 
 from collections.abc import Collection
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from xraylib import paths
@@ -17,96 +20,251 @@ from xraylib.training import runs
 SPLITS = ("train", "val", "swapped", "test", "external")
 # The baseline that gives every image the same score.
 CONSTANT = "majority-class"
+# Scores are clipped to [EDGE, 1 - EDGE] before their log odds: float32 outputs reach 0 and 1.
+EDGE = 1e-6
+# Columns that stay text when a file is read: names made of digits, or of the letters NA.
+TEXT = ("recipe", "protocol", "split", "image_id", "patient", "kind", "model")
+# Columns of whole numbers. All others hold numbers in [0, 1].
+WHOLE = ("seed", "label")
+
+_RUN = ["recipe", "protocol", "seed"]
+_IMAGE = ["split", "image_id"]
+_KIND_LABELS = {"normal": 0, "bacteria": 1, "virus": 1}
+
+
+def log_odds(scores: np.ndarray | float) -> np.ndarray:
+    """Log odds of P(pneumonia), of scores clipped to [`EDGE`, 1 - `EDGE`]."""
+    clipped = np.clip(np.asarray(scores, dtype=np.float64), EDGE, 1 - EDGE)
+    return np.log(clipped / (1 - clipped))
 
 
 def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
-    """Return the scores of a report's runs, of all recipes or some, checked, with each run's frozen `threshold`."""
-    if not (
-        found := [
-            run for run in runs.list_runs(dataset) if recipes is None or run.recipe in recipes
-        ]
-    ):
-        raise NotFoundError(
-            f"no runs in {paths.REPORTS / dataset / 'runs'}. Fix: `make reproduce DATASET={dataset}`."
-        )
-    table = pd.concat(
-        [run.scores.assign(threshold=run.threshold) for run in found], ignore_index=True
-    )
+    """Load the scores of a report's runs.
+
+    Parameters
+    ----------
+    dataset : str
+        Name of a report.
+    recipes : collection of str, optional
+        By default all.
+
+    Returns
+    -------
+    The checked scores table with the further columns `threshold` (the run's frozen threshold) and
+    `training_version` (see `runs.TRAINING_VERSION`; runs of an earlier version are stale).
+
+    Raises
+    ------
+    NotFoundError
+        There are no such runs.
+    InvalidDataError
+        A table is damaged, or runs of one recipe and protocol have different identities.
+    """
+    chosen = [run for run in runs.list_runs(dataset) if recipes is None or run.recipe in recipes]
+    if not chosen:
+        folder = paths.REPORTS / dataset / "runs"
+        raise NotFoundError(f"no runs in {folder}. Fix: `make reproduce DATASET={dataset}`.")
+    _check_identities(chosen)
+    parts = []
+    for run in chosen:
+        version = run.settings.get("training_version", 1)
+        parts.append(run.scores.assign(threshold=run.threshold, training_version=version))
+    table = pd.concat(parts, ignore_index=True)
     check(table)
     return table
+
+
+def _identity(run: runs.Run) -> dict[str, object]:
+    """What decides a run's numbers besides recipe, protocol and seed.
+
+    Runs before training version 2 tell backend and precision in their line `hardware` only, such as
+    "CPU AMD EPYC, 2 cores · tensorflow · float32 · one device", and all had the full budget.
+    """
+    settings = run.settings
+    hardware = str(settings.get("hardware", "")).split(" · ")
+    if len(hardware) < 3:
+        hardware = ["unknown"] * 3
+    return {
+        "budget": settings.get("budget", "full"),
+        "backend": settings.get("backend", hardware[1]),
+        "precision": settings.get("precision", hardware[2]),
+        "initial weights": settings.get("init", "unknown"),
+        "training_version": settings.get("training_version", 1),
+    }
+
+
+def _check_identities(chosen: Collection[runs.Run]) -> None:
+    """Refuse runs of one recipe and protocol that no average may pool."""
+    first: dict[tuple[str, str], runs.Run] = {}
+    for run in chosen:
+        other = first.setdefault((run.recipe, run.protocol), run)
+        ours = _identity(run)
+        theirs = _identity(other)
+        differing = [name for name in ours if ours[name] != theirs[name]]
+        if differing:
+            name = differing[0]
+            raise InvalidDataError(
+                f"{run.folder} has the {name} {ours[name]}, but {other.folder.name} has "
+                f"{theirs[name]}: they cannot be averaged. Fix: delete one of the two folders, or "
+                "train all seeds in the same way."
+            )
 
 
 def load_external(dataset: str, other: str) -> pd.DataFrame:
-    """Return the scores that `external.external` wrote for another data set, by its name, checked."""
-    place = paths.REPORTS / dataset / "external" / other
-    files = sorted(place.glob("*.csv"), key=lambda file: runs.rank(file.stem))
+    """Load the checked scores that `external.external` wrote for another data set, by its name.
+
+    `NotFoundError` where there are none, `InvalidDataError` where recipes scored other images.
+    """
+    folder = paths.REPORTS / dataset / "external" / other
+    files = sorted(folder.glob("*.csv"), key=lambda file: runs.rank(file.stem))
     if not files:
         command = f"python -m xraylib external RECIPE --dataset {dataset} --on {other}"
-        raise NotFoundError(f"no scores in {place}. Fix: `{command}`.")
-    table = pd.concat([runs.read_scores(file) for file in files], ignore_index=True)
+        raise NotFoundError(f"no scores in {folder}. Fix: `{command}`.")
+    table = pd.concat([read(file) for file in files], ignore_index=True)
     check(table)
-    scored = table.groupby("image_id")["recipe"].transform("nunique")
-    if (scored < len(files)).any():
-        row = table[scored < len(files)].iloc[0]
-        what = f"{row['image_id']} was scored by {row['recipe']} and not by all"
-        raise InvalidDataError(f"{place}: {what}. Fix: run `external` for every recipe again.")
+    recipes = table.groupby("image_id")["recipe"].transform("nunique")
+    incomplete = recipes < len(files)
+    if incomplete.any():
+        row = table[incomplete].iloc[0]
+        raise InvalidDataError(
+            f"{folder}: {row['image_id']} was scored by {row['recipe']} and not by all. "
+            "Fix: run `external` for every recipe again."
+        )
     return table
 
 
+def read(
+    file: Path, columns: Collection[str] = runs.SCORE_COLUMNS, *, unscored: bool = False
+) -> pd.DataFrame:
+    """Read a CSV file: `TEXT` stays text, `WHOLE` is int64, and all else is float64 in [0, 1].
+
+    Parameters
+    ----------
+    file : Path
+    columns : collection of str
+        Columns that the file must have; it may have others, such as one per view of the images.
+    unscored : bool
+        Whether a column may be empty for all images of a seed, which gives NaN.
+
+    Returns
+    -------
+    The table with all columns of the file.
+
+    Raises
+    ------
+    InvalidDataError
+        The file is no such table. The message names file, image and line.
+    """
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise InvalidDataError(
+            f"{file} is not a scores table ({str(error).strip()}). Fix: delete it, and run the "
+            "command that wrote it again."
+        ) from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise InvalidDataError(
+            f"{file} is not a scores table: it lacks the columns {', '.join(missing)}. Fix: delete "
+            "it, and run the command that wrote it again."
+        )
+    for name in [str(column) for column in table if column not in TEXT]:
+        values = pd.to_numeric(table[name], errors="coerce")
+        bad = _bad_numbers(table, name, values, unscored)
+        if bad.any():
+            row = table[bad].iloc[0]
+            kind = "whole number" if name in WHOLE else "number in [0, 1]"
+            raise InvalidDataError(
+                f"{file}: {row['image_id']} has {row[name]!r} as {name}, which is no {kind} "
+                f"({int(bad.sum())} rows, the first in line {np.flatnonzero(bad)[0] + 2}). "
+                "Fix: delete it, and run the command that wrote it again."
+            )
+        table[name] = values
+    types = {name: "int64" if name in WHOLE else "float64" for name in table if name not in TEXT}
+    return table.astype(types)
+
+
+def _bad_numbers(table: pd.DataFrame, name: str, values: pd.Series, unscored: bool) -> pd.Series:
+    """Which rows of a column of text are not the numbers that `read` promises."""
+    if name in WHOLE:
+        return ~np.isfinite(values) | (values % 1 != 0)
+    bad = ~np.isfinite(values) | (values < 0) | (values > 1)
+    if unscored:
+        bad &= ~(table[name] == "").groupby(table["seed"]).transform("all")
+    return bad
+
+
 def check(scores: pd.DataFrame) -> None:
-    """Refuse a scores table that would give wrong numbers, naming the first bad row (`InvalidDataError`)."""
-    if missing := [column for column in runs.SCORE_COLUMNS if column not in scores]:
+    """Refuse a scores table that would give wrong numbers.
+
+    `InvalidDataError` names the first bad row, or the run whose scores of a split hold one class or
+    one value only.
+    """
+    missing = [column for column in runs.SCORE_COLUMNS if column not in scores]
+    if missing:
         raise InvalidDataError(
             f"the scores table lacks the columns {', '.join(missing)}. Fix: write it again."
         )
     if scores.empty:
         raise InvalidDataError("the scores table is empty. Fix: train a recipe first.")
-    # Another hospital may give its patients the same names.
-    inside = scores.assign(
-        split=scores["split"].where(scores["split"] != "external").replace("swapped", "val")
-    )
-    strict, run = scores["protocol"] == "strict", ["recipe", "protocol", "seed"]
-    kind = scores["kind"].map({"normal": 0, "bacteria": 1, "virus": 1})
-    labels = scores.groupby(["split", "image_id"])["label"]
-    bad = {
+    for problem, bad in (_bad_values(scores) | _contradictions(scores)).items():
+        if bad.any():
+            row = scores[bad].iloc[0]
+            raise InvalidDataError(
+                f"{row['recipe']}, {row['protocol']}, seed {row['seed']}: {row['image_id']} "
+                f"{problem} ({int(bad.sum())} rows). Fix: delete the file and run the command that "
+                "wrote it again."
+            )
+    for key, part in scores.groupby([*_RUN, "split"]):
+        where = ", ".join(map(str, key))
+        if part["label"].nunique() < 2:
+            raise InvalidDataError(f"{where}: one class only. Fix: score images of both classes.")
+        if part["score"].nunique() < 2 and key[0] != CONSTANT:
+            raise InvalidDataError(
+                f"{where}: all {len(part)} scores are {part['score'].iloc[0]:.6g}, which ranks "
+                "nothing. Fix: train with another seed or a lower learning rate."
+            )
+
+
+def _bad_values(scores: pd.DataFrame) -> dict[str, pd.Series]:
+    """Which rows are wrong by themselves, by what is wrong with them."""
+    return {
         "is of a split that does not exist": ~scores["split"].isin(SPLITS),
         "has no patient": scores["patient"].isna() | (scores["patient"] == ""),
         "has no number as score": scores["score"].isna(),
         "has a score outside [0, 1]": (scores["score"] < 0) | (scores["score"] > 1),
         "has a label that is not 0 or 1": ~scores["label"].isin([0, 1]),
-        "is there twice": scores.duplicated([*run, "split", "image_id"]),
-        # The row that most others contradict is named.
-        "has two labels": (labels.transform("nunique") > 1)
-        & (scores["label"] != labels.transform("median").round()),
-        "has a label that its kind contradicts": kind.notna() & (kind != scores["label"]),
-        "has two patients": _differs(scores, ["split", "image_id"], "patient"),
-        "is in two splits": strict & _differs(inside, [*run, "image_id"], "split"),
-        "is of a patient who is in two splits": strict
-        & _differs(inside, [*run, "patient"], "split"),
-        "is not among the images of its other seeds": strict
-        & scores["split"].isin(["test", "external"])
-        & (
-            scores.groupby(["recipe", "protocol", "split", "image_id"])["seed"].transform("nunique")
-            < scores.groupby(["recipe", "protocol", "split"])["seed"].transform("nunique")
-        ),
+        "is there twice": scores.duplicated([*_RUN, *_IMAGE]),
     }
-    for what, rows in bad.items():
-        if rows.any():
-            row = scores[rows].iloc[0]
-            raise InvalidDataError(
-                f"{row['recipe']}, {row['protocol']}, seed {row['seed']}: {row['image_id']} {what} "
-                f"({int(rows.sum())} rows). Fix: delete the file and run the command that wrote it again."
-            )
-    for key, part in scores.groupby([*run, "split"]):
-        where = ", ".join(map(str, key))
-        if part["label"].nunique() < 2:
-            raise InvalidDataError(f"{where}: one class only. Fix: score images of both classes.")
-        if part["score"].nunique() < 2 and key[0] != CONSTANT:
-            what = f"all {len(part)} scores are {part['score'].iloc[0]:.6g}, which ranks nothing"
-            raise InvalidDataError(
-                f"{where}: {what}. Fix: train with another seed or a lower learning rate."
-            )
+
+
+def _contradictions(scores: pd.DataFrame) -> dict[str, pd.Series]:
+    """Which rows contradict others or their own kind, by what is wrong with them."""
+    label_of_kind = scores["kind"].map(_KIND_LABELS)
+    strict = scores["protocol"] == "strict"
+    # Another data set may use the same patient names; swapped images are validation's.
+    unnamed = scores["split"].where(scores["split"] != "external")
+    comparable = scores.assign(split=unnamed.replace("swapped", "val"))
+    labels = scores.groupby(_IMAGE)["label"]
+    # Of contradicting rows, the one that most others contradict is named.
+    minority = scores["label"] != labels.transform("median").round()
+    tested = scores["split"].isin(["test", "external"])
+    seeds_of_image = scores.groupby(["recipe", "protocol", *_IMAGE])["seed"].transform("nunique")
+    seeds_of_split = scores.groupby(["recipe", "protocol", "split"])["seed"].transform("nunique")
+    return {
+        "has two labels": (labels.transform("nunique") > 1) & minority,
+        "has a label that its kind contradicts": label_of_kind.notna()
+        & (label_of_kind != scores["label"]),
+        "has two patients": _differs(scores, _IMAGE, "patient"),
+        "is in two splits": strict & _differs(comparable, [*_RUN, "image_id"], "split"),
+        "is of a patient who is in two splits": strict
+        & _differs(comparable, [*_RUN, "patient"], "split"),
+        "is not among the images of its other seeds": strict
+        & tested
+        & (seeds_of_image < seeds_of_split),
+    }
 
 
 def _differs(scores: pd.DataFrame, by: list[str], column: str) -> pd.Series:
+    """Whether each row's group holds several values of a column."""
     return scores.groupby(by)[column].transform("nunique") > 1
