@@ -10,6 +10,7 @@ from collections.abc import Collection
 import pandas as pd
 
 from xraylib import paths
+from xraylib.datasets import catalog
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.training import runs
 
@@ -27,7 +28,8 @@ def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
         ]
     ):
         raise NotFoundError(
-            f"no runs in {paths.REPORTS / dataset / 'runs'}. Fix: `make reproduce DATASET={dataset}`."
+            f"no runs in {paths.REPORTS / dataset / 'runs'}. "
+            f"Fix: `make reproduce DATASET={catalog.reference(dataset)}`."
         )
     table = pd.concat(
         [run.scores.assign(threshold=run.threshold) for run in found], ignore_index=True
@@ -41,7 +43,8 @@ def load_external(dataset: str, other: str) -> pd.DataFrame:
     place = paths.REPORTS / dataset / "external" / other
     files = sorted(place.glob("*.csv"), key=lambda file: runs.rank(file.stem))
     if not files:
-        command = f"python -m xraylib external RECIPE --dataset {dataset} --on {other}"
+        names = f"--dataset {catalog.reference(dataset)} --on {catalog.reference(other)}"
+        command = f"python -m xraylib external RECIPE {names}"
         raise NotFoundError(f"no scores in {place}. Fix: `{command}`.")
     table = pd.concat([runs.read_scores(file) for file in files], ignore_index=True)
     check(table)
