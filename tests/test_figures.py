@@ -267,7 +267,7 @@ def test_the_lead_figure_draws_every_bin_and_names_the_lines():
 
 
 def test_the_gap_is_drawn_with_both_ends_and_its_sign():
-    first, second = (fig := plots.view_gap(VIEW_GAP)).axes
+    first, _ = (fig := plots.view_gap(VIEW_GAP)).axes
     heights = {tuple(x): y[0] for x, y in drawn(first) if len(x) == 2}
     assert (0.96, 0.98) in heights and (pytest.approx(0.91), pytest.approx(0.95)) in heights
     text = words(fig)

@@ -1,5 +1,7 @@
+import importlib
 import json
 import re
+import sys
 from functools import partial
 
 import numpy as np
@@ -78,7 +80,7 @@ RANKED = {
 
 
 def bootstrap_aucs(labels, values, weights):
-    """Share of pairs (positive, negative) ranked correctly, each pair as often as it was resampled."""
+    """Share of pairs (positive, negative) ranked correctly, as often as it was resampled."""
     positive, negative = values[labels == 1], values[labels == 0]
     right = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
     w_positive, w_negative = (
@@ -89,7 +91,7 @@ def bootstrap_aucs(labels, values, weights):
 
 
 def recomputed(folders):
-    """A row of the leaderboard from scores and frozen thresholds, by scikit-learn and another bootstrap."""
+    """A row of the leaderboard by scikit-learn and another bootstrap."""
     tests = [
         pd.read_csv(folder / "scores.csv", dtype={"patient": str}).query("split == 'test'")
         for folder in folders
@@ -545,7 +547,7 @@ def values_file(reports_here):
         ("t.csv", "recipe=a column=auc format=interval:.2f", "0.91 (0.90–0.92)"),
         ("t.csv", "recipe=a column=gain format=interval:.3f", "−0.014 (−0.045 to 0.017)"),
         ("t.csv", "recipe=a column=auc format=span:.0%", "90%–92%"),
-        ("t.csv", "recipe=b column=auc of=min format=.1f", "0.7"),
+        ("t.csv", "recipe=b column=auc take=min format=.1f", "0.7"),
         ("t.csv", "where=\"recipe == 'b' and auc > 0.75\" column=auc format=.1f", "0.8"),
         ("p.json", "key=nih.answered format=.1%", "68.2%"),
     ],
@@ -656,3 +658,10 @@ def test_the_committed_leaderboard_counts_the_committed_runs(committed_runs):
         assert rows["seeds"].sum() == len(tests)
         assert {round(n) for n in rows["n_test"]} <= set(tests)
     assert not {protocol for _, protocol in committed_runs} & {"strict", "published"}
+
+
+def test_running_a_notebook_without_papermill_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    monkeypatch.delitem(sys.modules, "xraylib.report.notebooks", raising=False)
+    with pytest.raises(NotFoundError, match=r"papermill is not installed.*Fix: pip install"):
+        importlib.import_module("xraylib.report.notebooks")

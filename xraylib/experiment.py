@@ -91,7 +91,7 @@ class Experiment:
         return images.load_pixels(self.manifest, size)
 
     def split(self, protocol: str = "strict") -> pd.DataFrame:
-        """Split the manifest by a protocol and the first seed; its index counts rows of `pixels`."""
+        """Split the manifest by a protocol and the first seed; the index counts `pixels`."""
         return splits.assign(self.manifest, protocol, self.seed)
 
     def leakage(self, assigned: pd.DataFrame) -> pd.DataFrame:
@@ -171,7 +171,13 @@ class Experiment:
         `patients` says whether images of patients can be seen (see `tables.save_figure`).
         """
         figure.caption = caption
-        tables.save_figure(figure, self.name, name, caption, patients=patients)
+        tables.save_figure(
+            figure,
+            self.name,
+            name,
+            caption,
+            patients=patients,
+        )
         _show_caption(caption)
         return figure
 
@@ -204,7 +210,13 @@ class Experiment:
             fix += f" --protocol {protocol}"
             fix += " --overwrite" if self.name in runs.COMMITTED else ""
             what = f"no run of seed {seed} {problem}, left out (reuse=True)"
-            log.warning("%s, %s: %s. Fix: %s", recipe.name, protocol, what, fix)
+            log.warning(
+                "%s, %s: %s. Fix: %s",
+                recipe.name,
+                protocol,
+                what,
+                fix,
+            )
             return None
         self._warn(run, recipe, protocol)
         return run

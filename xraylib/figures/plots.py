@@ -53,7 +53,11 @@ def blank(
         The figure, and an object array `(rows, columns)` of its axes.
     """
     layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
-    fig = Figure(figsize=(width, height), dpi=DPI, layout=layout)
+    fig = Figure(
+        figsize=(width, height),
+        dpi=DPI,
+        layout=layout,
+    )
     axes = fig.subplots(rows, columns, squeeze=False, **options)
     # Ticks are made while drawing, when the style of `styled` is no longer in force.
     for ax in axes.flat:
@@ -74,12 +78,10 @@ def panels(
     ----------
     tables
         Anything by the name of a recipe.
-    height
-        Height of a panel in inches.
+    height, columns
+        Height of a panel in inches; how many panels side by side at most.
     labels
         Labels of the x and the y axis.
-    columns
-        How many panels side by side at most.
     options
         Passed to `Figure.subplots`.
 
@@ -91,7 +93,13 @@ def panels(
     columns = min(columns, len(tables))
     rows = math.ceil(len(tables) / columns)
     width = max(4.5, min(10, 2.5 * columns))
-    fig, axes = blank(width, 0.9 + height * rows, rows, columns, **options)
+    fig, axes = blank(
+        width,
+        0.9 + height * rows,
+        rows,
+        columns,
+        **options,
+    )
     for ax in axes.flat[len(tables) :]:
         ax.remove()
     colours = recipe_colours(tables)
@@ -115,7 +123,14 @@ def head(fig: Figure, title: str, note: str = "", recipes: Iterable[str] = ()) -
     text = textwrap.fill(title, int(width * 9.2), break_on_hyphens=False)
     if colours:
         handles = [
-            Line2D([], [], color=colour, marker="o", markersize=4) for colour in colours.values()
+            Line2D(
+                [],
+                [],
+                color=colour,
+                marker="o",
+                markersize=4,
+            )
+            for colour in colours.values()
         ]
         below_title = 1 - (0.06 + 0.2 * (text.count("\n") + 1)) / height
         fig.legend(
@@ -127,10 +142,23 @@ def head(fig: Figure, title: str, note: str = "", recipes: Iterable[str] = ()) -
         )
         # Empty lines make room for the legend, which the layout does not know.
         text += "\n" * math.ceil(len(colours) / _LEGEND_COLUMNS)
-    fig.suptitle(text, fontsize=12, fontweight="bold", color=INK, x=0.008, ha="left")
+    fig.suptitle(
+        text,
+        fontsize=12,
+        fontweight="bold",
+        color=INK,
+        x=0.008,
+        ha="left",
+    )
     if note:
         note = textwrap.fill(note, int(width * 15), break_on_hyphens=False)
-        fig.supxlabel(note, fontsize=8.5, color=QUIET, x=0.008, ha="left")
+        fig.supxlabel(
+            note,
+            fontsize=8.5,
+            color=QUIET,
+            x=0.008,
+            ha="left",
+        )
     return fig
 
 
@@ -158,40 +186,64 @@ def learning_curves(
 
 def _curves(ax: Axes, runs: list[pd.DataFrame], measure: str) -> None:
     """Draw a measure of training (gray) and validation (black) of each run."""
-    many = len(runs) > MANY
-    for column, colour in ((measure, "#999999"), (f"val_{measure}", "#000000")):
-        for run, dash in zip(runs, _dashes(len(runs)), strict=True):
-            ax.plot(
-                run["epoch"],
-                run[column],
-                linestyle=dash,
-                color=colour,
-                linewidth=0.6 if many else 1.2,
-                alpha=0.3 if many else 1,
-                marker="o" if len(run) < 8 and not many else None,
-                markersize=4,
-            )
-        if many:
-            median = pd.concat(runs).groupby("epoch")[column].median()
-            ax.plot(median.index, median, color=colour, linewidth=2.2)
-    for run in runs if not many else ():
+    _curve_lines(ax, runs, measure, "#999999")
+    _curve_lines(ax, runs, f"val_{measure}", "#000000")
+    for run in runs if len(runs) <= MANY else ():
         best = run.iloc[_best_epoch(run)]
-        ring = {"markerfacecolor": "white", "markersize": 6, "zorder": 5}
-        ax.plot(best["epoch"], best[f"val_{measure}"], "o", color=INK, **ring)
-    values = pd.concat(runs)[[measure, f"val_{measure}"]].to_numpy(dtype=float)
-    if measure == "loss" and np.nanmax(values) > 10 * np.nanmin(values) > 0:
-        ax.set_yscale("log")
-        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_formatter=NullFormatter())
-        ax.yaxis.set_major_formatter("{x:g}")
-    above = {"transform": ax.transAxes, "fontweight": "bold"}
-    ax.text(0.72, 1.02, "train ", color=QUIET, ha="right", **above)
-    ax.text(0.72, 1.02, "validation", ha="left", **above)
+        ax.plot(
+            best["epoch"],
+            best[f"val_{measure}"],
+            "o",
+            color=INK,
+            markerfacecolor="white",
+            markersize=6,
+            zorder=5,
+        )
+    if measure == "loss":
+        _loss_scale(ax, runs)
+    _words_above(ax, 0.72, "train ", QUIET, "right")
+    _words_above(ax, 0.72, "validation", "#000000", "left")
     last_epoch = max(run["epoch"].max() for run in runs)
     ax.set(xlabel="epoch", xlim=(0.5, last_epoch + 0.5))
     ax.set_ylabel("cross-entropy loss" if measure == "loss" else measure)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for start in _phase_starts(runs):
-        ax.axvline(start, color=QUIET, linewidth=1, linestyle=":", zorder=0)
+        ax.axvline(
+            start,
+            color=QUIET,
+            linewidth=1,
+            linestyle=":",
+            zorder=0,
+        )
+
+
+def _curve_lines(ax: Axes, runs: list[pd.DataFrame], column: str, colour: str) -> None:
+    """Draw one column of each run; of many runs thinly, with their median in bold."""
+    many = len(runs) > MANY
+    for run, dash in zip(runs, _dashes(len(runs)), strict=True):
+        ax.plot(
+            run["epoch"],
+            run[column],
+            linestyle=dash,
+            color=colour,
+            linewidth=0.6 if many else 1.2,
+            alpha=0.3 if many else 1,
+            marker="o" if len(run) < 8 and not many else None,
+            markersize=4,
+        )
+    if many:
+        median = pd.concat(runs).groupby("epoch")[column].median()
+        ax.plot(median.index, median, color=colour, linewidth=2.2)
+
+
+def _loss_scale(ax: Axes, runs: list[pd.DataFrame]) -> None:
+    """Choose a logarithmic scale if the loss spans more than a factor of ten."""
+    values = pd.concat(runs)[["loss", "val_loss"]].to_numpy(dtype=float)
+    if np.nanmax(values) > 10 * np.nanmin(values) > 0:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_major_formatter("{x:g}")
 
 
 def _dashes(count: int) -> list[str]:
@@ -269,27 +321,47 @@ def forest(
     """
     first = panels[0][0]
     colours = SPLIT_COLOURS if within == "split" else recipe_colours(first[within])
-    names = [name for name in colours if (first[within] == name).any()]
-    rows = list(labels)
+    colours = {name: colour for name, colour in colours.items() if (first[within] == name).any()}
     for ax, (table, value, xlabel) in zip(axes, panels, strict=True):
-        several = bool(table.duplicated(row).any())
-        low, high = _end_columns(table, value)
-        for _, line_of_table in table.iterrows():
-            name = line_of_table[within]
-            shift = _shift(names.index(name), len(names)) if several else 0.0
-            numbers = tuple(line_of_table[[value, low, high]].astype(float))
-            height = rows.index(line_of_table[row]) + shift
-            size = 4.0 if several and len(names) > 2 else 6.0
-            _dot(ax, height, numbers, colours[name], size)
-            if text:
-                ink = colours[name] if several else INK
-                _beside(ax, height, style.interval(*numbers, 2), ink)
+        _forest_lines(ax, table, value, row, list(labels), within, colours, text)
         if line is not None:
-            ax.axvline(line, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
+            ax.axvline(line, color=QUIET, linestyle=":", linewidth=1.2)
         if start is not None:
-            ax.set_xlim(max(0.0, min(start, float(table[low].min()) - 0.03)), 1.0)
-        _rows_style(ax, len(rows), xlabel)
-    axes[0].set_yticks(range(len(rows)), list(labels.values()))
+            lowest = float(table[_end_columns(table, value)[0]].min())
+            ax.set_xlim(max(0.0, min(start, lowest - 0.03)), 1.0)
+        _rows_style(ax, len(labels), xlabel)
+    axes[0].set_yticks(range(len(labels)), list(labels.values()))
+
+
+def _forest_lines(
+    ax: Axes,
+    table: pd.DataFrame,
+    value: str,
+    row: str,
+    rows: list[Any],
+    within: str,
+    colours: Mapping[str, str],
+    text: bool,
+) -> None:
+    """Draw the lines of one panel of a forest; see there."""
+    several = bool(table.duplicated(row).any())
+    size = 4.0 if several and len(colours) > 2 else 6.0
+    for _, line in table.iterrows():
+        name = line[within]
+        height = rows.index(line[row])
+        if several:
+            height += _shift(list(colours).index(name), len(colours))
+        numbers = tuple(line[[value, *_end_columns(table, value)]].astype(float))
+        _dot(
+            ax,
+            height,
+            numbers,
+            colours[name],
+            size,
+        )
+        if text:
+            ink = colours[name] if several else INK
+            _beside(ax, height, style.interval(*numbers, 2), ink)
 
 
 def _end_columns(table: pd.DataFrame, value: str) -> tuple[str, str]:
@@ -307,20 +379,46 @@ def _dot(
 ) -> None:
     """Draw a value with its interval; both may reach beyond the axes."""
     value, low, high = numbers
-    ax.plot([low, high], [height, height], color=colour, linewidth=1.8, clip_on=False)
-    ax.plot(value, height, "o", color=colour, markersize=size, clip_on=False)
+    ax.plot(
+        [low, high],
+        [height, height],
+        color=colour,
+        linewidth=1.8,
+        clip_on=False,
+    )
+    ax.plot(
+        value,
+        height,
+        "o",
+        color=colour,
+        markersize=size,
+        clip_on=False,
+    )
 
 
 def _beside(ax: Axes, height: float, text: str, colour: str) -> None:
     """Write a text right of the axes, on the height of a row."""
     transform = ax.get_yaxis_transform()
-    ax.text(1.03, height, text, color=colour, transform=transform, va="center", fontsize=8)
+    ax.text(
+        1.03,
+        height,
+        text,
+        color=colour,
+        transform=transform,
+        va="center",
+        fontsize=8,
+    )
 
 
 def _rows_style(ax: Axes, count: int, xlabel: str) -> None:
     """Draw faint lines between the rows, and no axis at their left."""
     for edge in range(1, count):
-        ax.axhline(edge - 0.5, color=FAINT, linewidth=0.5, zorder=0)
+        ax.axhline(
+            edge - 0.5,
+            color=FAINT,
+            linewidth=0.5,
+            zorder=0,
+        )
     ax.set(xlabel=xlabel, ylim=(count - 0.5, -0.5))
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ax.spines[["left", "top", "right"]].set_visible(False)
@@ -351,15 +449,33 @@ def leaderboard(table: pd.DataFrame) -> Figure:
     table = table.sort_values(["best", "recipe", "protocol", "init"]).reset_index(drop=True)
     table["row"] = table.index
     labels = {position: _leaderboard_label(row) for position, row in table.iterrows()}
-    fig, (axes,) = blank(10, 1.2 + 0.44 * len(table), 1, 2, sharey=True)
+    fig, (axes,) = blank(
+        10,
+        1.2 + 0.44 * len(table),
+        1,
+        2,
+        sharey=True,
+    )
     panels = [(table, "auc", "AUC"), (table, "accuracy", "accuracy")]
-    forest(axes, panels, "row", labels, start=0.6, text=True)
+    forest(
+        axes,
+        panels,
+        "row",
+        labels,
+        start=0.6,
+        text=True,
+    )
     sentences = ["Official test, the recipe of the best AUC first.", OVER_PATIENTS]
     # Under another protocol other images are tested than those of the claim.
     claimed = table[table["claimed_accuracy"].notna() & (table["protocol"] == "published")]
     # An empty line without clipping has no extent, and the layout would collapse.
     if len(claimed):
-        look = {"color": INK, "markerfacecolor": "none", "markersize": 8, "clip_on": False}
+        look = {
+            "color": INK,
+            "markerfacecolor": "none",
+            "markersize": 8,
+            "clip_on": False,
+        }
         axes[1].plot(claimed["claimed_accuracy"], claimed["row"], "D", **look)
         sentences.append("Diamond: claimed accuracy.")
     sentences.append(stale_note(table))
@@ -387,12 +503,26 @@ def protocol_comparison(table: pd.DataFrame) -> Figure:
         a_run = " for each run" if lines["seeds"].max() > 1 else ""
         labels[name] = f"{name}\nn = {lines['n'].max():,}{a_run}"
     width = min(10.0, 3.0 + 2.4 * len(recipes))
-    fig, (axes,) = blank(width, 1.5 + 0.45 * len(labels), 1, len(recipes), sharex=True, sharey=True)
+    fig, (axes,) = blank(
+        width,
+        1.5 + 0.45 * len(labels),
+        1,
+        len(recipes),
+        sharex=True,
+        sharey=True,
+    )
     start = min(0.7, float(table["accuracy_low"].min()) - 0.02)
     for ax, recipe in zip(axes, recipes, strict=True):
         lines = table[table["recipe"] == recipe]
         panel = (lines, "accuracy", "accuracy")
-        forest([ax], [panel], "comparison", labels, start=start, text=True)
+        forest(
+            [ax],
+            [panel],
+            "comparison",
+            labels,
+            start=start,
+            text=True,
+        )
         ax.set_title(recipe_label(recipe))
     note = f"Mean over runs. {OVER_PATIENTS}"
     return head(fig, "How accurate is a network, by how it is split and scored?", note)
@@ -414,8 +544,20 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     first = comparison["recipe"].iloc[0]
     lines = comparison[comparison["recipe"] == first]
     labels = {name: textwrap.fill(name, 22) for name in lines["comparison"]}
-    fig, ((left, right),) = blank(10, 4.6, 1, 2, width_ratios=(1, 1.5))
-    forest([left], [(lines, "accuracy", "accuracy")], "comparison", labels, start=0.6)
+    fig, ((left, right),) = blank(
+        10,
+        4.6,
+        1,
+        2,
+        width_ratios=(1, 1.5),
+    )
+    forest(
+        [left],
+        [(lines, "accuracy", "accuracy")],
+        "comparison",
+        labels,
+        start=0.6,
+    )
     left.set_title(f"{recipe_label(first)}, split and scored five ways")
     views = _dose_response(right, response)
     tests = board[board["protocol"] == "strict"].drop_duplicates("recipe").set_index("recipe")
@@ -424,7 +566,13 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
         ends = ["specificity", "specificity_low", "specificity_high"]
         place = len(views) + 0.08 * position
         _point(right, place, tuple(tests.loc[name, ends].astype(float)), colour)
-    right.axvspan(len(views) - 0.4, len(views) + 0.9, color=FAINT, alpha=0.35, linewidth=0)
+    right.axvspan(
+        len(views) - 0.4,
+        len(views) + 0.9,
+        color=FAINT,
+        alpha=0.35,
+        linewidth=0,
+    )
     right.set_xticks(range(len(views) + 1), [*views, "official test,\nuncropped"])
     right.set_title("Validation normals, cropped at top and bottom")
     note = "Left: the threshold is 0.5 except in the last row. Right: the frozen threshold. "
@@ -436,7 +584,13 @@ def _point(ax: Axes, place: float, numbers: tuple[float, ...], colour: str) -> N
     """Draw a diamond with its vertical interval."""
     value, low, high = numbers
     ax.plot([place, place], [low, high], color=colour, linewidth=0.9)
-    ax.plot(place, value, "D", color=colour, markersize=5)
+    ax.plot(
+        place,
+        value,
+        "D",
+        color=colour,
+        markersize=5,
+    )
 
 
 def _dose_response(ax: Axes, response: pd.DataFrame) -> list[str]:
@@ -446,7 +600,14 @@ def _dose_response(ax: Axes, response: pd.DataFrame) -> list[str]:
     for position, (name, colour) in enumerate(recipe_colours(response["recipe"]).items()):
         lines = response[response["recipe"] == name].set_index("view").loc[views]
         places = np.arange(len(views)) + 0.05 * position
-        ax.plot(places, lines["specificity"], color=colour, marker="o", markersize=4, linewidth=1.5)
+        ax.plot(
+            places,
+            lines["specificity"],
+            color=colour,
+            marker="o",
+            markersize=4,
+            linewidth=1.5,
+        )
         ends = (lines["specificity_low"], lines["specificity_high"])
         ax.vlines(places, *ends, color=colour, linewidth=0.9)
     labels = ["whole"]
@@ -476,17 +637,14 @@ def lead(by_height: pd.DataFrame, response: pd.DataFrame) -> Figure:
         Left, specificity by lung height; right, by how far a normal validation image is cropped. A
         network and its twin that was trained with random framing are labelled beside their lines.
     """
-    fig, ((left, right),) = blank(10, 4.4, 1, 2, sharey=True)
-    bins = list(by_height["bin"].unique())
-    sizes = by_height.drop_duplicates("bin")["n"].tolist()
-    for position, (name, colour) in enumerate(recipe_colours(by_height["recipe"]).items()):
-        lines = by_height[by_height["recipe"] == name]
-        places = np.array([bins.index(label) for label in lines["bin"]]) + 0.05 * position
-        left.plot(places, lines["specificity"], color=colour, marker="o", markersize=4)
-        left.vlines(places, lines["low"], lines["high"], color=colour, linewidth=0.9)
-    ticks = [f"{label}\nn = {size:,}" for label, size in zip(bins, sizes, strict=True)]
-    left.set_xticks(range(len(bins)), ticks)
-    left.set(xlabel="height of the lungs, share of the image", ylabel="specificity")
+    fig, ((left, right),) = blank(
+        10,
+        4.4,
+        1,
+        2,
+        sharey=True,
+    )
+    _height_response(left, by_height)
     left.set_title("Test: normal images by lung height")
     _dose_response(right, response)
     right.set(ylabel="")
@@ -501,6 +659,32 @@ def lead(by_height: pd.DataFrame, response: pd.DataFrame) -> Figure:
     return head(fig, title, f"Specificity at the frozen threshold. {note}")
 
 
+def _height_response(ax: Axes, by_height: pd.DataFrame) -> None:
+    """Draw specificity by bins of lung height."""
+    bins = by_height.drop_duplicates("bin")
+    names = list(bins["bin"])
+    for position, (name, colour) in enumerate(recipe_colours(by_height["recipe"]).items()):
+        lines = by_height[by_height["recipe"] == name]
+        places = np.array([names.index(label) for label in lines["bin"]]) + 0.05 * position
+        ax.plot(
+            places,
+            lines["specificity"],
+            color=colour,
+            marker="o",
+            markersize=4,
+        )
+        ax.vlines(
+            places,
+            lines["low"],
+            lines["high"],
+            color=colour,
+            linewidth=0.9,
+        )
+    ticks = [f"{label}\nn = {n:,}" for label, n in zip(names, bins["n"], strict=True)]
+    ax.set_xticks(range(len(names)), ticks)
+    ax.set(xlabel="height of the lungs, share of the image", ylabel="specificity")
+
+
 def _label_lines(ax: Axes, response: pd.DataFrame) -> None:
     """Write each recipe's name right of the end of its line, at least 7% of the axis apart."""
     ends = response.groupby("recipe", sort=False)["specificity"].last().sort_values()
@@ -511,7 +695,14 @@ def _label_lines(ax: Axes, response: pd.DataFrame) -> None:
         height = max(float(value), lowest)
         lowest = height + 0.12
         label = textwrap.fill(recipe_label(str(name)), 18)
-        ax.text(place, height, label, color=colours[str(name)], va="center", fontweight="bold")
+        ax.text(
+            place,
+            height,
+            label,
+            color=colours[str(name)],
+            va="center",
+            fontweight="bold",
+        )
     ax.set_xlim(-0.3, place - 0.05)
 
 
@@ -533,37 +724,51 @@ def view_gap(table: pd.DataFrame) -> Figure:
     """
     recipes = list(table["recipe"].unique())
     views = list(table["view"].unique())
+    height = 1.7 + (0.5 + 0.42 * len(views)) * len(recipes)
     fig, axes = blank(
-        9, 1.7 + (0.5 + 0.42 * len(views)) * len(recipes), len(recipes), 1, sharex=True
+        9,
+        height,
+        len(recipes),
+        1,
+        sharex=True,
     )
     for ax, recipe in zip(axes.flat, recipes, strict=True):
-        for _, line in table[table["recipe"] == recipe].iterrows():
-            height = views.index(line["view"])
-            for split, shift in (("val", -0.14), ("test", 0.14)):
-                numbers = tuple(line[[split, f"{split}_low", f"{split}_high"]].astype(float))
-                _dot(ax, height + shift, numbers, SPLIT_COLOURS[split], 5.0)
-            gap = tuple(line[["gap", "gap_low", "gap_high"]].astype(float))
-            _beside(ax, height, style.interval(*gap, 3), INK)
-        _rows_style(ax, len(views), "")
-        ax.set_yticks(range(len(views)), views)
-        ax.set_title(f"{recipe_label(recipe)}, {_runs_of(table[table['recipe'] == recipe])}")
+        lines = table[table["recipe"] == recipe]
+        _gap_rows(ax, lines, views)
+        count = int(lines["runs"].min())
+        ax.set_title(f"{recipe_label(recipe)}, {count} run{'' if count == 1 else 's'}")
     axes.flat[-1].set_xlabel("AUC")
-    corner = {"transform": axes.flat[0].transAxes, "fontweight": "bold", "va": "bottom"}
-    axes.flat[0].text(0.7, 1.02, "validation ", color=SPLIT_COLOURS["val"], ha="right", **corner)
-    axes.flat[0].text(0.7, 1.02, "test", color=SPLIT_COLOURS["test"], ha="left", **corner)
-    axes.flat[0].text(1.03, 1.02, "gap", color=INK, ha="left", **corner)
-    n_val = table["n_val"].max()
-    n_test = table["n_test"].max()
-    note = (
-        f"n = {n_val:,} validation and {n_test:,} test images. Lines and brackets: 95% intervals."
-    )
-    return head(fig, "Does the gap between validation and test close with the framing?", note)
+    _words_above(axes.flat[0], 0.7, "validation ", SPLIT_COLOURS["val"], "right")
+    _words_above(axes.flat[0], 0.7, "test", SPLIT_COLOURS["test"], "left")
+    _words_above(axes.flat[0], 1.03, "gap", INK, "left")
+    note = f"n = {table['n_val'].max():,} validation and {table['n_test'].max():,} test images. "
+    title = "Does the gap between validation and test close with the framing?"
+    return head(fig, title, f"{note}Lines and brackets: 95% intervals.")
 
 
-def _runs_of(table: pd.DataFrame) -> str:
-    """Say how many runs the rows of one recipe are of."""
-    runs = int(table["runs"].min())
-    return f"{runs} run{'' if runs == 1 else 's'}"
+def _words_above(ax: Axes, place: float, words: str, colour: str, side: str) -> None:
+    """Write bold words above some axes, as a legend."""
+    above = {"transform": ax.transAxes, "fontweight": "bold"}
+    ax.text(place, 1.02, words, color=colour, ha=side, **above)
+
+
+def _gap_rows(ax: Axes, lines: pd.DataFrame, views: list[str]) -> None:
+    """Draw validation above test for each view of one recipe, and write the gap beside them."""
+    for _, line in lines.iterrows():
+        height = views.index(line["view"])
+        for split, shift in (("val", -0.14), ("test", 0.14)):
+            numbers = tuple(line[[split, f"{split}_low", f"{split}_high"]].astype(float))
+            _dot(
+                ax,
+                height + shift,
+                numbers,
+                SPLIT_COLOURS[split],
+                5.0,
+            )
+        gap = line[["gap", "gap_low", "gap_high"]].astype(float)
+        _beside(ax, height, style.interval(*gap), INK)
+    _rows_style(ax, len(views), "")
+    ax.set_yticks(range(len(views)), views)
 
 
 @style.styled
@@ -574,5 +779,11 @@ def subgroups(table: pd.DataFrame, title: str, at: str = "the frozen threshold")
     height_of_row = 0.25 + 0.13 * table["recipe"].nunique()
     fig, (axes,) = blank(9, 1.7 + height_of_row * len(labels))
     label = "correctly classified (sensitivity or specificity)"
-    forest(axes, [(table, "right", label)], "subgroup", labels, start=1.0)
+    forest(
+        axes,
+        [(table, "right", label)],
+        "subgroup",
+        labels,
+        start=1.0,
+    )
     return head(fig, title, f"At {at}. {OVER_PATIENTS}", table["recipe"])

@@ -257,7 +257,11 @@ def _accuracy_table(match: re.Match[str]) -> str:
     rows = {(row["recipe"], row["protocol"]): row for row in board.to_dict(orient="records")}
     recipes = [recipe for recipe in RECIPES.values() if recipe.published]
     template = _environment().get_template("readme.md.j2")
-    lines = template.render(recipes=recipes, rows=rows, version=runs.TRAINING_VERSION)
+    lines = template.render(
+        recipes=recipes,
+        rows=rows,
+        version=runs.TRAINING_VERSION,
+    )
     return f"{opening}\n{lines.strip()}\n{closing}"
 
 
@@ -303,16 +307,16 @@ def marked_value(file: str, words: str) -> str:
         return format(value, number_format).replace("-", "−")
     table = pd.read_csv(path)
     column = options.pop("column", "")
-    of = options.pop("of", "only")
+    take = options.pop("take", "only")
     rows = _matching_rows(table, options)
     ends = (f"{column}_low", f"{column}_high") if f"{column}_low" in table else ("low", "high")
     needed = [column, *ends] if kind else [column]
-    if not set(needed) <= set(table) or rows.empty or (of == "only" and len(rows) > 1):
+    if not set(needed) <= set(table) or rows.empty or (take == "only" and len(rows) > 1):
         raise InvalidDataError(
             f"{path}: {len(rows)} rows match `{words}`. "
             "Fix: name one row and a column of the table in the marker."
         )
-    numbers = [_pick(rows[name], of) for name in needed]
+    numbers = [_pick(rows[name], take) for name in needed]
     texts = [format(number, number_format).replace("-", "−") for number in numbers]
     if kind == "span":
         return _joined(texts[1:])
@@ -331,9 +335,9 @@ def _matching_rows(table: pd.DataFrame, options: dict[str, str]) -> pd.DataFrame
     return table
 
 
-def _pick(values: pd.Series, of: str) -> float:
+def _pick(values: pd.Series, take: str) -> float:
     """Take the least, the largest or the only value."""
-    return float(values.agg(of)) if of in ("min", "max") else float(values.iloc[0])
+    return float(values.agg(take)) if take in ("min", "max") else float(values.iloc[0])
 
 
 def _joined(ends: list[str]) -> str:

@@ -98,7 +98,11 @@ def group_runs(dataset: str, recipes: Collection[str] | None = None) -> list[Run
         if recipes is not None and run.recipe not in recipes:
             continue
         identity = _identity(run)
-        settings = {"recipe": run.recipe, "protocol": run.protocol, "identity": identity}
+        settings = {
+            "recipe": run.recipe,
+            "protocol": run.protocol,
+            "identity": identity,
+        }
         key = runs.digest(settings | {"choices": run.settings["choices"]})
         earlier = groups[key].runs if key in groups else ()
         groups[key] = RunGroup(run.recipe, run.protocol, identity, (*earlier, run))
