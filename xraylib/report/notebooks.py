@@ -42,8 +42,8 @@ def execute(
     notebook
         The notebook; it is not changed.
     output
-        Where the executed copy goes. If a cell fails, the copy goes to `<name>.failed.ipynb` there, and
-        output and page of the last good run stay.
+        Where the executed copy goes. If a cell fails, the copy goes to `<name>.failed.ipynb` there,
+        and output and page of the last good run stay.
     parameters
         Values for the cell that is tagged `parameters`.
     html
@@ -132,7 +132,7 @@ def write_page(executed: Path, page: Path, title: str) -> None:
     exporter.mathjax_url = ""
     exporter.require_js_url = ""
     exporter.jquery_url = ""
-    # It complains of pictures without a description, because its template ignores the one they have.
+    # It complains of pictures without a description, which its template ignores.
     exporter.log.setLevel(logging.ERROR)
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     for description in descriptions:
