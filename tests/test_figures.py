@@ -269,7 +269,7 @@ def test_the_lead_figure_draws_every_bin_and_names_the_lines():
 def test_the_gap_is_drawn_with_both_ends_and_its_sign():
     first, _ = (fig := plots.view_gap(VIEW_GAP)).axes
     heights = {tuple(x): y[0] for x, y in drawn(first) if len(x) == 2}
-    ends = sorted(tuple(np.round(x, 2).tolist()) for x in heights if 0 < x[0])
+    ends = sorted(tuple(np.round(x, 2).tolist()) for x in heights if x[0] > 0)
     assert ends == [(0.91, 0.95), (0.96, 0.98), (0.96, 1.0)]
     text = words(fig)
     assert "0.040 (0.020–0.060)" in text and "−0.010 (−0.030 to 0.010)" in text

@@ -261,7 +261,7 @@ def _best_epoch(run: pd.DataFrame) -> int:
 
 def _phase_starts(runs: list[pd.DataFrame]) -> set[float]:
     """Find where a phase after the first begins, halfway between two epochs."""
-    starts = set()
+    starts: set[float] = set()
     for run in runs:
         first_epochs = run.groupby("phase")["epoch"].min().iloc[1:]
         starts.update(float(epoch) - 0.5 for epoch in first_epochs)
@@ -348,10 +348,10 @@ def _forest_lines(
     size = 4.0 if several and len(colours) > 2 else 6.0
     for _, line in table.iterrows():
         name = line[within]
-        height = rows.index(line[row])
+        height = float(rows.index(line[row]))
         if several:
             height += _shift(list(colours).index(name), len(colours))
-        numbers = tuple(line[[value, *_end_columns(table, value)]].astype(float))
+        numbers = _numbers(line, value, *_end_columns(table, value))
         _dot(
             ax,
             height,
@@ -361,7 +361,13 @@ def _forest_lines(
         )
         if text:
             ink = colours[name] if several else INK
-            _beside(ax, height, style.interval(*numbers, 2), ink)
+            _beside(ax, height, style.interval(*numbers, decimals=2), ink)
+
+
+def _numbers(row: Any, *names: str) -> tuple[float, float, float]:
+    """Read a value and the ends of its interval from a row of a table."""
+    value, low, high = (float(row[name]) for name in names)
+    return value, low, high
 
 
 def _end_columns(table: pd.DataFrame, value: str) -> tuple[str, str]:
@@ -375,7 +381,7 @@ def _shift(position: int, count: int) -> float:
 
 
 def _dot(
-    ax: Axes, height: float, numbers: tuple[float, ...], colour: str, size: float = 6.0
+    ax: Axes, height: float, numbers: tuple[float, float, float], colour: str, size: float = 6.0
 ) -> None:
     """Draw a value with its interval; both may reach beyond the axes."""
     value, low, high = numbers
@@ -560,12 +566,8 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     )
     left.set_title(f"{recipe_label(first)}, split and scored five ways")
     views = _dose_response(right, response)
-    tests = board[board["protocol"] == "strict"].drop_duplicates("recipe").set_index("recipe")
     colours = recipe_colours(response["recipe"])
-    for position, (name, colour) in enumerate(colours.items()):
-        ends = ["specificity", "specificity_low", "specificity_high"]
-        place = len(views) + 0.08 * position
-        _point(right, place, tuple(tests.loc[name, ends].astype(float)), colour)
+    _test_points(right, board, colours, len(views))
     right.axvspan(
         len(views) - 0.4,
         len(views) + 0.9,
@@ -580,7 +582,19 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     return head(fig, title, f"{note}Lines: 95% intervals.", colours)
 
 
-def _point(ax: Axes, place: float, numbers: tuple[float, ...], colour: str) -> None:
+def _test_points(ax: Axes, board: pd.DataFrame, colours: Mapping[str, str], place: int) -> None:
+    """Draw the specificity of each recipe on the official test, right of the doses."""
+    tests = board[board["protocol"] == "strict"]
+    # Of several rows of a recipe, the newest code's.
+    order = [name for name in ("training_version", "seeds") if name in tests]
+    tests = tests.sort_values(order).drop_duplicates("recipe", keep="last").set_index("recipe")
+    for position, (name, colour) in enumerate(colours.items()):
+        row = tests.loc[name]
+        numbers = _numbers(row, "specificity", "specificity_low", "specificity_high")
+        _point(ax, place + 0.08 * position, numbers, colour)
+
+
+def _point(ax: Axes, place: float, numbers: tuple[float, float, float], colour: str) -> None:
     """Draw a diamond with its vertical interval."""
     value, low, high = numbers
     ax.plot([place, place], [low, high], color=colour, linewidth=0.9)
@@ -748,7 +762,7 @@ def view_gap(table: pd.DataFrame) -> Figure:
 
 def _words_above(ax: Axes, place: float, words: str, colour: str, side: str) -> None:
     """Write bold words above some axes, as a legend."""
-    above = {"transform": ax.transAxes, "fontweight": "bold"}
+    above: dict[str, Any] = {"transform": ax.transAxes, "fontweight": "bold"}
     ax.text(place, 1.02, words, color=colour, ha=side, **above)
 
 
@@ -757,7 +771,7 @@ def _gap_rows(ax: Axes, lines: pd.DataFrame, views: list[str]) -> None:
     for _, line in lines.iterrows():
         height = views.index(line["view"])
         for split, shift in (("val", -0.14), ("test", 0.14)):
-            numbers = tuple(line[[split, f"{split}_low", f"{split}_high"]].astype(float))
+            numbers = _numbers(line, split, f"{split}_low", f"{split}_high")
             _dot(
                 ax,
                 height + shift,
@@ -765,7 +779,7 @@ def _gap_rows(ax: Axes, lines: pd.DataFrame, views: list[str]) -> None:
                 SPLIT_COLOURS[split],
                 5.0,
             )
-        gap = line[["gap", "gap_low", "gap_high"]].astype(float)
+        gap = _numbers(line, "gap", "gap_low", "gap_high")
         _beside(ax, height, style.interval(*gap), INK)
     _rows_style(ax, len(views), "")
     ax.set_yticks(range(len(views)), views)

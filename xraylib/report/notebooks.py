@@ -42,8 +42,7 @@ def execute(
     notebook
         The notebook; it is not changed.
     output
-        Where the executed copy goes. If a cell fails, the copy goes to `<name>.failed.ipynb` there,
-        and output and page of the last good run stay.
+        Where the executed copy goes; after a failure, to `<name>.failed.ipynb` instead.
     parameters
         Values for the cell that is tagged `parameters`.
     html
@@ -78,7 +77,7 @@ def execute(
         except DeadKernelError as error:
             raise OperationFailedError(
                 f"{notebook.name}: its kernel died, perhaps for want of memory. "
-                "Fix: free some memory, then run the same command again."
+                "Fix: free some memory, run the same command again."
             ) from error
         if html is not None:
             write_page(temporary, html, notebook.stem)

@@ -281,8 +281,8 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
             rows = zip(table[name], table[ends[0]], table[ends[1]], strict=True)
             shown[name] = [style.interval(*row) for row in rows]
         elif name.endswith("_low") and f"{value_of}_high" in names and value_of not in names:
-            rows = zip(table[name], table[f"{value_of}_high"], strict=True)
-            shown[value_of] = [style.span(*row) for row in rows]
+            pairs = zip(table[name], table[f"{value_of}_high"], strict=True)
+            shown[value_of] = [style.span(*pair) for pair in pairs]
         elif name not in _joined(names):
             shown[name] = table[name].round(3) if table[name].dtype.kind == "f" else table[name]
     return pd.DataFrame(shown, index=table.index)
@@ -300,7 +300,7 @@ def _interval_columns(names: list[str], position: int) -> tuple[str, str] | None
 
 def _joined(names: list[str]) -> set[str]:
     """Name the columns that are an end of some interval."""
-    ends = set()
+    ends: set[str] = set()
     for position, name in enumerate(names):
         ends.update(_interval_columns(names, position) or ())
         stem = name.removesuffix("_high")
