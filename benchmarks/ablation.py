@@ -1,18 +1,20 @@
-"""What each part of the flagship's training does: one change at a time, on a smaller and shorter training.
+"""What each part of the flagship's training does: one change at a time, on a shorter training.
 
-Usage: ablation.py [VARIANT ...] [--seeds N]. Needs the data set `kermany` (XRAYLIB_DATA) and MobileNetV2's ImageNet
-weights (XRAYLIB_WEIGHTS or Keras's own). Goes on where it stopped. Writes to reports/kermany/ablation: the scores of
-the official test, `scores.csv`, of each run validation and cost, `runs.csv`, and the table, `table.csv`.
+Usage: ablation.py [VARIANT ...] [--seeds N]. Needs the data set `kermany` (XRAYLIB_DATA) and
+MobileNetV2's ImageNet weights (XRAYLIB_WEIGHTS or Keras's own). An interrupted run is continued by
+the same command. Writes to reports/kermany/ablation: `scores.csv`, the scores of the official test,
+`runs.csv`, validation and cost of each run, and `table.csv`.
 
-The base is MobileNetV2 on 96 px, one epoch of the head at 1e-3, then two of all layers from 2e-4 down along a cosine,
-batches of 32, random framing; the last epoch is scored. Validation is the flagship's: one seventh of the patients of
-the training folder, another for each seed, AUC in three views.
+The base is MobileNetV2 on 96 px, one epoch of the head at 1e-3, then two of all layers from 2e-4
+down along a cosine, batches of 32, random framing; the last epoch is scored. Validation is the
+flagship's: one seventh of the patients of the training folder, another for each seed, AUC in three
+views.
 """
 
 import argparse
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,15 +26,19 @@ from xraylib import devices, paths, storage
 from xraylib.datasets import framing, images, manifest, splits
 from xraylib.evaluation import resampling
 
-HERE = devices.use()
+HARDWARE = devices.use()
 import keras  # noqa: E402
 from keras import layers  # noqa: E402
 
 from xraylib.training import networks  # noqa: E402
 
 FOLDER = paths.REPORTS / "kermany" / "ablation"
-SIZE, BATCH, VIEWS = 224, 32, 8
-ABOUT = ["image_id", "label", "patient"]
+SIZE = 224
+BATCH = 32
+SCORED_AT_ONCE = 64
+# Random framings that the variant `8 views` averages.
+VIEWS = 8
+IMAGE_COLUMNS = ["image_id", "label", "patient"]
 
 
 def random_framing() -> list[layers.Layer]:
@@ -41,34 +47,34 @@ def random_framing() -> list[layers.Layer]:
 
 
 def mix(
-    films: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mixup (Zhang et al. 2018) with alpha .2."""
-    share, other = rng.beta(0.2, 0.2), rng.permutation(len(films))
-    return share * films + (1 - share) * films[other], share * labels + (1 - share) * labels[other]
+    """Mixup (Zhang et al. 2018) with alpha 0.2."""
+    share = rng.beta(0.2, 0.2)
+    other = rng.permutation(len(pixels))
+    mixed = share * pixels + (1 - share) * pixels[other]
+    return mixed, share * labels + (1 - share) * labels[other]
 
 
 def degrade(
-    films: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Half of the films blurred (by up to 1.5 px), with noise (by up to 8 of 255), as JPEG of quality 30 to 90."""
-    films = films.copy()
-    for index in np.flatnonzero(rng.random(len(films)) < 0.5):
-        film = Image.fromarray(films[index, ..., 0]).filter(
-            ImageFilter.GaussianBlur(rng.uniform(0, 1.5))
-        )
-        noisy = np.asarray(film) + rng.normal(0, rng.uniform(0, 8), film.size[::-1])
+    """Degrade half of the images: blur to 1.5 px, noise to 8 of 255, JPEG quality 30 to 90."""
+    pixels = pixels.copy()
+    for index in np.flatnonzero(rng.random(len(pixels)) < 0.5):
+        blur = ImageFilter.GaussianBlur(rng.uniform(0, 1.5))
+        image = Image.fromarray(pixels[index, ..., 0]).filter(blur)
+        noisy = np.asarray(image) + rng.normal(0, rng.uniform(0, 8), image.size[::-1])
         stream = io.BytesIO()
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(
-            stream, "JPEG", quality=int(rng.integers(30, 91))
-        )
-        films[index, ..., 0] = np.asarray(Image.open(stream))
-    return films, labels
+        noisy_image = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+        noisy_image.save(stream, "JPEG", quality=int(rng.integers(30, 91)))
+        pixels[index, ..., 0] = np.asarray(Image.open(stream))
+    return pixels, labels
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the base; `batch` changes films and labels of a batch before the network's layers do.
+    """What differs from the base; `batch` changes pixels and labels before the network sees them.
 
     `freeze` is a class of layers of the backbone that stay frozen throughout.
     """
@@ -124,27 +130,30 @@ class Batches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        films: np.ndarray,
+        pixels: np.ndarray,
         labels: np.ndarray,
         rows: np.ndarray,
         change: Callable | None,
         seed: int,
     ):
         super().__init__()
-        self.films, self.labels, self.change, self.seed = films, labels, change, seed
+        self.pixels = pixels
+        self.labels = labels
+        self.change = change
+        self.seed = seed
         self.rows = rows.reshape(-1, BATCH)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        films, labels = (
-            self.films[self.rows[index]],
-            self.labels[self.rows[index]].astype("float32"),
-        )
+        rows = self.rows[index]
+        pixels = self.pixels[rows]
+        labels = self.labels[rows].astype("float32")
         if self.change:
-            films, labels = self.change(films, labels, np.random.default_rng([self.seed, index]))
-        return films.astype("float32"), labels
+            rng = np.random.default_rng([self.seed, index])
+            pixels, labels = self.change(pixels, labels, rng)
+        return pixels.astype("float32"), labels
 
 
 def network(variant: Variant) -> keras.Model:
@@ -161,129 +170,148 @@ def network(variant: Variant) -> keras.Model:
 
 
 def fit(
-    variant: Variant, films: np.ndarray, labels: np.ndarray, rows: np.ndarray, seed: int
+    variant: Variant, pixels: np.ndarray, labels: np.ndarray, rows: np.ndarray, seed: int
 ) -> keras.Model:
-    """Train the network of a variant on some rows."""
+    """Train the network of a variant on some rows: first its head, then all layers."""
     keras.utils.set_random_seed(seed)
-    model, rng = network(variant), np.random.default_rng(seed)
-    for epochs, rate, frozen in ((variant.epochs[0], 1e-3, True), (variant.epochs[1], 2e-4, False)):
-        model.get_layer("backbone").trainable = not frozen
-        for layer in model.get_layer("backbone").layers if not frozen else ():
+    model = network(variant)
+    rng = np.random.default_rng(seed)
+    steps = len(rows) // BATCH
+    head_epochs, all_epochs = variant.epochs
+    decay = keras.optimizers.schedules.CosineDecay(2e-4, max(1, all_epochs * steps), alpha=0.01)
+    for epochs, rate, frozen in ((head_epochs, 1e-3, True), (all_epochs, decay, False)):
+        backbone = model.get_layer("backbone")
+        backbone.trainable = not frozen
+        for layer in backbone.layers if not frozen else ():
             layer.trainable = type(layer).__name__ != variant.freeze
-        if not frozen:
-            rate = keras.optimizers.schedules.CosineDecay(
-                rate, max(1, epochs * (len(rows) // BATCH)), alpha=0.01
-            )
-        model.compile(keras.optimizers.Adam(rate, **variant.optimizer), "binary_crossentropy")
-        if epochs:  # in one go, because an average of weights takes their place when `fit` ends
-            order = np.concatenate(
-                [rng.permutation(rows)[: len(rows) // BATCH * BATCH] for _ in range(epochs)]
-            )
-            model.fit(Batches(films, labels, order, variant.batch, seed), verbose=0, shuffle=False)
+        optimizer = keras.optimizers.Adam(rate, **variant.optimizer)
+        model.compile(optimizer, "binary_crossentropy")
+        if epochs:
+            # In one call, because an average of weights takes their place when `fit` ends.
+            order = [rng.permutation(rows)[: steps * BATCH] for _ in range(epochs)]
+            batches = Batches(pixels, labels, np.concatenate(order), variant.batch, seed)
+            model.fit(batches, verbose=0, shuffle=False)
     return model
 
 
-def score(model: keras.Model, films: np.ndarray) -> np.ndarray:
-    """P(pneumonia) of uint8 films, float64 `(n,)`."""
-    parts = (films[start : start + 64].astype("float32") for start in range(0, len(films), 64))
-    return np.concatenate(
-        [np.asarray(model.predict_on_batch(part))[:, 0] for part in parts]
-    ).astype(np.float64)
+def parts(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Divide images into batches for scoring."""
+    for start in range(0, len(pixels), SCORED_AT_ONCE):
+        yield pixels[start : start + SCORED_AT_ONCE].astype("float32")
 
 
-def score_views(model: keras.Model, films: np.ndarray) -> np.ndarray:
+def score(model: keras.Model, pixels: np.ndarray) -> np.ndarray:
+    """P(pneumonia) of uint8 images, float64 `(n,)`."""
+    scores = [np.asarray(model.predict_on_batch(part))[:, 0] for part in parts(pixels)]
+    return np.concatenate(scores).astype(np.float64)
+
+
+def score_views(model: keras.Model, pixels: np.ndarray) -> np.ndarray:
     """The mean log odds over `VIEWS` random framings, as a probability."""
     keras.utils.set_random_seed(0)
-    frame, total = networks.RandomFraming(), np.zeros(len(films))
+    frame = networks.RandomFraming()
+    total = np.zeros(len(pixels))
     for _ in range(VIEWS):
-        parts = (films[start : start + 64].astype("float32") for start in range(0, len(films), 64))
-        framed = np.concatenate([np.asarray(frame(part, training=True)) for part in parts])
-        found = np.clip(score(model, framed), 1e-7, 1 - 1e-7)
-        total += np.log(found / (1 - found)) / VIEWS
+        framed = [np.asarray(frame(part, training=True)) for part in parts(pixels)]
+        scores = np.clip(score(model, np.concatenate(framed)), 1e-7, 1 - 1e-7)
+        total += np.log(scores / (1 - scores)) / VIEWS
     return 1 / (1 + np.exp(-total))
 
 
-def run(name: str, seed: int, films: np.ndarray, table: pd.DataFrame) -> None:
+def run(name: str, seed: int, pixels: np.ndarray, table: pd.DataFrame) -> None:
     """Train a variant once and append what it scored."""
-    labels, started = table["label"].to_numpy(), time.perf_counter()
+    labels = table["label"].to_numpy()
+    started = time.perf_counter()
     assigned = splits.assign(table, "strict", seed, split_strategy="patient-grouped")
-    rows = {
-        split: assigned.index[assigned["split"] == split].to_numpy()
-        for split in ("train", "val", "test")
-    }
-    model = fit(VARIANTS[name], films, labels, rows["train"], seed)
+    rows = {}
+    for split in ("train", "val", "test"):
+        rows[split] = assigned.index[assigned["split"] == split].to_numpy()
+    model = fit(VARIANTS[name], pixels, labels, rows["train"], seed)
     seconds = time.perf_counter() - started
-    own = films[rows["val"]]
-    views = {"as it is": own} | framing.swaps(own, labels[rows["val"]], seed)
-    ways = {name: score} | ({"8 views": score_views} if name == "reframed" else {})
-    for way, scored in ways.items():
-        found = {
-            view: roc_auc_score(labels[rows["val"]], scored(model, shown))
-            for view, shown in views.items()
-        }
-        record = (
-            {"variant": way, "seed": seed} | found | {"seconds": seconds, "hardware": str(HERE)}
-        )
-        tests = table.loc[rows["test"], ABOUT].assign(
-            **{f"{way}/{seed}": scored(model, films[rows["test"]])}
-        )
-        keep("scores.csv", lambda old, new=tests: new if old is None else joined(old, new))
-        keep("runs.csv", lambda old, new=record: pd.concat([old, pd.DataFrame([new])]))
+    val_labels = labels[rows["val"]]
+    val_pixels = pixels[rows["val"]]
+    views = {"as it is": val_pixels} | framing.swaps(val_pixels, val_labels, seed)
+    scorers = {name: score}
+    if name == "reframed":
+        scorers["8 views"] = score_views
+    for variant, scorer in scorers.items():
+        record: dict[str, object] = {"variant": variant, "seed": seed}
+        for view, shown in views.items():
+            record[view] = roc_auc_score(val_labels, scorer(model, shown))
+        record |= {"seconds": seconds, "hardware": str(HARDWARE)}
+        tests = table.loc[rows["test"], IMAGE_COLUMNS]
+        tests = tests.assign(**{f"{variant}/{seed}": scorer(model, pixels[rows["test"]])})
+        write("scores.csv", joined(read("scores.csv"), tests))
+        write("runs.csv", pd.concat([read("runs.csv"), pd.DataFrame([record])]))
         print(record, flush=True)
 
 
-def joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """Scores of the same images side by side; a column of a run that was cut is replaced."""
-    return old.drop(columns=[c for c in new if c not in ABOUT], errors="ignore").merge(
-        new, on=ABOUT
-    )
+def joined(old: pd.DataFrame | None, new: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the same images side by side; a column of an interrupted run is replaced."""
+    if old is None:
+        return new
+    replaced = [column for column in new if column not in IMAGE_COLUMNS]
+    return old.drop(columns=replaced, errors="ignore").merge(new, on=IMAGE_COLUMNS)
 
 
-def keep(name: str, change: Callable[[pd.DataFrame | None], pd.DataFrame]) -> None:
-    """Replace a file by what `change` makes of it."""
+def read(name: str) -> pd.DataFrame | None:
+    """Read a file of the report, if it is there."""
+    file = FOLDER / name
+    return pd.read_csv(file) if file.exists() else None
+
+
+def write(name: str, table: pd.DataFrame) -> None:
+    """Replace a file of the report."""
     file = FOLDER / name
     file.parent.mkdir(parents=True, exist_ok=True)
-    changed = change(pd.read_csv(file) if file.exists() else None)
     with storage.atomic_write(file) as temporary:
-        changed.to_csv(temporary, index=False, float_format="%.7g")
+        table.to_csv(temporary, index=False, float_format="%.7g")
 
 
 def tabulate(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """The table: of each variant the worst view of validation, the test AUC, and the difference to the base.
+    """Compare each variant with the base, paired by seed.
 
-    The interval is over patients, with the runs as they are (DeLong), paired by seed.
+    Returns
+    -------
+    pandas.DataFrame
+        `variant, what, runs`; `validation_auc`; `validation_worst_view`, the AUC in the worst of
+        three views; `test_auc`; `difference` of the test AUC to the base with `low, high`, an
+        interval over patients with the runs as they are (DeLong).
     """
-    labels, patients = scores["label"].to_numpy(), scores["patient"].to_numpy()
-    words = {name: variant.words for name, variant in VARIANTS.items()} | {
-        "8 views": "mean of 8 random framings"
+    words = {name: variant.words for name, variant in VARIANTS.items()}
+    words["8 views"] = "mean of 8 random framings"
+    trained = set(runs["variant"])
+    rows = []
+    for name in [name for name in words if name in trained]:
+        own_runs = runs[runs["variant"] == name]
+        worst = own_runs[["framing", "rendering", "both"]].min(axis=1)
+        row = {
+            "variant": name,
+            "what": words[name],
+            "runs": len(own_runs),
+            "validation_auc": own_runs["as it is"].mean(),
+            "validation_worst_view": worst.mean(),
+        }
+        rows.append(row | difference(name, own_runs["seed"].tolist(), scores))
+    return pd.DataFrame(rows)
+
+
+def difference(name: str, seeds: list[int], scores: pd.DataFrame) -> dict[str, float]:
+    """Test AUC of a variant, and its difference to the base with a 95% interval."""
+    labels = scores["label"].to_numpy()
+    columns = [f"{variant}/{seed}" for variant in (name, "reframed") for seed in seeds]
+    patients = scores["patient"].to_numpy()
+    aucs, covariance = resampling.delong(labels, scores[columns].to_numpy().T, patients)
+    count = len(seeds)
+    signs = np.repeat([1 / count, -1 / count], count)
+    mean = signs @ aucs if name != "reframed" else np.nan
+    half = resampling.Z * np.sqrt(max(0.0, signs @ covariance @ signs))
+    return {
+        "test_auc": aucs[:count].mean(),
+        "difference": mean,
+        "low": mean - half,
+        "high": mean + half,
     }
-    found = []
-    for name in [name for name in words if name in set(runs["variant"])]:
-        own = runs[runs["variant"] == name]
-        seeds = own["seed"].tolist()
-        pairs = [f"{who}/{seed}" for who in (name, "reframed") for seed in seeds]
-        aucs, covariance = resampling.delong(labels, scores[pairs].to_numpy().T, patients)
-        k = len(seeds)
-        signs = np.repeat([1 / k, -1 / k], k)
-        difference, half = (
-            signs @ aucs if name != "reframed" else np.nan,
-            resampling.Z * np.sqrt(max(0.0, signs @ covariance @ signs)),
-        )
-        worst = own[["framing", "rendering", "both"]].min(axis=1)
-        found.append(
-            {
-                "variant": name,
-                "what": words[name],
-                "runs": k,
-                "validation_auc": own["as it is"].mean(),
-                "validation_worst_view": worst.mean(),
-                "test_auc": aucs[:k].mean(),
-                "difference": difference,
-                "low": difference - half,
-                "high": difference + half,
-            }
-        )
-    return pd.DataFrame(found)
 
 
 def main() -> None:
@@ -292,24 +320,25 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=", ".join(VARIANTS))
     parser.add_argument("--seeds", type=int, default=2)
     asked = parser.parse_args()
-    if unknown := set(asked.variants) - set(VARIANTS):
-        parser.error(
-            f"no such variant: {', '.join(sorted(unknown))}. Fix: choose of {', '.join(VARIANTS)}."
-        )
+    unknown = ", ".join(sorted(set(asked.variants) - set(VARIANTS)))
+    if unknown:
+        parser.error(f"no such variant: {unknown}. Fix: choose of {', '.join(VARIANTS)}.")
     table = manifest.load("kermany")
-    films = images.load_pixels(table, SIZE)
-    file = FOLDER / "runs.csv"
+    pixels = images.load_pixels(table, SIZE)
     for seed in range(asked.seeds):
         for name in dict.fromkeys(["reframed", *(asked.variants or VARIANTS)]):
-            done = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["variant", "seed"])
-            if not ((done["variant"] == name) & (done["seed"] == seed)).any():
-                run(name, seed, films, table)
-                keep(
-                    "table.csv",
-                    lambda old: tabulate(
-                        *(pd.read_csv(FOLDER / f"{kind}.csv") for kind in ("runs", "scores"))
-                    ),
-                )
+            if is_done(name, seed):
+                continue
+            run(name, seed, pixels, table)
+            write("table.csv", tabulate(read("runs.csv"), read("scores.csv")))
+
+
+def is_done(name: str, seed: int) -> bool:
+    """Whether a run of a variant is in the report."""
+    runs = read("runs.csv")
+    if runs is None:
+        return False
+    return bool(((runs["variant"] == name) & (runs["seed"] == seed)).any())
 
 
 if __name__ == "__main__":

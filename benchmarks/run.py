@@ -1,8 +1,9 @@
-"""`make bench`: measure speed and memory against peers in one run; write benchmarks/results.md, reports/benchmarks.*.
+"""`make bench`: measure speed and memory against peers in one run.
 
-Usage: run.py [--quick] [GROUP ...]. Each group runs in a process of its own with a cache of its own; Keras
-is imported inside the groups that need it, because elsewhere it would count as memory. The numbers of
-`--quick` show that everything runs; they are printed, not kept.
+Usage: run.py [--quick] [GROUP ...]. Writes benchmarks/results.md and reports/benchmarks.json and
+.png. Each group runs in a process of its own with a cache of its own. Keras is imported inside the
+groups that need it, because elsewhere it would count as memory. The numbers of `--quick` show that
+everything runs; they are printed, not kept.
 """
 
 import argparse
@@ -36,9 +37,9 @@ from xraylib.datasets import images, manifest, phantom, shards
 SIZE = 224
 ABOUT = """# Speed and memory
 
-Written by `make bench`. Every line is measured in one run on one machine, ours and the other in turn; the
-ratio says how many times better ours is (below 1: worse), the median of the pairs with the least and the
-highest. Files are in the operating system's cache for both.
+Written by `make bench`. Every line is measured in one run on one machine, ours and the other in
+turn. The ratio says how many times better ours is (below 1: worse): the median of the pairs, with
+the least and the highest. Files are in the operating system's cache for both.
 """
 
 
@@ -65,64 +66,65 @@ def row(
 
 
 def read_folder(films: Path, quick: bool) -> list[dict]:
-    """From a folder to a uint8 array in memory, and to the batches of later epochs, against Keras's own reader."""
+    """Compare decoding a folder, and the batches of later epochs, with Keras's own reader."""
+    rows = read_images(films, "of 224 px", quick)
+    name, folder = large(films, quick)
+    return rows + read_images(folder, name, quick)
+
+
+def read_images(folder: Path, name: str, quick: bool) -> list[dict]:
+    """Compare three ways of reading one folder with Keras's own reader."""
     import keras
 
     from xraylib.training import train
 
-    def read(batches: Any) -> np.ndarray:
-        return np.concatenate([np.asarray(batch).astype(np.uint8) for batch in batches])
+    prepared = keras.utils.image_dataset_from_directory(
+        folder,
+        image_size=(SIZE, SIZE),
+        labels=None,
+        color_mode="grayscale",
+        shuffle=False,
+        verbose=False,
+    )
+    table = manifest.load(folder)
 
-    options = {"labels": None, "color_mode": "grayscale", "shuffle": False, "verbose": False}
-    rows, repeats = [], 2 if quick else 5
-    for name, folder in (("of 224 px", films), large(films, quick)):
-        prepared = keras.utils.image_dataset_from_directory(
-            folder, image_size=(SIZE, SIZE), **options
-        )
-        table = manifest.load(folder)
-        if images.load_pixels(table, SIZE).shape != read(prepared).shape:
-            raise AssertionError("the readers found different images")
-        what = f"{len(table)} images {name}"
+    def peer() -> np.ndarray:
+        return np.concatenate([np.asarray(batch).astype(np.uint8) for batch in prepared])
 
-        def decode(table=table) -> np.ndarray:
-            shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
-            return images.load_pixels(table, SIZE)
+    def decode() -> np.ndarray:
+        shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
+        return images.load_pixels(table, SIZE)
 
-        def fresh(folder=folder) -> np.ndarray:
-            return np.array(images.load_pixels(manifest.load(folder), SIZE))
+    def fresh() -> np.ndarray:
+        return np.array(images.load_pixels(manifest.load(folder), SIZE))
 
-        def peer(prepared=prepared) -> np.ndarray:
-            return read(prepared)
+    if images.load_pixels(table, SIZE).shape != peer().shape:
+        raise AssertionError("the readers found different images")
+    labels = table["label"].to_numpy()
+    epoch = train.Batches(
+        images.load_pixels(table, SIZE), labels, np.arange(len(table)), labels, 32
+    )
 
-        labels = table["label"].to_numpy()
-        epoch = train.Batches(
-            images.load_pixels(table, SIZE), labels, np.arange(len(table)), labels, 32
-        )
+    def later() -> None:
+        for number in range(len(epoch)):
+            epoch[number]
 
-        def later(epoch=epoch) -> None:
-            for number in range(len(epoch)):
-                epoch[number]
-
-        for title, which, mine, count in (
-            ("First pass (check, decode, write the cache)", "one pass", decode, len(table)),
-            ("A pass of another process (find the cache, copy it)", "a pass", fresh, len(table)),
-            (
-                "A later epoch, batches of 32",
-                "a later epoch, the same batches",
-                later,
-                epoch.rows.size,
-            ),
-        ):
-            times = alternate(mine, peer, repeats)
-            rows.append(
-                row(
-                    f"{title}, {what}",
-                    f"`image_dataset_from_directory`, {which}",
-                    "images/s",
-                    times,
-                    count,
-                )
-            )
+    what = f"{len(table)} images {name}"
+    ways = [
+        ("First pass (check, decode, write the cache)", "one pass", decode, len(table)),
+        ("A pass of another process (find the cache, copy it)", "a pass", fresh, len(table)),
+        (
+            "A later epoch, batches of 32",
+            "a later epoch, the same batches",
+            later,
+            epoch.rows.size,
+        ),
+    ]
+    rows = []
+    for title, which, ours, count in ways:
+        times = alternate(ours, peer, 2 if quick else 5)
+        against = f"`image_dataset_from_directory`, {which}"
+        rows.append(row(f"{title}, {what}", against, "images/s", times, count))
     return rows
 
 
@@ -145,156 +147,200 @@ def bootstrap(films: Path, quick: bool) -> list[dict]:
 
     from xraylib.evaluation import metrics, resampling
 
-    size, resamples, looped = 624, resampling.RESAMPLES, 40 if quick else 200
+    size = 624
+    resamples = resampling.RESAMPLES
+    looped = 40 if quick else 200
     rng = np.random.default_rng(0)
-    labels, patients = rng.permutation([0] * 234 + [1] * 390), rng.integers(0, 400, size)
+    labels = rng.permutation([0] * 234 + [1] * 390)
+    patients = rng.integers(0, 400, size)
     score = 1 / (1 + np.exp(-(rng.normal(size=size) + 2.2 * labels - 1.1)))
     table = pd.DataFrame({"label": labels, "score": score, "patient": patients.astype(str)})
     table["image_id"] = table.index.astype(str)
     table[["recipe", "protocol", "seed", "split", "kind"]] = ["any", "strict", 0, "test", "unknown"]
-    own = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
+    images_of = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
 
     def loop() -> list[float]:
-        chosen = np.random.default_rng(0).integers(0, len(own), (looped, len(own)))
-        rows = (np.concatenate([own[patient] for patient in some]) for some in chosen)
-        return [roc_auc_score(labels[some], score[some]) for some in rows]
+        rng = np.random.default_rng(0)
+        aucs = []
+        for chosen in rng.integers(0, len(images_of), (looped, len(images_of))):
+            rows = np.concatenate([images_of[patient] for patient in chosen])
+            aucs.append(roc_auc_score(labels[rows], score[rows]))
+        return aucs
 
     auc = partial(metrics.auc_interval, labels, score, patients)
     whole = partial(metrics.evaluate, table, rule=0.5)
     ends = np.percentile(loop(), [2.5, 97.5])
-    if not np.allclose(auc()[1:], ends, atol=0.01) or not np.isclose(
-        auc()[0], whole().loc["auc", "value"]
-    ):
+    same_interval = np.allclose(auc()[1:], ends, atol=0.01)
+    if not same_interval or not np.isclose(auc()[0], whole().loc["auc", "value"]):
         raise AssertionError(f"the intervals differ: {auc()}, {whole().loc['auc']}, {ends}")
-    rows, against = [], f"`roc_auc_score` in a loop, AUC alone ({looped} resamples, scaled)"
+    rows = []
+    against = f"`roc_auc_score` in a loop, AUC alone ({looped} resamples, scaled)"
     for what, work in (("`auc_interval`", auc), ("`evaluate`, six metrics", whole)):
         times = alternate(work, loop, 2 if quick else 5)
         times["peer"] = [value * resamples / looped for value in times["peer"]]
-        title = f"{what}: {size} images, {len(own)} patients, {resamples} resamples"
+        title = f"{what}: {size} images, {len(images_of)} patients, {resamples} resamples"
         rows.append(row(title, against, "s", times))
     return rows
 
 
 def fit(films: Path, quick: bool) -> list[dict]:
-    """Training as `training.train` feeds it, epoch by epoch, against one call of Keras's `fit` on arrays."""
+    """Compare training as `training.train` feeds it with one call of Keras's `fit` on arrays."""
     devices.use()
-    import keras
-
-    from xraylib.training import networks, recipes, train
-
-    def compiled(recipe: recipes.Recipe) -> keras.Model:
-        model = networks.build(recipe.network, recipe.size, recipe.head)
-        model.compile(
-            keras.optimizers.Adam(1e-3), networks.HEADS[recipe.head].loss(), metrics=["accuracy"]
-        )
-        return model
-
-    rows, table, epochs = [], manifest.load(films), 2
-    labels = table["label"].to_numpy()
+    table = manifest.load(films)
+    rows = []
     for name, count in (("tiny-cnn-28", 2400), ("scratch-cnn", 320)):
-        recipe = recipes.get_recipe(name)
-        pixels, count = images.load_pixels(table, recipe.size), count // 4 if quick else count
-        chosen = np.resize(np.arange(len(pixels)), count // recipe.batch_size * recipe.batch_size)
-        in_memory = np.array(pixels[chosen]), labels[chosen]
-        mine, theirs, rng = compiled(recipe), compiled(recipe), np.random.default_rng(0)
-
-        def ours(recipe=recipe, pixels=pixels, chosen=chosen, mine=mine, rng=rng) -> None:
-            for _ in range(epochs):
-                some, weights = train.balance(chosen, labels, recipe.imbalance, rng)
-                fed = train.Batches(
-                    pixels, labels, rng.permutation(some), weights, recipe.batch_size
-                )
-                mine.fit(fed, epochs=1, verbose=0, shuffle=False)
-
-        def peer(recipe=recipe, in_memory=in_memory, theirs=theirs) -> None:
-            theirs.fit(*in_memory, batch_size=recipe.batch_size, epochs=epochs, verbose=0)
-
-        ours(), peer()
-        times = alternate(ours, peer, 2 if quick else 5)
-        title = f"Training `{name}`, {recipe.size} px, batches of {recipe.batch_size}"
-        rows.append(
-            row(title, "`model.fit` on arrays in memory", "images/s", times, epochs * len(chosen))
-        )
+        rows.append(fit_recipe(name, count // 4 if quick else count, table, quick))
     return rows
 
 
-def step(films: Path, quick: bool) -> list[dict]:
-    """What of a training step is input, and what augmentation: the flagship's, and Keras's own layers for the same."""
-    devices.use()
+def fit_recipe(name: str, count: int, table: pd.DataFrame, quick: bool) -> dict:
+    """Compare two epochs of one recipe on `count` images."""
+    from xraylib.training import recipes, train
+
+    epochs = 2
+    recipe = recipes.get_recipe(name)
+    labels = table["label"].to_numpy()
+    pixels = images.load_pixels(table, recipe.size)
+    whole = count // recipe.batch_size * recipe.batch_size
+    chosen = np.resize(np.arange(len(pixels)), whole)
+    in_memory = (np.array(pixels[chosen]), labels[chosen])
+    our_model = compiled(recipe)
+    peer_model = compiled(recipe)
+    rng = np.random.default_rng(0)
+
+    def ours() -> None:
+        for _ in range(epochs):
+            order, weights = train.balance(chosen, labels, recipe.imbalance, rng)
+            order = rng.permutation(order)
+            batches = train.Batches(pixels, labels, order, weights, recipe.batch_size)
+            our_model.fit(batches, epochs=1, verbose=0, shuffle=False)
+
+    def peer() -> None:
+        peer_model.fit(*in_memory, batch_size=recipe.batch_size, epochs=epochs, verbose=0)
+
+    ours()
+    peer()
+    times = alternate(ours, peer, 2 if quick else 5)
+    title = f"Training `{name}`, {recipe.size} px, batches of {recipe.batch_size}"
+    against = "`model.fit` on arrays in memory"
+    return row(title, against, "images/s", times, epochs * len(chosen))
+
+
+def compiled(recipe: Any) -> Any:
+    """The network of a recipe, ready to be trained."""
     import keras
-    from keras import layers
+
+    from xraylib.training import networks
+
+    model = networks.build(recipe.network, recipe.size, recipe.head)
+    loss = networks.HEADS[recipe.head].loss()
+    model.compile(keras.optimizers.Adam(1e-3), loss, metrics=["accuracy"])
+    return model
+
+
+def step(films: Path, quick: bool) -> list[dict]:
+    """Measure what input and augmentation take of a training step."""
+    devices.use()
+    table = manifest.load(films)
+    names = ("tiny-cnn-28", "scratch-cnn", "flagship")
+    return augmentation_rows(table, quick) + [input_row(name, table, quick) for name in names]
+
+
+def augmentation_rows(table: pd.DataFrame, quick: bool) -> list[dict]:
+    """Compare the flagship's augmentation, and Keras's own layers for the same, with none."""
+    import keras
 
     from xraylib.training import networks, recipes, train
 
-    recipe, table = recipes.get_recipe("flagship"), manifest.load(films)
+    recipe = recipes.get_recipe("flagship")
+    size = recipe.size
     labels = table["label"].to_numpy()
-    # Zoom and shift of rows and columns by themselves, gamma left out: there is no such layer.
-    same = [layers.RandomZoom((-0.38, 0.0), (-0.38, 0.0)), layers.RandomTranslation(0.19, 0.19)]
-    same += [
-        layers.RandomContrast(0.3, value_range=(0, 255)),
-        layers.RandomBrightness(0.15, value_range=(0, 255)),
-    ]
-    keras_own = keras.Sequential(
-        [keras.Input((recipe.size, recipe.size, 1)), layers.Rescaling(1.0), *same]
-    )
     models = {}
     for name, augmentation in (("none", None), ("ours", recipe.augmentation)):
-        model = networks.build(recipe.network, recipe.size, recipe.head, augmentation=augmentation)
-        models[name] = model
-    inputs = keras.Input((recipe.size, recipe.size, 1))
-    models["keras"] = keras.Model(inputs, models["none"](keras_own(inputs)))
-    rows, repeats, steps = [], 2 if quick else 5, 1 if quick else 4
-    pixels = images.load_pixels(table, recipe.size)
-    fed = train.Batches(
-        pixels, labels, np.arange(len(table)), np.ones(len(table), np.float32), recipe.batch_size
-    )
-    films_of_a_step, truth, _ = fed[0]
-
-    def trained(
-        model: Any, films: Any = films_of_a_step, truth: Any = truth, steps: int = steps
-    ) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(steps):
-                model.train_on_batch(films, truth)
-
-        return run
-
+        models[name] = networks.build(recipe.network, size, recipe.head, augmentation=augmentation)
+    inputs = keras.Input((size, size, 1))
+    models["keras"] = keras.Model(inputs, models["none"](keras_augmentation(size)(inputs)))
+    pixels = images.load_pixels(table, size)
+    weights = np.ones(len(table), np.float32)
+    batches = train.Batches(pixels, labels, np.arange(len(table)), weights, recipe.batch_size)
+    batch, truth, _ = batches[0]
+    steps = 1 if quick else 4
     for model in models.values():
         model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
-        trained(model, steps=1)()
+        train_steps(model, batch, truth, 1)
+    rows = []
+    plain = partial(train_steps, models["none"], batch, truth, steps)
     for name, words in (
         ("ours", "its random framing and rendering"),
         ("keras", "Keras's random layers instead"),
     ):
-        times = alternate(trained(models[name]), trained(models["none"]), repeats)
+        augmented = partial(train_steps, models[name], batch, truth, steps)
+        times = alternate(augmented, plain, 2 if quick else 5)
         what = f"Training step of `flagship`, 160 px, batches of {recipe.batch_size}, with {words}"
-        rows.append(row(what, "without augmentation", "images/s", times, steps * recipe.batch_size))
-    for name in ("tiny-cnn-28", "scratch-cnn", "flagship"):
-        other = recipes.get_recipe(name)
-        fed = train.Batches(
-            images.load_pixels(table, other.size), labels, np.arange(len(table)), labels, 32
-        )
-        model = networks.build(
-            other.network, other.size, other.head, augmentation=other.augmentation
-        )
-        model.compile(keras.optimizers.Adam(1e-3), networks.HEADS[other.head].loss())
-        batch, truth, _ = fed[0]
-        trained(model, batch, truth, 1)()
-        times = alternate(partial(fed.__getitem__, 1), trained(model, batch, truth, 1), repeats)
-        rows.append(
-            row(f"Batch of 32 of `{name}` from the cache", "the training step it feeds", "s", times)
-        )
+        count = steps * recipe.batch_size
+        rows.append(row(what, "without augmentation", "images/s", times, count))
     return rows
 
 
+def keras_augmentation(size: int) -> Any:
+    """Keras's own layers for what the flagship's augmentation does.
+
+    They zoom and shift rows and columns by themselves. Gamma is left out: there is no such layer.
+    """
+    import keras
+    from keras import layers
+
+    return keras.Sequential(
+        [
+            keras.Input((size, size, 1)),
+            layers.Rescaling(1.0),
+            layers.RandomZoom((-0.38, 0.0), (-0.38, 0.0)),
+            layers.RandomTranslation(0.19, 0.19),
+            layers.RandomContrast(0.3, value_range=(0, 255)),
+            layers.RandomBrightness(0.15, value_range=(0, 255)),
+        ]
+    )
+
+
+def train_steps(model: Any, batch: np.ndarray, truth: np.ndarray, steps: int) -> None:
+    """Train on the same batch some times."""
+    for _ in range(steps):
+        model.train_on_batch(batch, truth)
+
+
+def input_row(name: str, table: pd.DataFrame, quick: bool) -> dict:
+    """Compare reading a batch with the training step that it feeds."""
+    import keras
+
+    from xraylib.training import networks, recipes, train
+
+    recipe = recipes.get_recipe(name)
+    labels = table["label"].to_numpy()
+    pixels = images.load_pixels(table, recipe.size)
+    batches = train.Batches(pixels, labels, np.arange(len(table)), labels, 32)
+    model = networks.build(
+        recipe.network, recipe.size, recipe.head, augmentation=recipe.augmentation
+    )
+    model.compile(keras.optimizers.Adam(1e-3), networks.HEADS[recipe.head].loss())
+    batch, truth, _ = batches[0]
+    training = partial(train_steps, model, batch, truth, 1)
+    training()
+    times = alternate(partial(batches.__getitem__, 1), training, 2 if quick else 5)
+    return row(f"Batch of 32 of `{name}` from the cache", "the training step it feeds", "s", times)
+
+
 def allocator(films: Path, quick: bool) -> list[dict]:
-    """CPU-seconds of training with `devices.steady_memory` and without, each in a fresh process."""
+    """CPU-seconds of training with `devices.steady_memory` and without, in fresh processes."""
     spent: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(1 if quick else 3):
         for steady, values in spent.items():
             values.append(_alone(_cpu_seconds, films, steady, 8 if quick else 40))
-    what = "CPU-seconds of 40 steps of `scratch-cnn`, batches of 32, memory kept (`devices.steady_memory`)"
-    return [row(what, "glibc's own settings", "s", {"ours": spent[True], "peer": spent[False]})]
+    what = (
+        "CPU-seconds of 40 steps of `scratch-cnn`, batches of 32, memory kept "
+        "(`devices.steady_memory`)"
+    )
+    times = {"ours": spent[True], "peer": spent[False]}
+    return [row(what, "glibc's own settings", "s", times)]
 
 
 def _cpu_seconds(films: Path, steady: bool, steps: int) -> float:
@@ -306,7 +352,8 @@ def _cpu_seconds(films: Path, steady: bool, steps: int) -> float:
     from xraylib.training import networks
 
     table = manifest.load(films)
-    pixels, labels = images.load_pixels(table, 128)[:32], table["label"].to_numpy()[:32]
+    pixels = images.load_pixels(table, 128)[:32]
+    labels = table["label"].to_numpy()[:32]
     model = networks.build("scratch_cnn", 128, "sigmoid")
     model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
     model.train_on_batch(pixels, labels)
@@ -317,64 +364,84 @@ def _cpu_seconds(films: Path, steady: bool, steps: int) -> float:
 
 
 def tutorial(films: Path, quick: bool) -> list[dict]:
-    """CPU-seconds from Kermany's files to the accuracy that the keras.io example claims, against its own training.
+    """CPU-seconds from Kermany's files to the accuracy that the keras.io example claims.
 
-    Ours: decoding into an empty cache, then `tiny-cnn-28-reframed` for five epochs. The example: the steps of the
-    epochs that `kerasio-tpu` took under `strict`, scaled from a few, its decoding left out.
+    Ours: decoding into an empty cache, then `tiny-cnn-28-reframed` for five epochs. The example:
+    the steps of the epochs that `kerasio-tpu` took under `strict`, scaled from a few, its decoding
+    left out.
     """
     try:
         table = manifest.load("kermany")
     except errors.NotFoundError:
         return []
+    spent, accuracies = _cheap_training(table, quick)
+    from xraylib.training import runs
+
+    paths.REPORTS = paths.ROOT / "reports"
+    published = runs.list_runs("kermany", "kerasio-tpu", "strict")
+    epochs = statistics.mean(run.settings["epochs"] for run in published)
+    images_an_epoch = len(table) - len(published[0].scores)
+    cost = _tutorial_seconds(epochs * images_an_epoch, len(spent), 1 if quick else 2)
+    reached = ", ".join(f"{value:.3f}" for value in accuracies)
+    what = (
+        "CPU-seconds from Kermany's files: five epochs of `tiny_cnn`, re-framed "
+        f"(test accuracy {reached})"
+    )
+    against = (
+        f"all {epochs:.0f} epochs of `kerasio-tpu`, which claims 0.814, "
+        "from two steps of each repeat"
+    )
+    return [row(what, against, "s", {"ours": spent, "peer": cost})]
+
+
+def _cheap_training(table: pd.DataFrame, quick: bool) -> tuple[list[float], list[float]]:
+    """CPU-seconds and test accuracy of five epochs of the small network, for three seeds."""
     start = time.process_time()
     accelerator = devices.use()
 
-    from xraylib.training import networks, recipes, runs, train
+    from xraylib.training import recipes, train
 
-    cheap = recipes.get_recipe("tiny-cnn-28-reframed")
-    cheap = dataclasses.replace(
-        cheap, name="cheap", phases=(recipes.Phase(1 if quick else 5, 1e-3, decay=True),)
-    )
-    paths.REPORTS, paths.RUNS = paths.CACHE / "reports", paths.CACHE / "runs"
-    begun, spent, accuracy = time.process_time() - start, [], []
+    phase = recipes.Phase(1 if quick else 5, 1e-3, decay=True)
+    reframed = recipes.get_recipe("tiny-cnn-28-reframed")
+    cheap = dataclasses.replace(reframed, name="cheap", phases=(phase,))
+    paths.REPORTS = paths.CACHE / "reports"
+    paths.RUNS = paths.CACHE / "runs"
+    imports = time.process_time() - start
+    spent = []
+    accuracies = []
     for seed in range(1 if quick else 3):
         shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
         start = time.process_time()
         run = train.train(cheap, table.assign(), accelerator, seed=seed)
-        spent.append(begun + time.process_time() - start)
+        spent.append(imports + time.process_time() - start)
         test = run.scores[run.scores["split"] == "test"]
-        accuracy.append(((test["score"] >= run.threshold) == test["label"]).mean())
+        accuracies.append(((test["score"] >= run.threshold) == test["label"]).mean())
+    return spent, accuracies
+
+
+def _tutorial_seconds(trained_images: float, repeats: int, steps: int) -> list[float]:
+    """CPU-seconds of the example's training on so many images, scaled from a few steps."""
     import keras
 
-    peer = recipes.get_recipe("kerasio-tpu")
-    model = networks.build(peer.network, peer.size, peer.head)
+    from xraylib.training import networks, recipes
+
+    recipe = recipes.get_recipe("kerasio-tpu")
+    model = networks.build(recipe.network, recipe.size, recipe.head)
     model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
-    batch = (
-        np.zeros((peer.batch_size, peer.size, peer.size, 1), np.uint8),
-        np.arange(peer.batch_size) % 2,
-    )
-    model.train_on_batch(*batch)
-    paths.REPORTS = paths.ROOT / "reports"
-    published = runs.list_runs("kermany", peer.name, "strict")
-    epochs = statistics.mean(run.settings["epochs"] for run in published)
-    steps, cost, some = (
-        epochs * (len(table) - len(published[0].scores)) / peer.batch_size,
-        [],
-        1 if quick else 2,
-    )
-    for _ in spent:
+    batch = np.zeros((recipe.batch_size, recipe.size, recipe.size, 1), np.uint8)
+    truth = np.arange(recipe.batch_size) % 2
+    train_steps(model, batch, truth, 1)
+    cost = []
+    for _ in range(repeats):
         start = time.process_time()
-        for _ in range(some):
-            model.train_on_batch(*batch)
-        cost.append((time.process_time() - start) / some * steps)
-    reached = ", ".join(f"{value:.3f}" for value in accuracy)
-    what = f"CPU-seconds from Kermany's files: five epochs of `{cheap.network}`, re-framed (test accuracy {reached})"
-    against = f"all {epochs:.0f} epochs of `kerasio-tpu`, which claims 0.814, from two steps of each repeat"
-    return [row(what, against, "s", {"ours": spent, "peer": cost})]
+        train_steps(model, batch, truth, steps)
+        seconds_a_step = (time.process_time() - start) / steps
+        cost.append(seconds_a_step * trained_images / recipe.batch_size)
+    return cost
 
 
 def shared(films: Path, quick: bool) -> list[dict]:
-    """What sharing a batch costs: the same steps under JAX on one device and on four simulated ones."""
+    """What sharing a batch costs: steps under JAX on one device and on four simulated ones."""
     spent: dict[int, list[float]] = {4: [], 1: []}
     for _ in range(1 if quick else 3):
         for count, values in spent.items():
@@ -391,49 +458,47 @@ def _shared_steps(films: Path, count: int, steps: int) -> float:
     from xraylib.training import networks, train
 
     table = manifest.load(films)
-    pixels, labels = images.load_pixels(table, 128), table["label"].to_numpy()
+    pixels = images.load_pixels(table, 128)
+    labels = table["label"].to_numpy()
     model = networks.build("scratch_cnn", 128, "sigmoid")
     model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy")
-    rows, weights = np.resize(np.arange(len(table)), 32 * steps), np.ones(len(table), np.float32)
-    fed = train.Batches(pixels, labels, rows, weights, 32)
-    model.fit(fed, verbose=0)
+    rows = np.resize(np.arange(len(table)), 32 * steps)
+    weights = np.ones(len(table), np.float32)
+    batches = train.Batches(pixels, labels, rows, weights, 32)
+    model.fit(batches, verbose=0)
     start = time.perf_counter()
-    model.fit(fed, verbose=0)
+    model.fit(batches, verbose=0)
     return (time.perf_counter() - start) / steps
 
 
 def memory(films: Path, quick: bool) -> list[dict]:
-    """Peak memory of decoding, each in a fresh process."""
-    few, many = (30, 300) if quick else (300, 3000)
+    """Peak memory of decoding and of reading shards, each in a fresh process."""
+    few = 30 if quick else 300
+    many = 10 * few
+    epoch = 20 * few
+    repeats = 1 if quick else 3
     asked = {"few": ("load_pixels", few), "many": ("load_pixels", many), "stacked": ("stack", many)}
     peaks: dict[str, list[float]] = {name: [] for name in asked}
-    for _ in range(1 if quick else 3):
+    for _ in range(repeats):
         for name, (how, count) in asked.items():
             peaks[name].append(_alone(_peak, films, how, count))
-    what, stacked = (
-        f"Peak memory of `load_pixels`, {many} images of {SIZE} px",
-        "Pillow and `np.stack`, the same images",
-    )
-    against = {f"the same, {few} images": "few", stacked: "stacked"}
-    rows = [
-        row(what, name, "MB", {"ours": peaks["many"], "peer": peaks[key]})
-        for name, key in against.items()
-    ]
-    sharded: dict[int, list[float]] = {few: [], 20 * few: []}
-    for count, values in sharded.items():
+    sharded = {}
+    for count in (few, epoch):
         _alone(_write_shards, films, count)
-        values += [_alone(_peak, films, "shards", count) for _ in range(1 if quick else 3)]
-    what = f"Peak memory of an epoch read from shards, {20 * few} images of {SIZE} px"
+        sharded[count] = [_alone(_peak, films, "shards", count) for _ in range(repeats)]
+    decoding = f"Peak memory of `load_pixels`, {many} images of {SIZE} px"
+    reading = f"Peak memory of an epoch read from shards, {epoch} images of {SIZE} px"
+    fewer = f"the same, {few} images"
+    stacked = "Pillow and `np.stack`, the same images"
     return [
-        *rows,
-        row(
-            what, f"the same, {few} images", "MB", {"ours": sharded[20 * few], "peer": sharded[few]}
-        ),
+        row(decoding, fewer, "MB", {"ours": peaks["many"], "peer": peaks["few"]}),
+        row(decoding, stacked, "MB", {"ours": peaks["many"], "peer": peaks["stacked"]}),
+        row(reading, fewer, "MB", {"ours": sharded[epoch], "peer": sharded[few]}),
     ]
 
 
 def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a fresh process. Spawned, not forked: a fork would begin with this process's peak."""
+    """Call a function in a fresh process: spawned, because a fork begins with our peak."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -447,129 +512,150 @@ def _repeated(films: Path, count: int) -> pd.DataFrame:
 
 
 def _write_shards(films: Path, count: int) -> None:
-    shards.write(
-        _repeated(films, count), SIZE, paths.CACHE / f"shards-{count}", images.decoded, films=512
-    )
+    """Write shards of `count` images into the cache."""
+    folder = paths.CACHE / f"shards-{count}"
+    shards.write(_repeated(films, count), SIZE, folder, images.decoded, films=512)
 
 
 def _peak(films: Path, how: str, count: int) -> float:
-    """MB this process has held at most after reading `count` images."""
+    """MB that this process has held at most after reading `count` images."""
     table = _repeated(films, count)
     if how == "shards":
-        found, rows = (
-            shards.Shards(paths.CACHE / f"shards-{count}", SIZE),
-            np.random.default_rng(0).permutation(count),
-        )
+        pixels = shards.Shards(paths.CACHE / f"shards-{count}", SIZE)
+        rows = np.random.default_rng(0).permutation(count)
         for start in range(0, count, 32):
-            found[rows[start : start + 32]]
+            pixels[rows[start : start + 32]]
     elif how == "load_pixels":
         shutil.rmtree(paths.CACHE / "pixels", ignore_errors=True)
         images.load_pixels(table, SIZE)
     else:
-        np.stack(
-            [
-                np.asarray(Image.open(path).convert("L").resize((SIZE, SIZE)))
-                for path in table["path"]
-            ]
-        )
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
+        decoded = (Image.open(path).convert("L").resize((SIZE, SIZE)) for path in table["path"])
+        np.stack([np.asarray(image) for image in decoded])
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1000
 
 
 GROUPS = {
-    **{"folder": read_folder, "bootstrap": bootstrap, "fit": fit, "step": step},
-    **{"allocator": allocator, "memory": memory, "shared": shared, "tutorial": tutorial},
+    "folder": read_folder,
+    "bootstrap": bootstrap,
+    "fit": fit,
+    "step": step,
+    "allocator": allocator,
+    "memory": memory,
+    "shared": shared,
+    "tutorial": tutorial,
 }
 
 
-def line(found: dict[str, Any]) -> str:
-    """One row of the Markdown table."""
-    unit, times = found["unit"], ratios(found)
-    ours, peer, ratio = (
-        _digits(statistics.median(values)) for values in (found["ours"], found["peer"], times)
-    )
-    ratio = f"{ratio} ({_digits(min(times))}–{_digits(max(times))})"
-    return f"| {found['what']} | {ours} {unit} | {found['against']}: {peer} {unit} | {ratio} | {len(times)} |"
+def line(measured: dict[str, Any]) -> str:
+    """Write one row of the Markdown table."""
+    times = ratios(measured)
+    medians = [statistics.median(measured[who]) for who in ("ours", "peer")]
+    ours, peer = (f"{_digits(median)} {measured['unit']}" for median in medians)
+    span = f"{_digits(min(times))}–{_digits(max(times))}"
+    cells = [
+        measured["what"],
+        ours,
+        f"{measured['against']}: {peer}",
+        f"{_digits(statistics.median(times))} ({span})",
+        f"{len(times)}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
-def ratios(found: dict[str, Any]) -> list[float]:
+def ratios(measured: dict[str, Any]) -> list[float]:
     """How many times better ours is, of each pair."""
-    pairs = zip(found["ours"], found["peer"], strict=True)
-    return [mine / other if found["more_is_better"] else other / mine for mine, other in pairs]
+    pairs = zip(measured["ours"], measured["peer"], strict=True)
+    if measured["more_is_better"]:
+        return [ours / peer for ours, peer in pairs]
+    return [peer / ours for ours, peer in pairs]
 
 
 def draw(rows: list[dict], file: Path) -> None:
-    """Every ratio with its range, on one axis."""
-    fig, ax = plt.subplots(figsize=(10, 0.42 * len(rows) + 1), layout="constrained")
-    for place, found in enumerate(reversed(rows)):
-        values = ratios(found)
-        ax.plot([min(values), max(values)], [place] * 2, color="#882255")
-        ax.plot(statistics.median(values), place, "o", color="#882255")
-    names = [
-        textwrap.shorten(found["what"].replace("`", ""), 75, placeholder=" …")
-        for found in reversed(rows)
-    ]
-    ax.set(
-        yticks=range(len(rows)),
-        yticklabels=names,
-        xscale="log",
-        xlabel="times better than the other (below 1: worse)",
-    )
+    """Draw every ratio with its range on one axis."""
+    fig, ax = plt.subplots(figsize=(10, 0.5 * len(rows) + 1.2), layout="constrained")
+    rows = rows[::-1]
+    for height, measured in enumerate(rows):
+        values = ratios(measured)
+        ax.plot([min(values), max(values)], [height, height], color="#882255")
+        ax.plot(statistics.median(values), height, "o", color="#882255")
+    names = [f"{measured['what']}, against {measured['against']}" for measured in rows]
+    names = [textwrap.fill(name.replace("`", ""), 75) for name in names]
+    ax.set_yticks(range(len(rows)), names, fontsize=7.5)
+    ax.set_xscale("log")
+    ax.set_xlabel("times better than the other (below 1: worse); lines: range of repeats")
+    ax.set_title("How fast and how small is it, compared with its peers?", loc="left")
     ax.axvline(1, color="black", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(file, dpi=110, format="png")
 
 
 def _digits(value: float) -> str:
+    """Write three significant digits, or a whole number from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main(quick: bool, groups: list[str]) -> None:
     """Measure the groups, keep what was measured of the others, and write the table."""
     kept = paths.ROOT / "reports" / "benchmarks.json"
-    found = json.loads(kept.read_text()) if kept.exists() and not quick else {}
-    names = ("keras", "scikit-learn", "numpy", "pillow")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    machine = (
-        f"{devices.use()}. {platform.system()}, Python {platform.python_version()}, {versions}."
-    )
+    measured = json.loads(kept.read_text()) if kept.exists() and not quick else {}
+    machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
-        written = phantom.write(
-            Path(folder) / "films", phantom.PhantomSettings(images=60 if quick else 600)
-        )
-        # Keras's reader would take the masks for radiographs.
+        settings = phantom.PhantomSettings(images=60 if quick else 600)
+        written = phantom.write(Path(folder) / "films", settings)
+        # Keras's reader would take the masks for images.
         shutil.rmtree(written / "masks")
-        quiet = {
-            "XRAYLIB_CACHE": f"{folder}/cache",
-            "TQDM_DISABLE": "1",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        }
         for group in groups:
             load = round(os.getloadavg()[0], 1)
-            command = [sys.executable, __file__, "--one", group, str(written), *["--quick"] * quick]
-            done = subprocess.run(
-                command, env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True
-            )
-            found[group] = {
-                "machine": machine,
-                "load": load,
-                "rows": json.loads(done.stdout.splitlines()[-1]),
-            }
-            if not quick:  # so that a group that fails takes none of the others with it
+            rows = run_group(group, written, Path(folder) / "cache", quick)
+            measured[group] = {"machine": machine, "load": load, "rows": rows}
+            # After each group, so that one that fails takes none of the others with it.
+            if not quick:
                 with storage.atomic_write(kept) as file:
-                    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    found = {group: found[group] for group in GROUPS if group in found}
-    rows = [one for each in found.values() for one in each["rows"]]
-    machines = sorted({each["machine"] for each in found.values()})
-    loads = ", ".join(f"{group} {each['load']}" for group, each in found.items())
-    head = "| what | ours | the other | times better | repeats |\n|---|---|---|---|---|"
-    about = f"{ABOUT}\n{' '.join(machines)} Load at the start of each group: {loads}.\n"
-    text = "\n".join([about, head, *map(line, rows), ""])
+                    file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    measured = {group: measured[group] for group in GROUPS if group in measured}
+    text = results_page(measured)
     print(text)
     if not quick:
         with storage.atomic_write(Path(__file__).with_name("results.md")) as file:
             file.write_text(text, encoding="utf-8")
         with storage.atomic_write(kept.with_suffix(".png")) as file:
-            draw(rows, file)
+            draw([row for each in measured.values() for row in each["rows"]], file)
+
+
+def describe_machine() -> str:
+    """Name the processor and the versions of what is compared."""
+    names = ("keras", "scikit-learn", "numpy", "pillow")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    return f"{devices.use()}. {platform.system()}, Python {platform.python_version()}, {versions}."
+
+
+def run_group(group: str, films: Path, cache: Path, quick: bool) -> list[dict]:
+    """Measure one group in a fresh process."""
+    environment = os.environ | {
+        "XRAYLIB_CACHE": str(cache),
+        "TQDM_DISABLE": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    command = [sys.executable, __file__, "--one", group, str(films)]
+    if quick:
+        command.append("--quick")
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def results_page(measured: dict[str, Any]) -> str:
+    """Write the page of all groups."""
+    machines = " ".join(sorted({each["machine"] for each in measured.values()}))
+    loads = ", ".join(f"{group} {each['load']}" for group, each in measured.items())
+    lines = [
+        f"{ABOUT}\n{machines} Load at the start of each group: {loads}.\n",
+        "| what | ours | the other | times better | repeats |",
+        "|---|---|---|---|---|",
+    ]
+    for each in measured.values():
+        lines += [line(measured_row) for measured_row in each["rows"]]
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
@@ -579,6 +665,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true")
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(GROUPS[asked.one[0]](Path(asked.one[1]), asked.quick)))
+        group, films = asked.one
+        print(json.dumps(GROUPS[group](Path(films), asked.quick)))
     else:
         main(asked.quick, asked.groups or list(GROUPS))

@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ from xraylib import experiment as module
 from xraylib.datasets import catalog
 from xraylib.datasets.phantom import PhantomSettings, write
 from xraylib.errors import NotFoundError
+from xraylib.evaluation import comparisons
 from xraylib.experiment import Experiment
 from xraylib.report import tables
 from xraylib.training import runs
@@ -142,6 +145,26 @@ def test_runs_of_other_code_or_images_are_read_with_a_warning(
     assert len(reading(accelerator).runs(TINY)) == 1 and warning in caplog.text
 
 
+def with_init(run, init):
+    (run.folder / "run.json").write_text(json.dumps(run.settings | {"init": init}))
+
+
+def test_runs_from_other_initial_weights_are_read_with_a_warning(accelerator, standing, caplog):
+    with_init(standing, "imagenet (Keras)")
+    assert len(reading(accelerator).runs(TINY)) == 1
+    assert "initial weights are imagenet (Keras), the recipe's are random" in caplog.text
+
+
+def test_runs_from_other_weights_than_those_asked_for_are_left_out(accelerator, standing, caplog):
+    assert Experiment("phantom", accelerator, "brief", reuse=True, init="random").runs(TINY)
+    weights = Experiment("phantom", accelerator, "brief", reuse=True, init="imagenet")
+    # The phantom never takes ImageNet's: the run from random weights is what was asked for.
+    assert weights.runs(TINY) and "initial weights" not in caplog.text
+    with_init(standing, "imagenet (Keras)")
+    assert Experiment("phantom", accelerator, "brief", reuse=True, init="random").runs(TINY) == []
+    assert "from the initial weights random, left out" in caplog.text
+
+
 def test_a_model_is_found_where_it_lies(accelerator, standing):
     assert reading(accelerator).trained(TINY) == standing
     standing.model_file.unlink()
@@ -158,3 +181,26 @@ def test_figures_and_tables_go_to_the_report_and_come_back(accelerator):
         tables.read_rows("phantom", "some") == table.to_dict(orient="records")
         and tables.read_rows("phantom", "other") == []
     )
+
+
+def test_a_figure_is_written_where_ipython_is_not_installed(accelerator, monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    experiment = Experiment("phantom", accelerator)
+    assert experiment.figure(Figure(), "01_empty", "Nothing.").caption == "Nothing."
+    assert (experiment.folder / "figures" / "01_empty.png").exists()
+
+
+def test_a_users_folder_is_found_again_by_the_name_of_its_report(accelerator, tmp_path):
+    """As `make reproduce DATASET=/my/folder` needs: notebooks hand on the manifest and the name."""
+    write(tmp_path / "my images", PhantomSettings(images=24, size=32))
+    path = str(tmp_path / "my images")
+    experiment = Experiment(path, accelerator)
+    name = experiment.manifest.attrs["dataset"]
+    assert name == experiment.name and catalog.get_dataset(name).root == tmp_path / "my images"
+    features = comparisons.shortcut_baselines(experiment.manifest, experiment.pixels(32))
+    assert "original file" not in " ".join(features["feature"])
+    # An error names what a user types, and not the name of the report.
+    assert catalog.reference(name) == path and catalog.reference("kermany") == "kermany"
+    with pytest.raises(NotFoundError, match=f"Fix: .*{re.escape(path)}"):
+        experiment.scores()

@@ -79,10 +79,30 @@ COVERED = frame(
     ),
 )
 RESPONSE = frame(
-    "recipe view specificity±",
+    "recipe view n runs specificity±",
     *(
-        (KNOWN, view, 0.9 - i / 5, 0.8 - i / 5, 1 - i / 5)
+        (name, view, 745, 3, top - i / 5, top - 0.1 - i / 5, top + 0.1 - i / 5)
+        for name, top in ((KNOWN, 0.9), ("unheard-of", 0.8))
         for i, view in enumerate(("as it is", "rows 0.93"))
+    ),
+)
+BY_HEIGHT = frame(
+    "recipe bin n specificity low high runs",
+    *(
+        (name, label, size, top, top - 0.1, top + 0.05, 5)
+        for name in BOTH
+        for label, size, top in (("60–70%", 40, 0.9), ("70–80%", 60, 0.6))
+    ),
+)
+VIEW_GAP = frame(
+    "recipe view runs n_val n_test val± test± gap±",
+    *(
+        (name, view, 5, 747, 624, 0.97, 0.96, 0.98, test, test - 0.02, test + 0.02, *gap)
+        for name in BOTH
+        for view, test, gap in (
+            ("whole image", 0.93, (0.04, 0.02, 0.06)),
+            ("cropped to the lungs", 0.98, (-0.01, -0.03, 0.01)),
+        )
     ),
 )
 BY_SEED = pd.Series({0: 0.4, 1: 0.6})
@@ -102,6 +122,8 @@ FIGURES = {
         BOARD.assign(specificity=0.5, specificity_low=0.4, specificity_high=0.6),
     ),
     plots.subgroups: (GROUPS, "Which subgroups are correctly classified?"),
+    plots.lead: (BY_HEIGHT, RESPONSE),
+    plots.view_gap: (VIEW_GAP,),
 }
 
 
@@ -153,7 +175,8 @@ def test_a_recipe_has_one_colour_in_every_figure():
 def test_intervals_are_drawn_and_written_in_the_row_they_belong_to():
     auc, accuracy = (fig := plots.leaderboard(BOARD)).axes
     rows = [label.get_text().split("\n")[0] for label in auc.get_yticklabels()]
-    assert rows == [f"{KNOWN}, published", f"{KNOWN}, strict", "unheard-of, strict"]
+    label = style.recipe_label(KNOWN)
+    assert rows == [f"{label}, published", f"{label}, strict", "unheard-of, strict"]
     assert ([0.82, 0.88], [0, 0]) in drawn(accuracy) and ([0.85], [0]) in drawn(accuracy)
     assert "0.85 (0.82–0.88)" in words(fig)
     claims = [
@@ -183,3 +206,85 @@ def test_learning_curves_draw_every_run_its_best_epoch_and_the_median_of_many():
     bold = [list(line.get_ydata()) for line in fig.axes[0].lines if line.get_linewidth() > 2]
     assert pd.concat(runs).groupby("epoch")["val_loss"].median().tolist() in bold
     assert "median of 7 runs. The last epoch was kept" in words(fig)
+
+
+def test_runs_of_older_code_bear_a_dagger_that_is_explained():
+    versions = BOARD.assign(training_version=[2, 1, 2])
+    versions.attrs["dataset"] = "kermany"
+    text = words(plots.leaderboard(versions))
+    assert text.count("†\n") == 1 and "strict †" in text
+    assert "shares children with training" in " ".join(text.split())
+    versions = BOARD.assign(training_version=[2, 2, 1])
+    versions.attrs["dataset"] = "kermany"
+    text = words(plots.leaderboard(versions))
+    assert "published †" in text and "children" not in text
+    versions = BOARD.assign(training_version=1)
+    versions.attrs["dataset"] = "phantom"
+    assert "children" not in words(plots.leaderboard(versions))
+    assert "†" not in words(plots.leaderboard(BOARD.assign(training_version=2)))
+
+
+def test_every_recipe_has_a_name_for_people_and_neighbours_differ_in_colour():
+    labels = [style.recipe_label(name) for name in RECIPES]
+    assert len(set(labels)) == len(labels) and not {*labels} & {*RECIPES}
+    assert style.recipe_label("unheard-of") == "unheard-of"
+    named = [name for name in RECIPES if RECIPES[name].fit != "single-feature"]
+    named = [name for name in named if not name.endswith(("-weighted", "sampled"))]
+    colours = style.recipe_colours(named)
+    assert len(set(colours.values())) == len(named)
+
+
+def lightness(colour):
+    """CIE L* of a colour, which colour blindness hardly changes."""
+    red, green, blue = mpl.colors.to_rgb(colour)
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)
+    ]
+    luminance = np.dot(linear, [0.2126, 0.7152, 0.0722])
+    return 116 * luminance ** (1 / 3) - 16
+
+
+def test_a_network_its_twin_and_the_flagship_differ_in_lightness():
+    for name in ("tiny-cnn-28", "mobilenetv2-frozen", "scratch-cnn", "kerasio-tpu"):
+        trio = [name, f"{name}-reframed", "flagship"]
+        values = sorted(map(lightness, style.recipe_colours(trio).values()))
+        assert min(np.diff(values)) > 10
+
+
+def test_the_lead_figure_draws_every_bin_and_names_the_lines():
+    left, right = (fig := plots.lead(BY_HEIGHT, RESPONSE)).axes
+    assert [label.get_text() for label in left.get_xticklabels()] == [
+        "60–70%\nn = 40",
+        "70–80%\nn = 60",
+    ]
+    assert ([0.0, 1.0], [0.9, 0.6]) in drawn(left)
+    segments = [tuple(map(tuple, path.vertices)) for path in left.collections[0].get_paths()]
+    assert segments == [((0.0, 0.8), (0.0, pytest.approx(0.95))), ((1.0, 0.5), (1.0, 0.65))]
+    assert ([0.0, 1.0], [0.9, pytest.approx(0.7)]) in drawn(right)
+    text = words(fig)
+    assert style.recipe_label(KNOWN) in text and "unheard-of" in text
+    assert "3 to 5 runs" in text and "n = 745" in text
+
+
+def test_the_gap_is_drawn_with_both_ends_and_its_sign():
+    first, _ = (fig := plots.view_gap(VIEW_GAP)).axes
+    heights = {tuple(x): y[0] for x, y in drawn(first) if len(x) == 2}
+    ends = sorted(tuple(np.round(x, 2).tolist()) for x in heights if x[0] > 0)
+    assert ends == [(0.91, 0.95), (0.96, 0.98), (0.96, 1.0)]
+    text = words(fig)
+    assert "0.040 (0.020–0.060)" in text and "−0.010 (−0.030 to 0.010)" in text
+    assert "5 runs" in text and "624 test" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.85, 0.82, 0.88), "0.850 (0.820–0.880)"),
+        ((-0.1, -0.2, 0.05), "−0.100 (−0.200 to 0.050)"),
+        ((-0.0001, -0.3, -0.1), "0.000 (−0.300 to −0.100)"),
+        ((0.5, np.nan, np.nan), "0.500"),
+        ((np.nan, 0.1, 0.2), "–"),
+    ],
+)
+def test_a_number_is_written_with_its_sign_and_interval(values, text):
+    assert style.interval(*values) == text

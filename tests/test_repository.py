@@ -1,6 +1,8 @@
 """The house rules: what no single module can keep by itself."""
 
 import ast
+import graphlib
+import io
 import json
 import os
 import re
@@ -8,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tokenize
 
 import numpy as np
 import pytest
@@ -19,18 +22,19 @@ from xraylib.paths import ROOT
 MODULES = sorted((ROOT / "xraylib").rglob("*.py"))
 # A folder or module imports from those before it, or from its own folder.
 ORDER = (
-    *(
-        {"errors"},
-        {"paths"},
-        {"storage"},
-        {"devices"},
-        {"datasets"},
-        {"training"},
-        {"evaluation"},
-        {"figures"},
-        {"report"},
-    ),
-    *({"experiment", "predict"}, {"export"}, {"cli"}, {"__main__"}),
+    {"errors"},
+    {"paths"},
+    {"storage"},
+    {"devices"},
+    {"datasets"},
+    {"training"},
+    {"evaluation"},
+    {"figures"},
+    {"report"},
+    {"experiment", "predict"},
+    {"export"},
+    {"cli"},
+    {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 PAGES = [
@@ -64,14 +68,256 @@ def test_a_folder_imports_only_from_those_above_it():
         assert not up, f"{path} imports {up}"
 
 
-def test_the_package_keeps_its_budget():
-    def lines(paths):
-        return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+# Thin, measured so that folding cannot help. The aim is 70,000 tokens, and 60,000 later.
+TOKENS = 73_300
+TOKENS_A_LINE = 9.5
+TUPLE_ASSIGNMENTS = 2 / 1000
+FUNCTION_LINES = 50
+# Names of the package in all notebooks together; 45 once they are rewritten.
+NAMES_IN_NOTEBOOKS = 54
+# Modules and functions that still have to be unfolded: these lists only become shorter.
+FOLDED = {
+    "cli.py",
+    "datasets/audit.py",
+    "datasets/corruptions.py",
+    "datasets/dicom.py",
+    "datasets/fetch.py",
+    "datasets/framing.py",
+    "datasets/images.py",
+    "datasets/manifest.py",
+    "datasets/phantom.py",
+    "datasets/shards.py",
+    "datasets/splits.py",
+    "datasets/verify.py",
+    "devices.py",
+    "errors.py",
+    "evaluation/calibration.py",
+    "evaluation/comparisons.py",
+    "evaluation/external.py",
+    "evaluation/forensics.py",
+    "evaluation/metrics.py",
+    "evaluation/ood.py",
+    "evaluation/resampling.py",
+    "evaluation/saliency.py",
+    "evaluation/scores.py",
+    "evaluation/views.py",
+    "export.py",
+    "predict.py",
+    "storage.py",
+    "training/networks.py",
+    "training/predictor.py",
+    "training/probe.py",
+    "training/recipes.py",
+    "training/thresholds.py",
+    "training/train.py",
+}
+LONG = {
+    "cli.py:_parser",
+    "cli.py:_predict",
+    "datasets/dicom.py:read_dicom",
+    "devices.py:use",
+    "evaluation/forensics.py:framing_explained",
+    "evaluation/scores.py:check",
+    "export.py:package",
+    "predict.py:predict",
+    "training/train.py:_fit_network",
+    "training/train.py:train",
+}
+# Imports that close a circle and still have to go.
+CIRCLES = {
+    ("evaluation/forensics.py", "evaluation/views.py"),
+    ("evaluation/ood.py", "evaluation/views.py"),
+}
+# Public functions that one notebook alone calls, which belong into that notebook.
+ONE_CALLER = {
+    "evaluation/calibration.py:decision_curve",
+    "evaluation/calibration.py:prediction_sets",
+    "evaluation/calibration.py:recalibrate",
+    "evaluation/calibration.py:reliability",
+    "evaluation/calibration.py:risk_coverage",
+    "evaluation/comparisons.py:differences_by_run",
+    "evaluation/comparisons.py:ensembles",
+    "evaluation/comparisons.py:operating_points",
+    "evaluation/comparisons.py:paired_tests",
+    "evaluation/comparisons.py:shortcut_baselines",
+    "evaluation/comparisons.py:subgroups",
+    "evaluation/forensics.py:acquisition",
+    "evaluation/forensics.py:aspect_ratios",
+    "evaluation/forensics.py:by_folder",
+    "evaluation/forensics.py:framing_explained",
+    "evaluation/forensics.py:leaked",
+    "evaluation/forensics.py:numbering",
+    "evaluation/forensics.py:overlay",
+    "evaluation/views.py:load_views",
+    "figures/plots.py:subgroups",
+}
+_NO_TOKENS = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 
-    package = lines(MODULES)
-    assert len([path for path in MODULES if path.stem != "__init__"]) <= 40
-    assert package <= 7476
-    assert lines((ROOT / "tests").glob("*.py")) <= package
+
+def module_name(path):
+    return path.relative_to(ROOT / "xraylib").as_posix()
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def docstring_lines(tree):
+    """Numbers of the lines that are docstrings."""
+    lines = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            first = node.body[0]
+            lines.update(range(first.lineno, first.end_lineno + 1))
+    return lines
+
+
+def one_token_a_string(text):
+    """Tokens of a module; of an f-string, which Python 3.12 takes apart, the first alone."""
+    depth = 0
+    for token in tokenize.generate_tokens(text.readline):
+        name = tokenize.tok_name[token.type]
+        if depth == 0:
+            yield token
+        depth += (name == "FSTRING_START") - (name == "FSTRING_END")
+
+
+def measure(path):
+    """Tokens, lines of code and tuple-to-tuple assignments of a module."""
+    tree = tree_of(path)
+    text = io.StringIO(path.read_text(encoding="utf-8"))
+    tokens = [t for t in one_token_a_string(text) if t.type not in _NO_TOKENS]
+    lines = set()
+    for token in tokens:
+        lines.update(range(token.start[0], token.end[0] + 1))
+    assignments = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+    tuples = [
+        node
+        for node in assignments
+        if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple)
+    ]
+    return np.array([len(tokens), len(lines - docstring_lines(tree)), len(tuples)])
+
+
+def test_the_package_is_thin():
+    assert sum(measure(path)[0] for path in MODULES) <= TOKENS
+
+
+def test_the_package_is_not_folded():
+    assert {module_name(path) for path in MODULES} >= FOLDED
+    unfolded = [path for path in MODULES if module_name(path) not in FOLDED]
+    tokens, lines, tuples = sum(measure(path) for path in unfolded)
+    assert tokens / lines <= TOKENS_A_LINE
+    assert tuples / lines <= TUPLE_ASSIGNMENTS
+
+
+def test_functions_are_short():
+    long = set()
+    for path in MODULES:
+        for node in ast.walk(tree_of(path)):
+            is_function = isinstance(node, ast.FunctionDef)
+            if is_function and node.end_lineno - node.lineno + 1 > FUNCTION_LINES:
+                long.add(f"{module_name(path)}:{node.name}")
+    assert long <= LONG, long - LONG
+
+
+def modules_imported(path):
+    """Files of the package that a module imports, at its head or within a function."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "xraylib":
+            folder = ROOT / node.module.replace(".", "/")
+            for name in [alias.name for alias in node.names]:
+                file = folder / f"{name}.py"
+                yield file if file.exists() else folder.with_suffix(".py")
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield (ROOT / alias.name.replace(".", "/")).with_suffix(".py")
+
+
+def test_no_modules_import_each_other():
+    graph = {}
+    for path in MODULES:
+        others = {module_name(file) for file in modules_imported(path) if file in MODULES}
+        own = module_name(path)
+        graph[own] = {name for name in others - {own} if (own, name) not in CIRCLES}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def notebook_code():
+    """The code of each notebook as one text that can be parsed."""
+    texts = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        texts[path.stem] = re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(code), flags=re.M)
+    return texts
+
+
+def names_of_the_package(text):
+    """The names of the package that some code uses: `Experiment`, `plots.forest`."""
+    names = set()
+    modules = set()
+    nodes = list(ast.walk(ast.parse(text)))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("xraylib"):
+            for alias in node.names:
+                file = ROOT / node.module.replace(".", "/") / f"{alias.name}.py"
+                (modules if file.exists() else names).add(alias.name)
+    for node in nodes:
+        of_a_name = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if of_a_name and node.value.id in modules:
+            names.add(f"{node.value.id}.{node.attr}")
+    return names
+
+
+def test_the_notebooks_need_few_names():
+    names = set()
+    for text in notebook_code().values():
+        names |= names_of_the_package(text)
+    assert len(names) <= NAMES_IN_NOTEBOOKS, sorted(names)
+
+
+def words_used(text, without=None):
+    """Names and attributes that occur in some code, outside of one function."""
+    left_out = set()
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name == without:
+            left_out.update(map(id, ast.walk(node)))
+    used = set()
+    for node in ast.walk(tree):
+        if id(node) not in left_out and isinstance(node, ast.Name | ast.Attribute):
+            used.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return used
+
+
+def test_no_public_function_is_called_by_one_notebook_alone():
+    notebooks = {name: words_used(text) for name, text in notebook_code().items()}
+    benchmarks = set()
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        benchmarks |= words_used(path.read_text(encoding="utf-8"))
+    texts = {path: path.read_text(encoding="utf-8") for path in MODULES}
+    used = {path: words_used(text) for path, text in texts.items()}
+    alone = set()
+    for path in MODULES:
+        for node in tree_of(path).body:
+            if not isinstance(node, ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            callers = [name for name, words in notebooks.items() if node.name in words]
+            elsewhere = any(node.name in used[other] for other in MODULES if other != path)
+            itself = node.name in words_used(texts[path], without=node.name)
+            if len(callers) == 1 and not (elsewhere or itself or node.name in benchmarks):
+                alone.add(f"{module_name(path)}:{node.name}")
+    assert alone <= ONE_CALLER, alone - ONE_CALLER
 
 
 def test_training_is_plain_keras():
@@ -114,7 +360,10 @@ def test_the_installed_package_runs_with_its_folders_and_templates(tmp_path):
     assert done.returncode == 0 and "kermany" in done.stdout, done.stderr
     # It answers without TensorFlow, JAX or Keras.
     Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).save(tmp_path / "ramp.png")
-    lean = "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'jax', 'keras'])); from xraylib import cli; "
+    lean = (
+        "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'jax', 'keras'])); "
+        "from xraylib import cli; "
+    )
     command = [sys.executable, "-c", lean + "sys.exit(cli.main(['predict', 'ramp.png', '--json']))"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and json.loads(done.stdout)["status"] == "abstained", done.stderr

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from xraylib.devices import Accelerator
 from xraylib.evaluation import scores
 from xraylib.figures.style import Figure
 from xraylib.report import tables
-from xraylib.training import runs
+from xraylib.training import networks, runs
 from xraylib.training.recipes import RECIPES, Recipe, get_budget, get_recipe
 from xraylib.training.runs import Run
 from xraylib.training.train import train
@@ -27,10 +26,22 @@ log = logging.getLogger(__name__)
 class Experiment:
     """A data set, recipes and seeds under one budget, and the report they go to.
 
-    `dataset` is a name in `catalog.DATASETS` or the path of a folder `split/class/*.jpg`; `recipes` are names in
-    `RECIPES`, or `all` alone; recipe and `budget` say how many seeds follow `seed`. `reuse` reads the runs that stand
-    in the report and trains none. `init` replaces the recipes' own initial weights (see `networks.get_weights`).
-    Without `overwrite`, committed runs are not replaced.
+    Parameters
+    ----------
+    dataset
+        A name in `catalog.DATASETS`, or the path of a folder `split/class/*.jpg`.
+    accelerator
+        Where to train.
+    budget, seed
+        How many epochs, and how many seeds from `seed` on; the recipe has a say in both.
+    recipes
+        Names in `RECIPES`, or `all` alone.
+    reuse
+        Read the runs of the report and train none.
+    init
+        Replaces the recipes' own initial weights (see `networks.get_weights`).
+    overwrite
+        Whether committed runs may be replaced.
     """
 
     dataset: str
@@ -41,6 +52,7 @@ class Experiment:
     reuse: bool = False
     init: str | None = None
     overwrite: bool = True
+    # By split strategy and protocol: a seed, and the fingerprint of the split it gives here.
     _splits: dict[tuple[str, str], tuple[int, str]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -55,21 +67,19 @@ class Experiment:
 
     @property
     def name(self) -> str:
-        """What the report calls the data set."""
+        """The data set's name in reports."""
         return catalog.get_dataset(self.dataset).name
 
     @property
     def folder(self) -> Path:
-        """Where the report of the data set is."""
+        """The folder of the report."""
         return tables.report_folder(self.name)
 
     @property
     def has_images(self) -> bool:
         """Whether the images are on this machine, or are made here."""
-        return (
-            catalog.get_dataset(self.dataset).phantom is not None
-            or catalog.get_dataset(self.dataset).root.is_dir()
-        )
+        dataset = catalog.get_dataset(self.dataset)
+        return dataset.phantom is not None or dataset.root.is_dir()
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
@@ -77,49 +87,51 @@ class Experiment:
         return manifest.load(self.dataset)
 
     def pixels(self, size: int) -> np.ndarray:
-        """Pixels of every row of the manifest, uint8 `(n, size, size, 1)`, memory-mapped from the cache."""
+        """Load every row of the manifest, uint8 `(n, size, size, 1)`, memory-mapped."""
         return images.load_pixels(self.manifest, size)
 
     def split(self, protocol: str = "strict") -> pd.DataFrame:
-        """The manifest as a protocol splits it with the first seed; its index counts rows of `pixels`."""
+        """Split the manifest by a protocol and the first seed; the index counts `pixels`."""
         return splits.assign(self.manifest, protocol, self.seed)
 
     def leakage(self, assigned: pd.DataFrame) -> pd.DataFrame:
-        """What crosses the borders between the splits of `split` (see `audit.leakage`)."""
+        """Count what crosses the borders between the splits of `split` (see `audit.leakage`)."""
         return audit.leakage(assigned, self.pixels(64)[assigned.index])
 
     def external(self) -> dict[str, pd.DataFrame]:
-        """The scores of every other data set on which these runs were validated, by its name."""
-        places = sorted(
-            place.name for place in (self.folder / "external").glob("*") if place.is_dir()
-        )
-        return {name: scores.load_external(self.name, name) for name in places}
+        """Load the scores of every other data set on which these runs were validated, by name."""
+        folders = (self.folder / "external").glob("*")
+        names = sorted(folder.name for folder in folders if folder.is_dir())
+        return {name: scores.load_external(self.name, name) for name in names}
 
     def runs(self, recipe: str | Recipe, protocol: str = "strict") -> list[Run]:
-        """Train a recipe with every seed; with `reuse` read the runs that stand, the log names the others."""
+        """Train one run per seed; with `reuse` load finished ones and warn about missing ones."""
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
-        seeds = min(chosen.seeds, get_budget(self.budget).seeds or chosen.seeds)
-        found = (self._run(chosen, protocol, seed) for seed in range(self.seed, self.seed + seeds))
-        return [run for run in found if run]
+        count = min(chosen.seeds, get_budget(self.budget).seeds or chosen.seeds)
+        seeds = range(self.seed, self.seed + count)
+        finished = [self._run(chosen, protocol, seed) for seed in seeds]
+        return [run for run in finished if run is not None]
 
     def trained(self, recipe: str | Recipe, protocol: str = "strict") -> Run | None:
-        """Train a recipe with the first seed; with `reuse` find one whose model is on this machine."""
+        """Train with the first seed; with `reuse` find a run whose model is on this machine."""
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
         if not self.reuse:
             return self._run(chosen, protocol, self.seed)
-        there = (run for run in runs.list_runs(self.name, chosen.name, protocol) if run.has_model)
-        return next(there, None)
+        for run in runs.list_runs(self.name, chosen.name, protocol):
+            if run.has_model:
+                return run
+        return None
 
     def scores(self, recipes: Collection[str] | None = None) -> pd.DataFrame:
-        """The scores of every run in the report, or of those of some recipes."""
+        """Load the scores of every run in the report, or of those of some recipes."""
         return scores.load(self.name, recipes)
 
     def leaderboard(self, recipes: Iterable[str] | None = None) -> pd.DataFrame:
-        """Rows of the leaderboard for all recipes in the report, or for some (see `tables.leaderboard`)."""
+        """Compute the leaderboard for all recipes in the report, or for some."""
         return tables.leaderboard(self.name, recipes)
 
     def claims(self) -> pd.DataFrame:
-        """What was claimed beside what is measured here (see `claims.claims`)."""
+        """Compare what was claimed with what is measured here (see `claims.claims`)."""
         return tables.claims(self.name)
 
     def table(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -130,55 +142,127 @@ class Experiment:
     def show(
         self, table: pd.DataFrame, name: str | None = None, columns: str | None = None
     ) -> pd.DataFrame:
-        """Write a table into the report, where it has a name, and return some or all of it as it is read."""
+        """Write a table into the report, if it has a name, and return it as it is read.
+
+        Parameters
+        ----------
+        table
+            Any table.
+        name
+            File name in the report, without suffix.
+        columns
+            Names of the columns to show, separated by spaces; all by default.
+
+        Returns
+        -------
+        pandas.DataFrame
+            See `tables.compact`.
+        """
         if name is not None:
             tables.save_table(table, self.name, name)
         shown = tables.compact(table)
         return shown if columns is None else shown[columns.split()]
 
-    def figure(self, figure: Figure, name: str, caption: str, *, patients: bool = False) -> Figure:
-        """Write a figure into the report (see `tables.save_figure`), show its caption, and return it to be shown."""
-        from IPython.display import Markdown, display
+    def figure(
+        self, figure: Figure, name: str, caption: str, *, patients: bool | None = None
+    ) -> Figure:
+        """Write a figure into the report, show its caption, and return it to be shown.
 
+        `patients` says whether images of patients can be seen (see `tables.save_figure`).
+        """
         figure.caption = caption
-        tables.save_figure(figure, self.name, name, caption, patients=patients)
-        display(Markdown(f"*{caption}*"))
+        tables.save_figure(
+            figure,
+            self.name,
+            name,
+            caption,
+            patients=patients,
+        )
+        _show_caption(caption)
         return figure
 
     def _run(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
+        """Train one run, or read it."""
         if self.reuse:
-            return self._standing(recipe, protocol, seed)
-        init = recipe.init if self.init is None or recipe.init == "none" else self.init
-        if self.dataset == "phantom" and init == "imagenet":
-            init = "random"  # nothing is downloaded for the phantom
-        where: dict[str, Any] = {"protocol": protocol, "seed": seed, "budget": self.budget}
+            return self._finished(recipe, protocol, seed)
         return train(
-            recipe, self.manifest, self.accelerator, **where, init=init, overwrite=self.overwrite
+            recipe,
+            self.manifest,
+            self.accelerator,
+            protocol=protocol,
+            seed=seed,
+            budget=self.budget,
+            init=self._init(recipe),
+            overwrite=self.overwrite,
         )
 
-    def _standing(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
-        run, asked = (
-            runs.get_run(self.name, recipe.name, protocol, seed),
-            recipe.under(protocol, self.budget),
-        )
-        if run is None or run.settings["choices"] != runs.plain(asked.settings()):
-            fix = f"python -m xraylib train {recipe.name} --dataset {self.dataset} --protocol {protocol}"
+    def _init(self, recipe: Recipe) -> str:
+        """Choose the initial weights; nothing is downloaded for the phantom."""
+        init = recipe.init if self.init is None or recipe.init == "none" else self.init
+        return "random" if self.dataset == "phantom" and init == "imagenet" else init
+
+    def _finished(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
+        """Read a run if it is what would be trained; warn where it is not."""
+        run = runs.get_run(self.name, recipe.name, protocol, seed)
+        problem = self._difference(run, recipe.under(protocol, self.budget))
+        if run is None or problem:
+            fix = f"python -m xraylib train {recipe.name} --dataset {self.dataset}"
+            fix += f" --protocol {protocol}"
             fix += " --overwrite" if self.name in runs.COMMITTED else ""
-            what = f"no run of seed {seed} with this recipe and budget, left out (reuse=True)"
-            log.warning("%s, %s: %s. Fix: %s", recipe.name, protocol, what, fix)
+            what = f"no run of seed {seed} {problem}, left out (reuse=True)"
+            log.warning(
+                "%s, %s: %s. Fix: %s",
+                recipe.name,
+                protocol,
+                what,
+                fix,
+            )
             return None
-        if run.settings["training_version"] != runs.TRAINING_VERSION:
-            log.warning(
-                "%s: the training code has changed since. Fix: make reproduce RETRAIN=1", run.folder
-            )
-        # Other files or labels change every split, so that of one seed tells, and dividing images takes a second.
-        key = asked.split_strategy, protocol
-        if key not in self._splits and self.has_images:
-            assigned = splits.assign(self.manifest, protocol, seed, split_strategy=key[0])
-            self._splits[key] = seed, runs.split_fingerprint(assigned)
-        checked, found = self._splits.get(key, (seed, run.settings["split"]))
-        if seed == checked and run.settings["split"] != found:
-            log.warning(
-                "%s: its scores are of other files or labels than those on this machine", run.folder
-            )
+        self._warn(run, recipe, protocol)
         return run
+
+    def _difference(self, run: Run | None, recipe: Recipe) -> str:
+        """Say in what a run is not the one that was asked for; empty if in nothing."""
+        if run is None or run.settings["choices"] != runs.plain(recipe.settings()):
+            return "with this recipe and budget"
+        if self.init is not None and not _same_init(run, self._init(recipe)):
+            return f"from the initial weights {self.init}"
+        return ""
+
+    def _warn(self, run: Run, recipe: Recipe, protocol: str) -> None:
+        """Warn where a run was made with other code, initial weights or images."""
+        if run.settings["training_version"] != runs.TRAINING_VERSION:
+            fix = "make reproduce RETRAIN=1"
+            log.warning("%s: the training code has changed since. Fix: %s", run.folder, fix)
+        if not _same_init(run, self._init(recipe)):
+            asked = self._init(recipe)
+            text = "%s: its initial weights are %s, the recipe's are %s"
+            log.warning(text, run.folder, run.settings["init"], asked)
+        strategy = run.settings["choices"]["split_strategy"]
+        # Other files or labels change every split, so that of one seed is enough to compare.
+        if (strategy, protocol) not in self._splits and self.has_images:
+            assigned = splits.assign(self.manifest, protocol, run.seed, split_strategy=strategy)
+            fingerprint = runs.split_fingerprint(assigned)
+            self._splits[strategy, protocol] = (run.seed, fingerprint)
+        expected = (run.seed, run.settings["split"])
+        seed, fingerprint = self._splits.get((strategy, protocol), expected)
+        if seed == run.seed and fingerprint != run.settings["split"]:
+            text = "%s: its scores are of other files or labels than those on this machine"
+            log.warning(text, run.folder)
+
+
+def _same_init(run: Run, init: str) -> bool:
+    """Whether a run began with these weights; its label says more, as in `imagenet (Keras)`."""
+    label = str(run.settings["init"])
+    if init.endswith(".weights.h5"):
+        return label == networks.get_weights(run.settings["choices"]["network"], init).label
+    return label.split(" ")[0] == init
+
+
+def _show_caption(caption: str) -> None:
+    """Show a caption in a notebook; elsewhere IPython need not be installed."""
+    try:
+        from IPython.display import Markdown, display
+    except ImportError:
+        return
+    display(Markdown(f"*{caption}*"))

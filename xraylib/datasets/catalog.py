@@ -130,14 +130,22 @@ _ALL = (
     ),
 )
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
+# Folders that this process has looked up by path, by the name of their report.
+_FOLDERS: dict[str, Dataset] = {}
 
 
 def get_dataset(name: str | Path | Dataset) -> Dataset:
-    """Return the data set of that name, or one for the folder at that path; `NotFoundError` for anything else."""
+    """Return the data set of that name, or one for the folder at that path; `NotFoundError` otherwise.
+
+    The name of a folder's report, as `manifest.attrs["dataset"]` holds it, finds the folder again in
+    the process that has looked the folder up by its path.
+    """
     if isinstance(name, Dataset):
         return name
     if name in DATASETS:
         return DATASETS[str(name)]
+    if name in _FOLDERS:
+        return _FOLDERS[str(name)]
     if "://" in str(name):
         raise NotFoundError(
             f"{name} is an address. Fix: mount it (`gcsfuse` for a bucket) and give the folder."
@@ -153,7 +161,7 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
     folder = folder.resolve()
     # Two folders of one name must not share an index or a quarantine list.
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    return Dataset(
+    dataset = Dataset(
         name=f"folder-{folder.name}-{mark}",
         title=f"Images in the folder {folder.name}",
         source="",
@@ -161,3 +169,10 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
         folder=str(folder),
         by_hand="put images there as <split>/<class>/<image>",
     )
+    _FOLDERS[dataset.name] = dataset
+    return dataset
+
+
+def reference(name: str) -> str:
+    """Return what a user types for the data set of a report: its name, or the path of its folder."""
+    return _FOLDERS[name].folder if name in _FOLDERS else name

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from xraylib import paths
+from xraylib.datasets import catalog
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.training import runs
 
@@ -63,7 +64,9 @@ def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
     chosen = [run for run in runs.list_runs(dataset) if recipes is None or run.recipe in recipes]
     if not chosen:
         folder = paths.REPORTS / dataset / "runs"
-        raise NotFoundError(f"no runs in {folder}. Fix: `make reproduce DATASET={dataset}`.")
+        raise NotFoundError(
+            f"no runs in {folder}. Fix: `make reproduce DATASET={catalog.reference(dataset)}`."
+        )
     _check_identities(chosen)
     parts = []
     for run in chosen:

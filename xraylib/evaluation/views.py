@@ -59,7 +59,9 @@ LOSSES = (
 def strict_runs(recipe: str, dataset: str) -> list[runs.Run]:
     if found := runs.list_runs(dataset, recipe, "strict"):
         return found
-    fix = f"train one with `python -m xraylib train {recipe} --dataset {dataset}`"
+    fix = (
+        f"train one with `python -m xraylib train {recipe} --dataset {catalog.reference(dataset)}`"
+    )
     raise NotFoundError(f"no finished run of {recipe} on {dataset}. Fix: {fix}.")
 
 
@@ -146,7 +148,8 @@ def load_views(dataset: str, study: str) -> pd.DataFrame:
     files = sorted(place.glob("*.csv"), key=lambda file: runs.rank(file.stem))
     if not files:
         raise NotFoundError(
-            f"nothing in {place}. Fix: `python -m xraylib {study} RECIPE --dataset {dataset}`."
+            f"nothing in {place}. Fix: `python -m xraylib {study} RECIPE "
+            f"--dataset {catalog.reference(dataset)}`."
         )
     table = pd.concat([_read(file) for file in files], ignore_index=True)
     if study != "corruptions":

@@ -9,44 +9,55 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-from nbclient.exceptions import DeadKernelError
-from nbconvert import HTMLExporter
-
 from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
 from xraylib.storage import atomic_write
 
-# What a page would fetch from the network: the Colab badge, and what scripts for formulas and widgets load.
+try:
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from nbconvert import HTMLExporter
+except ImportError as error:
+    raise NotFoundError(
+        f"{error.name} is not installed, which running a notebook needs. "
+        'Fix: pip install "xraylib-pneumonia[notebooks]".'
+    ) from error
+
+# What a page would fetch from the network: the Colab badge, and scripts for formulas and widgets.
 _BADGE = re.compile(r"\[!\[[^\]]*\]\(https?://[^)]*\)\]\([^)]*\)\s*")
 _SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)
 _UNDESCRIBED = 'alt="No description has been provided for this image"'
-# Progress bars, which a page could only show as they stood at their start.
+_TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Progress bars, which a page could only show as they were at their start.
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(
     notebook: Path, output: Path, parameters: Mapping[str, Any], *, html: Path | None = None
 ) -> None:
-    """Run a notebook with parameters, write the executed copy and, if wanted, its page.
+    """Run a notebook with parameters.
 
-    `OperationFailedError` names the cell that raised; the copy that failed is written beside `output` as `<name>.failed.ipynb`, and
-    the output and page of the last good run are left alone.
+    Parameters
+    ----------
+    notebook
+        The notebook; it is not changed.
+    output
+        Where the executed copy goes; after a failure, to `<name>.failed.ipynb` instead.
+    parameters
+        Values for the cell that is tagged `parameters`.
+    html
+        Where the page of the executed copy goes, if one is wanted.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such notebook, or no such parameter.
+    InvalidDataError
+        If the file is not a notebook.
+    OperationFailedError
+        If a cell raised, which is named, or the kernel died.
     """
-    if not notebook.is_file():
-        raise NotFoundError(f"no notebook {notebook}. Fix: give one of {notebook.parent}/*.ipynb.")
-    try:
-        known = papermill.inspect_notebook(str(notebook))
-    except ValueError as error:
-        fix = "take it from the repository again"
-        raise InvalidDataError(
-            f"{notebook} is not a notebook that runs ({error}). Fix: {fix}."
-        ) from error
-    # Papermill itself would only warn.
-    if unknown := ", ".join(name for name in parameters if name not in known):
-        raise NotFoundError(
-            f"{notebook.name} has no parameter {unknown}. Fix: choose from {', '.join(known)}."
-        )
+    _check_parameters(notebook, parameters)
     failed = output.with_suffix(".failed.ipynb")
     with atomic_write(output) as temporary:
         try:
@@ -62,44 +73,70 @@ def execute(
             )
         except papermill.PapermillExecutionError as error:
             shutil.copyfile(temporary, failed)
-            plain = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue)
-            raise OperationFailedError(
-                f"{notebook.name}, cell {error.exec_count}: {error.ename}: {plain}\n"
-                f"The copy with the traceback is {failed}."
-            ) from error
+            raise _failure(notebook, error, failed) from error
         except DeadKernelError as error:
-            fix = "free some memory, then run the same command again"
             raise OperationFailedError(
-                f"{notebook.name}: its kernel died, perhaps for want of memory. Fix: {fix}."
+                f"{notebook.name}: its kernel died, perhaps for want of memory. "
+                "Fix: free some memory, run the same command again."
             ) from error
         if html is not None:
             write_page(temporary, html, notebook.stem)
     failed.unlink(missing_ok=True)
 
 
-def write_page(executed: Path, page: Path, title: str) -> None:
-    """Write an executed notebook as one HTML file: no code, images inside, no script, nothing fetched."""
-    notebook = nbformat.read(executed, as_version=4)
-    shown = (
-        cell
-        for cell in notebook.cells
-        if "injected-parameters" not in cell.metadata.get("tags", [])
+def _failure(notebook: Path, error: Any, failed: Path) -> OperationFailedError:
+    """Name the cell that raised, without the colours of a terminal."""
+    reason = _TERMINAL_COLOUR.sub("", error.evalue)
+    return OperationFailedError(
+        f"{notebook.name}, cell {error.exec_count}: {error.ename}: {reason}\n"
+        f"The copy with the traceback is {failed}."
     )
-    notebook.cells, descriptions = list(shown), []
+
+
+def _check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
+    """Refuse what Papermill would only warn of, or refuse without a fix."""
+    if not notebook.is_file():
+        raise NotFoundError(f"no notebook {notebook}. Fix: give one of {notebook.parent}/*.ipynb.")
+    try:
+        available = papermill.inspect_notebook(str(notebook))
+    except ValueError as error:
+        raise InvalidDataError(
+            f"{notebook} is not a notebook that runs ({error}). "
+            "Fix: take it from the repository again."
+        ) from error
+    unknown = ", ".join(name for name in parameters if name not in available)
+    if unknown:
+        raise NotFoundError(
+            f"{notebook.name} has no parameter {unknown}. Fix: choose from {', '.join(available)}."
+        )
+
+
+def write_page(executed: Path, page: Path, title: str) -> None:
+    """Write an executed notebook as one HTML file without code, scripts or anything to fetch."""
+    notebook = nbformat.read(executed, as_version=4)
+    cells = []
+    descriptions = []
     for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            continue
+        cells.append(cell)
         if cell.cell_type == "markdown":
             cell.source = _BADGE.sub("", cell.source)
             continue
-        cell.outputs = [
-            output for output in cell.get("outputs", []) if _WIDGET not in output.get("data", {})
-        ]
-        pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
-        # `style.Figure` describes itself beside the picture.
-        descriptions += [one.metadata.get("image/png", {}).get("alt", "figure") for one in pictures]
+        outputs = cell.get("outputs", [])
+        cell.outputs = [output for output in outputs if _WIDGET not in output.get("data", {})]
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                # `style.Figure` describes itself in the output's metadata.
+                png = output.metadata.get("image/png", {})
+                descriptions.append(png.get("alt", "figure"))
+    notebook.cells = cells
     exporter = HTMLExporter(exclude_input=True, embed_images=True, exclude_input_prompt=True)
     exporter.exclude_output_prompt = True
-    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
-    # It complains of pictures without a description, because its template passes over the one they have.
+    exporter.mathjax_url = ""
+    exporter.require_js_url = ""
+    exporter.jquery_url = ""
+    # It complains of pictures without a description, which its template ignores.
     exporter.log.setLevel(logging.ERROR)
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     for description in descriptions:
@@ -109,7 +146,7 @@ def write_page(executed: Path, page: Path, title: str) -> None:
 
 
 def parse_parameter(text: str) -> Any:
-    """A command line's value: JSON where it is JSON (`3`, `true`, `["a"]`), otherwise the text itself."""
+    """Read a value of the command line: JSON if it is JSON (`3`, `["a"]`), otherwise the text."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:

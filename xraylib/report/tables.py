@@ -1,13 +1,18 @@
-"""What an experiment leaves in `reports/<dataset>/`: tables, figures, and the leaderboard of its runs."""
+"""What an experiment leaves in `reports/<dataset>/`: tables, figures, the leaderboard."""
 
+import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.text import Text
+from PIL import Image
 
 from xraylib import paths
 from xraylib.evaluation import comparisons, metrics, scores
@@ -16,11 +21,15 @@ from xraylib.figures import style
 from xraylib.storage import atomic_write
 from xraylib.training import runs
 from xraylib.training.recipes import RECIPES
+from xraylib.training.runs import Run
 from xraylib.training.thresholds import thresholds
 
 log = logging.getLogger(__name__)
 
-_INTERVALS = (
+# What decides a run's numbers besides recipe, protocol and seed; `precision` is a metric's name.
+IDENTITY = ("init", "budget", "float_precision", "backend", "training_version")
+_RANGES = ("", "_low", "_high")
+_OTHER_METRICS = (
     "sensitivity",
     "specificity",
     "balanced_accuracy",
@@ -31,14 +40,34 @@ _INTERVALS = (
     "brier",
 )
 LEADERBOARD = (
-    *("recipe", "protocol", "init", "seeds", "n_test", "n_effective"),
-    *(f"{name}{end}" for name in ("auc", "accuracy") for end in ("", "_low", "_high")),
-    *(f"{name}_patients_{end}" for name in ("auc", "accuracy") for end in ("low", "high")),
-    *("auc_seed_sd", "accuracy_seed_sd"),
-    *("accuracy_youden", "accuracy_youden_low", "accuracy_youden_high"),
-    *(f"{name}{end}" for name in _INTERVALS for end in ("", "_low", "_high")),
-    *("average_precision", "threshold", "train_seconds", "hardware", "claimed_accuracy"),
+    ["recipe", "protocol", *IDENTITY, "seeds", "n_test", "n_effective"]
+    + [f"{name}{end}" for name in ("auc", "accuracy") for end in _RANGES]
+    + [f"{name}_patients_{end}" for name in ("auc", "accuracy") for end in ("low", "high")]
+    + ["auc_seed_sd", "accuracy_seed_sd"]
+    + [f"accuracy_youden{end}" for end in _RANGES]
+    + [f"{name}{end}" for name in _OTHER_METRICS for end in _RANGES]
+    + ["average_precision", "threshold", "train_seconds", "hardware", "claimed_accuracy"]
 )
+_BACKENDS = ("tensorflow", "jax", "torch")
+_PRECISIONS = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
+# An image array with fewer pixels a side is a matrix of numbers, such as a confusion matrix.
+_SMALLEST_IMAGE = 16
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that differ in nothing but their seed, so that their numbers may be averaged."""
+
+    recipe: str
+    protocol: str
+    identity: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+    def select(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of a scores table that are of these runs."""
+        seeds = [run.seed for run in self.runs]
+        same_runs = (table["recipe"] == self.recipe) & (table["protocol"] == self.protocol)
+        return table[same_runs & table["seed"].isin(seeds)]
 
 
 def report_folder(dataset: str) -> Path:
@@ -46,106 +75,300 @@ def report_folder(dataset: str) -> Path:
     return paths.REPORTS / dataset
 
 
-def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFrame:
-    """Compute one row a recipe and protocol (`published`, `strict`), of all recipes or of some.
+def group_runs(dataset: str, recipes: Collection[str] | None = None) -> list[RunGroup]:
+    """Group the `published` and `strict` runs of a report by what decides their numbers.
 
-    Values are means over seeds at each run's frozen threshold, with 95% intervals (`metrics.evaluate`). Empty where
-    none of `recipes` has run.
+    Parameters
+    ----------
+    dataset
+        Name of the report.
+    recipes
+        Names of recipes; all by default.
+
+    Returns
+    -------
+    list of RunGroup
+        In the order of the recipes. A group never holds runs of different budgets, precisions,
+        backends, initial weights, training versions or settings of the recipe.
     """
-    some = None if recipes is None else list(recipes)
-    if some is not None and not any(runs.list_runs(dataset, name) for name in some):
-        return pd.DataFrame(columns=list(LEADERBOARD))
-    table, rows = comparisons.of_protocols(scores.load(dataset, some)), []
-    for names, part in table.groupby(["recipe", "protocol"], sort=False):
-        recipe, protocol = map(str, names)
-        made, test = runs.list_runs(dataset, recipe, protocol), part[part["split"] == "test"]
-        if any(
-            run.settings[key] != made[0].settings[key]
-            for run in made
-            for key in ("choices", "init")
-        ):
-            log.warning(
-                "%s, %s: seeds of different settings are averaged. Fix: train all of them with one budget",
-                *(recipe, protocol),
-            )
-        # A claim about children's radiographs says nothing of simulated ones.
-        known = recipe in RECIPES and dataset != "phantom"
-        seeds, found = test["seed"].nunique(), metrics.evaluate(part)
-        youden = metrics.evaluate(part, rule="youden", ranking=False)  # beside the frozen threshold
-        rows.append(
-            {
-                f"{metric}_{column}": value
-                for metric, row in found.iterrows()
-                for column, value in row.items()
-            }
-            | metrics.ends(found, *metrics.METRICS)
-            | metrics.ends(youden.rename({"accuracy": "accuracy_youden"}), "accuracy_youden")
-            | {
-                "recipe": recipe,
-                "protocol": protocol,
-                "init": made[0].settings["init"],
-                "seeds": seeds,
-                "n_test": round(len(test) / seeds),
-                "n_effective": metrics.effective_size(test),
-                "threshold": thresholds(part, "frozen").mean(),
-                "train_seconds": float(np.mean([run.settings["train_seconds"] for run in made])),
-                "hardware": "; ".join(sorted({run.settings["hardware"] for run in made})),
-                "claimed_accuracy": RECIPES[recipe].claims.get("accuracy", np.nan)
-                if known
-                else np.nan,
-            }
+    groups: dict[str, RunGroup] = {}
+    for run in runs.list_runs(dataset):
+        if run.protocol not in comparisons.PROTOCOLS:
+            continue
+        if recipes is not None and run.recipe not in recipes:
+            continue
+        identity = _identity(run)
+        settings = {
+            "recipe": run.recipe,
+            "protocol": run.protocol,
+            "identity": identity,
+        }
+        key = runs.digest(settings | {"choices": run.settings["choices"]})
+        earlier = groups[key].runs if key in groups else ()
+        groups[key] = RunGroup(run.recipe, run.protocol, identity, (*earlier, run))
+    return list(groups.values())
+
+
+def leading_groups(groups: Iterable[RunGroup]) -> list[RunGroup]:
+    """Keep one group per recipe and protocol: newest code, full budget, most runs."""
+
+    def merit(group: RunGroup) -> tuple[int, bool, int]:
+        full = group.identity["budget"] == "full"
+        return group.identity["training_version"], full, len(group.runs)
+
+    best: dict[tuple[str, str], RunGroup] = {}
+    for group in groups:
+        key = (group.recipe, group.protocol)
+        if key not in best or merit(group) > merit(best[key]):
+            best[key] = group
+    return list(best.values())
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """Read what decides a run's numbers; older runs name some of it in their hardware."""
+    settings = run.settings
+    hardware = str(settings.get("hardware", "")).split(" · ")
+    backend = next((word for word in hardware if word in _BACKENDS), "unknown")
+    precision = next((word for word in hardware if word in _PRECISIONS), "unknown")
+    return {
+        "init": settings["init"],
+        "budget": settings.get("budget", "full"),
+        "float_precision": settings.get("precision", precision),
+        "backend": settings.get("backend", backend),
+        "training_version": int(settings.get("training_version", 1)),
+    }
+
+
+def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFrame:
+    """Compute the leaderboard of a report.
+
+    Parameters
+    ----------
+    dataset
+        Name of the report.
+    recipes
+        Names of recipes; all by default.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each recipe, protocol (`published`, `strict`) and identity of its runs, with the
+        columns `LEADERBOARD`. Values are means over seeds at each run's frozen threshold, with 95%
+        intervals (`metrics.evaluate`). Empty if none of `recipes` has run.
+    """
+    names = None if recipes is None else list(recipes)
+    groups = group_runs(dataset, names)
+    rows: list[dict[str, Any]] = []
+    if groups:
+        table = scores.load(dataset, names)
+        rows = [_leaderboard_row(dataset, group, group.select(table)) for group in groups]
+        _warn_of_several(groups)
+    elif names is None:
+        scores.load(dataset)
+    board = pd.DataFrame(rows, columns=LEADERBOARD)
+    board.attrs["dataset"] = dataset
+    return board
+
+
+def _warn_of_several(groups: list[RunGroup]) -> None:
+    """Name the recipes whose runs fill several rows, because a reader expects one."""
+    pairs = pd.Series([f"{group.recipe}, {group.protocol}" for group in groups])
+    for pair in pairs[pairs.duplicated()].unique():
+        log.warning(
+            "%s: runs of different settings are in rows of their own. Fix: train all of its seeds "
+            "with one budget, precision and backend",
+            pair,
         )
-    return pd.DataFrame(rows, columns=list(LEADERBOARD))
+
+
+def _leaderboard_row(dataset: str, group: RunGroup, table: pd.DataFrame) -> dict[str, Any]:
+    """Evaluate the scores of one group of runs."""
+    test = table[table["split"] == "test"]
+    seeds = test["seed"].nunique()
+    evaluated = metrics.evaluate(table)
+    youden = metrics.evaluate(table, rule="youden", ranking=False)
+    youden = youden.rename({"accuracy": "accuracy_youden"})
+    row = metrics.ends(evaluated, *metrics.METRICS) | metrics.ends(youden, "accuracy_youden")
+    for metric, values in evaluated.iterrows():
+        for column, value in values.items():
+            row[f"{metric}_{column}"] = value
+    recipe = RECIPES.get(group.recipe)
+    claims = recipe.claims if recipe is not None and _is_kermany(dataset) else {}
+    settings = [run.settings for run in group.runs]
+    return row | {
+        "recipe": group.recipe,
+        "protocol": group.protocol,
+        **group.identity,
+        "seeds": seeds,
+        "n_test": round(len(test) / seeds),
+        "n_effective": metrics.effective_size(test),
+        "threshold": thresholds(table, "frozen").mean(),
+        "train_seconds": float(np.mean([run["train_seconds"] for run in settings])),
+        "hardware": "; ".join(sorted({run["hardware"] for run in settings})),
+        "claimed_accuracy": claims.get("accuracy", np.nan),
+    }
+
+
+def _is_kermany(dataset: str) -> bool:
+    """Whether the claims are about the images of this data set."""
+    return dataset.startswith("kermany")
 
 
 def claims(dataset: str) -> pd.DataFrame:
-    """Compute the published values beside those of a report (see `evaluation.claims.claims`)."""
-    made = [run for run in runs.list_runs(dataset, None, "published") if run.recipe in RECIPES]
-    other = {
-        run.recipe for run in made if RECIPES[run.recipe].init != run.settings["init"].split(" ")[0]
-    }
-    return compare_claims(
-        scores.load(dataset), same_data=dataset.startswith("kermany"), other_init=other
-    )
+    """Compute the published values beside those of a report (see `evaluation.claims.claims`).
+
+    Of each recipe and protocol the runs of one identity are used (`leading_groups`).
+    """
+    groups = leading_groups(group_runs(dataset))
+    other_init = set()
+    for group in groups:
+        recipe = RECIPES.get(group.recipe)
+        init = str(group.identity["init"]).split(" ")[0]
+        if recipe is not None and group.protocol == "published" and recipe.init != init:
+            other_init.add(group.recipe)
+    everything = scores.load(dataset)
+    chosen = pd.concat([group.select(everything) for group in groups], ignore_index=True)
+    return compare_claims(chosen, same_data=_is_kermany(dataset), other_init=other_init)
 
 
 def save_table(table: pd.DataFrame, dataset: str, name: str) -> None:
-    """Write a table of an experiment, without its index, as `tables/<name>.csv`."""
-    with atomic_write(report_folder(dataset) / "tables" / f"{name}.csv") as temporary:
+    """Write a table of an experiment, without its index, as `tables/<name>.csv`.
+
+    `tables/<name>.json` beside it names the runs that it was made from (`named_runs`).
+    """
+    folder = report_folder(dataset) / "tables"
+    with atomic_write(folder / f"{name}.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
+    columns = [column for column in ("recipe", "a", "b") if column in table]
+    names = set(table[columns].astype(str).to_numpy().ravel())
+    facts = {"rows": len(table), "runs": named_runs(dataset, names)}
+    with atomic_write(folder / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def named_runs(dataset: str, recipes: Collection[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Describe the runs of some recipes, so that a table or figure of older runs can be recognised.
+
+    Returns
+    -------
+    dict
+        By recipe and by `<protocol>-<seed>`: `n_test`, the images of its test, and `scores`, twelve
+        hexadecimal digits of the SHA-256 of its scores file. What is no recipe with runs is left
+        out.
+    """
+    described: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in runs.list_runs(dataset):
+        if run.recipe in recipes:
+            described.setdefault(run.recipe, {})[f"{run.protocol}-{run.seed}"] = {
+                "n_test": int((run.scores["split"] == "test").sum()),
+                "scores": runs.file_sha256(run.folder / "scores.csv")[:12],
+            }
+    return described
 
 
 def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is read: `0.850 (0.820–0.880)` for a value with its `<name>_low`, `_high`, or `low`, `high`."""
-    shown: dict[str, object] = {}
+    """Return a table as it is read: a value and its interval in one column, three decimals.
+
+    The columns `<name>_low` and `<name>_high` join `<name>`, if there is one, and otherwise become
+    it; the columns `low` and `high` join the column before them.
+    """
     names = [str(name) for name in table]
-    for name, after in zip(names, [*names[1:], ""], strict=True):
-        ends = [f"{name}_low", f"{name}_high"]
-        ends = ["low", "high"] if after == "low" and ends[0] not in names else ends
-        if set(ends) <= {*names}:
-            parts = zip(table[name], *(table[end] for end in ends), strict=True)
-            shown[name] = [
-                "–" if np.isnan(v) else f"{v:.3f} ({low:.3f}–{high:.3f})" for v, low, high in parts
-            ]
-        elif not name.endswith(("low", "high")):
+    shown: dict[str, object] = {}
+    for position, name in enumerate(names):
+        ends = _interval_columns(names, position)
+        value_of = name.removesuffix("_low")
+        if ends is not None:
+            rows = zip(table[name], table[ends[0]], table[ends[1]], strict=True)
+            shown[name] = [style.interval(*row) for row in rows]
+        elif name.endswith("_low") and f"{value_of}_high" in names and value_of not in names:
+            pairs = zip(table[name], table[f"{value_of}_high"], strict=True)
+            shown[value_of] = [style.span(*pair) for pair in pairs]
+        elif name not in _joined(names):
             shown[name] = table[name].round(3) if table[name].dtype.kind == "f" else table[name]
     return pd.DataFrame(shown, index=table.index)
 
 
+def _interval_columns(names: list[str], position: int) -> tuple[str, str] | None:
+    """Name the columns of the interval of a value, or None if it has none."""
+    name = names[position]
+    if {f"{name}_low", f"{name}_high"} <= set(names):
+        return f"{name}_low", f"{name}_high"
+    if names[position + 1 : position + 3] == ["low", "high"]:
+        return "low", "high"
+    return None
+
+
+def _joined(names: list[str]) -> set[str]:
+    """Name the columns that are an end of some interval."""
+    ends: set[str] = set()
+    for position, name in enumerate(names):
+        ends.update(_interval_columns(names, position) or ())
+        stem = name.removesuffix("_high")
+        if stem != name and f"{stem}_low" in names:
+            ends.add(name)
+    return ends
+
+
 def read_rows(dataset: str, name: str) -> list[dict[Any, Any]]:
-    """Rows of a table that `save_table` wrote; none where it is not there."""
+    """Read the rows of a table that `save_table` wrote; none if the report has no such table."""
     file = report_folder(dataset) / "tables" / f"{name}.csv"
     return pd.read_csv(file).to_dict(orient="records") if file.exists() else []
 
 
 def save_figure(
-    figure: Figure, dataset: str, name: str, caption: str, *, patients: bool = False
+    figure: Figure, dataset: str, name: str, caption: str, *, patients: bool | None = None
 ) -> Path:
-    """Write a figure as PNG with its caption inside; the page shows figures in the order of their names.
+    """Write a figure as PNG; the page shows figures in the order of their names.
 
-    `patients` says that it shows radiographs: unless these are the phantom's, it goes to `local/`, which git ignores.
+    Parameters
+    ----------
+    figure
+        The figure. The runs of the recipes that it names are kept in the file (`named_runs`), as
+        its caption is.
+    dataset, name, caption
+        The report, the file's name without suffix, and what a reader is told below it.
+    patients
+        Whether images of patients can be seen. By default this is assumed of every figure that
+        draws pixels. Unless they are the phantom's, such a figure goes to `local/`, which git
+        ignores.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
     """
-    place = report_folder(dataset) / ("local" if patients and dataset != "phantom" else "figures")
+    shows_patients = draws_pixels(figure) if patients is None else patients
+    local = shows_patients and dataset != "phantom"
+    place = report_folder(dataset) / ("local" if local else "figures")
+    facts = {"runs": named_runs(dataset, recipes_in(figure, f"{name} {caption}"))}
     with atomic_write(place / f"{name}.png") as temporary:
-        temporary.write_bytes(style.png(figure, caption))
+        temporary.write_bytes(style.png(figure, caption, facts=facts))
     return place / f"{name}.png"
+
+
+def figure_facts(file: Path) -> dict[str, Any] | None:
+    """Read what a figure of `save_figure` was made from; None if the file does not say."""
+    with Image.open(file) as image:
+        source = image.info.get("Source")
+    return None if source is None else json.loads(source)
+
+
+def draws_pixels(figure: Figure) -> bool:
+    """Whether a figure shows an image, as opposed to a small matrix of numbers."""
+    sizes = [image.get_size() for image in figure.findobj(AxesImage)]
+    return any(min(size) >= _SMALLEST_IMAGE for size in sizes)
+
+
+def recipes_in(figure: Figure, text: str = "") -> set[str]:
+    """Name the recipes whose name or label is written in a figure or in `text`."""
+    written = [item.get_text() for item in figure.findobj(Text)]
+    words = "\n".join([*written, text])
+    titles = [(name, name) for name in RECIPES]
+    titles += [(style.recipe_label(name), name) for name in RECIPES]
+    named = set()
+    # The longest first, so that `tiny-cnn-28` is not found in `tiny-cnn-28-reframed`.
+    for title, name in sorted(titles, key=lambda pair: -len(pair[0])):
+        if title in words:
+            named.add(name)
+            words = words.replace(title, "")
+    return named
