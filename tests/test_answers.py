@@ -101,7 +101,9 @@ def test_a_table_of_another_model_or_threshold_is_refused(images, file):
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"name,age\nAda,36\n", b"\xff\xd8\xff\0\0", b"\n", b"p" * 9999])
+@pytest.mark.parametrize(
+    "content", [b"name,age\nAda,36\n", b"\xff\xd8\xff\0\0", b"\n", b"p" * 9999]
+)
 def test_a_file_that_is_no_table_of_answers_is_left_alone(images, file, content):
     file.write_bytes(content)
     with pytest.raises(InvalidDataError, match=r"exists and is no table of answers\. Fix: "):

@@ -263,7 +263,7 @@ def test_damaged_checksums_are_one_error(weights, content):
 def test_settings_that_are_those_of_others_are_one_error(weights, settings):
     (weights / packaged.SETTINGS_FILE).write_text(settings)
     write_checksums(weights)
-    with pytest.raises(InvalidDataError, match="no model of this package .*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"no model of this package .*Fix: "):
         packaged.load_packaged(weights)
 
 
@@ -271,7 +271,7 @@ def test_settings_that_are_those_of_others_are_one_error(weights, settings):
 def test_a_model_that_litert_cannot_read_is_one_error(weights, model):
     (weights / packaged.MODEL_FILE).write_bytes(model)
     write_checksums(weights)
-    with pytest.raises(InvalidDataError, match="no model of this package .*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"no model of this package .*Fix: "):
         packaged.load_packaged(weights)
 
 
@@ -533,7 +533,10 @@ def test_answering_loads_no_deep_learning_library():
 
 def test_the_examples_are_answered_as_data_readme_says():
     table = prediction.predict(EXAMPLES)
-    outcomes = dict(zip(table["path"], table["label"].where(table["label"] != "", table["status"])))
+    is_answered = table["label"] != ""
+    outcomes = dict(
+        zip(table["path"], table["label"].where(is_answered, table["status"]), strict=True)
+    )
     assert {Path(path).name: outcome for path, outcome in outcomes.items()} == {
         "abstained.jpeg": "abstained",
         "normal.jpeg": "normal",
@@ -542,14 +545,16 @@ def test_the_examples_are_answered_as_data_readme_says():
     }
 
 
-def test_the_examples_are_images_of_the_phantom():
-    simulated = {Path(path).name: path for path in manifest.load("phantom")["path"]}
-    originals = {
-        "abstained": "person136_bacteria_243.jpeg",
-        "normal": "IM-0125-0001.jpeg",
-        "pneumonia": "person67_virus_144.jpeg",
-    }
+@pytest.mark.slow
+def test_the_examples_are_images_of_the_phantom_and_of_no_patient():
+    table = manifest.load("phantom")
+    simulated = [images.read_gray(path) for path in table["path"]]
     for file in EXAMPLES.iterdir():
-        original = images.read_gray(simulated[originals[file.stem]])
-        difference = np.abs(images.read_gray(file).astype(float) - original)
-        assert difference.mean() < 1, file
+        example = images.read_gray(file).astype(float)
+        differences = [
+            np.abs(image - example).mean() if image.shape == example.shape else np.inf
+            for image in simulated
+        ]
+        nearest = table.iloc[int(np.argmin(differences))]
+        assert min(differences) < 1, file
+        assert nearest["label"] == (file.stem != "normal"), file

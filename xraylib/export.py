@@ -4,6 +4,7 @@ Everything that its answers need is chosen on validation images, whose patients 
 train on.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,8 +100,11 @@ def package(run: runs.Run, manifest: pd.DataFrame) -> PackagedModel:
     network = load_predictor(run).model
     model = to_litert(network, training)
     settings = _settings(run)
-    limits = {"framings": VIEWS, "input": network.get_layer("backbone").input_shape[1]}
-    settings["answers"] = limits | _NO_LIMITS
+    settings["answers"] = _NO_LIMITS | {
+        "framings": VIEWS,
+        "input": network.get_layer("backbone").input_shape[1],
+        "sha256": hashlib.sha256(model).hexdigest(),
+    }
     settings["answers"] |= _choose_limits(settings, model, validation, labels, run.threshold)
     with atomic_folder(paths.SHIPPED) as folder:
         write_packaged(folder, settings, model)
