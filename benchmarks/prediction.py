@@ -1,8 +1,8 @@
 """`make prediction`: what `predict` answers, abstains from and costs, into reports/prediction.json.
 
 Real images are taken where XRAYLIB_DATA has them (Kermany's copies and originals, NIH). Without
-them, the parts that need none are measured. Nothing here chose a limit of the model. The kind of OOD
-score was chosen after pages, noise and photographs like these, and the share of the test images
+them, the parts that need none are measured. Nothing here chose a limit of the model. The kind of
+OOD score was chosen after pages, noise and photographs like these, and the share of the test images
 that it flags, had been seen.
 """
 

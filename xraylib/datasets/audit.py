@@ -10,7 +10,6 @@ import pandas as pd
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.metrics import roc_auc_score
 
 from xraylib import paths, storage
 from xraylib.datasets.catalog import Dataset, get_dataset
@@ -240,35 +239,3 @@ def border_mask(size: int, share: float) -> np.ndarray:
     border = np.ones((size, size), bool)
     border[inner : size - inner, inner : size - inner] = False
     return border
-
-
-def file_feature_warnings(manifest: pd.DataFrame) -> list[str]:
-    """Warn of properties of the files from which a network could infer the class.
-
-    Parameters
-    ----------
-    manifest
-        The images of a data set; those of the split `test` are not looked at.
-
-    Returns
-    -------
-    list of str
-        One warning for each feature of `file_features` whose AUC is above 0.7 in either direction.
-    """
-    training = manifest[manifest["split"] != "test"]
-    features = file_features(file_properties(training))
-    warnings = []
-    if "width" not in features and "height" not in features:
-        warnings.append(
-            "All images have one size, so that width, height and aspect ratio cannot be checked."
-        )
-    if training["label"].nunique() < 2:
-        return warnings
-    for name in features:
-        auc = roc_auc_score(training["label"], features[name])
-        if max(auc, 1 - auc) > 0.7:
-            warnings.append(
-                f"warning: {name} of the file predicts the class (AUC {auc:.3f}); "
-                "a network can infer it"
-            )
-    return warnings
