@@ -59,6 +59,7 @@ def data_audit(options: argparse.Namespace) -> None:
 
     dataset = _find_dataset(options.name)
     files = manifest.index(dataset)
+    manifest.check_classes(dataset, files)
     findings = audit.audit_files(files)
     if findings.empty:
         print("no file is unreadable, duplicate or mislabelled")
