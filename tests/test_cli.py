@@ -483,6 +483,7 @@ def test_another_error_of_the_system_is_not_taken_for_that_of_standard_output(mo
 def test_notebooks_without_their_extra_are_one_message(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "papermill", None)
     monkeypatch.delitem(sys.modules, "xraylib.report.notebooks", raising=False)
+    monkeypatch.delattr("xraylib.report.notebooks", raising=False)
     status, _, complaints = run("run-notebook", "a.ipynb", "b.ipynb")
     assert (status, len(complaints)) == (1, 1)
     assert "papermill" in complaints[0]
