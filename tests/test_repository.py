@@ -31,7 +31,7 @@ ORDER = (
         {"report"},
     ),
     *({"experiment", "answers", "packaged"}, {"prediction"}, {"export"}),
-    *({"app", "commands"}, {"cli"}, {"__main__"}),
+    *({"app", "commands"}, {"cli"}, {"__main__"}, {"__init__"}),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 PAGES = [
