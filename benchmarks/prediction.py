@@ -1,8 +1,9 @@
 """`make prediction`: what `predict` answers, abstains from and costs, into reports/prediction.json.
 
-Real radiographs are taken where XRAYLIB_DATA has them (Kermany's copies and originals, NIH); without them the parts
-that need none are measured. Nothing here chose a limit of the model; the kind of OOD score was chosen after pages,
-noise and photographs like these, and the share of the test that it flags, had been seen.
+Real images are taken where XRAYLIB_DATA has them (Kermany's copies and originals, NIH). Without
+them, the parts that need none are measured. Nothing here chose a limit of the model. The kind of
+OOD score was chosen after pages, noise and photographs like these, and the share of the test images
+that it flags, had been seen.
 """
 
 import importlib.metadata
@@ -23,14 +24,15 @@ from matplotlib import cbook
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from sklearn.datasets import load_sample_images
 
-from xraylib import devices, paths, predict
+from xraylib import devices, paths, prediction
 from xraylib.datasets import catalog, fetch, manifest
+from xraylib.packaged import PackagedModel, load_packaged
 from xraylib.storage import atomic_write
 
 
-def answers(files: Iterable[Any], model: predict.Shipped) -> pd.DataFrame:
-    """One row a file."""
-    return pd.DataFrame(predict.predict(files, model), columns=predict.COLUMNS)
+def answers(files: Iterable[Any], model: PackagedModel) -> pd.DataFrame:
+    """Answer files with a table, one row per file."""
+    return prediction.predict(files, model)
 
 
 def share(values: Any) -> float:
@@ -85,7 +87,7 @@ ALTERED = {
 }
 
 
-def altered(films: list[str], model: predict.Shipped) -> dict[str, float]:
+def altered(films: list[str], model: PackagedModel) -> dict[str, float]:
     """Share abstained of real films that are not as a frontal chest film should be."""
     found = {}
     for name, alter in ALTERED.items():
@@ -128,15 +130,14 @@ def formats(film: Path, place: Path) -> list[Path]:
 
 
 def worth(told: pd.DataFrame, label: np.ndarray) -> dict[str, Any]:
-    """Of what was answered: accuracy, Brier score, expected calibration error, what the 95% sets hold.
+    """Measure answers: accuracy, Brier score, calibration error, coverage of the 95% sets.
 
-    Apart, those whose label hangs on the framing.
+    Answers whose label depends on the framing are counted apart.
     """
-    changes, right = (
-        (told["message"] != "").to_numpy(),
-        ((told["label"] == "pneumonia") == label).to_numpy(),
-    )
-    probability, held = told["probability"].to_numpy(), told["prediction_set"]
+    changes = (told["message"] != "").to_numpy()
+    right = ((told["label"] == "pneumonia") == label).to_numpy()
+    probability = told["probability"].to_numpy()
+    held = told["prediction_set"]
     bins = np.minimum((probability * 10).astype(int), 9)
     gaps = [abs(probability[bins == one].sum() - label[bins == one].sum()) for one in range(10)]
     found = {"accuracy": share(right), "brier": share((probability - label) ** 2)}
@@ -153,7 +154,7 @@ def worth(told: pd.DataFrame, label: np.ndarray) -> dict[str, Any]:
     return found | {f"set_holds_{name}": share(values) for name, values in covered.items()}
 
 
-def cost(films: list[str], model: predict.Shipped) -> dict[str, Any]:
+def cost(films: list[str], model: PackagedModel) -> dict[str, Any]:
     """Cold start, throughput and memory of the command and of the call."""
     command = [sys.executable, "-m", "xraylib", "predict", "--json"]
     cold = []
@@ -162,8 +163,14 @@ def cost(films: list[str], model: predict.Shipped) -> dict[str, Any]:
         subprocess.run([*command, films[0]], check=True, capture_output=True)
         cold.append(time.perf_counter() - start)
     # Not getrusage, whose peak a child inherits from what started it.
-    peak = "import re, sys; from pathlib import Path; from xraylib import cli; status = cli.main(sys.argv[1:]); "
-    peak += "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]); sys.exit(status)"
+    peak = """
+import re, sys
+from pathlib import Path
+from xraylib import cli
+status = cli.main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+sys.exit(status)
+"""
     done = subprocess.run(
         [sys.executable, "-c", peak, *command[3:], *films],
         capture_output=True,
@@ -184,7 +191,8 @@ def cost(films: list[str], model: predict.Shipped) -> dict[str, Any]:
 
 def main() -> None:
     """Measure everything and write the file."""
-    model, found = predict.Shipped.load(), {}
+    model = load_packaged()
+    found: dict[str, Any] = {}
     version = importlib.metadata.version("ai-edge-litert")
     found["model"], found["sha256"] = model.name, model.sha256
     found["machine"] = (

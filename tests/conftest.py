@@ -1,4 +1,4 @@
-"""Shared by all tests: places of their own, a small phantom, and what one JAX process did with it."""
+"""Shared by all tests: folders of their own, a small phantom, and what a JAX process did."""
 
 import json
 import os
@@ -42,10 +42,10 @@ def pytest_unconfigure():
 def start_python(script, *arguments, **options):
     """Start a fresh interpreter on some code, or on a file of this folder."""
     given = [str(HERE / script)] if script.endswith(".py") else ["-c", script]
+    usual = {"cwd": HERE.parent, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(
         [sys.executable, *given, *map(str, arguments)],
-        **{"cwd": HERE.parent, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        | options,
+        **(usual | options),
     )
 
 
@@ -93,13 +93,11 @@ def accelerator():
 
 @pytest.fixture(scope="session")
 def networks(accelerator):
-    """The smaller networks by name, for 32 pixels, with weights so random that the image decides."""
+    """The smaller networks by name, for 32 pixels; their random weights let the image decide."""
     from xraylib.training import networks
 
-    rng, built = (
-        np.random.default_rng(0),
-        {name: networks.build(name, 32, "sigmoid") for name in SMALL},
-    )
+    rng = np.random.default_rng(0)
+    built = {name: networks.build(name, 32, "sigmoid") for name in SMALL}
     for model in built.values():
         for weight in model.trainable_variables:
             weight.assign(weight.numpy() + rng.normal(0, 0.08, weight.shape))
@@ -108,7 +106,7 @@ def networks(accelerator):
 
 @pytest.fixture(scope="session")
 def saved(networks, phantom, tmp_path_factory):
-    """A folder with the weights of `networks` and, in `scores.npz`, what they say of the phantom."""
+    """A folder with the weights of `networks` and, in `scores.npz`, their scores of the phantom."""
     from xraylib.training.networks import predict_rows
 
     folder = tmp_path_factory.mktemp("saved")
@@ -124,7 +122,7 @@ def saved(networks, phantom, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def under_jax(phantom, saved, tmp_path_factory):
-    """What `under_jax.py` found: the same package in a process that runs on JAX with four simulated CPUs."""
+    """What `under_jax.py` found: the same package on JAX with four simulated CPUs."""
     folder = tmp_path_factory.mktemp("jax")
     phantom.to_pickle(folder / "manifest.pkl")
     run_python("under_jax.py", folder, saved)

@@ -1,8 +1,8 @@
+import hashlib
 import io
 import json
 import os
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +14,16 @@ from conftest import run_python
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from test_images import dicom, encoded, texture
 
-from xraylib import cli, export, paths, predict
+from xraylib import answers, cli, packaged, paths, prediction
 from xraylib.datasets import images, manifest
 from xraylib.datasets.framing import SWAP, crop
 from xraylib.errors import InvalidDataError, NotFoundError
-from xraylib.training import networks, runs
+from xraylib.training import networks
 from xraylib.training.predictor import load_predictor
 from xraylib.training.recipes import Phase, get_recipe
 from xraylib.training.train import train
 
+EXAMPLES = paths.ROOT / "data" / "examples"
 NETWORK = replace(get_recipe("tiny-cnn-28"), name="predicting", phases=(Phase(6, 1e-3),))
 PROBE = replace(
     get_recipe("mobilenetv2-frozen"), name="probing", network="tiny_cnn", size=32, init="random"
@@ -32,10 +33,8 @@ BOTH = pytest.mark.parametrize("kind", ["network", "probe"])
 
 @pytest.fixture(scope="module")
 def trained(phantom, accelerator):
-    return {
-        kind: train(recipe, phantom, accelerator)
-        for kind, recipe in (("network", NETWORK), ("probe", PROBE))
-    }
+    recipes = {"network": NETWORK, "probe": PROBE}
+    return {kind: train(recipe, phantom, accelerator) for kind, recipe in recipes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -43,33 +42,88 @@ def predictor(trained):
     return load_predictor(trained["network"])
 
 
+@pytest.fixture(scope="module")
+def shipped():
+    return packaged.load_packaged()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A copy of the packaged model to spoil."""
+    return Path(shutil.copytree(paths.SHIPPED, tmp_path / "weights"))
+
+
 def official_test(phantom):
     return phantom[phantom["split"] == "test"]
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    return predict.Shipped.load()
+def write_checksums(folder):
+    """Make the checksums those of the files as they are."""
+    files = [folder / name for name in (packaged.MODEL_FILE, packaged.SETTINGS_FILE)]
+    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
+    (folder / packaged.CHECKSUM_FILE).write_text("".join(lines))
 
 
-def table(files, model, **options):
-    return pd.DataFrame(predict.predict(files, model, **options), columns=predict.COLUMNS)
+class Constant:
+    """A model whose answer is given."""
+
+    name, sha256, size, threshold = "constant", "0123456789abcdef", 8, 0.5
+
+    def __init__(self, **answer):
+        self.given = {"probability": 0.5} | answer
+
+    def answer(self, pixels):
+        return [dict(self.given) for _ in pixels]
 
 
 @BOTH
 def test_test_images_get_the_scores_and_the_threshold_of_the_run(kind, phantom, trained):
-    run, films = trained[kind], official_test(phantom)
-    answers = table(films["path"].tolist(), load_predictor(run))
-    expected = (
-        run.scores.set_index(["split", "image_id"])["score"].loc["test"].loc[films["image_id"]]
+    run = trained[kind]
+    table = official_test(phantom)
+    answered = prediction.predict(table["path"], load_predictor(run))
+    scores = run.scores.set_index(["split", "image_id"])["score"]
+    expected = scores.loc["test"].loc[table["image_id"]]
+    np.testing.assert_allclose(answered["probability"], expected, atol=1e-5)
+    assert answered["probability"].nunique() > 1
+    assert (answered["status"] == "ok").all()
+    assert (answered["threshold"] == run.threshold).all()
+    labels = np.where(expected >= run.threshold, "pneumonia", "normal")
+    assert answered["label"].tolist() == labels.tolist()
+
+
+def test_a_probability_at_the_threshold_is_a_pneumonia():
+    image = EXAMPLES / "normal.jpeg"
+    for probability, label in ((0.5, "pneumonia"), (0.4999, "normal"), (0.5001, "pneumonia")):
+        (row,) = prediction.answer_files([image], Constant(probability=probability))
+        assert (row["label"], row["message"]) == (label, "")
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "is_doubtful"),
+    [(0.1, 0.4, False), (0.1, 0.5, True), (0.4, 0.9, True), (0.5, 0.9, False)],
+)
+def test_an_answer_whose_label_changes_with_the_framing_says_so(lowest, highest, is_doubtful):
+    model = Constant(lowest=lowest, highest=highest)
+    (row,) = prediction.answer_files([EXAMPLES / "normal.jpeg"], model)
+    assert ("framing" in row["message"]) == is_doubtful
+    assert row["status"] == "ok"
+    assert row["label"] == "pneumonia"
+
+
+def test_an_abstention_leaves_nothing_that_could_pass_for_an_answer():
+    model = Constant(
+        status="abstained",
+        message="unlike",
+        ood_score=9.0,
+        lowest=0.1,
+        highest=0.9,
+        prediction_set="normal",
     )
-    np.testing.assert_allclose(answers["probability"], expected, atol=1e-5)
-    assert answers["probability"].nunique() > 1 and (answers["status"] == "ok").all()
-    assert (answers["threshold"] == run.threshold).all()
-    assert (
-        answers["label"].tolist()
-        == np.where(expected >= run.threshold, "pneumonia", "normal").tolist()
-    )
+    (row,) = prediction.answer_files([EXAMPLES / "normal.jpeg"], model)
+    assert (row["status"], row["message"], row["ood_score"]) == ("abstained", "unlike", 9.0)
+    assert np.isnan(row["probability"])
+    for name in ("label", "lowest", "highest", "prediction_set"):
+        assert row[name] == ""
 
 
 def test_bad_files_are_reported_and_the_others_go_on(phantom, predictor, tmp_path):
@@ -79,12 +133,29 @@ def test_bad_files_are_reported_and_the_others_go_on(phantom, predictor, tmp_pat
     (tmp_path / "letter.png").write_text("Dear colleague")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     bad = [torn, tmp_path / "letter.png", tmp_path / "nowhere.png", tmp_path / "loop.png"]
-    answers = table([bad[0], good, *bad[1:], good], predictor)
-    assert answers["status"].tolist() == ["error", "ok", "error", "error", "error", "ok"]
-    assert answers["probability"].iloc[1] == pytest.approx(answers["probability"].iloc[5], abs=1e-6)
-    for row in answers[answers["status"] == "error"].itertuples():
-        assert row.label == "" and Path(row.path).name in row.message and "Fix: " in row.message
-    assert (table(bad, predictor)["status"] == "error").all() and table([], predictor).empty
+    table = prediction.predict([bad[0], good, *bad[1:], good], predictor)
+    assert table["status"].tolist() == ["error", "ok", "error", "error", "error", "ok"]
+    assert table["probability"].iloc[1] == pytest.approx(table["probability"].iloc[5], abs=1e-6)
+    for row in table[table["status"] == "error"].itertuples():
+        assert row.label == ""
+        assert Path(row.path).name in row.message
+        assert "Fix: " in row.message
+    assert (prediction.predict(bad, predictor)["status"] == "error").all()
+    assert prediction.predict([], predictor).empty
+
+
+def test_a_batch_goes_on_after_an_image_that_takes_all_memory(monkeypatch):
+    read = images.read_gray
+
+    def exhausted(file, size):
+        if Path(file).name == "pneumonia.jpeg":
+            raise MemoryError
+        return read(file, size)
+
+    monkeypatch.setattr(images, "read_gray", exhausted)
+    table = prediction.predict(EXAMPLES, Constant())
+    assert table["status"].tolist() == ["ok", "ok", "ok", "error"]
+    assert "memory" in table["message"].iloc[3]
 
 
 def test_a_probe_on_other_weights_is_refused(trained, monkeypatch):
@@ -95,34 +166,18 @@ def test_a_probe_on_other_weights_is_refused(trained, monkeypatch):
         load_predictor(trained["probe"])
 
 
-def test_the_shipped_model_answers_as_its_keras_network_does(phantom, shipped):
-    run = runs.read_run(paths.SHIPPED)
-    films = images.load_pixels(phantom, 224)[:12]
-    answers = pd.DataFrame(shipped.answer(films))
-    score = load_predictor(run).score(films)
-    slope, intercept = run.settings["answers"]["calibration"]
-    odds = np.log(score / (1 - score)) * slope + intercept
-    np.testing.assert_allclose(answers["probability"], 1 / (1 + np.exp(-odds)), atol=1e-3)
-    # The same side of the threshold, which is the run's own on its calibrated scale.
-    assert ((answers["probability"] >= shipped.threshold) == (score >= run.threshold)).all()
-    assert run.has_model and run.settings["licences"]
-    assert all(file.stat().st_size <= 6e6 for file in paths.SHIPPED.iterdir())
-
-
 def test_its_framings_are_those_of_the_experiment(shipped):
-    film = np.array(Image.fromarray(texture(3)).resize((224, 224)))[None, ..., None]
-    lowest, highest = (shipped.answer(film)[0][name] for name in ("lowest", "highest"))
-    own = [
-        shipped.answer(np.array(crop(film, **view)))[0]["probability"]
+    image = np.array(Image.fromarray(texture(3)).resize((224, 224)))[None, ..., None]
+    answer = shipped.answer(image)[0]
+    probabilities = [
+        shipped.answer(np.array(crop(image, **view)))[0]["probability"]
         for view in ({}, {"rows": SWAP}, {"columns": SWAP})
     ]
-    assert (lowest, highest) == (
-        pytest.approx(min(own), abs=0.03),
-        pytest.approx(max(own), abs=0.03),
-    )
+    assert answer["lowest"] == pytest.approx(min(probabilities), abs=0.03)
+    assert answer["highest"] == pytest.approx(max(probabilities), abs=0.03)
 
 
-def pages(rng):
+def page_of_text(rng):
     page = Image.new("L", (850, 1100), 255)
     for line in range(40, 1060, 30):
         words = " ".join("".join(rng.choice(list("abcdefghij"), 6)) for _ in range(10))
@@ -133,7 +188,7 @@ def pages(rng):
 def test_what_is_no_chest_radiograph_is_abstained_from(shipped, tmp_path):
     rng = np.random.default_rng(0)
     others = {
-        "page": pages(rng),
+        "page": page_of_text(rng),
         "noise": Image.fromarray(rng.integers(0, 256, (300, 300), dtype=np.uint8)),
         "blank": Image.new("L", (400, 300), 128),
         "black": Image.new("L", (400, 300)),
@@ -142,205 +197,364 @@ def test_what_is_no_chest_radiograph_is_abstained_from(shipped, tmp_path):
     }
     for name, picture in others.items():
         picture.save(tmp_path / f"{name}.png")
-    answers = table(sorted(tmp_path.iterdir()), shipped, threshold=0.2)
-    assert (answers["status"] == "abstained").all() and (answers["label"] == "").all()
-    assert answers["probability"].isna().all() and (answers["prediction_set"] == "").all()
-    assert (
-        answers["message"].str.contains(r"OOD score \d").all()
-        and (answers["threshold"] == 0.2).all()
-    )
+    table = prediction.predict(tmp_path, shipped, threshold=0.2)
+    assert len(table) == len(others)
+    assert (table["status"] == "abstained").all()
+    assert (table["label"] == "").all()
+    assert table["probability"].isna().all()
+    assert (table["prediction_set"] == "").all()
+    assert table["message"].str.contains(r"OOD score \d").all()
+    assert (table["ood_score"] > shipped.limits["ood_limit"]).all()
+    assert (table["threshold"] == 0.2).all()
 
 
-def test_one_film_gets_one_answer_from_every_kind_of_file(phantom, shipped, tmp_path):
-    film = images.read_gray(phantom["path"].iloc[0])
-    film = np.asarray(Image.fromarray(film).resize((224, 224)).filter(ImageFilter.GaussianBlur(1)))
-    for kind in ("PNG", "TIFF", "JPEG"):
-        (tmp_path / kind).write_bytes(
-            encoded(film, kind, **({"quality": 98} if kind == "JPEG" else {}))
-        )
+def test_one_image_gets_one_answer_from_every_kind_of_file(phantom, shipped, tmp_path):
+    gray = Image.fromarray(images.read_gray(phantom["path"].iloc[0])).resize((224, 224))
+    film = np.asarray(gray.filter(ImageFilter.GaussianBlur(1)))
+    (tmp_path / "PNG").write_bytes(encoded(film, "PNG"))
+    (tmp_path / "TIFF").write_bytes(encoded(film, "TIFF"))
+    (tmp_path / "JPEG").write_bytes(encoded(film, "JPEG", quality=98))
     (tmp_path / "DICOM").write_bytes(dicom(film))
     read = {file.name: images.read_gray(file, 224)[..., None] for file in tmp_path.iterdir()}
-    found = pd.Series(
-        {name: shipped.answer(film[None])[0]["probability"] for name, film in read.items()}
+    probability = pd.Series(
+        {name: shipped.answer(image[None])[0]["probability"] for name, image in read.items()}
     )
-    assert found.drop("JPEG").nunique() == 1
-    assert found.max() - found.min() <= 0.05  # compression changes simulated noise most
+    assert probability.drop("JPEG").nunique() == 1
+    # Compression changes simulated noise most.
+    assert probability.max() - probability.min() <= 0.05
 
 
-def test_a_tampered_model_is_refused_by_name(tmp_path):
-    shutil.copytree(paths.SHIPPED, tmp_path / "weights")
-    model = tmp_path / "weights" / "model.tflite"
-    model.write_bytes(model.read_bytes()[:-1] + b"x")
-    with pytest.raises(
-        InvalidDataError, match=r"model\.tflite is not the file that was shipped\. Fix: "
-    ):
-        predict.Shipped.load(tmp_path / "weights")
-    model.unlink()
-    with pytest.raises(InvalidDataError, match=r"model\.tflite"):
-        predict.Shipped.load(tmp_path / "weights")
-    keras_file = tmp_path / "weights" / "model.weights.h5"
-    keras_file.write_bytes(keras_file.read_bytes()[:-1] + b"x")
-    with pytest.raises(
-        InvalidDataError, match=r"model\.weights\.h5 is missing or is not what the run wrote"
-    ):
-        load_predictor(runs.read_run(tmp_path / "weights"))
+# The packaged model, and folders of others.
 
 
-def test_folders_patterns_and_lists_are_found_in_order(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", [packaged.MODEL_FILE, packaged.SETTINGS_FILE])
+def test_a_tampered_model_is_refused_by_name(weights, name):
+    file = weights / name
+    content = file.read_bytes()
+    for changed in (content[:-2] + b" " + content[-1:], content[: len(content) // 2], b""):
+        file.write_bytes(changed)
+        with pytest.raises(InvalidDataError, match=rf"{name} is not the file that was shipped"):
+            packaged.load_packaged(weights)
+    file.unlink()
+    with pytest.raises(InvalidDataError, match=rf"{name} .*Fix: "):
+        packaged.load_packaged(weights)
+
+
+def test_an_edited_threshold_is_refused(weights):
+    file = weights / packaged.SETTINGS_FILE
+    settings = json.loads(file.read_text())
+    settings["answers"]["threshold"] = 0.01
+    file.write_text(json.dumps(settings, indent=1) + "\n")
+    with pytest.raises(InvalidDataError, match=r"run\.json is not the file that was shipped"):
+        packaged.load_packaged(weights)
+
+
+@pytest.mark.parametrize("content", ["", "no checksum at all\n", "ä", "0" * 64 + "  other\n"])
+def test_damaged_checksums_are_one_error(weights, content):
+    (weights / packaged.CHECKSUM_FILE).write_text(content)
+    with pytest.raises(InvalidDataError, match="Fix: install the package again"):
+        packaged.load_packaged(weights)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["", "{", "[]", "{}", '{"answers": {}}', '{"answers": 3, "recipe": 1}', "null"],
+)
+def test_settings_that_are_those_of_others_are_one_error(weights, settings):
+    (weights / packaged.SETTINGS_FILE).write_text(settings)
+    write_checksums(weights)
+    with pytest.raises(InvalidDataError, match=r"no model of this package .*Fix: "):
+        packaged.load_packaged(weights)
+
+
+@pytest.mark.parametrize("model", [b"", b"no flatbuffer", b"\0" * 5000])
+def test_a_model_that_litert_cannot_read_is_one_error(weights, model):
+    (weights / packaged.MODEL_FILE).write_bytes(model)
+    write_checksums(weights)
+    with pytest.raises(InvalidDataError, match=r"no model of this package .*Fix: "):
+        packaged.load_packaged(weights)
+
+
+@pytest.mark.parametrize("spoilt", ["empty", "cut", "garbage", "missing key", "other network"])
+def test_a_run_of_others_is_one_error(trained, tmp_path, spoilt):
+    folder = Path(shutil.copytree(trained["network"].folder, tmp_path / "run"))
+    settings = json.loads((folder / "run.json").read_text())
+    model = folder / "model.weights.h5"
+    if spoilt == "empty":
+        settings = {}
+    elif spoilt == "cut":
+        model.write_bytes(model.read_bytes()[:1000])
+    elif spoilt == "garbage":
+        model.write_bytes(b"garbage")
+    elif spoilt == "missing key":
+        del settings["choices"]["network"]
+    else:
+        settings["choices"]["network"] = "scratch_cnn"
+    if model.exists():
+        settings["model_sha256"] = hashlib.sha256(model.read_bytes()).hexdigest()
+    (folder / "run.json").write_text(json.dumps(settings))
+    with pytest.raises(InvalidDataError, match=r"Fix: ") as refused:
+        prediction.load_model(folder)
+    assert str(folder) in str(refused.value)
+
+
+def test_a_damaged_model_is_never_replaced_by_another_seed(trained, phantom, places, monkeypatch):
+    monkeypatch.setattr("xraylib.training.recipes.RECIPES", {NETWORK.name: NETWORK})
+    name = trained["network"].settings["dataset"]
+    report = places / "reports" / name / "runs" / NETWORK.name
+    for seed in (0, 1):
+        folder = Path(shutil.copytree(trained["network"].folder, report / f"strict-{seed}"))
+        settings = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(settings | {"seed": seed}))
+    assert prediction.load_model(NETWORK.name, name).run.seed == 0
+    first = report / "strict-0" / "model.weights.h5"
+    first.write_bytes(b"")
+    with pytest.raises(InvalidDataError, match=r"strict-0.*Fix: "):
+        prediction.load_model(NETWORK.name, name)
+    first.unlink()  # of a run that was trained elsewhere the model is not here
+    assert prediction.load_model(NETWORK.name, name).run.seed == 1
+    shutil.rmtree(report)
+    with pytest.raises(NotFoundError, match=rf"no model of {NETWORK.name}.*Fix: "):
+        prediction.load_model(NETWORK.name, name)
+
+
+# Which files are answered.
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder as hospitals, browsers and systems leave it."""
     monkeypatch.chdir(tmp_path)
-    for name in ("b/2.png", "b/1.JPG", "b/c/3.dcm", "b/notes.txt", "b/.hidden", "a.png"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).touch()
-    assert predict.list_files(["a.png", "b"]) == ["a.png", "b/1.JPG", "b/2.png", "b/c/3.dcm"]
-    assert predict.list_files(["b/*.png", "none*.png"]) == ["b/2.png", "none*.png"]
+    jpeg = (EXAMPLES / "normal.jpeg").read_bytes()
+    dcm = (EXAMPLES / "pneumonia.dcm").read_bytes()
+    contents = {
+        "a.jpg": jpeg,
+        "b.jfif": jpeg,
+        "c/1.2.826.0.1.3680043.8.498.1": dcm,
+        "c/IM0001": dcm,
+        "c/x.IMA": dcm,
+        "d.without-a-known-suffix": jpeg,
+        "torn.PNG": b"",
+        "README.txt": b"read me",
+        "e.bmp": b"BM",
+        ".hidden.jpg": jpeg,
+        "._a.jpg": b"\0\5\x16\7",
+        ".git/x.jpg": jpeg,
+        ".ipynb_checkpoints/a-checkpoint.jpeg": jpeg,
+        "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg": jpeg,
+        "__MACOSX/a.jpg": jpeg,
+    }
+    for name, content in contents.items():
+        file = tmp_path / "in" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return tmp_path
+
+
+def test_a_folder_is_read_by_content_and_names_what_it_passes_over(folder):
+    os.mkfifo(folder / "in" / "pipe")  # to read it would wait for ever
+    files, passed_over = prediction.list_files(["in"])
+    names = ("a.jpg", "b.jfif", "c/1.2.826.0.1.3680043.8.498.1", "c/IM0001", "c/x.IMA")
+    expected = [*names, "d.without-a-known-suffix", "torn.PNG"]
+    assert files == [f"in/{name}" for name in expected]
+    litter = (".git/", ".ipynb_checkpoints/", "@eaDir/", "__MACOSX/")
+    others = (".hidden.jpg", "._a.jpg", "README.txt", "e.bmp", "pipe")
+    assert passed_over == sorted(f"in/{name}" for name in (*litter, *others))
+    assert prediction.list_files(["in/.git"]) == (["in/.git/x.jpg"], [])
+
+
+def test_links_to_folders_are_followed_once(folder):
+    (folder / "in" / "again").symlink_to(folder / "in")
+    (folder / "elsewhere").mkdir()
+    shutil.copy(EXAMPLES / "normal.jpeg", folder / "elsewhere" / "z.jpeg")
+    (folder / "in" / "link").symlink_to(folder / "elsewhere")
+    (folder / "in" / "second-link").symlink_to(folder / "elsewhere")
+    files, _ = prediction.list_files(["in"])
+    assert [file for file in files if "again" in file] == []
+    assert [file for file in files if "link" in file] == ["in/link/z.jpeg"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_row_and_the_others_go_on(folder, monkeypatch):
+    closed = folder / "in" / "closed"
+    closed.mkdir()
+    scan, listed = os.scandir, os.listdir
+
+    def refuse(function):
+        def guarded(path="."):
+            if os.fspath(path).endswith("closed"):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return function(path)
+
+        return guarded
+
+    monkeypatch.setattr(os, "scandir", refuse(scan))
+    monkeypatch.setattr(os, "listdir", refuse(listed))
+    table = prediction.predict("in", Constant()).set_index("path")
+    assert table.loc["in/closed", "status"] == "error"
+    assert "Permission denied" in table.loc["in/closed", "message"]
+    assert table.loc["in/a.jpg", "status"] == "ok"
+
+
+def test_an_empty_folder_beside_an_image_is_an_error_row(folder):
+    (folder / "empty").mkdir()
+    table = prediction.predict(["empty", "in/a.jpg"], Constant())
+    assert table["status"].tolist() == ["error", "ok"]
+    assert "no image in this folder" in table["message"].iloc[0]
+    assert "Fix: " in table["message"].iloc[0]
+
+
+def test_patterns_are_expanded_and_odd_names_stay(folder):
+    assert prediction.list_files(["in/*.j*", "none*.png"])[0] == [
+        "in/a.jpg",
+        "in/b.jfif",
+        "none*.png",
+    ]
     odd = ["x" * 300, "**foo.png", "[", "a\0b"]
-    assert predict.list_files(odd) == odd
-    lines = b"a.png\r\n\n" + os.fsencode(str(tmp_path / "none.png")) + b"\n"
+    assert prediction.list_files(odd) == (odd, [])
+    assert (prediction.predict(odd, Constant())["status"] == "error").all()
+    with pytest.raises(InvalidDataError, match=r"an empty path.*Fix: "):
+        prediction.list_files(["in/a.jpg", ""])
+
+
+def test_a_list_on_standard_input_is_answered(folder, monkeypatch, capsys):
+    lines = b"in/torn.PNG\r\n\n" + os.fsencode(str(folder / "none.png")) + b"\n"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
     assert cli.main(["predict", "-"]) == 1
-    said = capsys.readouterr().err
-    assert "a.png: the file is empty" in said and "none.png: no such file" in said
+    complaints = capsys.readouterr().err
+    assert "torn.PNG: the file is empty" in complaints
+    assert "none.png: no such file" in complaints
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
-    assert cli.main(["predict", "-"]) == 1 and "standard input is empty" in capsys.readouterr().err
+    assert cli.main(["predict", "-"]) == 1
+    assert "standard input is empty" in capsys.readouterr().err
 
 
-def test_the_command_answers_in_every_form(phantom, tmp_path, capsys, monkeypatch):
-    film = phantom["path"].iloc[0]
-    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
-    shutil.copy(film, odd)
-    arguments = [
-        "predict",
-        film,
-        str(odd),
-        "--json",
-        "--csv",
-        str(tmp_path / "t.csv"),
-        "--heatmap",
-        str(tmp_path / "heat"),
-    ]
-    assert cli.main(arguments) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    written = pd.read_csv(tmp_path / "t.csv")
-    assert [list(line) for line in lines] == [list(predict.COLUMNS)] * 2 and list(written) == list(
-        predict.COLUMNS
-    )
-    assert written["probability"].tolist() == pytest.approx([line["probability"] for line in lines])
-    assert lines[0]["probability"] == lines[1]["probability"] and lines[1]["path"] == str(odd)
-    for heat in (tmp_path / "heat").iterdir():
-        assert Image.open(heat).size == (224, 224)
-    assert len(list((tmp_path / "heat").iterdir())) == 2
-    assert cli.main(["predict", film, str(tmp_path / "none.png")]) == 1
-    said = capsys.readouterr()
-    assert film in said.out and "none.png: no such file. Fix: " in said.err
+# Heat maps.
+
+
+def test_a_heat_map_that_cannot_be_written_is_the_message_of_its_row(shipped, tmp_path):
+    first = tmp_path / f"{'字' * 80}.jpeg"  # 240 bytes
+    shutil.copy(EXAMPLES / "normal.jpeg", first)
+    second = EXAMPLES / "pneumonia.jpeg"
+    heat = tmp_path / "heat"
+    rows = list(prediction.answer_files([first, second], shipped, heat_maps=heat))
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert [row["message"] for row in rows] == ["", ""]
+    files = sorted(heat.iterdir())
+    assert len(files) == 2
+    assert all(Image.open(file).size == (224, 224) for file in files)
+    for file in files:
+        file.unlink()
+    (heat / prediction._heat_map_name(str(first))).mkdir()
+    rows = list(prediction.answer_files([first, second], shipped, heat_maps=heat))
+    assert answers.HEAT_MAP_FAILED in rows[0]["message"]
+    assert answers.is_failure(rows[0])
+    assert not answers.is_failure(rows[1])
+    assert rows[0]["label"] == "normal"
+    assert rows[1]["label"] == "pneumonia"
+    assert (heat / prediction._heat_map_name(str(second))).is_file()
+
+
+def test_images_of_one_name_in_two_folders_have_two_heat_maps():
+    names = {prediction._heat_map_name(path) for path in ("a/1.png", "b/1.png", "b/1.dcm")}
+    assert len(names) == 3
+    assert all(name.startswith("1-") and name.endswith(".png") for name in names)
+
+
+def test_a_heat_map_hides_the_image_at_strength_one_and_leaves_it_at_zero():
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1) * 4
+    heat = np.zeros((8, 8))
+    heat[0, 0] = 1
+    plain = np.asarray(prediction.overlay_heat_map(image, heat, 0.0))
+    assert (plain == image).all()
+    hidden = np.asarray(prediction.overlay_heat_map(image, heat, 1.0)).astype(int)
+    assert hidden[0, 0].sum() > 500
+    assert (hidden[1:] == hidden[1, 1]).all()
+    half = np.asarray(prediction.overlay_heat_map(image, heat)).astype(int)
+    np.testing.assert_allclose(half, 0.6 * plain + 0.4 * hidden, atol=1)
+
+
+# Any file.
 
 
 MUTANTS = int(os.environ.get("XRAYLIB_FUZZ", "400"))
 
 
+def mutant(content, rng):
+    content = bytearray(content)
+    for _ in range(rng.integers(1, 8)):
+        reach = len(content) if rng.random() < 0.5 else min(400, len(content))
+        place = int(rng.integers(reach))
+        kind = rng.random()
+        if kind < 0.6:
+            content[place] = int(rng.integers(256))
+        elif kind < 0.8:
+            del content[place : place + int(rng.integers(1, 60))]
+        else:
+            content[place:place] = rng.bytes(int(rng.integers(1, 60)))
+    return bytes(content)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_damaged_files_never_give_a_traceback_or_a_hang(shipped, tmp_path):
-    rng, film = np.random.default_rng(MUTANTS), texture(1, 64)
-    kinds = [encoded(film, "JPEG"), encoded(film), encoded(film, "TIFF"), dicom(film)]
-    kinds += [encoded(film.astype(np.uint16) * 257), encoded(film, "JPEG", progressive=True)]
-    kinds += [
-        encoded(film, "TIFF", compression=how) for how in ("tiff_lzw", "tiff_deflate", "jpeg")
-    ]
-    kinds += [
-        encoded(Image.fromarray(film).convert("P"), "TIFF"),
-        encoded(Image.fromarray(film).convert("RGB"), "TIFF"),
-    ]
-    kinds += [
+def test_damaged_files_never_give_a_traceback(shipped, tmp_path):
+    rng = np.random.default_rng(MUTANTS)
+    film = texture(1, 64)
+    palette = Image.fromarray(film).convert("P")
+    colour = Image.fromarray(film).convert("RGB")
+    kinds = [
+        encoded(film, "JPEG"),
+        encoded(film),
+        encoded(film, "TIFF"),
+        dicom(film),
+        encoded(film.astype(np.uint16) * 257),
+        encoded(film, "JPEG", progressive=True),
+        *(encoded(film, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "jpeg")),
+        encoded(palette, "TIFF"),
+        encoded(colour, "TIFF"),
         dicom(film, syntax=pydicom.uid.RLELossless),
         dicom(film, syntax=pydicom.uid.JPEG2000Lossless),
     ]
-    file, slowest, refused = tmp_path / "film", 0.0, 0
+    file = tmp_path / "film"
+    refused = 0
     for number in range(MUTANTS):
-        content = bytearray(kinds[number % len(kinds)])
-        for _ in range(rng.integers(1, 8)):
-            place = int(
-                rng.integers(len(content) if rng.random() < 0.5 else min(400, len(content)))
-            )
-            if (how := rng.random()) < 0.6:
-                content[place] = int(rng.integers(256))
-            elif how < 0.8:
-                del content[place : place + int(rng.integers(1, 60))]
-            else:
-                content[place:place] = rng.bytes(int(rng.integers(1, 60)))
-        file.write_bytes(content)
-        start = time.perf_counter()
-        (row,) = predict.predict([file], shipped)
-        slowest = max(slowest, time.perf_counter() - start)
+        file.write_bytes(mutant(kinds[number % len(kinds)], rng))
+        (row,) = prediction.answer_files([file], shipped)
         refused += row["status"] == "error"
         assert row["status"] != "error" or "Fix: " in row["message"]
-    assert slowest < 5 and 0 < refused < MUTANTS
+    assert 0 < refused < MUTANTS
 
 
-@pytest.mark.slow
-def test_shipping_sets_every_limit_on_validation(phantom, accelerator, tmp_path, monkeypatch):
-    recipe = replace(
-        get_recipe("flagship"),
-        name="shipping",
-        init="random",
-        phases=(Phase(1, 1e-3),),
-        validation="plain",
+def test_answering_loads_no_deep_learning_library():
+    code = (
+        "import sys, xraylib; xraylib.predict('data/examples'); "
+        "print(sorted({'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)))"
     )
-    run = train(recipe, phantom, accelerator)
-    monkeypatch.setattr(paths, "SHIPPED", tmp_path / "weights")
-    about = export.package(run, phantom).settings["answers"]
-    model = predict.Shipped.load(tmp_path / "weights")
-    own = run.scores[run.scores["split"] == "val"].merge(phantom[["image_id", "path"]])
-    answers = table(own["path"].tolist(), model)
-    assert (answers["ood_score"] > about["ood_limit"]).sum() <= 1  # a hundredth, but never none
-    assert (answers["status"] == "ok").mean() > 0.8
-    with pytest.raises(NotFoundError, match=r"another network\. Fix: package the flagship"):
-        export.package(
-            replace(
-                run,
-                settings=run.settings
-                | {"choices": run.settings["choices"] | {"head": "two-logits"}},
-            ),
-            phantom,
-        )
+    assert run_python(code, cwd=paths.ROOT).strip() == "[]"
 
 
-@pytest.mark.slow
-def test_importing_it_does_not_load_keras():
-    said = run_python(
-        "import sys, xraylib.predict; print([m in sys.modules for m in ('keras', 'tensorflow')])"
+def test_the_examples_are_answered_as_data_readme_says():
+    table = prediction.predict(EXAMPLES)
+    is_answered = table["label"] != ""
+    outcomes = dict(
+        zip(table["path"], table["label"].where(is_answered, table["status"]), strict=True)
     )
-    assert said.strip() == "[False, False]"
-
-
-def test_the_examples_are_answered_as_data_readme_says(capsys):
-    assert cli.main(["predict", str(paths.ROOT / "data" / "examples"), "--json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {Path(line["path"]).name: line["label"] or line["status"] for line in lines} == {
+    assert {Path(path).name: outcome for path, outcome in outcomes.items()} == {
         "abstained.jpeg": "abstained",
         "normal.jpeg": "normal",
         "pneumonia.dcm": "pneumonia",
         "pneumonia.jpeg": "pneumonia",
     }
-    made = {path.rsplit("/", 1)[1]: path for path in manifest.load("phantom")["path"]}
-    of = {
-        "abstained": "person136_bacteria_243",
-        "normal": "IM-0125-0001",
-        "pneumonia": "person67_virus_144",
-    }
-    for line in lines:
-        example, film = (
-            images.read_gray(line["path"]),
-            images.read_gray(made[f"{of[Path(line['path']).stem]}.jpeg"]),
-        )
-        assert np.abs(example.astype(float) - film).mean() < 1, line["path"]
 
 
-def test_an_answer_whose_label_changes_with_the_framing_says_so(shipped):
-    film = paths.ROOT / "data" / "examples" / "normal.jpeg"
-    (usual,) = predict.predict([film], shipped)
-    (low,) = predict.predict([film], shipped, threshold=(usual["lowest"] + usual["highest"]) / 2)
-    assert (
-        usual["message"] == ""
-        and "framing" in low["message"]
-        and low["status"] == "ok"
-        and low["label"]
-    )
+@pytest.mark.slow
+def test_the_examples_are_images_of_the_phantom_and_of_no_patient():
+    table = manifest.load("phantom")
+    simulated = [images.read_gray(path) for path in table["path"]]
+    for file in EXAMPLES.iterdir():
+        example = images.read_gray(file).astype(float)
+        differences = [
+            np.abs(image - example).mean() if image.shape == example.shape else np.inf
+            for image in simulated
+        ]
+        nearest = table.iloc[int(np.argmin(differences))]
+        assert min(differences) < 1, file
+        assert nearest["label"] == (file.stem != "normal"), file

@@ -69,3 +69,24 @@ def generalisation_gap(scores: pd.DataFrame, external: pd.DataFrame) -> pd.DataF
             row |= {"gap": a - b, "gap_low": a - b - np.hypot(a - a_low, b_high - b)}
             rows.append(row | {"gap_high": a - b + np.hypot(a_high - a, b - b_low)})
     return pd.DataFrame(rows)
+
+
+def check_unknown(dataset: str, other: str) -> None:
+    """Refuse external validation on images that the data set has as well, byte for byte.
+
+    Raises
+    ------
+    InvalidDataError
+        If there is one. Without the images of `dataset` on this machine nothing is compared.
+    """
+    if not catalog.get_dataset(dataset).root.is_dir():
+        return
+    own = set(manifest.load(dataset)["sha256"])
+    images_of_other = manifest.load(other)
+    known = images_of_other[images_of_other["sha256"].isin(own)]
+    if len(known):
+        raise InvalidDataError(
+            f"{len(known)} of the {len(images_of_other)} images of {other} are images of {dataset}, "
+            f"the first is {known['path'].iloc[0]}. Fix: name images that no run has seen, or "
+            "pass --allow-known-images."
+        )

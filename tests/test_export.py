@@ -1,0 +1,137 @@
+"""A trained network becomes the packaged model."""
+
+import json
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xraylib import export, packaged, paths, prediction
+from xraylib.datasets import images
+from xraylib.errors import NotFoundError
+from xraylib.training import networks, runs
+from xraylib.training.recipes import Phase, get_recipe
+from xraylib.training.train import train
+
+RECIPE = replace(
+    get_recipe("flagship"),
+    name="exported",
+    init="random",
+    phases=(Phase(1, 1e-3),),
+    validation="plain",
+)
+
+
+@pytest.fixture(scope="module")
+def run(phantom, accelerator):
+    return train(RECIPE, phantom, accelerator)
+
+
+@pytest.fixture(scope="module")
+def exported(run, phantom, tmp_path_factory):
+    """The folder of the packaged model that the run became."""
+    folder = tmp_path_factory.mktemp("package") / "weights"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "SHIPPED", folder)
+        export.package(run, phantom)
+    return folder
+
+
+def test_the_packaged_model_needs_one_file_and_its_checksums():
+    names = sorted(file.name for file in paths.SHIPPED.iterdir())
+    assert names == ["SHA256SUMS", "model.tflite", "run.json"]
+    assert all(file.stat().st_size <= 6e6 for file in paths.SHIPPED.iterdir())
+    check = ["sha256sum", "--check", "--strict", packaged.CHECKSUM_FILE]
+    subprocess.run(check, cwd=paths.SHIPPED, check=True, capture_output=True)
+    settings = json.loads((paths.SHIPPED / "run.json").read_text())
+    assert settings["licences"]
+    assert settings["answers"]["sha256"] == packaged.load_packaged().sha256
+
+
+def log_odds(probability):
+    return np.log(probability / (1 - probability))
+
+
+def without_limits(content, size=224):
+    settings = {"recipe": "r", "dataset": "d", "seed": 0, "choices": {"size": size}}
+    limits = {"framings": export.VIEWS, "input": 160} | export._NO_LIMITS
+    return packaged.build_packaged(settings | {"answers": limits}, content)
+
+
+@pytest.mark.slow
+def test_litert_answers_as_keras_does(phantom, accelerator):
+    """Batch norm is made random first, so that the converter has something to fold."""
+    model = networks.build("mobilenetv2_160", 224, "sigmoid")
+    rng = np.random.default_rng(0)
+    for layer in model.get_layer("backbone").layers:
+        if type(layer).__name__ == "BatchNormalization":
+            gamma, beta, mean, variance = layer.get_weights()
+            layer.set_weights(
+                [
+                    gamma * rng.uniform(0.8, 1.2, gamma.shape),
+                    beta + rng.normal(0, 0.1, beta.shape),
+                    mean + rng.normal(0, 0.01, mean.shape),
+                    variance * rng.uniform(0.5, 1.5, variance.shape),
+                ]
+            )
+    # What half precision makes of a weight, both compute with.
+    for variable in model.weights:
+        variable.assign(variable.numpy().astype(np.float16).astype(np.float32))
+    pixels = images.load_pixels(phantom, 224)[:12]
+    expected = networks.predict_rows(model, "sigmoid", pixels, np.arange(12), 4)
+    answers = without_limits(export.to_litert(model, np.asarray(pixels))).answer(pixels)
+    probability = np.array([answer["probability"] for answer in answers])
+    np.testing.assert_allclose(probability, expected, atol=1e-3)
+    assert np.ptp(log_odds(expected)) > 0.01
+
+
+@pytest.mark.slow
+def test_limits_are_those_of_validation(run, exported, phantom):
+    model = packaged.load_packaged(exported)
+    scores = run.scores[run.scores["split"] == "val"]
+    validation = scores.merge(phantom[["image_id", "path"]])
+    table = prediction.predict(validation["path"], model)
+    # A hundredth, but never none.
+    assert (table["ood_score"] > model.limits["ood_limit"]).sum() <= 1
+    assert (table["status"] == "ok").mean() > 0.8
+    is_pneumonia = (table["label"] == "pneumonia") & (table["status"] == "ok")
+    at_run_threshold = validation["score"] >= run.threshold
+    agreed = (is_pneumonia == at_run_threshold)[table["status"] == "ok"]
+    assert agreed.mean() > 0.9, "the threshold is the run's own on the calibrated scale"
+    slope, intercept = model.limits["calibration"]
+    expected = 1 / (1 + np.exp(-(slope * log_odds(run.threshold) + intercept)))
+    assert model.threshold == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_the_settings_are_the_runs_and_name_the_weights_that_were_exported(run, exported):
+    settings = json.loads((exported / "run.json").read_text())
+    assert settings["trained_model_sha256"] == run.settings["model_sha256"]
+    assert "model_sha256" not in settings
+    assert settings["choices"] == run.settings["choices"]
+    assert settings["answers"]["sha256"] == packaged.load_packaged(exported).sha256
+
+
+@pytest.mark.slow
+def test_another_network_is_refused(run, phantom):
+    choices = run.settings["choices"] | {"head": "two-logits"}
+    other = replace(run, settings=run.settings | {"choices": choices})
+    with pytest.raises(NotFoundError, match=r"another network\. Fix: package the flagship"):
+        export.package(other, phantom)
+
+
+def test_the_best_run_has_the_best_worst_view_at_its_best_epoch(tmp_path):
+    histories = {
+        "a": {"val_auc_plain": [0.9, 0.99], "val_auc_swapped": [0.8, 0.5]},
+        "b": {"val_auc_plain": [0.85, 0.6], "val_auc_swapped": [0.84, 0.99]},
+        "c": {"val_auc_plain": [0.70, 0.83], "val_auc_swapped": [0.9, 0.9]},
+    }
+    candidates = []
+    for name, history in histories.items():
+        (tmp_path / name).mkdir()
+        pd.DataFrame(history).to_csv(tmp_path / name / "history.csv", index=False)
+        candidates.append(runs.Run(name, "strict", 0, tmp_path / name, {}))
+    assert export.best_run(candidates).recipe == "b"
+    assert export.best_run(candidates[::-1]).recipe == "b"

@@ -1,0 +1,252 @@
+"""Answers as a person reads them, and as a CSV table that grows row by row."""
+
+import csv
+import logging
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from xraylib.errors import InvalidDataError
+from xraylib.storage import atomic_write, storage_errors
+
+COLUMNS = (
+    "path",
+    "status",
+    "probability",
+    "label",
+    "threshold",
+    "prediction_set",
+    "ood_score",
+    "lowest",
+    "highest",
+    "model",
+    "model_sha256",
+    "preprocessing",
+    "message",
+)
+
+# How the message begins when an image was answered and its heat map could not be written.
+HEAT_MAP_FAILED = "the heat map was not written"
+
+# A spreadsheet takes a cell that begins with one of these for a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+_log = logging.getLogger(__name__)
+
+
+def is_failure(row: dict[str, Any]) -> bool:
+    """Whether something that was asked for is missing: the answer, or its heat map."""
+    return row["status"] == "error" or HEAT_MAP_FAILED in row["message"]
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Round an answer to six digits; an image that got no answer has None as `probability`."""
+    shown = {}
+    for name, value in row.items():
+        shown[name] = round(float(value), 6) if isinstance(value, float) else value
+    if row["status"] != "ok":
+        shown["probability"] = None
+    return shown
+
+
+def heading(model: str, threshold: float) -> str:
+    """Say above the answers whose they are."""
+    return f"P(pneumonia) by {model}, threshold {threshold:.3f}. Not a medical device."
+
+
+def describe(row: dict[str, Any]) -> str:
+    """Say an answer in one line, with nothing in it that a terminal would obey."""
+    if row["status"] == "error":
+        return printable(row["message"])
+    outcome = f"{row['probability']:.3f}  {row['label']}" if row["label"] else "abstained"
+    reason = f": {row['message']}" if row["message"] else ""
+    return printable(f"{row['path']}  {outcome}{reason}")
+
+
+def printable(text: str) -> str:
+    r"""Escape line breaks, control and direction characters: `a\nb` becomes `a\\nb`.
+
+    Examples
+    --------
+    >>> print(printable("first\nsecond"))
+    first\nsecond
+    """
+    shown = []
+    for character in text:
+        if character.isprintable():
+            shown.append(character)
+        else:
+            shown.append(character.encode("unicode_escape").decode("ascii"))
+    return "".join(shown)
+
+
+class AnswerTable:
+    """A CSV file of answers: each row is on the disk before the next image is answered.
+
+    A table that a stopped command left is continued: `answered` holds the paths that need no
+    further answer. Rows of errors, of images changed since, and a row that was cut are dropped.
+    What is no regular file (a pipe, `/dev/stdout`) is written through.
+
+    Parameters
+    ----------
+    file : Path
+        Where the table is or will be.
+    inputs : collection of str
+        The images to answer; the table may be none of them.
+    model_sha256, threshold
+        As in the rows to come: a table of another model or threshold is refused.
+
+    Raises
+    ------
+    InvalidDataError
+        If the file is a folder, an input, no table of answers, or one of another model.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        inputs: Collection[str],
+        model_sha256: str,
+        threshold: float,
+    ) -> None:
+        if file.is_dir():
+            raise InvalidDataError(f"--csv {file} is a folder. Fix: name a file.")
+        if _is_one_of(file, inputs):
+            raise InvalidDataError(
+                f"--csv {file} is one of the images to answer. Fix: name another file."
+            )
+        self.file = file
+        self.answered: set[str] = set()
+        self._expected = {
+            "model_sha256": model_sha256[:12],
+            "threshold": str(round(float(threshold), 6)),
+        }
+        self._stream: IO[str] | None = None
+        self._begun = file.is_file() and file.stat().st_size > 0
+
+    def __enter__(self) -> "AnswerTable":
+        if self._begun:
+            self._continue()
+        with storage_errors(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = _open_csv(self.file, "a")
+        self._writer = csv.DictWriter(self._stream, COLUMNS)
+        if not self._begun:
+            self._write_header()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._stream is not None:
+            with storage_errors(self.file):
+                self._stream.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one answer (see `rounded`)."""
+        with storage_errors(self.file):
+            self._writer.writerow(_cells(row))
+            self._flush()
+
+    def remaining(self, files: Iterable[str]) -> list[str]:
+        """List the files that the table does not answer yet."""
+        return [file for file in files if _cell(file) not in self.answered]
+
+    def _write_header(self) -> None:
+        with storage_errors(self.file):
+            self._writer.writeheader()
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
+
+    def _continue(self) -> None:
+        """Keep the rows of an earlier call that still answer their image."""
+        rows = self._read_rows()
+        is_cut = not _ends_with_line_break(self.file)
+        if is_cut and rows:
+            rows.pop()
+        written = self.file.stat().st_mtime
+        kept = [row for row in rows if self._is_valid(row, written)]
+        if is_cut or len(kept) < len(rows):
+            self._rewrite(kept)
+        self.answered = {row["path"] for row in kept}
+        _log.info("%d images are answered in %s already", len(kept), self.file)
+
+    def _read_rows(self) -> list[dict[str, Any]]:
+        """Read the rows of a table that this class wrote; another file is refused."""
+        header = ",".join(COLUMNS)
+        with _open_csv(self.file, "r") as stream:
+            if stream.readline(len(header) + 2).rstrip("\r\n") != header:
+                raise InvalidDataError(
+                    f"--csv {self.file} exists and is no table of answers. Fix: name another file."
+                )
+            return list(csv.DictReader(stream, COLUMNS))
+
+    def _is_valid(self, row: dict[str, Any], written: float) -> bool:
+        """Whether a row is whole and answers its image; a row of another model is refused."""
+        if None in row or None in row.values():
+            return False
+        for name, expected in self._expected.items():
+            if row[name] != expected:
+                raise InvalidDataError(
+                    f"--csv {self.file} holds answers with {name} {printable(row[name])}, not "
+                    f"{expected}. Fix: name another file, or delete this one."
+                )
+        if row["status"] == "error":
+            return False
+        image = Path(_path_of(row["path"]))
+        return not image.exists() or image.stat().st_mtime <= written
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        with atomic_write(self.file) as temporary, _open_csv(temporary, "w") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _is_one_of(file: Path, inputs: Iterable[str]) -> bool:
+    """Whether a path names one of the inputs, by whatever link."""
+    inode = _inode(file)
+    return inode is not None and any(_inode(Path(path)) == inode for path in inputs)
+
+
+def _inode(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except (OSError, ValueError):  # not there, or no name of a file
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _open_csv(file: Path, mode: str) -> IO[str]:
+    """Open a table; a name that is not UTF-8 is written with backslashes."""
+    return file.open(mode, newline="", encoding="utf-8", errors="backslashreplace")
+
+
+def _ends_with_line_break(file: Path) -> bool:
+    with file.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() == b"\n"
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _cell(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _cell(text: str) -> str:
+    """Write a text as a cell that a spreadsheet takes for text."""
+    encoded = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")
+    return f"'{encoded}" if encoded.startswith(_FORMULA_STARTS) else encoded
+
+
+def _path_of(cell: str) -> str:
+    """Undo the apostrophe of `_cell`."""
+    is_escaped = cell.startswith("'") and cell[1:].startswith(_FORMULA_STARTS)
+    return cell[1:] if is_escaped else cell

@@ -1,0 +1,380 @@
+"""What the commands of `python -m xraylib` do: each takes the parsed options of `cli`.
+
+Heavy modules are imported by the command that needs them, so that no command loads more.
+"""
+
+# ruff: noqa: T201 (a command prints)
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+from xraylib import paths
+from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError, XraylibError
+
+_log = logging.getLogger("xraylib")
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by a signal other than the keyboard's."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__()
+        self.signal_number = signal_number
+
+
+def data_list(options: argparse.Namespace) -> None:
+    """Print what data sets there are, and what lies on this machine."""
+    from xraylib.datasets import verify
+
+    _print_table(verify.describe().drop(columns=["title"]))
+
+
+def data_fetch(options: argparse.Namespace) -> None:
+    """Download and unpack a data set."""
+    from xraylib.datasets import fetch
+
+    print(fetch.fetch(options.name, options.source))
+
+
+def data_verify(options: argparse.Namespace) -> None:
+    """Count a data set against what was published."""
+    from xraylib.datasets import verify
+
+    table = verify.verify(_find_dataset(options.name))
+    _print_table(table)
+    print(f"fingerprint {table.attrs['fingerprint']}")
+
+
+def data_audit(options: argparse.Namespace) -> None:
+    """Read every file; the quarantine list is written only if the audit passes."""
+    from xraylib.datasets import audit, images, manifest
+
+    dataset = _find_dataset(options.name)
+    files = manifest.index(dataset)
+    manifest.check_classes(dataset, files)
+    findings = audit.audit_files(files)
+    if findings.empty:
+        print("no file is unreadable, duplicate or mislabelled")
+    else:
+        _print_table(findings[["problem", "quarantine", "path", "detail"]].head(options.show))
+        _print_table(findings.groupby(["problem", "quarantine"]).size().reset_index(name="files"))
+    audit.check_audit(findings, len(files), options.max_bad)
+    quarantine = manifest.quarantine_path(dataset)
+    audit.write_quarantine(findings, quarantine)
+    if not findings.empty:
+        print(f"every finding: {quarantine}")
+    is_bad = files["image_id"].isin(manifest.read_quarantine(quarantine))
+    good = files[~is_bad].reset_index(drop=True)
+    warnings_of = getattr(audit, "file_feature_warnings", None)
+    for warning in warnings_of(good) if warnings_of else ():
+        print(warning)
+    print("\nPatients and images shared by the published splits:")
+    _print_table(audit.leakage(good, images.load_pixels(good, 64)))
+
+
+def data_shard(options: argparse.Namespace) -> None:
+    """Write a data set's decoded images into shards."""
+    from xraylib.datasets import images, manifest, shards
+
+    table = manifest.load(_find_dataset(options.name))
+    shards.write(table, options.size, options.folder, images.decoded)
+    folder = options.folder.resolve()
+    print(f"{len(table)} images of {options.size} pixels: train with --dataset {folder}")
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train a recipe with some seeds; in a job of several processes, in a watched child."""
+    from xraylib import devices
+    from xraylib.training import recipes
+
+    recipe = recipes.get_recipe(options.recipe)
+    if options.set:
+        override = getattr(recipes, "override", None)
+        if override is None:
+            raise NotFoundError("--set is not there yet. Fix: change the recipe in recipes.py.")
+        recipe = override(recipe, dict(options.set))
+    if not devices.in_job():
+        _train_recipe(recipe, options, job=False)
+    elif "XRAYLIB_WATCHED" not in os.environ:
+        _run_watched()
+    else:
+        _train_in_job(recipe, options)
+
+
+def _train_recipe(recipe: Any, options: argparse.Namespace, job: bool) -> None:
+    from xraylib import devices
+
+    accelerator = devices.use(
+        options.device,
+        options.backend,
+        precision=options.precision,
+        job=job,
+    )
+    from xraylib.experiment import Experiment
+
+    experiment = Experiment(
+        options.dataset,
+        accelerator,
+        options.budget,
+        options.seed,
+        init=options.init,
+        overwrite=options.overwrite,
+    )
+    for run in experiment.runs(recipe, options.protocol):
+        print(run.folder, flush=True)
+
+
+def _train_in_job(recipe: Any, options: argparse.Namespace) -> None:
+    """Train as one of several processes, and end at once on an error: they would wait for it."""
+    try:
+        _train_recipe(recipe, options, job=True)
+    except Exception as error:
+        if not isinstance(error, XraylibError):
+            _log.exception("unexpected")
+        print(f"xraylib: {error}", file=sys.stderr, flush=True)
+        is_lost = type(error).__name__ == "JaxRuntimeError"
+        if is_lost and "RESOURCE_EXHAUSTED" not in str(error):
+            os.abort()  # as JAX itself does in a process that has lost another of its job
+        os._exit(1)  # the usual way out waits for the others
+
+
+def _run_watched() -> None:
+    """Run this command in a child: JAX aborts a process that has lost another of its job."""
+    import subprocess
+
+    environment = os.environ | {"XRAYLIB_WATCHED": "1"}
+    with subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment) as child:
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it from the terminal as well
+        status = child.wait()
+    if status == -signal.SIGABRT:
+        raise OperationFailedError(
+            "another process of the job did not come or has gone (above). Fix: start all "
+            "processes of the job again; training goes on after the last checkpoint."
+        )
+    sys.exit(status if status >= 0 else 128 - status)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Answer image files; exit status 1 if one was not answered."""
+    from tqdm.auto import tqdm
+
+    from xraylib import answers, prediction
+
+    if options.heatmap and options.model:
+        raise InvalidDataError(
+            "--heatmap: the packaged model draws them. Fix: leave --model out, or see notebook 06."
+        )
+    named = _paths_on_stdin() if options.paths == ["-"] else options.paths
+    files, passed_over = prediction.list_files(named)
+    if not files:
+        raise NotFoundError("the list on standard input is empty. Fix: give one path per line.")
+    model = prediction.load_model(options.model, options.dataset)
+    threshold = model.threshold if options.threshold is None else options.threshold
+    failures = 0
+    with ExitStack() as stack:
+        stack.enter_context(_signals_as_interrupts())
+        table = None
+        if options.csv:
+            table = answers.AnswerTable(options.csv, files, model.sha256, threshold)
+            stack.enter_context(table)
+            files = table.remaining(files)
+        if not options.json:
+            print(answers.heading(model.name, threshold))
+        progress = tqdm(files, unit="image", disable=None if len(files) > 50 else True)
+        for row in prediction.answer_files(progress, model, threshold, options.heatmap):
+            failures += answers.is_failure(row)
+            if table:
+                table.write(answers.rounded(row))
+            _print_answer(row, options.json)
+    for path in passed_over:
+        _log.info("passed over, no image or hidden: %s", answers.printable(path))
+    if passed_over:
+        _log.info("%d files or folders were passed over (above)", len(passed_over))
+    return 1 if failures else 0
+
+
+def _paths_on_stdin() -> list[str]:
+    """Read one path per line; names need not be UTF-8."""
+    if sys.stdin is None:
+        return []
+    lines = [os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer]
+    return [line for line in lines if line]
+
+
+def _print_answer(row: dict[str, Any], as_json: bool) -> None:
+    from xraylib import answers
+
+    if as_json:
+        print(json.dumps(answers.rounded(row)), flush=True)
+    elif row["status"] == "error":
+        print(f"xraylib: {answers.describe(row)}", file=sys.stderr)
+    else:
+        print(answers.describe(row), flush=True)
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Raise `Terminated` for SIGTERM and SIGHUP, so that files are closed and none is left half."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    before = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) is signal.SIG_IGN:  # as under nohup
+            continue
+        try:
+            before[number] = signal.signal(number, stop)
+        except ValueError:  # not the main thread: whoever called decides
+            break
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Make the run of the best validation the model that comes with the package."""
+    _prepare(options.dataset, options.recipe)
+    from xraylib import export as exporting
+    from xraylib import prediction
+    from xraylib.datasets import manifest
+
+    runs = prediction.runs_with_model(options.recipe, options.dataset)
+    exporting.package(exporting.best_run(runs), manifest.load(options.dataset))
+    for file in sorted(paths.SHIPPED.iterdir()):
+        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+def external(options: argparse.Namespace) -> None:
+    """Score another data set, and compare with the official test."""
+    name = _prepare(options.dataset, options.recipe)
+    from xraylib.evaluation import external as validation
+    from xraylib.evaluation import scores
+
+    if not options.allow_known_images:
+        validation.check_unknown(options.dataset, options.on)
+    table = validation.external(options.recipe, options.dataset, options.on)
+    _print_table(validation.generalisation_gap(scores.load(name), table))
+
+
+def framing(options: argparse.Namespace) -> None:
+    """Score validation images framed anew."""
+    from xraylib.evaluation import views
+
+    for recipe in _prepared_recipes(options):
+        table = views.score_views(recipe, options.dataset, "framing")
+        _print_table(views.framing_response(table))
+
+
+def corruptions(options: argparse.Namespace) -> None:
+    """Score the test after corruptions of each severity."""
+    from xraylib.evaluation import views
+
+    for recipe in _prepared_recipes(options):
+        table = views.score_views(recipe, options.dataset, "corruptions")
+        _print_table(views.corruption_losses(table))
+
+
+def device(options: argparse.Namespace) -> None:
+    """Score images with the text and the rendering of a device swapped."""
+    recipes = _prepared_recipes(options)
+    from xraylib.datasets import catalog
+    from xraylib.evaluation import forensics, scores, views
+
+    name = catalog.get_dataset(options.dataset).name
+    for recipe in recipes:
+        table = views.score_views(recipe, options.dataset, "device")
+        marked = forensics.marked_films(name)["image_id"]
+        _print_table(forensics.device_response(table, scores.load(name, [recipe]), marked))
+
+
+def ood(options: argparse.Namespace) -> None:
+    """Print out-of-distribution scores."""
+    _prepare(options.dataset)
+    from xraylib.evaluation import ood as out_of_distribution
+
+    table = out_of_distribution.ood_scores(options.dataset, options.on)
+    _print_table(out_of_distribution.ood_flagged(table))
+
+
+def report(options: argparse.Namespace) -> None:
+    """Rebuild leaderboards, pages and model cards from the runs."""
+    from xraylib.datasets import catalog
+    from xraylib.report import pages
+
+    names = [catalog.get_dataset(name).name for name in options.datasets]
+    if not names:
+        names = sorted(folder.parent.name for folder in paths.REPORTS.glob("*/runs"))
+    if not names:
+        raise NotFoundError(f"no runs below {paths.REPORTS}. Fix: run `make reproduce`.")
+    for name in names:
+        print(pages.build(name))
+    readme = paths.ROOT / "README.md"
+    # Reports that were moved, by a test say, leave the repository's README alone.
+    if paths.REPORTS == paths.ROOT / "reports" and readme.exists():
+        pages.write_readme_table(readme)
+
+
+def run_notebook(options: argparse.Namespace) -> None:
+    """Run a notebook headlessly."""
+    try:
+        from xraylib.report import notebooks
+    except ModuleNotFoundError as error:
+        raise NotFoundError(
+            f"{error.name} is not installed, which runs notebooks. "
+            'Fix: pip install "xraylib-pneumonia[notebooks]".'
+        ) from error
+
+    parameters = {name: notebooks.parse_parameter(value) for name, value in options.given}
+    html = options.html
+    if html is True:
+        from xraylib.datasets import catalog
+
+        dataset = catalog.get_dataset(parameters.get("dataset", "phantom"))
+        folder = paths.REPORTS / dataset.name / "notebooks"
+        html = folder / f"{options.notebook.stem}.html"
+    notebooks.execute(options.notebook, options.output, parameters, html=html)
+
+
+def _find_dataset(name: str) -> Any:
+    """Find a data set; the phantom is written where it is not, nothing is downloaded."""
+    from xraylib.datasets import catalog, fetch
+
+    dataset = catalog.get_dataset(name)
+    if dataset.phantom:
+        fetch.fetch(dataset)
+    return dataset
+
+
+def _prepared_recipes(options: argparse.Namespace) -> list[str]:
+    _prepare(options.dataset, *options.recipes)
+    return options.recipes
+
+
+def _prepare(dataset: str, *recipes: str) -> str:
+    """Check the names given, prepare the device, and return the name of the data set's report."""
+    from xraylib import devices
+    from xraylib.datasets import catalog
+    from xraylib.training.recipes import get_recipe
+
+    for recipe in recipes:
+        get_recipe(recipe)
+    name = catalog.get_dataset(dataset).name
+    devices.use()
+    return name
+
+
+def _print_table(table: Any) -> None:
+    print(table.to_string(index=False, float_format="{:.3f}".format))
