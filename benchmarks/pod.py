@@ -51,7 +51,7 @@ def films_a_second(size: int) -> float:
     """How fast one process reads batches of 64 from shards, in random order."""
     phantom = manifest.load("phantom")
     with tempfile.TemporaryDirectory() as folder:
-        shards.write(phantom, size, Path(folder), images.decoded, films=256)
+        shards.write(phantom, size, Path(folder), images.decoded, 256)
         found, rows = (
             shards.Shards(Path(folder), size),
             np.random.default_rng(0).permutation(len(phantom)),

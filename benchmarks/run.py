@@ -448,7 +448,7 @@ def _repeated(films: Path, count: int) -> pd.DataFrame:
 
 def _write_shards(films: Path, count: int) -> None:
     shards.write(
-        _repeated(films, count), SIZE, paths.CACHE / f"shards-{count}", images.decoded, films=512
+        _repeated(films, count), SIZE, paths.CACHE / f"shards-{count}", images.decoded, 512
     )
 
 

@@ -194,18 +194,20 @@ def _data_audit(options: argparse.Namespace) -> None:
 
     dataset = _dataset(options.name)
     files, quarantine = manifest.index(dataset), manifest.quarantine_path(dataset)
+    manifest.check_classes(dataset, files)
     findings = audit.audit_files(files)
-    audit.write_quarantine(findings, quarantine)
     if findings.empty:
         print("no file is unreadable, duplicate or mislabelled")
     else:
         _show(findings.groupby(["problem", "quarantine"]).size().rename("files").reset_index())
+    audit.check_and_quarantine(findings, len(files), quarantine, options.max_bad)
+    if not findings.empty:
         print(f"every finding: {quarantine}")
-    audit.check_audit(findings, len(files), options.max_bad)
     good = files[~files["image_id"].isin(manifest.read_quarantine(quarantine))].reset_index(
         drop=True
     )
-    _tell_file_features(good)
+    for line in audit.file_feature_findings(good):
+        print(line)
     print("\nPatients and images shared by the published splits:")
     _show(audit.leakage(good, images.load_pixels(good, 64)))
 
@@ -218,25 +220,6 @@ def _data_shard(options: argparse.Namespace) -> None:
     print(
         f"{len(films)} films of {options.size} pixels: train with --dataset {options.folder.resolve()}"
     )
-
-
-def _tell_file_features(films: Any) -> None:
-    """Warn where a property of the files tells the classes of the training folder apart."""
-    from sklearn.metrics import roc_auc_score
-
-    from xraylib.datasets import audit
-
-    features = audit.file_features(audit.file_properties(train := films[films["split"] != "test"]))
-    if "width" not in features and "height" not in features:
-        print(
-            "\nAll images have one size: what width, height and aspect ratio tell cannot be seen here."
-        )
-    for name in features if train["label"].nunique() == 2 else ():
-        auc = roc_auc_score(train["label"], features[name])
-        if max(auc, 1 - auc) > 0.7:
-            print(
-                f"warning: {name} of the file predicts the class (AUC {auc:.3f}); a network can infer it"
-            )
 
 
 def _dataset(name: str) -> Any:
