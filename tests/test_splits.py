@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from xraylib.datasets import splits
 from xraylib.datasets.audit import leakage
+from xraylib.datasets.manifest import patient_and_kind
 from xraylib.datasets.splits import BY_PATIENT, PROTOCOLS, SPLIT_STRATEGIES, assign, check_disjoint
 from xraylib.errors import InvalidDataError, NotFoundError
 
-# Few patients of one kind, as made up below: scikit-learn remarks on it, and the split is still by patient.
+# Few patients of one kind, as made up below: scikit-learn remarks on it.
 pytestmark = pytest.mark.filterwarnings("error", "ignore:The least populated class")
 
 
@@ -274,9 +275,9 @@ def test_a_seed_gives_one_split_and_the_strategy_may_be_named_as_protocol(split_
     films = hospital()
     first = assign(films, "published", 0, split_strategy=split_strategy)
     assert first.equals(assign(films, split_strategy, 0, split_strategy="random-per-image"))
-    assert first.equals(assign(films, "published", 1, split_strategy=split_strategy)) == (
-        split_strategy == "official"
-    )
+    same_for_every_seed = split_strategy in ("official", "number-blocks")
+    other = assign(films, "published", 1, split_strategy=split_strategy)
+    assert first.equals(other) == same_for_every_seed
     if split_strategy in BY_PATIENT:
         assert first.equals(assign(films, "strict", 0, split_strategy=split_strategy))
 
@@ -293,7 +294,7 @@ def test_a_patient_in_train_and_test_is_refused_by_name():
     films = pd.concat([hospital(), manifest([("person77_virus", "test", 1)])], ignore_index=True)
     assert "person77" in set(films.query("split == 'train'")["patient"])
     with pytest.raises(
-        InvalidDataError, match=r"1 patients are in two splits: person77_virus_0.*Fix: "
+        InvalidDataError, match=r"1 patients are in two splits: person77_bacteria_0.*Fix: "
     ):
         assign(films, "strict", 0)
     assert len(assign(films, "published", 0)) == len(films)
@@ -309,13 +310,73 @@ def test_a_copy_in_train_and_test_is_refused_by_name():
         assign(films, "strict", 0)
 
 
-def test_one_number_under_two_kinds_may_stand_in_train_and_test():
-    films = pd.concat(
-        [hospital(), manifest([("person9001_bacteria", "test", 1)])], ignore_index=True
+def named(split, *names):
+    """A manifest of Kermany-like names, with the patients that are read from them."""
+    rows = []
+    for name in names:
+        patient, kind = patient_and_kind(name)
+        digest = hashlib.sha256(f"{split} {name}".encode()).hexdigest()
+        label = int(kind != "normal")
+        rows.append((name, f"{name}.jpeg", label, patient, kind, split, digest))
+    columns = ["image_id", "path", "label", "patient", "kind", "split", "sha256"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def in_training_folder():
+    """Children 300 to 340 with pneumonias of both kinds, and 400 to 440 in both normal series."""
+    names = []
+    for number in range(300, 341):
+        names += [f"person{number}_bacteria_1", f"person{number}_virus_2"]
+        names += [f"IM-0{number + 100}-0001", f"NORMAL2-IM-0{number + 100}-0001"]
+    return named("train", *names)
+
+
+def test_strict_keeps_both_kinds_and_both_series_of_one_number_together():
+    # Numbers that the test folder has in some series: 100 of bacteria, 50 of viruses.
+    test = named("test", "person100_bacteria_1", "NORMAL2-IM-0300-0001", "IM-0007-0001")
+    train = pd.concat([in_training_folder(), named("train", "person100_virus_9", "IM-0300-0001")])
+    images = pd.concat([train, test], ignore_index=True)
+    for seed in range(3):
+        assigned = assign(images, "strict", seed)
+        assert assigned.groupby("patient")["split"].nunique().eq(1).all()
+        val = assigned[assigned["split"] == "val"]
+        assert val.groupby("patient")["kind"].nunique().max() == 2
+    moved = images.copy()
+    moved.loc[moved["image_id"] == "person310_virus_2", "split"] = "test"
+    with pytest.raises(InvalidDataError, match=r"1 patients .*person310_bacteria_1.*Fix: "):
+        assign(moved, "strict", 0)
+    moved = images.copy()
+    moved.loc[moved["image_id"] == "NORMAL2-IM-0410-0001", "split"] = "test"
+    with pytest.raises(InvalidDataError, match=r"1 patients .*IM-0410-0001.*Fix: "):
+        assign(moved, "strict", 0)
+
+
+def test_the_lowest_seventh_of_each_series_validates_with_its_patients_and_copies():
+    # 21 bacteria, 14 viruses, 28 and 7 normals: the lowest 3, 2, 4 and 1 of them validate.
+    bacteria = [f"person{number}_bacteria_1" for number in (*range(200, 220), 302)]
+    virus = [f"person{number}_virus_1" for number in range(301, 315)]
+    normal = [f"IM-0{number}-0001" for number in range(400, 428)]
+    normal_2 = [f"NORMAL2-IM-0{number}-0001" for number in (426, *range(500, 506))]
+    images = pd.concat(
+        [
+            named("train", *bacteria, *virus, *normal, *normal_2),
+            named("test", "person100_bacteria_1", "IM-0007-0001"),
+        ],
+        ignore_index=True,
     )
-    assigned = assign(films, "strict", 0)
-    check_disjoint(assigned)
-    assert assigned["split"].eq("test").any()
+    copy = images["image_id"] == "IM-0420-0001"
+    images.loc[copy, "sha256"] = images.loc[images["image_id"] == "IM-0400-0001", "sha256"].item()
+    assigned = assign(images, "strict", 5, split_strategy="number-blocks")
+    assert set(assigned.loc[assigned["split"] == "val", "image_id"]) == {
+        *("person200_bacteria_1", "person201_bacteria_1", "person202_bacteria_1"),
+        *("person301_virus_1", "person302_virus_1", "person302_bacteria_1"),
+        *("IM-0400-0001", "IM-0401-0001", "IM-0402-0001", "IM-0403-0001", "IM-0420-0001"),
+        *("NORMAL2-IM-0426-0001", "IM-0426-0001"),
+    }
+    assert assigned["split"].eq("test").equals(images["split"].eq("test"))
+    nameless = images.assign(image_id="scan", patient="someone")
+    with pytest.raises(InvalidDataError, match=r"no numbers of patients\. Fix: "):
+        assign(nameless, "number-blocks", 0)
 
 
 @pytest.mark.parametrize(

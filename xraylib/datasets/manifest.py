@@ -163,21 +163,19 @@ def index(dataset: Dataset) -> pd.DataFrame:
     except PermissionError as error:
         fix = "allow reading it, or move it away"
         raise InvalidDataError(f"cannot read {error.filename}. Fix: {fix}.") from error
+    ids = _unique_ids(root, files)
+    patients, kinds = _patients_and_kinds(dataset, ids, listing["folder"].tolist())
     manifest = pd.DataFrame(
         {
-            "image_id": _unique_ids(root, files),
+            "image_id": ids,
             "path": [str(root / file) for file in files],
             "label": listing["label"].tolist(),
-            "patient": "",
-            "kind": "unknown",
+            "patient": patients,
+            "kind": kinds,
             "split": listing["split"].tolist(),
             "sha256": hashes,
         }
     )
-    if len(manifest):
-        names = manifest["image_id"].map(_READERS[dataset.names])
-        manifest["kind"] = names.str[1]
-        _number_patients(manifest, names.str[0], listing["folder"], dataset)
     # A normal image of another family's name is normal; a pneumonia without a kind is unknown.
     unread = ~manifest["kind"].isin(_PNEUMONIA_KINDS)
     manifest.loc[unread, "kind"] = manifest.loc[unread, "label"].map({0: "normal", 1: "unknown"})
@@ -201,16 +199,24 @@ def _unique_ids(root: Path, files: list[str]) -> list[str]:
     return list(ids)
 
 
-def _number_patients(
-    manifest: pd.DataFrame, named: pd.Series, folders: pd.Series, dataset: Dataset
-) -> None:
-    """Set the patients: as named, else by a folder below the class folder, else one per image."""
-    unnamed = named == manifest["image_id"].map(image_id)
-    grouped = unnamed & (folders != "")
-    manifest["patient"] = named.mask(unnamed, manifest["image_id"]).mask(grouped, folders)
-    if grouped.any():
+def _patients_and_kinds(
+    dataset: Dataset, ids: list[str], folders: list[str]
+) -> tuple[list[str], list[str]]:
+    """Read patients from names, else take the folder below the class folder, else the image."""
+    patients = []
+    kinds = []
+    in_folders = 0
+    for image, folder in zip(ids, folders, strict=True):
+        patient, kind = _READERS[dataset.names](image)
+        if patient == image_id(image):
+            patient = folder or image
+            in_folders += 1 if folder else 0
+        patients.append(patient)
+        kinds.append(kind)
+    if in_folders:
         message = "%s: each folder below a class folder counts as one patient (%d images)"
-        _log.warning(message, dataset.name, grouped.sum())
+        _log.warning(message, dataset.name, in_folders)
+    return patients, kinds
 
 
 def _check_one_version(root: Path, ids: pd.Series) -> None:
