@@ -158,6 +158,23 @@ def test_a_patient_grouped_split_audits_clean(phantom):
     assert table.query("splits == 'train and val'")["images"].sum() == 0
 
 
+def test_the_list_of_original_files_tells_image_and_patient(tmp_path, monkeypatch):
+    monkeypatch.setenv("XRAYLIB_DATA", str(tmp_path))
+    assert audit.originals("kermany") is None, "the list is not here"
+    columns = "path,label,width,height,bytes\n"
+    rows = (
+        "train/NORMAL/NORMAL2-IM-0400-0001.jpeg,0,1800,1500,90000\n"
+        "train/PNEUMONIA/person300_virus_2.jpeg,1,1200,800,40000\n"
+    )
+    (tmp_path / "kermany_originals.csv").write_text(columns + rows)
+    listed = audit.originals("kermany")
+    assert listed["image_id"].tolist() == ["NORMAL2-IM-0400-0001", "person300_virus_2"]
+    assert listed["patient"].tolist() == ["IM-0400", "person300"]
+    features = audit.file_features(listed)
+    np.testing.assert_allclose(features["aspect ratio"], [1.2, 1.5])
+    assert audit.originals("phantom") is None
+
+
 def test_file_features_that_predict_the_class_are_named(tmp_path):
     rows = []
     for number in range(12):

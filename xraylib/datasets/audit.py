@@ -182,10 +182,11 @@ def near_duplicates(pixels: np.ndarray) -> pd.DataFrame:
         for left in range(top, len(pixels), _TILE):
             tile = thumbnails[top : top + _TILE] @ thumbnails[left : left + _TILE].T
             a, b = np.nonzero(tile >= COPY_CORRELATION)
-            pairs.append(pd.DataFrame({"a": a + top, "b": b + left, "correlation": tile[a, b]}))
+            columns = {"a": a + top, "b": b + left, "correlation": tile[a, b]}
+            pairs.append(pd.DataFrame(columns))
     table = pd.concat(pairs).query("a < b")
-    order = {"correlation": False, "a": True, "b": True}
-    return table.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
+    by_pair = table.sort_values(["a", "b"])
+    return by_pair.sort_values("correlation", ascending=False, kind="stable", ignore_index=True)
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
@@ -230,7 +231,8 @@ def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.Data
     if pixels is not None:
         pairs = near_duplicates(pixels)
         ends = (pairs["a"], pairs["b"])
-        links = coo_array((np.ones(len(pairs)), ends), shape=(len(marked), len(marked)))
+        shape = (len(marked), len(marked))
+        links = coo_array((np.ones(len(pairs)), ends), shape=shape)
         marked["near"] = connected_components(links, directed=False)[1]
         checks["near-identical"] = "near"
     present = [split for split in _SPLITS if (marked["split"] == split).any()]
@@ -316,10 +318,11 @@ def patient_evidence(name: str | Path | Dataset = "kermany") -> pd.DataFrame | N
     )
     ours = index(dataset).replace({"split": {"val": "train"}})
     counts = {"file names": patient_counts(ours), "version 3": patient_counts(version_3)}
-    table = pd.concat(counts, names=["numbering"]).reset_index(level="numbering")
-    # Training first, each numbering beside the other.
-    order = {"split": False, "class": True, "numbering": True}
-    return table.sort_values(list(order), ascending=list(order.values()), ignore_index=True)
+    table = pd.concat(counts, names=["numbering", "row"])
+    # One numbering under the other, row by row.
+    return (
+        table.sort_index(level=["row", "numbering"]).reset_index("numbering").reset_index(drop=True)
+    )
 
 
 def compare_numberings(version_2: pd.DataFrame, version_3: pd.DataFrame) -> pd.DataFrame:
@@ -355,8 +358,8 @@ def compare_numberings(version_2: pd.DataFrame, version_3: pd.DataFrame) -> pd.D
         raise InvalidDataError(f"the two versions have no file in common. Fix: {fix}.")
     rows = []
     for split, images in both.groupby("split"):
-        divided = (images.groupby("patient_2")["patient_3"].nunique() > 1).sum()
-        merged = (images.groupby("patient_3")["patient_2"].nunique() > 1).sum()
+        divided = _in_several(images["patient_2"], images["patient_3"])
+        merged = _in_several(images["patient_3"], images["patient_2"])
         rows.append(
             {
                 "split": split,
@@ -369,6 +372,11 @@ def compare_numberings(version_2: pd.DataFrame, version_3: pd.DataFrame) -> pd.D
             }
         )
     return pd.DataFrame(rows)
+
+
+def _in_several(patients: pd.Series, others: pd.Series) -> int:
+    """Count the patients whose images belong to several of the other reading's patients."""
+    return int((others.groupby(patients).nunique() > 1).sum())
 
 
 def file_properties(manifest: pd.DataFrame) -> pd.DataFrame:

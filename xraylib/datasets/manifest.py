@@ -28,7 +28,13 @@ _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _CLASSES = {"normal": 0, "pneumonia": 1}
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 _PNEUMONIA_KINDS = ("bacteria", "virus")
 
 _SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
@@ -180,7 +186,7 @@ def index(dataset: Dataset) -> pd.DataFrame:
     unread = ~manifest["kind"].isin(_PNEUMONIA_KINDS)
     manifest.loc[unread, "kind"] = manifest.loc[unread, "label"].map({0: "normal", 1: "unknown"})
     if dataset.names == "kermany":
-        _check_one_version(root, manifest["image_id"])
+        _check_one_version(root, ids)
     return manifest.sort_values("image_id", ignore_index=True)
 
 
@@ -219,18 +225,15 @@ def _patients_and_kinds(
     return patients, kinds
 
 
-def _check_one_version(root: Path, ids: pd.Series) -> None:
+def _check_one_version(root: Path, ids: list[str]) -> None:
     """Refuse a folder with names of versions 2 and 3 of Kermany's data: the same images twice."""
-    names = ids.map(image_id)
-    version_3 = names[names.map(lambda name: bool(_VERSION_3.fullmatch(name)))]
-    version_2 = names[
-        names.map(lambda name: bool(_PNEUMONIA.fullmatch(name) or _NORMAL.fullmatch(name)))
-    ]
-    if len(version_2) and len(version_3):
+    names = [image_id(image) for image in ids]
+    version_2 = [name for name in names if _PNEUMONIA.fullmatch(name) or _NORMAL.fullmatch(name)]
+    version_3 = [name for name in names if _VERSION_3.fullmatch(name)]
+    if version_2 and version_3:
         raise InvalidDataError(
-            f"{root} holds names of version 2 ({version_2.iloc[0]}) and of version 3 "
-            f"({version_3.iloc[0]}) of Kermany's data, which are the same images. "
-            "Fix: keep the files of one version."
+            f"{root} holds names of version 2 ({version_2[0]}) and of version 3 ({version_3[0]}) "
+            "of Kermany's data, which are the same images. Fix: keep the files of one version."
         )
 
 

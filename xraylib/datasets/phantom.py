@@ -91,6 +91,9 @@ class PhantomSettings:
 
 _KINDS = ("normal", "bacteria", "virus")
 
+# Probabilities that a patient has 1, 2, … images.
+_IMAGES_PER_PATIENT = (0.5, 0.24, 0.13, 0.08, 0.05)
+
 # Mean aspect ratio (width by height) of a class in a split, where an uncropped image has 1:
 # Kermany's medians divided by 1.21, that of its training normals. The standard deviation is 0.07,
 # and none is below 1.
@@ -280,7 +283,8 @@ def _mediastinum(view: _View, child: SimpleNamespace, turn: float) -> Floats:
     if child.sail > 0:
         x = view.x - turn
         sail = _step(np.minimum(view.y - 1.2, 5.6 - view.y + 0.12 * x), 0.15)
-        sail *= _step(x + (2.6 + 1.6 * child.sail), 0.2) * _step(view.y - 1.0 + 1.1 * x, 0.25)
+        edge = _step(x + (2.6 + 1.6 * child.sail), 0.2)
+        sail *= edge * _step(view.y - 1.0 + 1.1 * x, 0.25)
         path = np.maximum(path, 2.6 * sail * (x < 1))
     return path
 
@@ -295,8 +299,10 @@ def _ribs(view: _View, child: SimpleNamespace, cage: Floats, turn: float) -> Flo
     tilt = child.rib_tilt * (0.75 + 0.035 * view.y) * arch
     behind = (view.y + tilt) / gap
     before = (view.y - tilt) / gap - 0.3
-    back = _shaft((behind - np.clip(np.rint(behind), 1, 10)) * gap / stretch, 0.27)
-    front = _shaft((before - np.clip(np.rint(before), 1, 6)) * gap / stretch, 0.29)
+    from_back = behind - np.clip(np.rint(behind), 1, 10)
+    from_front = before - np.clip(np.rint(before), 1, 6)
+    back = _shaft(from_back * gap / stretch, 0.27)
+    front = _shaft(from_front * gap / stretch, 0.29)
     back *= 0.68 * _step(x - 0.9, 0.1)
     front *= 0.5 * _step(np.abs(view.x - turn) - cage * 0.52, 0.12)
     return (back + front) * (x < cage)
@@ -323,7 +329,8 @@ def _skeleton(view: _View, child: SimpleNamespace, cage: Floats, turn: float) ->
 def _gas(view: _View, child: SimpleNamespace, turn: float) -> Floats:
     """Air in trachea, main bronchi and stomach."""
     middle = child.trachea + 0.5 * turn
-    gas = 1.4 * _chord(np.square((view.x - middle) / 0.45), 0.42) * _step(4.6 - view.y, 0.15)
+    trachea = 1.4 * _chord(np.square((view.x - middle) / 0.45), 0.42)
+    gas = trachea * _step(4.6 - view.y, 0.15)
     for side in (-1, 1):
         bronchus = view.distance(complex(middle, 4.5), complex(0.5 * turn + side * 1.9, 6.0))
         gas += 0.8 * _chord(np.square(bronchus / 0.33), 0.33)
@@ -362,7 +369,8 @@ def _tree(rng: np.random.Generator, roots: int, generations: int, width: float) 
 def _lumps(view: _View, rng: np.random.Generator) -> Floats:
     """Smooth irregularity around 0 with a standard deviation near 1, fixed to the child."""
     total = np.zeros_like(view.x)
-    for wave, turn, phase in rng.uniform((1.6, 0, 0), (5, 6.28, 6.28), (5, 3)).tolist():
+    waves = rng.uniform((1.6, 0, 0), (5, 6.28, 6.28), (5, 3))
+    for wave, turn, phase in waves.tolist():
         along = view.x * math.cos(turn) + view.y * math.sin(turn)
         total += np.cos(along * (6.28 / wave) + phase)
     return 0.63 * total
@@ -391,7 +399,9 @@ def _consolidation(view: _View, rng: np.random.Generator, airways: Floats) -> Fl
     q = np.square((view.x - x) / a) + np.square((view.y - y) / b)
     filled = strength * _step(1 - q + 0.3 * _lumps(view, rng), softness)
     n = 90
-    middle = x + rng.normal(0, 0.7 * a, n) + 1j * (y + rng.normal(0, 0.7 * b, n))
+    across = x + rng.normal(0, 0.7 * a, n)
+    down = y + rng.normal(0, 0.7 * b, n)
+    middle = across + 1j * down
     half = rng.uniform(0.05, 0.3, n) * _directions(rng, n)
     width = rng.uniform(0.35, 0.85, n)
     density = rng.uniform(0.3, 1.0, n)
@@ -417,7 +427,9 @@ def _interstitial(view: _View, rng: np.random.Generator) -> tuple[Floats, Floats
     net = _strokes_between(middle - half, middle + half, 0.12, thickness)
     octagon = np.exp(2j * np.pi * np.arange(9) / 8)
     circle = middle[:12, None] + rng.uniform(0.18, 0.32, (12, 1)) * octagon
-    rings = _strokes_between(circle[:, :-1].ravel(), circle[:, 1:].ravel(), 0.12, 0.6)
+    starts = circle[:, :-1].ravel()
+    ends = circle[:, 1:].ravel()
+    rings = _strokes_between(starts, ends, 0.12, 0.6)
     streaks = gaussian_filter(view.strokes(np.concatenate([net, bronchi, rings])), 0.06 / view.cm)
     q = np.square((np.abs(view.x) - 2.6) / 2.6) + np.square((view.y - 7.5) / 3.6)
     haze = 0.13 * strength * np.exp(-q) * (1 + 0.35 * _lumps(view, rng))
@@ -437,11 +449,14 @@ def _devices(rng: np.random.Generator, marker: str) -> Strokes:
     if has_tube:
         shift, phase, end = shapes[0][:3]
         depth = 9 if end < 0 else 18
-        curve = 0.25 * shift + 0.3 * np.sin(3 * t + phase) + 1j * (depth * t - 5)
+        across = 0.25 * shift + 0.3 * np.sin(3 * t + phase)
+        curve = across + 1j * (depth * t - 5)
         devices.append(_strokes_between(curve[:-1], curve[1:], 0.16, 1.2))
     if has_leads:
         for a, b, c, d, e in shapes[1:]:
-            curve = 6 * a + 6 * b * t + 2 * c * np.sin(3 * t) + 1j * (2 + 4 * d + (14 + 3 * e) * t)
+            across = 6 * a + 6 * b * t + 2 * c * np.sin(3 * t)
+            down = 2 + 4 * d + (14 + 3 * e) * t
+            curve = across + 1j * down
             devices.append(_strokes_between(curve[:-1], curve[1:], 0.14, 2.5))
     return np.concatenate(devices)
 
@@ -511,7 +526,8 @@ def simulate(
         lesion = in_lung * streaks + air * haze
     water = _body(view, child) - air + lesion - _gas(view, child, turn)
     water += _BONE * _skeleton(view, child, cage, turn) + child.vessels * vessels * in_lung
-    water += max(exposure.haze, 0.0) * in_lung * np.exp(-np.square((view.y - 12.5) / 3.2))
+    bases = np.exp(-np.square((view.y - 12.5) / 3.2))
+    water += max(exposure.haze, 0.0) * in_lung * bases
     water = np.maximum(water * (1 + 0.008 * turn * view.x), 0)
     # Attenuation is in cm of water so far; `cm` is the side of a pixel. Devices lie in the image's
     # own frame.
@@ -540,7 +556,11 @@ def _images_per_kind(total: int) -> dict[tuple[str, str], int]:
     """Share images over splits and kinds in about the proportions of Kermany's data."""
     val = max(2, min(16, 2 * round(total / 75)))
     test = round(total * 154 / 600)
-    sizes = {"train": (total - val - test, 0.26), "val": (val, 0.5), "test": (test, 0.38)}
+    sizes = {
+        "train": (total - val - test, 0.26),
+        "val": (val, 0.5),
+        "test": (test, 0.38),
+    }
     counts = {}
     for split, (images, normal_share) in sizes.items():
         counts[split, "normal"] = round(images * normal_share)
@@ -564,7 +584,7 @@ def _plan(settings: PhantomSettings) -> Iterator[_PlannedImage]:
         for split in ("train", "val", "test"):
             left = counts[split, kind]
             while left > 0:
-                images = min(left, int(rng.choice(5, p=(0.5, 0.24, 0.13, 0.08, 0.05))) + 1)
+                images = min(left, 1 + int(rng.choice(5, p=_IMAGES_PER_PATIENT)))
                 left -= images
                 patients.append((split, images))
         numbers = rng.permutation(len(patients)) + first_number + 1

@@ -11,7 +11,8 @@ The name of a split strategy
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,8 @@ from xraylib.datasets.manifest import series_and_number
 from xraylib.errors import InvalidDataError, NotFoundError
 
 _log = logging.getLogger(__name__)
+
+Labels = pd.Index | np.ndarray[Any, Any]  # of rows, in the index of a manifest
 
 PROTOCOLS = ("published", "strict")
 
@@ -97,9 +100,13 @@ def check_disjoint(manifest: pd.DataFrame) -> None:
             raise InvalidDataError(f"{count} {units} are in two splits: {first}. Fix: {fix}.")
 
 
+def _outside_test(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest[manifest["split"] != "test"]
+
+
 def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Validate on one seventh of the patients outside the test folder, stratified by kind."""
-    pool = manifest[manifest["split"] != "test"]
+    pool = _outside_test(manifest)
     groups = _inseparable(pool)
     groups_per_class = groups.groupby(pool["label"]).nunique()
     folds = min(VALIDATION_FOLDS, groups_per_class.min()) if len(pool) else 0
@@ -112,8 +119,11 @@ def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     strata = pool["kind"].astype(str) + pool["label"].astype(str)
     candidates = [rows for _, rows in splitter.split(pool, strata, groups)]
     # Of few patients a fold can hold one class only: the first that holds both validates.
-    both = (rows for rows in candidates if pool["label"].iloc[rows].nunique() == 2)
-    validation = next(both, candidates[0])
+    validation = candidates[0]
+    for rows in candidates:
+        if pool["label"].iloc[rows].nunique() == 2:
+            validation = rows
+            break
     return _with_splits(manifest, {"train": pool.index, "val": pool.index[validation]})
 
 
@@ -129,10 +139,11 @@ def _inseparable(manifest: pd.DataFrame) -> pd.Series:
     # The nodes of the graph are the images, then the patients, then the contents.
     first_patient = images
     first_content = first_patient + images
+    nodes = 3 * images
     sources = np.tile(np.arange(images), 2)
     targets = np.concatenate([first_patient + patients, first_content + contents])
-    nodes = 3 * images
-    links = coo_array((np.ones(len(sources)), (sources, targets)), shape=(nodes, nodes))
+    ones = np.ones(len(sources))
+    links = coo_array((ones, (sources, targets)), shape=(nodes, nodes))
     groups = connected_components(links, directed=False)[1]
     return pd.Series(groups[:images], index=manifest.index)
 
@@ -143,7 +154,7 @@ def _number_blocks(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     The official test is such a block: it has the lowest or highest numbers of every series.
     Patients and copies stay together, so that a block can grow beyond a seventh.
     """
-    pool = manifest[manifest["split"] != "test"]
+    pool = _outside_test(manifest)
     named = pool.join(series_and_number(pool)).dropna(subset=["number"])
     if named.empty:
         raise InvalidDataError(
@@ -159,9 +170,10 @@ def _number_blocks(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
 def _patient_grouped_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """As `patient-grouped`, but 136 images train and 40 validate, stratified by class."""
     assigned = _patient_grouped(manifest, seed)
-    used = [assigned.index[assigned["split"] == "test"]]
+    used: list[Labels] = [assigned.index[assigned["split"] == "test"]]
     for split, images in SMALL.items():
-        used.append(_stratified_sample(assigned[assigned["split"] == split], images, seed))
+        rows = assigned[assigned["split"] == split]
+        used.append(_stratified_sample(rows, images, seed))
     return assigned.loc[np.sort(np.concatenate(used))]
 
 
@@ -173,15 +185,17 @@ def _official(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
         "the official validation folder is not in this copy: "
         "16 images of the training folder take its place"
     )
-    pool = manifest[manifest["split"] != "test"]
-    images = max(min(8, pool["label"].value_counts().min() - 1), 0)
+    pool = _outside_test(manifest)
+    # Each class keeps an image to train on.
+    spare = pool["label"].value_counts().min() - 1
+    images = max(min(8, spare), 0)
     validation = pool.groupby("label").sample(images, random_state=seed).index
     return _with_splits(manifest, {"train": pool.index, "val": validation})
 
 
 def _per_image_validation(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Validate on a fifth of the images outside the test folder, ignoring patient identity."""
-    train, val = _divide(manifest[manifest["split"] != "test"], seed, second=0.2)
+    train, val = _divide(_outside_test(manifest), seed, second=0.2)
     return _with_splits(manifest, {"train": train, "val": val})
 
 
@@ -190,15 +204,15 @@ def _take_skip(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     This is what `take` and `skip` of a `tf.data` pipeline do that shuffles at every pass.
     """
-    in_test = manifest["split"] == "test"
-    pool = manifest.index[~in_test]
+    pool = _outside_test(manifest).index
     rng = np.random.default_rng(seed)
     # The keras.io example takes 4,200 of 5,232 images.
     taken = round(len(pool) * 4200 / 5232)
-    train = pd.Index(np.sort(rng.permutation(pool)[:taken]))
-    val = pd.Index(np.sort(rng.permutation(pool)[taken:]))
-    test = manifest.index[in_test]
-    return _rows_per_split(manifest, {"train": train, "val": val, "test": test})
+    train = rng.permutation(pool)[:taken]
+    val = rng.permutation(pool)[taken:]
+    test = manifest.index.difference(pool)
+    rows_per_split: dict[str, Labels] = {"train": train, "val": val, "test": test}
+    return _rows_per_split(manifest, rows_per_split)
 
 
 def _random_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -206,12 +220,13 @@ def _random_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     Patient identity is ignored.
     """
-    pool = manifest[manifest["split"] != "test"]
+    pool = _outside_test(manifest)
     small = min(sum(SMALL.values()), len(pool))
     val = round(small * SMALL["val"] / sum(SMALL.values()))
     rest, held_out = _divide(pool, seed, second=val)
     train = _stratified_sample(pool.loc[rest], small - val, seed)
-    return _rows_per_split(manifest, {"train": train, "val": held_out, "test": held_out})
+    rows_per_split = {"train": train, "val": held_out, "test": held_out}
+    return _rows_per_split(manifest, rows_per_split)
 
 
 def _random_per_image(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -234,10 +249,10 @@ SPLIT_STRATEGIES: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
 }
 
 
-def _divide(rows: pd.DataFrame, seed: int, second: float | int) -> tuple[pd.Index, pd.Index]:
+def _divide(rows: pd.DataFrame, seed: int, second: float | int) -> tuple[Labels, Labels]:
     """Divide rows at random, stratified by class; `second` is the second part's share or size."""
     labels = rows["label"]
-    if labels.value_counts().reindex([0, 1], fill_value=0).min() < 2:
+    if min(sum(labels == 0), sum(labels == 1)) < 2:
         raise InvalidDataError(
             "fewer than two images of a class: they cannot be divided. Fix: add images."
         )
@@ -248,17 +263,18 @@ def _divide(rows: pd.DataFrame, seed: int, second: float | int) -> tuple[pd.Inde
         raise InvalidDataError(
             f"{len(rows)} images cannot be divided ({error}). Fix: add images."
         ) from error
-    return pd.Index(np.sort(first)), pd.Index(np.sort(other))
+    return np.sort(first), np.sort(other)
 
 
-def _stratified_sample(rows: pd.DataFrame, images: int, seed: int) -> pd.Index:
+def _stratified_sample(rows: pd.DataFrame, images: int, seed: int) -> Labels:
     """Draw so many images, stratified by class, or all if there are no more."""
     if len(rows) > images + 1:
         return _divide(rows, seed, second=images)[1]
-    return rows.sample(min(images, len(rows)), random_state=seed).index.sort_values()
+    sample = rows.sample(min(images, len(rows)), random_state=seed)
+    return np.sort(sample.index)
 
 
-def _with_splits(manifest: pd.DataFrame, splits: dict[str, pd.Index]) -> pd.DataFrame:
+def _with_splits(manifest: pd.DataFrame, splits: Mapping[str, Labels]) -> pd.DataFrame:
     """Set the split of some rows; a later split overwrites an earlier one."""
     assigned = manifest.copy()
     for split, rows in splits.items():
@@ -266,6 +282,10 @@ def _with_splits(manifest: pd.DataFrame, splits: dict[str, pd.Index]) -> pd.Data
     return assigned
 
 
-def _rows_per_split(manifest: pd.DataFrame, splits: dict[str, pd.Index]) -> pd.DataFrame:
+def _rows_per_split(manifest: pd.DataFrame, splits: Mapping[str, Labels]) -> pd.DataFrame:
     """Collect the rows of every split, where an image can be in several."""
-    return pd.concat([manifest.loc[rows].assign(split=split) for split, rows in splits.items()])
+    parts = []
+    for split, labels in splits.items():
+        rows = manifest.loc[np.sort(labels)]
+        parts.append(rows.assign(split=split))
+    return pd.concat(parts)
