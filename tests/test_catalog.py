@@ -35,6 +35,9 @@ def test_two_folders_of_one_name_are_two_data_sets(tmp_path):
     assert catalog.get_dataset(f"{folders[0]}{os.sep}").name == names[0]
     # What an Experiment asks for by the name of its report.
     assert audit.originals(names[0]) is None
+    assert catalog.get_dataset(names[0]).root == folders[0].resolve()
+    assert catalog.reference(names[1]) == str(folders[1].resolve())
+    assert catalog.reference("kermany") == "kermany"
 
 
 def test_a_folder_of_any_name_gives_a_name_that_files_can_have(tmp_path):

@@ -206,7 +206,7 @@ def _data_audit(options: argparse.Namespace) -> None:
     good = files[~files["image_id"].isin(manifest.read_quarantine(quarantine))].reset_index(
         drop=True
     )
-    for line in audit.file_feature_findings(good):
+    for line in audit.file_feature_warnings(good):
         print(line)
     print("\nPatients and images shared by the published splits:")
     _show(audit.leakage(good, images.load_pixels(good, 64)))

@@ -434,26 +434,26 @@ def file_features(described: pd.DataFrame) -> pd.DataFrame:
     return features.loc[:, features.nunique() > 1]
 
 
-def file_feature_findings(manifest: pd.DataFrame) -> list[str]:
-    """Say which properties of the files predict the class outside the test folder, one a line."""
+def file_feature_warnings(manifest: pd.DataFrame) -> list[str]:
+    """Say which properties of the files predict the class outside the test folder, one per line."""
     train = manifest[manifest["split"] != "test"]
     features = file_features(file_properties(train))
-    findings = []
+    warnings = []
     if "width" not in features and "height" not in features:
-        findings.append(
+        warnings.append(
             "All images have one size: whether width, height or aspect ratio predict the class "
             "cannot be seen here."
         )
     if train["label"].nunique() < 2:
-        return findings
+        return warnings
     for name in features:
         auc = roc_auc_score(train["label"], features[name])
         if max(auc, 1 - auc) > _TELLING_AUC:
-            findings.append(
+            warnings.append(
                 f"warning: {name} of the file predicts the class (AUC {auc:.3f}); "
                 "a network can infer it"
             )
-    return findings
+    return warnings
 
 
 def single_features(manifest: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:

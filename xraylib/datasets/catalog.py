@@ -168,10 +168,15 @@ _ALL = (
     ),
 )
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
+# Folders that this process has looked up by path, by the name of their report.
+_FOLDERS: dict[str, Dataset] = {}
 
 
 def get_dataset(name: str | Path | Dataset) -> Dataset:
     """Return the data set of that name, or one for the folder at that path.
+
+    The name of a folder's report, as `manifest.attrs["dataset"]` holds it, finds the folder again
+    in the process that has looked the folder up by its path.
 
     Raises
     ------
@@ -182,6 +187,8 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
         return name
     if name in DATASETS:
         return DATASETS[str(name)]
+    if name in _FOLDERS:
+        return _FOLDERS[str(name)]
     if "://" in str(name):
         fix = "mount it (`gcsfuse` for a bucket) and give the folder"
         raise NotFoundError(f"{name} is an address. Fix: {fix}.")
@@ -194,14 +201,22 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
     folder = folder.resolve()
     # Two folders of one name must not share an index or a quarantine list.
     mark = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
-    return Dataset(
-        name=f"folder-{_for_file_names(folder.name)}-{mark}",
-        title=f"Images in the folder {_for_file_names(folder.name)}",
+    title = _for_file_names(folder.name)
+    dataset = Dataset(
+        name=f"folder-{title}-{mark}",
+        title=f"Images in the folder {title}",
         source="",
         licence="",
         folder=str(folder),
         by_hand="put images there as <split>/<class>/<image>",
     )
+    _FOLDERS[dataset.name] = dataset
+    return dataset
+
+
+def reference(name: str) -> str:
+    """Return what a user types for the data set of a report: its name, or its folder's path."""
+    return _FOLDERS[name].folder if name in _FOLDERS else name
 
 
 def _for_file_names(name: str) -> str:
