@@ -20,7 +20,7 @@ from xraylib.errors import InvalidDataError
 @pytest.fixture
 def bad_files(tmp_path):
     """Twelve good files and one of each problem."""
-    where = tmp_path / "films"
+    where = tmp_path / "images"
     good_ones = folder(where, 12)
     good = Path(good_ones["path"][0]).read_bytes()
     extra = {
@@ -79,7 +79,7 @@ def test_a_share_of_bad_files_that_is_none_is_refused(tmp_path, share):
 
 
 def test_a_clean_folder_gives_an_empty_list_that_passes(tmp_path):
-    findings = audit.audit_files(folder(tmp_path / "films", 3))
+    findings = audit.audit_files(folder(tmp_path / "images", 3))
     audit.check_audit(findings, 3)
     audit.write_quarantine(findings, tmp_path / "quarantine.csv")
     assert read_quarantine(tmp_path / "quarantine.csv") == set()
@@ -103,11 +103,11 @@ def test_near_duplicates_are_the_pairs_that_correlate(pixels, threshold):
 
 
 def test_altered_copies_are_found_among_many_and_others_are_not():
-    films = np.stack([texture(seed, 64) for seed in range(1200)])
-    films[1150] = np.asarray(Image.open(io.BytesIO(encoded(films[7], "JPEG", quality=40))))
-    films[1190] = (films[1100] * 0.6 + 30).astype(np.uint8)
-    films[[3, 4]] = 128
-    found = audit.near_duplicates(films[..., None])
+    images = np.stack([texture(seed, 64) for seed in range(1200)])
+    images[1150] = np.asarray(Image.open(io.BytesIO(encoded(images[7], "JPEG", quality=40))))
+    images[1190] = (images[1100] * 0.6 + 30).astype(np.uint8)
+    images[[3, 4]] = 128
+    found = audit.near_duplicates(images[..., None])
     assert set(zip(found["a"], found["b"], strict=True)) == {(7, 1150), (1100, 1190)}
     assert (found["correlation"] > 0.98).all()
 
@@ -201,15 +201,15 @@ def test_single_features_are_what_their_names_say(tmp_path):
         path = tmp_path / f"{number}.png"
         Image.new("L", (width, height), value).save(path)
         rows.append({"path": str(path), "image_id": path.stem, "label": number % 2})
-        film = np.full((16, 16, 1), value, np.uint8)
-        film[4:12, 4:12] = 7
-        pixels.append(film)
-    films = pd.DataFrame(rows, index=[3, 5, 7, 9]).assign(split="train", patient="p")
-    table = audit.file_properties(films)
+        image = np.full((16, 16, 1), value, np.uint8)
+        image[4:12, 4:12] = 7
+        pixels.append(image)
+    images = pd.DataFrame(rows, index=[3, 5, 7, 9]).assign(split="train", patient="p")
+    table = audit.file_properties(images)
     assert table[["width", "height"]].to_numpy().tolist() == [[40, 30], [16, 16], [20, 10], [8, 8]]
     assert table.index.tolist() == [3, 5, 7, 9]
     assert (table["bytes"] > 0).all()
-    table = audit.single_features(films, np.stack(pixels))
+    table = audit.single_features(images, np.stack(pixels))
     assert table["aspect ratio"].tolist() == [40 / 30, 1, 2, 1] and table["width"].tolist() == [
         40,
         16,
@@ -217,7 +217,7 @@ def test_single_features_are_what_their_names_say(tmp_path):
         8,
     ]
     np.testing.assert_allclose(table["bits a pixel"], 8 * table["file size"] / [1200, 256, 200, 64])
-    assert "width" not in audit.file_features(audit.file_properties(films.iloc[[1, 1]])), (
+    assert "width" not in audit.file_features(audit.file_properties(images.iloc[[1, 1]])), (
         "the same in all files"
     )
     assert table["border intensity"].tolist() == [0, 255, 100, 250]

@@ -21,10 +21,10 @@ PEAK = """
 import re, sys, numpy as np
 from pathlib import Path
 from xraylib.datasets import shards
-films = shards.Shards(Path(sys.argv[1]), 224)
-rows = np.random.default_rng(0).permutation(len(films))
+stored = shards.Shards(Path(sys.argv[1]), 224)
+rows = np.random.default_rng(0).permutation(len(stored))
 for start in range(0, len(rows), 32):
-    films[rows[start : start + 32]]
+    stored[rows[start : start + 32]]
 peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
 print(peak, "tensorflow" in sys.modules)
 """
@@ -39,12 +39,13 @@ def folder(phantom, tmp_path_factory):
 
 def test_a_folder_of_shards_is_the_data_set_it_was_written_from(phantom, folder):
     table = load(folder)
-    films, pixels = images.load_pixels(table, 28), images.load_pixels(phantom, 28)
+    stored = images.load_pixels(table, 28)
+    pixels = images.load_pixels(phantom, 28)
     assert table.drop(columns="path").equals(phantom.drop(columns="path"))
-    assert films.shape == pixels.shape and len(list(folder.glob("*.arrayrecord"))) > 1
+    assert stored.shape == pixels.shape and len(list(folder.glob("*.arrayrecord"))) > 1
     for rows in (slice(3, 60), np.array([40, 2, 2]), np.arange(len(table)) % 3 == 0, 5):
-        np.testing.assert_array_equal(films[rows], pixels[rows])
-    np.testing.assert_array_equal(np.asarray(films), pixels)
+        np.testing.assert_array_equal(stored[rows], pixels[rows])
+    np.testing.assert_array_equal(np.asarray(stored), pixels)
     with pytest.raises(InvalidDataError, match=r"other .* than the manifest\. Fix: "):
         images.load_pixels(table[:-1], 28)
     with pytest.raises(InvalidDataError, match=r"no files to describe\. Fix: "):
@@ -184,7 +185,7 @@ def test_training_from_shards_broken_within_an_epoch_ends_as_from_files_unbroken
 
 
 @pytest.mark.slow
-def test_twenty_times_the_films_take_no_more_memory(phantom, tmp_path):
+def test_twenty_times_the_images_take_no_more_memory(phantom, tmp_path):
     rng, peaks = np.random.default_rng(0), {}
     for times in (1, 20):
         table = phantom.iloc[np.resize(np.arange(len(phantom)), 120 * times)].reset_index(drop=True)
@@ -199,4 +200,4 @@ def test_twenty_times_the_films_take_no_more_memory(phantom, tmp_path):
         said = run_python(PEAK, tmp_path / str(times))
         peaks[times], loaded = int(said.split()[0]), said.split()[1]
         assert loaded == "False", "TensorFlow"
-    assert peaks[20] < 1.25 * peaks[1], "2,400 films are 120 MB; a shard costs some, a film none"
+    assert peaks[20] < 1.25 * peaks[1], "2,400 images are 120 MB; a shard costs some, an image none"
