@@ -64,7 +64,7 @@ def images_a_second(size: int) -> float:
     """Measure how fast one process reads batches of 64 from shards, in random order."""
     phantom = manifest.load("phantom")
     with tempfile.TemporaryDirectory() as folder:
-        shards.write(phantom, size, Path(folder), images.decoded, films=256)
+        shards.write(phantom, size, Path(folder), images.decoded, images_per_shard=256)
         pixels = shards.Shards(Path(folder), size)
         rows = np.random.default_rng(0).permutation(len(phantom))
         whole = len(rows) // BATCH_READ * BATCH_READ

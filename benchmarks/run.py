@@ -514,7 +514,7 @@ def _repeated(films: Path, count: int) -> pd.DataFrame:
 def _write_shards(films: Path, count: int) -> None:
     """Write shards of `count` images into the cache."""
     folder = paths.CACHE / f"shards-{count}"
-    shards.write(_repeated(films, count), SIZE, folder, images.decoded, films=512)
+    shards.write(_repeated(films, count), SIZE, folder, images.decoded, images_per_shard=512)
 
 
 def _peak(films: Path, how: str, count: int) -> float:

@@ -11,9 +11,11 @@ COLUMNS = ["recipe", "protocol", "seed", "split", "image_id", "patient", "kind",
 def scores(n=120, images=1, seeds=(0,), strength=1.0, sample=0, noise=1.0, threshold=0.5):
     """Scores of `n` patients with `images` each in `val` and in `test`; two of three are positive.
 
-    `strength` separates the classes, `noise` the images of a patient, and `sample` is the random seed.
+    `strength` separates the classes, `noise` the images of a patient, and `sample` is the random
+    seed.
     """
-    rng, parts = np.random.default_rng(sample), []
+    rng = np.random.default_rng(sample)
+    parts = []
     for split in ("val", "test"):
         label = np.arange(n) % 3 > 0
         patient = np.array([f"{split}{i}" for i in range(n)])
@@ -22,11 +24,13 @@ def scores(n=120, images=1, seeds=(0,), strength=1.0, sample=0, noise=1.0, thres
             odds = np.repeat(center, images) + noise * rng.normal(size=n * images)
             part = pd.DataFrame({"label": np.repeat(label, images).astype(int)})
             part["patient"] = np.repeat(patient, images)
-            part["image_id"] = (
-                part["patient"] + "_" + part.groupby("patient").cumcount().astype(str)
-            )
+            number = part.groupby("patient").cumcount().astype(str)
+            part["image_id"] = part["patient"] + "_" + number
             part["kind"] = np.where(part["label"] == 1, "virus", "normal")
-            parts.append(part.assign(split=split, seed=seed, score=1 / (1 + np.exp(-odds))))
+            part["split"] = split
+            part["seed"] = seed
+            part["score"] = 1 / (1 + np.exp(-odds))
+            parts.append(part)
     table = pd.concat(parts, ignore_index=True).assign(recipe="ours", protocol="strict")
     return table[COLUMNS].assign(threshold=threshold)
 
@@ -34,13 +38,23 @@ def scores(n=120, images=1, seeds=(0,), strength=1.0, sample=0, noise=1.0, thres
 def images(
     normal, pneumonia, split="test", *, recipe="made-up", protocol="strict", seed=0, threshold=0.5
 ):
-    """Scores of one split of one run by hand, one image a patient."""
-    values = np.array([*normal, *pneumonia], dtype=float)
+    """Scores of one split of one run by hand, one image per patient."""
     label = np.repeat([0, 1], [len(normal), len(pneumonia)])
-    names = [f"{split}{kind}{i}" for i, kind in enumerate(np.where(label, "virus", "normal"))]
-    table = pd.DataFrame({"image_id": names, "patient": names, "label": label, "score": values})
-    table = table.assign(recipe=recipe, protocol=protocol, seed=seed, split=split)
-    table["kind"] = np.where(label, "virus", "normal")
+    kinds = np.where(label, "virus", "normal")
+    names = [f"{split}{kind}{i}" for i, kind in enumerate(kinds)]
+    table = pd.DataFrame(
+        {
+            "recipe": recipe,
+            "protocol": protocol,
+            "seed": seed,
+            "split": split,
+            "image_id": names,
+            "patient": names,
+            "kind": kinds,
+            "label": label,
+            "score": np.array([*normal, *pneumonia], dtype=float),
+        }
+    )
     return table[COLUMNS].assign(threshold=threshold)
 
 
@@ -50,4 +64,5 @@ def labels_and_scores(draw, levels=12):
     n = draw(st.integers(2, 60))
     labels = np.array(draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)))
     assume(0 < labels.sum() < n)
-    return labels, np.array(draw(st.lists(st.integers(0, levels), min_size=n, max_size=n))) / levels
+    steps = draw(st.lists(st.integers(0, levels), min_size=n, max_size=n))
+    return labels, np.array(steps) / levels

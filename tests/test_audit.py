@@ -9,19 +9,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from test_images import announcing, encoded, folder, manifest_row, texture
-from test_splits import manifest
+from test_splits import named
 
 from xraylib.datasets import audit, images
 from xraylib.datasets.manifest import read_quarantine
 from xraylib.datasets.splits import assign
 from xraylib.errors import InvalidDataError
-from xraylib.evaluation import forensics
 
 
 @pytest.fixture
 def bad_files(tmp_path):
     """Twelve good files and one of each problem."""
-    where = tmp_path / "films"
+    where = tmp_path / "images"
     good_ones = folder(where, 12)
     good = Path(good_ones["path"][0]).read_bytes()
     extra = {
@@ -62,15 +61,25 @@ def test_an_audit_finds_every_problem_and_the_quarantine_leaves_plain_duplicates
     }
     of = findings.set_index("image_id")["of"]
     assert (of["copy"], of["twin_a"], of["twin_b"], of["cut"]) == ("0000", "twin_b", "twin_a", "")
-    audit.write_quarantine(findings, tmp_path / "quarantine.csv")
-    assert read_quarantine(tmp_path / "quarantine.csv") == set(findings["image_id"]) - {"copy"}
-    audit.check_audit(findings, len(bad_files), max_bad_fraction=8 / 21)
-    with pytest.raises(InvalidDataError, match=r"8 of 21 images.*2 conflict.*broken\.png.*Fix: "):
-        audit.check_audit(findings, len(bad_files), max_bad_fraction=0.3)
+    listed = tmp_path / "quarantine.csv"
+    refused = r"8 of 21 images.*2 conflict.*broken\.png.*Fix: .*--max-bad"
+    with pytest.raises(InvalidDataError, match=refused):
+        audit.check_and_quarantine(findings, len(bad_files), listed, max_bad_fraction=0.3)
+    assert not listed.exists()
+    audit.check_and_quarantine(findings, len(bad_files), listed, max_bad_fraction=8 / 21)
+    assert read_quarantine(listed) == set(findings["image_id"]) - {"copy"}
+
+
+@pytest.mark.parametrize("share", [-1, 1.5, float("nan")])
+def test_a_share_of_bad_files_that_is_none_is_refused(tmp_path, share):
+    findings = audit.audit_files(folder(tmp_path / "images", 3))
+    with pytest.raises(InvalidDataError, match=r"--max-bad .* no share.*Fix: "):
+        audit.check_and_quarantine(findings, 3, tmp_path / "quarantine.csv", share)
+    assert not (tmp_path / "quarantine.csv").exists()
 
 
 def test_a_clean_folder_gives_an_empty_list_that_passes(tmp_path):
-    findings = audit.audit_files(folder(tmp_path / "films", 3))
+    findings = audit.audit_files(folder(tmp_path / "images", 3))
     audit.check_audit(findings, 3)
     audit.write_quarantine(findings, tmp_path / "quarantine.csv")
     assert read_quarantine(tmp_path / "quarantine.csv") == set()
@@ -94,42 +103,43 @@ def test_near_duplicates_are_the_pairs_that_correlate(pixels, threshold):
 
 
 def test_altered_copies_are_found_among_many_and_others_are_not():
-    films = np.stack([texture(seed, 64) for seed in range(1200)])
-    films[1150] = np.asarray(Image.open(io.BytesIO(encoded(films[7], "JPEG", quality=40))))
-    films[1190] = (films[1100] * 0.6 + 30).astype(np.uint8)
-    films[[3, 4]] = 128
-    found = audit.near_duplicates(films[..., None])
+    images = np.stack([texture(seed, 64) for seed in range(1200)])
+    images[1150] = np.asarray(Image.open(io.BytesIO(encoded(images[7], "JPEG", quality=40))))
+    images[1190] = (images[1100] * 0.6 + 30).astype(np.uint8)
+    images[[3, 4]] = 128
+    found = audit.near_duplicates(images[..., None])
     assert set(zip(found["a"], found["b"], strict=True)) == {(7, 1150), (1100, 1190)}
     assert (found["correlation"] > 0.98).all()
 
 
 def test_leakage_counts_a_known_answer():
-    films = manifest(
-        [
-            ("person1_bacteria", "train", 3),
-            ("person2_virus", "train", 1),
-            ("IM-1", "train", 2),
-            ("person1_bacteria", "test", 2),
-            ("person2_bacteria", "test", 1),
-            ("IM-2", "test", 1),
-            ("IM-1", "val", 1),
-        ]
-    )
-    films["image_id"] = films["image_id"] + "_" + films["split"]
-    films.loc[9, "sha256"] = films["sha256"][4]
-    pixels = np.random.default_rng(0).integers(60, 200, (len(films), 32, 32, 1), dtype=np.uint8)
+    names = {
+        "train": (
+            *("person1_bacteria_1", "person1_bacteria_2", "person1_bacteria_3"),
+            *("person90_virus_4", "IM-0300-0001", "NORMAL2-IM-0400-0001"),
+        ),
+        # 90 is a bacterial number of the test folder; 90 of viruses and IM-0300 are not.
+        "test": ("person1_bacteria_9", "person90_bacteria_5", "IM-0007-0001", "IM-0300-0002"),
+        "val": ("IM-0400-0001",),
+    }
+    images = pd.concat([named(split, *files) for split, files in names.items()], ignore_index=True)
+    images.loc[9, "sha256"] = images["sha256"][4]
+    pixels = np.random.default_rng(0).integers(60, 200, (len(images), 32, 32, 1), dtype=np.uint8)
     # A darker copy of a training image in test, and one of a test image in val.
     pixels[8] = pixels[3] * 0.7
     pixels[10] = pixels[6] + 20
-    table = audit.leakage(films, pixels).set_index(["check", "splits"])
+    table = audit.leakage(images, pixels).set_index(["check", "splits"])
     assert table.columns.tolist() == ["patients_or_images", "images", "share"]
-    known = {
+    expected = {
         ("same patient", "train and val"): (1, 1, 1 / 1),
-        ("same patient", "train and test"): (1, 2, 2 / 4),
+        ("same patient", "train and test"): (2, 2, 2 / 4),
         ("same patient", "val and test"): (0, 0, 0),
-        ("same bare number", "train and val"): (1, 1, 1 / 1),
-        ("same bare number", "train and test"): (2, 3, 3 / 4),
-        ("same bare number", "val and test"): (0, 0, 0),
+        ("same number and kind", "train and val"): (0, 0, 0),
+        ("same number and kind", "train and test"): (2, 2, 2 / 4),
+        ("same number and kind", "val and test"): (0, 0, 0),
+        ("same number", "train and val"): (1, 1, 1 / 1),
+        ("same number", "train and test"): (3, 3, 3 / 4),
+        ("same number", "val and test"): (0, 0, 0),
         ("byte-identical", "train and val"): (0, 0, 0),
         ("byte-identical", "train and test"): (1, 1, 1 / 4),
         ("byte-identical", "val and test"): (0, 0, 0),
@@ -137,15 +147,50 @@ def test_leakage_counts_a_known_answer():
         ("near-identical", "train and test"): (1, 1, 1 / 4),
         ("near-identical", "val and test"): (1, 1, 1 / 4),
     }
-    assert {
-        key: tuple(row) for key, row in zip(table.index, table.to_numpy(), strict=True)
-    } == known
+    rows = zip(table.index, table.to_numpy(), strict=True)
+    assert {key: tuple(row) for key, row in rows} == expected
 
 
 def test_a_patient_grouped_split_audits_clean(phantom):
     table = audit.leakage(assign(phantom, "strict", 0))
-    assert set(table["check"]) == {"same patient", "same bare number", "byte-identical"}
+    checks = {"same patient", "same number and kind", "same number", "byte-identical"}
+    assert set(table["check"]) == checks
     assert table.query("splits == 'train and val'")["images"].sum() == 0
+
+
+def test_the_list_of_original_files_tells_image_and_patient(tmp_path, monkeypatch):
+    monkeypatch.setenv("XRAYLIB_DATA", str(tmp_path))
+    assert audit.originals("kermany") is None, "the list is not here"
+    columns = "path,label,width,height,bytes\n"
+    rows = (
+        "train/NORMAL/NORMAL2-IM-0400-0001.jpeg,0,1800,1500,90000\n"
+        "train/PNEUMONIA/person300_virus_2.jpeg,1,1200,800,40000\n"
+    )
+    (tmp_path / "kermany_originals.csv").write_text(columns + rows)
+    listed = audit.originals("kermany")
+    assert listed["image_id"].tolist() == ["NORMAL2-IM-0400-0001", "person300_virus_2"]
+    assert listed["patient"].tolist() == ["IM-0400", "person300"]
+    features = audit.file_features(listed)
+    np.testing.assert_allclose(features["aspect ratio"], [1.2, 1.5])
+    assert audit.originals("phantom") is None
+
+
+def test_file_features_that_predict_the_class_are_named(tmp_path):
+    rows = []
+    for number in range(12):
+        label = number % 2
+        path = tmp_path / f"{number}.png"
+        # Pneumonias are wider; heights do not differ by class.
+        Image.new("L", (20 + 10 * label, 20 + number // 2)).save(path)
+        rows.append({"path": str(path), "label": label, "split": "train"})
+    images = pd.DataFrame(rows)
+    findings = audit.file_feature_warnings(images)
+    assert any("width of the file predicts the class (AUC 1.000)" in line for line in findings)
+    assert not any("warning: height" in line for line in findings)
+    alike = audit.file_feature_warnings(images.iloc[[0, 0, 0]])
+    assert len(alike) == 1 and "one size" in alike[0]
+    # The test folder is not looked at.
+    assert len(audit.file_feature_warnings(images.assign(split="test").iloc[:0])) <= 1
 
 
 def test_single_features_are_what_their_names_say(tmp_path):
@@ -156,15 +201,15 @@ def test_single_features_are_what_their_names_say(tmp_path):
         path = tmp_path / f"{number}.png"
         Image.new("L", (width, height), value).save(path)
         rows.append({"path": str(path), "image_id": path.stem, "label": number % 2})
-        film = np.full((16, 16, 1), value, np.uint8)
-        film[4:12, 4:12] = 7
-        pixels.append(film)
-    films = pd.DataFrame(rows, index=[3, 5, 7, 9]).assign(split="train", patient="p")
-    table = audit.file_properties(films)
+        image = np.full((16, 16, 1), value, np.uint8)
+        image[4:12, 4:12] = 7
+        pixels.append(image)
+    images = pd.DataFrame(rows, index=[3, 5, 7, 9]).assign(split="train", patient="p")
+    table = audit.file_properties(images)
     assert table[["width", "height"]].to_numpy().tolist() == [[40, 30], [16, 16], [20, 10], [8, 8]]
     assert table.index.tolist() == [3, 5, 7, 9]
     assert (table["bytes"] > 0).all()
-    table = audit.single_features(films, np.stack(pixels))
+    table = audit.single_features(images, np.stack(pixels))
     assert table["aspect ratio"].tolist() == [40 / 30, 1, 2, 1] and table["width"].tolist() == [
         40,
         16,
@@ -172,7 +217,7 @@ def test_single_features_are_what_their_names_say(tmp_path):
         8,
     ]
     np.testing.assert_allclose(table["bits a pixel"], 8 * table["file size"] / [1200, 256, 200, 64])
-    assert "width" not in audit.file_features(audit.file_properties(films.iloc[[1, 1]])), (
+    assert "width" not in audit.file_features(audit.file_properties(images.iloc[[1, 1]])), (
         "the same in all files"
     )
     assert table["border intensity"].tolist() == [0, 255, 100, 250]
@@ -185,57 +230,3 @@ def test_a_single_feature_baseline_sees_that_feature_alone(phantom):
     assert not audit.single_feature(phantom, "majority class", 32).any()
     for name in ("file size", "mean intensity"):
         np.testing.assert_allclose(audit.single_feature(phantom, name, 32)[:, 0], table[name])
-
-
-def test_numbering_says_where_the_splits_lie_in_each_series(phantom):
-    names = [
-        "IM-0001-01",
-        "IM-0003-01",
-        "IM-0115-01",
-        "NORMAL2-IM-0007-01",
-        "person80_virus_1",
-        "person9_virus_2",
-    ]
-    films = pd.DataFrame(
-        {"image_id": names, "label": [0, 0, 0, 0, 1, 1], "split": ["test", "test", "train"] * 2}
-    )
-    films["patient"] = [
-        "IM-0001",
-        "IM-0003",
-        "IM-0115",
-        "NORMAL2-IM-0007",
-        "person80_virus",
-        "person9_virus",
-    ]
-    films["kind"] = ["normal"] * 4 + ["virus"] * 2
-    table = forensics.numbering(films).set_index(["series", "split"])
-    assert table.loc[("IM-", "test"), ["images", "first", "last", "inside"]].tolist() == [
-        2,
-        1,
-        3,
-        0,
-    ]
-    assert (
-        table.loc[("NORMAL2-IM-", "test"), "first"] == 7
-        and table.loc[("virus", "train"), "first"] == 9
-    )
-    # Names without a number, as a folder of one's own may have, are left out.
-    assert forensics.numbering(films.assign(patient="alice")).empty
-
-
-def test_films_with_a_text_in_their_corner_are_found_from_one_of_them():
-    rng = np.random.default_rng(0)
-    pixels = rng.normal(90, 12, (60, 224, 224, 1)).clip(0, 255).astype(np.uint8)
-    text = rng.integers(0, 2, forensics.TEXT, dtype=np.uint8) * 150
-    marked = list(range(3, 60, 5))
-    for film in marked:  # not at one place, nor equally clear, and on another ground
-        y, x = (212, 207) if film == 3 else rng.integers((200, 190), (213, 208))
-        pixels[film, y : y + 11, x : x + 17, 0] = text + rng.normal(60, 20, forensics.TEXT).clip(
-            0, 100
-        )
-    films = pd.DataFrame(
-        {"image_id": [f"film{i}" for i in range(60)], "split": "train", "label": 1}
-    )
-    found = forensics.overlay(films, pixels, "film3")
-    assert found["image_id"].tolist() == [f"film{i}" for i in marked]
-    assert found["correlation"].between(0.6, 1.0 + 1e-5).all()

@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 
 from xraylib.datasets import splits
 from xraylib.datasets.audit import leakage
+from xraylib.datasets.manifest import patient_and_kind
 from xraylib.datasets.splits import BY_PATIENT, PROTOCOLS, SPLIT_STRATEGIES, assign, check_disjoint
 from xraylib.errors import InvalidDataError, NotFoundError
 
-# Few patients of one kind, as made up below: scikit-learn remarks on it, and the split is still by patient.
+# Few patients of one kind, as made up below: scikit-learn remarks on it.
 pytestmark = pytest.mark.filterwarnings("error", "ignore:The least populated class")
 
 
-def manifest(films):
+def manifest(groups):
     """Made of (patient, split, how many images); the kind is read from the patient's name."""
     rows = [
         {
@@ -27,7 +28,7 @@ def manifest(films):
             "split": split,
             "sha256": hashlib.sha256(f"{patient} {number} {split}".encode()).hexdigest(),
         }
-        for patient, split, images in films
+        for patient, split, images in groups
         for number in range(images)
     ]
     return pd.DataFrame(rows)
@@ -36,14 +37,14 @@ def manifest(films):
 def hospital(patients=150, seed=0):
     """Like Kermany's folders: many patients, one to twelve images each, most of them bacterial."""
     rng = np.random.default_rng(seed)
-    films = []
+    groups = []
     for number in range(patients):
         split = "test" if number % 6 == 0 else "train"
         for name in (f"person{number}_bacteria", f"person{number}_virus", f"IM-{number:04d}"):
             if rng.random() < 0.8:
-                films.append((name, split, int(rng.integers(1, 13))))
-    films += [("person9001_virus", "val", 3), ("IM-9001", "val", 3)]
-    return manifest(films)
+                groups.append((name, split, int(rng.integers(1, 13))))
+    groups += [("person9001_virus", "val", 3), ("IM-9001", "val", 3)]
+    return manifest(groups)
 
 
 @st.composite
@@ -59,36 +60,36 @@ def manifests(draw):
         st.sets(name | st.builds("IM-{}".format, st.integers(1, 12)), min_size=4, max_size=30)
     )
     folders = st.sampled_from(["train", "train", "val"])
-    films = [(name, draw(folders), draw(st.integers(1, 5))) for name in sorted(names)]
-    people = {(patient[0], patient.split("_")[0]) for patient, _, _ in films}
+    groups = [(name, draw(folders), draw(st.integers(1, 5))) for name in sorted(names)]
+    people = {(patient[0], patient.split("_")[0]) for patient, _, _ in groups}
     assume(all(sum(kind == first for kind, _ in people) >= 2 for first in "pI"))
-    return manifest([*films, ("person100_virus", "test", 2), ("IM-100", "test", 1)])
+    return manifest([*groups, ("person100_virus", "test", 2), ("IM-100", "test", 1)])
 
 
 @settings(max_examples=25, deadline=None)
 @given(manifests(), st.integers(0, 2**32 - 1))
-def test_strict_never_splits_the_images_of_one_child(films, seed):
+def test_strict_never_splits_the_images_of_one_child(table, seed):
     try:
-        assigned = assign(films, "strict", seed)
+        assigned = assign(table, "strict", seed)
     except InvalidDataError as few:
         # So few patients that one split can be left with one class.
         assert "one class only" in str(few)
-        assert films.loc[films["split"] != "test", "patient"].nunique() < 30
+        assert table.loc[table["split"] != "test", "patient"].nunique() < 30
         return
     number = assigned["patient"]
     numbers = {split: set(number[assigned["split"] == split]) for split in ("train", "val")}
     assert not numbers["train"] & numbers["val"]
-    assert assigned["split"].eq("test").tolist() == films["split"].eq("test").tolist()
-    assert assigned.drop(columns="split").equals(films.drop(columns="split"))
-    assert assigned.equals(assign(films, "strict", seed))
+    assert assigned["split"].eq("test").tolist() == table["split"].eq("test").tolist()
+    assert assigned.drop(columns="split").equals(table.drop(columns="split"))
+    assert assigned.equals(assign(table, "strict", seed))
 
 
 @settings(max_examples=15, deadline=None)
 @given(manifests(), st.integers(0, 2**32 - 1))
-def test_the_small_experiment_is_a_part_of_strict_and_all_of_it_when_it_is_small(films, seed):
+def test_the_small_experiment_is_a_part_of_strict_and_all_of_it_when_it_is_small(table, seed):
     try:
-        whole = assign(films, "strict", seed)
-        part = assign(films, "strict", seed, split_strategy="patient-grouped-176")
+        whole = assign(table, "strict", seed)
+        part = assign(table, "strict", seed, split_strategy="patient-grouped-176")
     except InvalidDataError:
         return
     assert part.equals(whole.loc[part.index])
@@ -99,11 +100,11 @@ def test_the_small_experiment_is_a_part_of_strict_and_all_of_it_when_it_is_small
 
 
 def test_strict_divides_by_kind_in_the_same_shares_for_every_seed():
-    films = hospital()
-    pool = films[films["split"] != "test"]
+    table = hospital()
+    pool = table[table["split"] != "test"]
     drawn = set()
     for seed in range(6):
-        val = assign(films, "strict", seed).query("split == 'val'")
+        val = assign(table, "strict", seed).query("split == 'val'")
         assert len(val) / len(pool) == pytest.approx(1 / splits.VALIDATION_FOLDS, abs=0.03)
         for kind in ("normal", "bacteria", "virus"):
             assert (val["kind"] == kind).mean() == pytest.approx(
@@ -114,15 +115,15 @@ def test_strict_divides_by_kind_in_the_same_shares_for_every_seed():
 
 
 def test_the_index_counts_rows_of_the_manifest_and_the_manifest_stays_as_it_was():
-    films = hospital()
-    films.index = films.index + 1000
-    before = films.copy()
+    table = hospital()
+    table.index = table.index + 1000
+    before = table.copy()
     for split_strategy in SPLIT_STRATEGIES:
-        assigned = assign(films, "published", 0, split_strategy=split_strategy)
+        assigned = assign(table, "published", 0, split_strategy=split_strategy)
         assert (
-            films["image_id"].to_numpy()[assigned.index].tolist() == assigned["image_id"].tolist()
+            table["image_id"].to_numpy()[assigned.index].tolist() == assigned["image_id"].tolist()
         )
-        pd.testing.assert_frame_equal(films, before)
+        pd.testing.assert_frame_equal(table, before)
 
 
 def sizes(assigned):
@@ -130,19 +131,19 @@ def sizes(assigned):
 
 
 def test_official_keeps_the_folders():
-    films = hospital()
-    assert assign(films, "official", 3)["split"].equals(films["split"])
+    table = hospital()
+    assert assign(table, "official", 3)["split"].equals(table["split"])
 
 
 def test_official_without_a_validation_folder_takes_eight_of_each_class_from_train(caplog):
-    films = hospital().query("split != 'val'")
+    table = hospital().query("split != 'val'")
     drawn = set()
     for seed in (0, 0, 1):
-        assigned = assign(films, "published", seed, split_strategy="official")
+        assigned = assign(table, "published", seed, split_strategy="official")
         val = assigned["split"] == "val"
         assert assigned.loc[val, "label"].value_counts().to_dict() == {0: 8, 1: 8}
-        assert set(films["split"][val.to_numpy()]) == {"train"}
-        assert assigned["split"].mask(val, "train").tolist() == films["split"].tolist()
+        assert set(table["split"][val.to_numpy()]) == {"train"}
+        assert assigned["split"].mask(val, "train").tolist() == table["split"].tolist()
         drawn.add(tuple(assigned.loc[val, "image_id"]))
     assert len(drawn) == 2
     assert "the official validation folder is not in this copy" in caplog.text
@@ -161,21 +162,21 @@ def test_of_a_small_copy_the_stand_in_leaves_an_image_of_each_class_to_train():
 
 
 def test_a_fifth_of_the_pool_validates_per_image():
-    films = hospital()
-    assigned = assign(films, "published", 1, split_strategy="per-image-validation")
-    pool = films["split"].ne("test").sum()
+    table = hospital()
+    assigned = assign(table, "published", 1, split_strategy="per-image-validation")
+    pool = table["split"].ne("test").sum()
     val = np.ceil(0.2 * pool)
-    assert sizes(assigned) == {"train": pool - val, "val": val, "test": len(films) - pool}
-    assert assigned.loc[films["split"].eq("test").to_numpy(), "split"].eq("test").all()
+    assert sizes(assigned) == {"train": pool - val, "val": val, "test": len(table) - pool}
+    assert assigned.loc[table["split"].eq("test").to_numpy(), "split"].eq("test").all()
     crossing = leakage(assigned).set_index(["check", "splits"])["images"]
     assert crossing["same patient", "train and val"] > 0
 
 
 def test_random_per_image_drops_copies_and_divides_seventy_twenty_ten():
-    films = hospital()
-    films.loc[5:14, "sha256"] = films["sha256"][5]
-    assigned = assign(films, "published", 1, split_strategy="random-per-image")
-    unique = len(films) - 9
+    table = hospital()
+    table.loc[5:14, "sha256"] = table["sha256"][5]
+    assigned = assign(table, "published", 1, split_strategy="random-per-image")
+    unique = len(table) - 9
     assert assigned["sha256"].is_unique and len(assigned) == unique
     shares = {split: n / unique for split, n in sizes(assigned).items()}
     assert shares == pytest.approx({"train": 0.7, "val": 0.2, "test": 0.1}, abs=0.003)
@@ -184,12 +185,12 @@ def test_random_per_image_drops_copies_and_divides_seventy_twenty_ten():
 
 
 def test_136_images_train_and_40_of_other_patients_validate_in_the_shares_of_the_classes():
-    films = hospital()
-    pool = films[films["split"] != "test"]
+    table = hospital()
+    pool = table[table["split"] != "test"]
     for seed in range(2):
-        assigned = assign(films, "strict", seed, split_strategy="patient-grouped-176")
+        assigned = assign(table, "strict", seed, split_strategy="patient-grouped-176")
         check_disjoint(assigned)
-        assert sizes(assigned) == {"train": 136, "val": 40, "test": len(films) - len(pool)}
+        assert sizes(assigned) == {"train": 136, "val": 40, "test": len(table) - len(pool)}
         persons = assigned.assign(person=assigned["patient"]).groupby("split")["person"]
         assert not set(persons.get_group("train")) & set(persons.get_group("val"))
         for split in ("train", "val"):
@@ -199,14 +200,14 @@ def test_136_images_train_and_40_of_other_patients_validate_in_the_shares_of_the
 
 def test_take_and_skip_of_two_shuffles_validate_on_what_was_trained_on():
     # As many images as outside the test folder of the copy that the keras.io example reads.
-    films = manifest(
+    table = manifest(
         [
             ("person1_virus", "train", 3883), ("IM-1", "train", 1349),
             ("person2_virus", "test", 5), ("IM-2", "test", 5),
         ]
     )  # fmt: skip
     for seed in range(2):
-        assigned = assign(films, "published", seed, split_strategy="take-skip")
+        assigned = assign(table, "published", seed, split_strategy="take-skip")
         assert sizes(assigned) == {"train": 4200, "val": 1032, "test": 10}
         assert not assigned.duplicated(["split", "image_id"]).any()
         train, val = (
@@ -219,10 +220,10 @@ def test_take_and_skip_of_two_shuffles_validate_on_what_was_trained_on():
 
 
 def test_176_images_at_random_are_tested_on_what_they_validate_on():
-    films = hospital()
-    outside = set(films.loc[films["split"] != "test", "image_id"])
+    table = hospital()
+    outside = set(table.loc[table["split"] != "test", "image_id"])
     for seed in range(2):
-        assigned = assign(films, "published", seed, split_strategy="random-176")
+        assigned = assign(table, "published", seed, split_strategy="random-176")
         assert sizes(assigned) == {"train": 136, "val": 40, "test": 40}
         names = {split: list(part) for split, part in assigned.groupby("split")["image_id"]}
         assert names["val"] == names["test"]
@@ -240,14 +241,14 @@ def test_of_176_images_or_fewer_all_are_used(images):
     pairs = [
         (f"person{i}_virus" if i < images // 2 else f"IM-{i}", "train", 1) for i in range(images)
     ]
-    films = manifest([*pairs, ("person9000_virus", "test", 2), ("IM-9001", "test", 1)])
+    table = manifest([*pairs, ("person9000_virus", "test", 2), ("IM-9001", "test", 1)])
     val = round(images * 40 / 176)
-    assigned = assign(films, "published", 0, split_strategy="random-176")
+    assigned = assign(table, "published", 0, split_strategy="random-176")
     assert sizes(assigned) == {"train": images - val, "val": val, "test": val}
-    assert set(assigned["image_id"]) == set(films.loc[films["split"] == "train", "image_id"])
-    grouped = assign(films, "strict", 0, split_strategy="patient-grouped-176")
-    assert sizes(grouped)["train"] == min(136, sizes(assign(films, "strict", 0))["train"])
-    skipped = sizes(assign(films, "published", 0, split_strategy="take-skip"))
+    assert set(assigned["image_id"]) == set(table.loc[table["split"] == "train", "image_id"])
+    grouped = assign(table, "strict", 0, split_strategy="patient-grouped-176")
+    assert sizes(grouped)["train"] == min(136, sizes(assign(table, "strict", 0))["train"])
+    skipped = sizes(assign(table, "published", 0, split_strategy="take-skip"))
     assert skipped["train"] + skipped["val"] == images
 
 
@@ -261,24 +262,24 @@ NO_TRAIN = [("person1_virus", "test", 2), ("IM-2", "test", 2)]
 
 
 @pytest.mark.parametrize(
-    ("split_strategy", "films"),
+    ("split_strategy", "table"),
     [("per-image-validation", TINY), ("random-176", TINY), ("patient-grouped", NO_TRAIN)],
 )
-def test_a_set_too_small_to_divide_is_refused(split_strategy, films):
+def test_a_set_too_small_to_divide_is_refused(split_strategy, table):
     with pytest.raises(InvalidDataError, match="Fix: "):
-        assign(manifest(films), "published", 0, split_strategy=split_strategy)
+        assign(manifest(table), "published", 0, split_strategy=split_strategy)
 
 
 @pytest.mark.parametrize("split_strategy", SPLIT_STRATEGIES)
 def test_a_seed_gives_one_split_and_the_strategy_may_be_named_as_protocol(split_strategy):
-    films = hospital()
-    first = assign(films, "published", 0, split_strategy=split_strategy)
-    assert first.equals(assign(films, split_strategy, 0, split_strategy="random-per-image"))
-    assert first.equals(assign(films, "published", 1, split_strategy=split_strategy)) == (
-        split_strategy == "official"
-    )
+    table = hospital()
+    first = assign(table, "published", 0, split_strategy=split_strategy)
+    assert first.equals(assign(table, split_strategy, 0, split_strategy="random-per-image"))
+    same_for_every_seed = split_strategy in ("official", "number-blocks")
+    other = assign(table, "published", 1, split_strategy=split_strategy)
+    assert first.equals(other) == same_for_every_seed
     if split_strategy in BY_PATIENT:
-        assert first.equals(assign(films, "strict", 0, split_strategy=split_strategy))
+        assert first.equals(assign(table, "strict", 0, split_strategy=split_strategy))
 
 
 @pytest.mark.parametrize("split_strategy", sorted(set(SPLIT_STRATEGIES) - set(BY_PATIENT)))
@@ -290,32 +291,92 @@ def test_strict_refuses_a_split_strategy_that_splits_the_images_of_a_patient(spl
 
 
 def test_a_patient_in_train_and_test_is_refused_by_name():
-    films = pd.concat([hospital(), manifest([("person77_virus", "test", 1)])], ignore_index=True)
-    assert "person77" in set(films.query("split == 'train'")["patient"])
+    table = pd.concat([hospital(), manifest([("person77_virus", "test", 1)])], ignore_index=True)
+    assert "person77" in set(table.query("split == 'train'")["patient"])
     with pytest.raises(
-        InvalidDataError, match=r"1 patients are in two splits: person77_virus_0.*Fix: "
+        InvalidDataError, match=r"1 patients are in two splits: person77_bacteria_0.*Fix: "
     ):
-        assign(films, "strict", 0)
-    assert len(assign(films, "published", 0)) == len(films)
+        assign(table, "strict", 0)
+    assert len(assign(table, "published", 0)) == len(table)
 
 
 def test_a_copy_in_train_and_test_is_refused_by_name():
-    films = hospital()
-    train, test = (films.index[films["split"] == split][0] for split in ("train", "test"))
-    films.loc[test, "sha256"] = films["sha256"][train]
+    table = hospital()
+    train, test = (table.index[table["split"] == split][0] for split in ("train", "test"))
+    table.loc[test, "sha256"] = table["sha256"][train]
     with pytest.raises(
-        InvalidDataError, match=f"1 byte-identical images .*{films['image_id'][train]}"
+        InvalidDataError, match=f"1 byte-identical images .*{table['image_id'][train]}"
     ):
-        assign(films, "strict", 0)
+        assign(table, "strict", 0)
 
 
-def test_one_number_under_two_kinds_may_stand_in_train_and_test():
-    films = pd.concat(
-        [hospital(), manifest([("person9001_bacteria", "test", 1)])], ignore_index=True
+def named(split, *names):
+    """A manifest of Kermany-like names, with the patients that are read from them."""
+    rows = []
+    for name in names:
+        patient, kind = patient_and_kind(name)
+        digest = hashlib.sha256(f"{split} {name}".encode()).hexdigest()
+        label = int(kind != "normal")
+        rows.append((name, f"{name}.jpeg", label, patient, kind, split, digest))
+    columns = ["image_id", "path", "label", "patient", "kind", "split", "sha256"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def in_training_folder():
+    """Children 300 to 340 with pneumonias of both kinds, and 400 to 440 in both normal series."""
+    names = []
+    for number in range(300, 341):
+        names += [f"person{number}_bacteria_1", f"person{number}_virus_2"]
+        names += [f"IM-0{number + 100}-0001", f"NORMAL2-IM-0{number + 100}-0001"]
+    return named("train", *names)
+
+
+def test_strict_keeps_both_kinds_and_both_series_of_one_number_together():
+    # Numbers that the test folder has in some series: 100 of bacteria, 50 of viruses.
+    test = named("test", "person100_bacteria_1", "NORMAL2-IM-0300-0001", "IM-0007-0001")
+    train = pd.concat([in_training_folder(), named("train", "person100_virus_9", "IM-0300-0001")])
+    images = pd.concat([train, test], ignore_index=True)
+    for seed in range(3):
+        assigned = assign(images, "strict", seed)
+        assert assigned.groupby("patient")["split"].nunique().eq(1).all()
+        val = assigned[assigned["split"] == "val"]
+        assert val.groupby("patient")["kind"].nunique().max() == 2
+    moved = images.copy()
+    moved.loc[moved["image_id"] == "person310_virus_2", "split"] = "test"
+    with pytest.raises(InvalidDataError, match=r"1 patients .*person310_bacteria_1.*Fix: "):
+        assign(moved, "strict", 0)
+    moved = images.copy()
+    moved.loc[moved["image_id"] == "NORMAL2-IM-0410-0001", "split"] = "test"
+    with pytest.raises(InvalidDataError, match=r"1 patients .*IM-0410-0001.*Fix: "):
+        assign(moved, "strict", 0)
+
+
+def test_the_lowest_seventh_of_each_series_validates_with_its_patients_and_copies():
+    # 21 bacteria, 14 viruses, 28 and 7 normals: the lowest 3, 2, 4 and 1 of them validate.
+    bacteria = [f"person{number}_bacteria_1" for number in (*range(200, 220), 302)]
+    virus = [f"person{number}_virus_1" for number in range(301, 315)]
+    normal = [f"IM-0{number}-0001" for number in range(400, 428)]
+    normal_2 = [f"NORMAL2-IM-0{number}-0001" for number in (426, *range(500, 506))]
+    images = pd.concat(
+        [
+            named("train", *bacteria, *virus, *normal, *normal_2),
+            named("test", "person100_bacteria_1", "IM-0007-0001"),
+        ],
+        ignore_index=True,
     )
-    assigned = assign(films, "strict", 0)
-    check_disjoint(assigned)
-    assert assigned["split"].eq("test").any()
+    copy = images["image_id"] == "IM-0420-0001"
+    images.loc[copy, "sha256"] = images.loc[images["image_id"] == "IM-0400-0001", "sha256"].item()
+    assigned = assign(images, "strict", 5, split_strategy="number-blocks")
+    assert set(assigned.loc[assigned["split"] == "val", "image_id"]) == {
+        *("person200_bacteria_1", "person201_bacteria_1", "person202_bacteria_1"),
+        *("person301_virus_1", "person302_virus_1", "person302_bacteria_1"),
+        *("IM-0400-0001", "IM-0401-0001", "IM-0402-0001", "IM-0403-0001", "IM-0420-0001"),
+        *("NORMAL2-IM-0426-0001", "IM-0426-0001"),
+    }
+    assert assigned["split"].eq("test").equals(images["split"].eq("test"))
+    nameless = images.assign(image_id="scan", patient="someone")
+    with pytest.raises(InvalidDataError, match=r"no numbers of patients\. Fix: "):
+        assign(nameless, "number-blocks", 0)
 
 
 @pytest.mark.parametrize(

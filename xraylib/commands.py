@@ -66,15 +66,13 @@ def data_audit(options: argparse.Namespace) -> None:
     else:
         _print_table(findings[["problem", "quarantine", "path", "detail"]].head(options.show))
         _print_table(findings.groupby(["problem", "quarantine"]).size().reset_index(name="files"))
-    audit.check_audit(findings, len(files), options.max_bad)
     quarantine = manifest.quarantine_path(dataset)
-    audit.write_quarantine(findings, quarantine)
+    audit.check_and_quarantine(findings, len(files), quarantine, options.max_bad)
     if not findings.empty:
         print(f"every finding: {quarantine}")
     is_bad = files["image_id"].isin(manifest.read_quarantine(quarantine))
     good = files[~is_bad].reset_index(drop=True)
-    warnings_of = getattr(audit, "file_feature_warnings", None)
-    for warning in warnings_of(good) if warnings_of else ():
+    for warning in audit.file_feature_warnings(good):
         print(warning)
     print("\nPatients and images shared by the published splits:")
     _print_table(audit.leakage(good, images.load_pixels(good, 64)))

@@ -1,8 +1,10 @@
-"""The data sets by name: where from, under which licence, how many images to expect (whom to cite: data/README.md)."""
+"""The data sets by name: their source, licence and how many images to expect.
+
+Whom to cite stands in data/README.md.
+"""
 
 import difflib
 import hashlib
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +14,6 @@ from xraylib import paths
 from xraylib.datasets.phantom import PhantomSettings
 from xraylib.errors import NotFoundError
 
-_log = logging.getLogger(__name__)
-
 # Images by split: (normal, pneumonia), or the sum alone where no more is published.
 Counts = Mapping[str, tuple[int, int] | int]
 
@@ -22,12 +22,29 @@ Counts = Mapping[str, tuple[int, int] | int]
 class Dataset:
     """A data set: what `fetch` downloads, how `manifest` reads it, and what `verify` expects.
 
-    `folder` is below `paths.DATA`, or absolute. `url` with the archive's `file` name and its `checksum` (None when none
-    is published) is what `fetch` downloads, `kaggle` the same data there; `by_hand` says how to get what cannot be
-    fetched. `split` is the split of all images when there is no folder level for it. `names` tells how a file name is
-    read: as Kermany's, as NIH's, or as saying nothing, so that each image has to count as its own patient. `originals`
-    is a list of original files below `paths.DATA`, for copies that were brought to one size (see `audit.originals`).
-    `expected` holds the editions that are known, a remark for an incomplete one.
+    Attributes
+    ----------
+    folder : str
+        Where it lies below `paths.DATA`, or an absolute path.
+    url, file, checksum : str
+        What `fetch` downloads, under which name, and the published checksum (None without one).
+    kaggle : str
+        The name of the same data at Kaggle.
+    by_hand : str
+        How to get what cannot be fetched.
+    split : str or None
+        The split of all images when there are no split folders.
+    names : str
+        How a file name is read: as `kermany`'s, as `nih`'s, or as saying nothing (`none`), so that
+        each image has to count as its own patient.
+    originals : str
+        A list of the original files below `paths.DATA`, for copies that were brought to one size
+        (see `audit.originals`).
+    version_3_names : str
+        A list of the names that version 3 gives the images, below `paths.DATA` (see
+        `audit.patient_evidence`).
+    expected : tuple of (Counts, str)
+        The editions that are known, with a remark for an incomplete one.
     """
 
     name: str
@@ -43,6 +60,7 @@ class Dataset:
     split: str | None = None
     names: str = "kermany"
     originals: str = ""
+    version_3_names: str = ""
     expected: tuple[tuple[Counts, str], ...] = ()
     phantom: PhantomSettings | None = None
 
@@ -61,16 +79,18 @@ class Dataset:
         if Path(self.folder).is_absolute():
             return self.by_hand
         how = f"run `python -m xraylib data fetch {self.name}`" if self.url else self.by_hand
-        return f"{how}; or set XRAYLIB_DATA to the folder that holds {self.folder} (it is {paths.DATA})"
+        moved = f"set XRAYLIB_DATA to the folder that holds {self.folder} (it is {paths.DATA})"
+        return f"{how}; or {moved}"
 
 
+_VERSION_3 = "https://data.mendeley.com/datasets/rscbjbr9sj/3"
 _TEST = {"test": (234, 390)}
 _ROBOFLOW = "https://huggingface.co/datasets/keremberke/chest-xray-classification"
 
 _ALL = (
     Dataset(
         name="phantom",
-        title="Synthetic radiographs with a known lesion",
+        title="Simulated images with a known lesion",
         source="xraylib.datasets.phantom",
         licence="Apache-2.0",
         folder="",
@@ -78,35 +98,52 @@ _ALL = (
     ),
     Dataset(
         name="kermany",
-        title="Chest radiographs of children, Guangzhou (Kermany et al. 2018)",
+        title="Chest X-rays of children, Guangzhou (Kermany et al. 2018)",
         source="https://data.mendeley.com/datasets/rscbjbr9sj/2",
         licence="CC BY 4.0",
         folder="chest_xray",
         originals="kermany_originals.csv",
+        version_3_names="kermany_v3_names.csv",
         url="https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
         "f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded",
         file="ChestXRay2017.zip",
         kaggle="paultimothymooney/chest-xray-pneumonia",
         expected=(
             ({"train": (1341, 3875), "val": (8, 8), **_TEST}, ""),
-            # The publisher's own archive has no val folder: its 16 images are among the train images.
+            # The publisher's own archive has no val folder: its 16 images are in train.
             ({"train": (1349, 3883), **_TEST}, ""),
             ({"train": (1341, 3875), **_TEST}, "the 16 images of the val folder are missing"),
         ),
     ),
     Dataset(
+        name="kermany-v3",
+        title="The same images under the authors' numbering of patients (version 3 of the data)",
+        source=_VERSION_3,
+        licence="CC BY 4.0",
+        folder="chest_xray_v3",
+        by_hand=f"download the archive of chest X-rays from {_VERSION_3} and unpack its folders "
+        "train and test there",
+        expected=(
+            ({"train": (1349, 3883), **_TEST}, ""),
+            (
+                {"train": (1349, 3883), "test": (233, 390)},
+                "one normal test image is missing, as in the public list of version 3's names",
+            ),
+        ),
+    ),
+    Dataset(
         name="kermany-roboflow",
-        title="Kermany's radiographs at 640×640, split anew image by image (Roboflow export)",
+        title="Kermany's images at 640×640, split anew image by image (Roboflow export)",
         source=_ROBOFLOW,
         licence="CC BY 4.0",
         folder="chest_xray_roboflow",
-        by_hand=f"unpack data/train.zip, data/valid.zip and data/test.zip of {_ROBOFLOW} into the folders "
-        "train, val and test there",
+        by_hand=f"unpack data/train.zip, data/valid.zip and data/test.zip of {_ROBOFLOW} "
+        "into the folders train, val and test there",
         expected=(({"train": 4077, "val": 1165, "test": 582}, ""),),
     ),
     Dataset(
         name="pneumoniamnist",
-        title="PneumoniaMNIST: Kermany's radiographs, centre-cropped, 28×28",
+        title="PneumoniaMNIST: Kermany's images, centre-cropped, 28×28",
         source="https://zenodo.org/records/10519652",
         licence="CC BY 4.0",
         folder="pneumoniamnist_28",
@@ -118,13 +155,14 @@ _ALL = (
     ),
     Dataset(
         name="nih",
-        title="NIH ChestX-ray14, a selection of frontal radiographs for external validation",
+        title="NIH ChestX-ray14, a selection of frontal images for external validation",
         source="https://nihcc.app.box.com/v/ChestXray-NIHCC",
         licence="no restriction on use; credit the NIH Clinical Center and cite the paper",
         folder="nih_external",
-        by_hand="download images and Data_Entry_2017.csv from https://nihcc.app.box.com/v/ChestXray-NIHCC, "
-        "and put those labelled 'No Finding' into a folder NORMAL and those labelled Pneumonia into a folder "
-        "PNEUMONIA there, under their own names",
+        by_hand="download images and Data_Entry_2017.csv from "
+        "https://nihcc.app.box.com/v/ChestXray-NIHCC, and put those labelled 'No Finding' into a "
+        "folder NORMAL and those labelled Pneumonia into a folder PNEUMONIA there, under their own "
+        "names",
         split="test",
         names="nih",
     ),
@@ -135,10 +173,15 @@ _FOLDERS: dict[str, Dataset] = {}
 
 
 def get_dataset(name: str | Path | Dataset) -> Dataset:
-    """Return the data set of that name, or one for the folder at that path; `NotFoundError` otherwise.
+    """Return the data set of that name, or one for the folder at that path.
 
-    The name of a folder's report, as `manifest.attrs["dataset"]` holds it, finds the folder again in
-    the process that has looked the folder up by its path.
+    The name of a folder's report, as `manifest.attrs["dataset"]` holds it, finds the folder again
+    in the process that has looked the folder up by its path.
+
+    Raises
+    ------
+    NotFoundError
+        If there is neither a data set of that name nor a folder at that path.
     """
     if isinstance(name, Dataset):
         return name
@@ -147,23 +190,21 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
     if name in _FOLDERS:
         return _FOLDERS[str(name)]
     if "://" in str(name):
-        raise NotFoundError(
-            f"{name} is an address. Fix: mount it (`gcsfuse` for a bucket) and give the folder."
-        )
+        fix = "mount it (`gcsfuse` for a bucket) and give the folder"
+        raise NotFoundError(f"{name} is an address. Fix: {fix}.")
     folder = Path(name).expanduser()
-    if not (folder.is_dir() or isinstance(name, Path) or os.sep in name):
-        near = difflib.get_close_matches(name, DATASETS, n=1)
+    if not folder.is_dir():
+        near = difflib.get_close_matches(str(name).rstrip("/\\"), DATASETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        known = ", ".join(DATASETS)
-        raise NotFoundError(
-            f"no data set is named {name!r}.{hint} Fix: take one of {known}, or a folder's path."
-        )
+        fix = f"take one of {', '.join(DATASETS)}, or the path of a folder"
+        raise NotFoundError(f"{str(name)!r} is no data set and no folder.{hint} Fix: {fix}.")
     folder = folder.resolve()
     # Two folders of one name must not share an index or a quarantine list.
-    mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    mark = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+    title = _for_file_names(folder.name)
     dataset = Dataset(
-        name=f"folder-{folder.name}-{mark}",
-        title=f"Images in the folder {folder.name}",
+        name=f"folder-{title}-{mark}",
+        title=f"Images in the folder {title}",
         source="",
         licence="",
         folder=str(folder),
@@ -174,5 +215,10 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
 
 
 def reference(name: str) -> str:
-    """Return what a user types for the data set of a report: its name, or the path of its folder."""
+    """Return what a user types for the data set of a report: its name, or its folder's path."""
     return _FOLDERS[name].folder if name in _FOLDERS else name
+
+
+def _for_file_names(name: str) -> str:
+    """Replace undecodable bytes, and cut a name that leaves no room for what is added to it."""
+    return os.fsencode(name)[:100].decode("utf-8", "replace")

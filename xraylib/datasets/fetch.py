@@ -2,15 +2,16 @@
 
 import logging
 import shutil
-import stat
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pooch
 import requests
 from PIL import Image
+from tqdm.auto import tqdm
 
 from xraylib import paths
 from xraylib.datasets import manifest, phantom
@@ -21,75 +22,131 @@ from xraylib.storage import atomic_folder, atomic_write, storage_errors
 _log = logging.getLogger(__name__)
 
 MAX_UNPACKED = 8 << 30
+_BLOCK = 1 << 20
 _DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def fetch(name: str | Path | Dataset, source: str = "default") -> Path:
-    """Get a data set unless it is there already, and return its folder; nothing half-done stays there.
+    """Get a data set unless it is there already, and return its folder.
 
-    `source` is "default", the publisher, or "kaggle", through kagglehub. The phantom is written. `OperationFailedError` when the data
-    cannot be downloaded, are not what was published, or cannot be unpacked safely.
+    A download that was cut short is resumed. Nothing half-unpacked stays in the folder.
+
+    Parameters
+    ----------
+    name : str, Path or Dataset
+        The data set. The phantom is written instead.
+    source : str
+        "default" is the publisher, "kaggle" the copy there, through kagglehub.
+
+    Raises
+    ------
+    OperationFailedError
+        If the data cannot be downloaded, are not what was published, or cannot be unpacked.
     """
     dataset = get_dataset(name)
     if dataset.phantom:
         return phantom.write(dataset.root, dataset.phantom)
     if manifest.count(dataset):
         return dataset.root
-    known = ("default", "kaggle") if dataset.kaggle else ("default",)
-    if source not in known:
-        fix = f"take one of {', '.join(known)}"
+    sources = ("default", "kaggle") if dataset.kaggle else ("default",)
+    if source not in sources:
+        fix = f"take one of {', '.join(sources)}"
         raise NotFoundError(f"{dataset.name} has no source named {source!r}. Fix: {fix}.")
-    if source == "default" and not dataset.url:
+    if source == "kaggle":
+        _copy_splits(_from_kaggle(dataset), dataset)
+        return dataset.root
+    if not dataset.url:
         raise OperationFailedError(
             f"{dataset.name} cannot be fetched from here. Fix: {dataset.by_hand} ({dataset.root})."
         )
-    archive = _from_kaggle(dataset) if source == "kaggle" else _download(dataset)
+    saved_before = (paths.DATA / "downloads" / dataset.file).exists()
+    archive = _download(dataset)
     try:
         with atomic_folder(dataset.root) as folder:
-            if archive.is_dir():
-                for split in _split_folders(archive):
-                    hidden = shutil.ignore_patterns(".*", "__MACOSX")
-                    shutil.copytree(split, folder / split.name, ignore=hidden)
-                return dataset.root
-            (_unpack_arrays if archive.suffix == ".npz" else _unpack)(archive, folder)
+            unpack = _unpack_arrays if archive.suffix == ".npz" else _unpack
+            unpack(archive, folder)
     except _DAMAGE as error:
-        if archive.is_file():
-            # Neither the file nor a checksum taken from it may stand for the right one next time.
+        # A checksum taken from this file must not be held against the right one next time.
+        archive.with_name(f"{archive.name}.sha256").unlink(missing_ok=True)
+        if saved_before:
+            fate = "is kept"
+            fix = "complete it (`curl --continue-at -`, data/README.md), or delete it"
+        else:
             archive.unlink()
-            archive.with_name(f"{archive.name}.sha256").unlink(missing_ok=True)
-        fix = "fetch it again, or get the data from its publisher by hand (data/README.md)"
-        raise OperationFailedError(f"{archive} cannot be unpacked: {error}. Fix: {fix}.") from error
+            fate = "was removed"
+            fix = "get the data from its publisher by hand (data/README.md)"
+        raise OperationFailedError(
+            f"{archive} cannot be unpacked and {fate}: {error}. Fix: {fix}, and fetch again."
+        ) from error
     archive.unlink()
     return dataset.root
 
 
 def _download(dataset: Dataset) -> Path:
-    """Where no checksum is published, that of the first download is kept and holds for every later one."""
+    """Download the archive of a data set and check it.
+
+    Where no checksum is published, that of the first download is kept for every later one.
+    """
     folder = paths.DATA / "downloads"
+    target = folder / dataset.file
     first = folder / f"{dataset.file}.sha256"
-    known = dataset.checksum or (first.read_text().split()[0] if first.exists() else None)
-    loader = pooch.HTTPDownloader(progressbar=True, timeout=60)
+    checksum = dataset.checksum
+    if not checksum and first.exists():
+        checksum = first.read_text().split()[0]
     pooch.get_logger().setLevel(logging.WARNING)
+    downloader = _Resuming(folder / f"{dataset.file}.partial")
     try:
-        with storage_errors(folder / dataset.file):
-            file = Path(pooch.retrieve(dataset.url, known, dataset.file, folder, downloader=loader))
+        with storage_errors(target):
+            pooch.retrieve(dataset.url, checksum, dataset.file, folder, downloader=downloader)
     except requests.RequestException as error:
-        fix = f"try again, or download it by hand, save it as {folder / dataset.file} and run the same command"
+        fix = f"try again, or download it by hand, save it as {target} and run the same command"
         raise OperationFailedError(
             f"cannot download {dataset.url}: {error}. Fix: {fix}."
         ) from error
     except ValueError as error:
-        trusted = "that is published" if dataset.checksum else f"of the first download, in {first}"
+        origin = "that is published" if dataset.checksum else f"of the first download, in {first}"
         fix = "fetch it again; if it happens twice, ask the publisher whether the file has changed"
         raise OperationFailedError(
-            f"{dataset.url} has not the checksum {trusted}: {error}. Fix: {fix}."
+            f"{dataset.url} has not the checksum {origin}: {error}. Fix: {fix}."
         ) from error
-    if not known:
-        found = pooch.file_hash(str(file), alg="sha256")
-        _log.warning("%s: no checksum is published; SHA-256 of this download: %s", file.name, found)
+    if not checksum:
+        digest = pooch.file_hash(str(target), alg="sha256")
+        _log.warning(
+            "%s: no checksum is published; SHA-256 of this download: %s", target.name, digest
+        )
         with atomic_write(first) as temporary:
-            temporary.write_text(f"{found}  {file.name}\n")
-    return file
+            temporary.write_text(f"{digest}  {target.name}\n")
+    return target
+
+
+class _Resuming:
+    """A downloader for pooch that goes on where an earlier download was cut short.
+
+    What has come so far is in `partial`, which outlives a lost connection and a killed process.
+    """
+
+    def __init__(self, partial: Path) -> None:
+        self.partial = partial
+
+    def __call__(self, url: str, output: str, pup: Any) -> None:
+        start = self.partial.stat().st_size if self.partial.exists() else 0
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        with requests.get(url, headers=headers, stream=True, timeout=60) as response:
+            # Out of range: nothing is missing, or the file is another one, which is checked later.
+            if response.status_code != requests.codes.requested_range_not_satisfiable:
+                response.raise_for_status()
+                resumed = response.status_code == requests.codes.partial_content
+                self._append(response, start if resumed else 0)
+        self.partial.replace(output)
+
+    def _append(self, response: requests.Response, start: int) -> None:
+        """Write the body of a response after the first `start` bytes."""
+        total = start + int(response.headers.get("Content-Length", 0))
+        bar = tqdm(desc=self.partial.stem, initial=start, total=total, unit="B", unit_scale=True)
+        with bar, self.partial.open("ab" if start else "wb") as file:
+            for block in response.iter_content(_BLOCK):
+                file.write(block)
+                bar.update(len(block))
 
 
 def _from_kaggle(dataset: Dataset) -> Path:
@@ -109,24 +166,31 @@ def _from_kaggle(dataset: Dataset) -> Path:
         ) from error
 
 
+def _copy_splits(source: Path, dataset: Dataset) -> None:
+    """Copy the split folders of an unpacked copy; kagglehub keeps its own."""
+    try:
+        with atomic_folder(dataset.root) as folder:
+            for split in _split_folders(source):
+                hidden = shutil.ignore_patterns(".*", "__MACOSX")
+                shutil.copytree(split, folder / split.name, ignore=hidden)
+    except ValueError as error:
+        fix = "remove it and fetch again, or leave the source out"
+        raise OperationFailedError(f"{source} cannot be used: {error}. Fix: {fix}.") from error
+
+
 def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack the split folders of a zip archive.
+
+    `ZipFile` itself drops `..` and absolute paths and writes links as plain files, so nothing can
+    be written outside `folder`; what is not below a split folder is removed again.
+    """
     raw = folder / ".raw"
     with zipfile.ZipFile(archive) as source:
-        members = [member for member in source.infolist() if not member.is_dir()]
-        if sum(member.file_size for member in members) > MAX_UNPACKED:
+        if sum(member.file_size for member in source.infolist()) > MAX_UNPACKED:
             raise ValueError(f"it unpacks to more than {MAX_UNPACKED:,} bytes")
-        for member in members:
-            path = PureWindowsPath(member.filename)
-            if path.anchor or PurePosixPath(member.filename).is_absolute() or ".." in path.parts:
-                raise ValueError(
-                    f"it holds {member.filename!r}, which would be written outside its folder"
-                )
-            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
-                raise ValueError(f"it holds {member.filename!r}, which is a link or a special file")
-        for member in members:
-            if not any(
-                part.startswith((".", "__MACOSX")) for part in PurePosixPath(member.filename).parts
-            ):
+        for member in source.infolist():
+            parts = PurePosixPath(member.filename).parts
+            if not any(part.startswith((".", "__MACOSX")) for part in parts):
                 source.extract(member, raw)
     for split in _split_folders(raw):
         split.replace(folder / split.name)
@@ -134,11 +198,12 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _split_folders(root: Path) -> list[Path]:
-    """The folders train, test and perhaps val nearest to `root`: publishers wrap them in others."""
-    for train in sorted(root.rglob("[tT][rR][aA][iI][nN]"), key=lambda found: len(found.parts)):
-        beside = {p.name.lower(): p for p in train.parent.iterdir() if p.is_dir()}
-        if "test" in beside:
-            return [beside[split] for split in ("train", "val", "test") if split in beside]
+    """List train, test and perhaps val nearest to `root`: publishers wrap them in other folders."""
+    candidates = root.rglob("[tT][rR][aA][iI][nN]")
+    for train in sorted(candidates, key=lambda path: len(path.parts)):
+        siblings = {path.name.lower(): path for path in train.parent.iterdir() if path.is_dir()}
+        if "train" in siblings and "test" in siblings:
+            return [siblings[split] for split in ("train", "val", "test") if split in siblings]
     raise ValueError("it holds no folders train and test")
 
 
@@ -146,10 +211,11 @@ def _unpack_arrays(archive: Path, folder: Path) -> None:
     """Write the arrays of a MedMNIST file as split/class/<split>-<row>.png."""
     with np.load(archive, allow_pickle=False) as arrays:
         for split in ("train", "val", "test"):
-            pixels, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].reshape(-1)
+            pixels = arrays[f"{split}_images"]
+            labels = arrays[f"{split}_labels"].reshape(-1)
             for label, name in enumerate(("NORMAL", "PNEUMONIA")):
-                (folder / split / name).mkdir(parents=True)
+                class_folder = folder / split / name
+                class_folder.mkdir(parents=True)
                 for row in np.flatnonzero(labels == label):
-                    Image.fromarray(pixels[row]).save(
-                        folder / split / name / f"{split}-{row:05d}.png"
-                    )
+                    file = class_folder / f"{split}-{row:05d}.png"
+                    Image.fromarray(pixels[row]).save(file)

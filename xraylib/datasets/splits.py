@@ -1,16 +1,18 @@
-"""Who is trained on, who is validated on, who is tested: the protocols.
+"""Evaluation protocols: how images are assigned to training, validation and test.
 
 `strict`
-    Validation is cut from the official training and validation folders by patient, stratified by kind;
-    the official test folder is the test. Refused when a patient or a copy of an image crosses.
+    Validation patients are drawn from the official training and validation folders, stratified by
+    kind; the official test folder is the test. Refused when a patient, or a copy of an image, is in
+    two splits.
 `published`
     What a published system did, by the name of its split strategy in `SPLIT_STRATEGIES`.
-Any split strategy's own name
-    A recipe as under `strict`, but for the split: what the protocol comparison compares.
+The name of a split strategy
+    A recipe as under `strict`, except for the split: what the protocol comparison compares.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,8 @@ from xraylib.datasets.manifest import series_and_number
 from xraylib.errors import InvalidDataError, NotFoundError
 
 _log = logging.getLogger(__name__)
+
+Labels = pd.Index | np.ndarray[Any, Any]  # of rows, in the index of a manifest
 
 PROTOCOLS = ("published", "strict")
 
@@ -36,18 +40,37 @@ BY_PATIENT = ("patient-grouped", "patient-grouped-176", "number-blocks")
 def assign(
     manifest: pd.DataFrame, protocol: str, seed: int, *, split_strategy: str = "patient-grouped"
 ) -> pd.DataFrame:
-    """Give every image of a manifest its split; `seed` decides which patients or images validate.
+    """Give every image of a manifest its split.
 
-    `protocol` is strict, published, or a key of `SPLIT_STRATEGIES`, which then is the split strategy. Returns the rows
-    in use with their new `split`; the index still counts rows of `manifest`, so that it picks rows of the array from
-    `images.load_pixels`. Where a system validated on images it trained or tested on, these have a row for each split.
-    `InvalidDataError` when a split would be empty or hold one class only and, under strict, when a patient or a
-    byte-identical image is in two splits.
+    Parameters
+    ----------
+    manifest : pandas.DataFrame
+        Of a whole data set.
+    protocol : str
+        `strict`, `published`, or a key of `SPLIT_STRATEGIES`, which then is the split strategy.
+    seed : int
+        Decides which patients or images validate.
+    split_strategy : str
+        A key of `SPLIT_STRATEGIES`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The rows in use with their new `split`. The index still counts rows of `manifest`, so that
+        it picks rows of the array from `images.load_pixels`. Where a system validated on images
+        that it trained or tested on, these have one row for each split.
+
+    Raises
+    ------
+    InvalidDataError
+        If a split would be empty or hold one class only; under `strict` also if the split strategy
+        ignores patients, or a patient or a byte-identical image is in two splits.
     """
     if protocol not in PROTOCOLS and protocol not in SPLIT_STRATEGIES:
-        known = ", ".join((*PROTOCOLS, *SPLIT_STRATEGIES))
-        raise NotFoundError(f"there is no protocol {protocol!r}. Fix: choose one of {known}.")
-    split_strategy = protocol if protocol in SPLIT_STRATEGIES else split_strategy
+        names = ", ".join((*PROTOCOLS, *SPLIT_STRATEGIES))
+        raise NotFoundError(f"there is no protocol {protocol!r}. Fix: choose one of {names}.")
+    if protocol in SPLIT_STRATEGIES:
+        split_strategy = protocol
     if protocol == "strict" and split_strategy not in BY_PATIENT:
         fix = f"under strict choose one of {', '.join(BY_PATIENT)}"
         raise InvalidDataError(
@@ -57,9 +80,9 @@ def assign(
     for split in ("train", "val", "test"):
         classes = assigned.loc[assigned["split"] == split, "label"].nunique()
         if classes < 2:
-            found = "no images" if classes == 0 else "one class only"
+            content = "no images" if classes == 0 else "one class only"
             fix = "put NORMAL and PNEUMONIA images into its folder"
-            raise InvalidDataError(f"the {split} split has {found}. Fix: {fix}.")
+            raise InvalidDataError(f"the {split} split has {content}. Fix: {fix}.")
     if protocol == "strict":
         check_disjoint(assigned)
     return assigned
@@ -67,39 +90,48 @@ def assign(
 
 def check_disjoint(manifest: pd.DataFrame) -> None:
     """Refuse a manifest in which a patient, or a byte-identical image, is in two splits."""
-    for column, what in (("patient", "patients"), ("sha256", "byte-identical images")):
+    names = {"patient": "patients", "sha256": "byte-identical images"}
+    for column, units in names.items():
         crossing = manifest[manifest.groupby(column)["split"].transform("nunique") > 1]
         if len(crossing):
             first = ", ".join(crossing["image_id"].head(4))
+            count = crossing[column].nunique()
             fix = "move all images of one patient, and all copies of one image, to one split"
-            raise InvalidDataError(
-                f"{crossing[column].nunique()} {what} are in two splits: {first}. Fix: {fix}."
-            )
+            raise InvalidDataError(f"{count} {units} are in two splits: {first}. Fix: {fix}.")
+
+
+def _outside_test(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest[manifest["split"] != "test"]
 
 
 def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    pool = manifest[manifest["split"] != "test"]
-    groups = _inseparable(pool) if len(pool) else pool["label"]
-    folds = min(VALIDATION_FOLDS, groups.groupby(pool["label"]).nunique().min() if len(pool) else 0)
+    """Validate on one seventh of the patients outside the test folder, stratified by kind."""
+    pool = _outside_test(manifest)
+    groups = _inseparable(pool)
+    groups_per_class = groups.groupby(pool["label"]).nunique()
+    folds = min(VALIDATION_FOLDS, groups_per_class.min()) if len(pool) else 0
     if folds < 2:
-        lacking = (
-            "fewer than two patients of a class outside the test folder: no validation can be cut"
+        raise InvalidDataError(
+            "fewer than two patients of a class outside the test folder: no validation can be "
+            "drawn. Fix: add patients to the train folder."
         )
-        raise InvalidDataError(f"{lacking}. Fix: add patients to the train folder.")
-    folder = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     strata = pool["kind"].astype(str) + pool["label"].astype(str)
-    cut = [rows for _, rows in folder.split(pool, strata, groups)]
+    candidates = [rows for _, rows in splitter.split(pool, strata, groups)]
     # Of few patients a fold can hold one class only: the first that holds both validates.
-    both = (rows for rows in cut if pool["label"].iloc[rows].nunique() == 2)
-    validation = next(both, cut[0])
+    validation = candidates[0]
+    for rows in candidates:
+        if pool["label"].iloc[rows].nunique() == 2:
+            validation = rows
+            break
     return _with_splits(manifest, {"train": pool.index, "val": pool.index[validation]})
 
 
 def _inseparable(manifest: pd.DataFrame) -> pd.Series:
     """Number the groups of images that must stay in one split.
 
-    Two images are linked if they show the same patient or have the same bytes. A group holds all images that can be
-    reached from one another through such links.
+    Two images are linked if they show the same patient or have the same bytes. A group holds all
+    images that can be reached from one another through such links.
     """
     images = len(manifest)
     patients = pd.factorize(manifest["patient"])[0]
@@ -107,10 +139,11 @@ def _inseparable(manifest: pd.DataFrame) -> pd.Series:
     # The nodes of the graph are the images, then the patients, then the contents.
     first_patient = images
     first_content = first_patient + images
+    nodes = 3 * images
     sources = np.tile(np.arange(images), 2)
     targets = np.concatenate([first_patient + patients, first_content + contents])
-    nodes = 3 * images
-    links = coo_array((np.ones(len(sources)), (sources, targets)), shape=(nodes, nodes))
+    ones = np.ones(len(sources))
+    links = coo_array((ones, (sources, targets)), shape=(nodes, nodes))
     groups = connected_components(links, directed=False)[1]
     return pd.Series(groups[:images], index=manifest.index)
 
@@ -118,10 +151,10 @@ def _inseparable(manifest: pd.DataFrame) -> pd.Series:
 def _number_blocks(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Validate on the lowest seventh of each series of patient numbers, whatever the seed.
 
-    The official test is such a block: it has the lowest or highest numbers of every series. Patients and copies stay
-    together, so that a block can grow beyond a seventh.
+    The official test is such a block: it has the lowest or highest numbers of every series.
+    Patients and copies stay together, so that a block can grow beyond a seventh.
     """
-    pool = manifest[manifest["split"] != "test"]
+    pool = _outside_test(manifest)
     named = pool.join(series_and_number(pool)).dropna(subset=["number"])
     if named.empty:
         raise InvalidDataError(
@@ -135,57 +168,69 @@ def _number_blocks(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def _patient_grouped_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """As `patient-grouped`, of which 136 images train and 40 validate, in the classes' own shares."""
+    """As `patient-grouped`, but 136 images train and 40 validate, stratified by class."""
     assigned = _patient_grouped(manifest, seed)
-    used = [assigned.index[assigned["split"] == "test"]]
-    used += [
-        _some(assigned[assigned["split"] == split], images, seed) for split, images in SMALL.items()
-    ]
+    used: list[Labels] = [assigned.index[assigned["split"] == "test"]]
+    for split, images in SMALL.items():
+        rows = assigned[assigned["split"] == split]
+        used.append(_stratified_sample(rows, images, seed))
     return assigned.loc[np.sort(np.concatenate(used))]
 
 
 def _official(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The folders as published; where a copy lacks the 16 validation images, 16 of train in their place."""
+    """The folders as published; a copy without the validation folder takes 16 images of train."""
     if (manifest["split"] == "val").any():
         return manifest
     _log.warning(
-        "the official validation folder is not in this copy: 16 images of train stand in its place"
+        "the official validation folder is not in this copy: "
+        "16 images of the training folder take its place"
     )
-    pool = manifest[manifest["split"] != "test"]
-    images = min(8, pool["label"].value_counts().min() - 1)
-    validation = pool.groupby("label").sample(max(images, 0), random_state=seed).index
+    pool = _outside_test(manifest)
+    # Each class keeps an image to train on.
+    spare = pool["label"].value_counts().min() - 1
+    images = max(min(8, spare), 0)
+    validation = pool.groupby("label").sample(images, random_state=seed).index
     return _with_splits(manifest, {"train": pool.index, "val": validation})
 
 
 def _per_image_validation(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    train, val = _divide(manifest[manifest["split"] != "test"], seed, second=0.2)
+    """Validate on a fifth of the images outside the test folder, ignoring patient identity."""
+    train, val = _divide(_outside_test(manifest), seed, second=0.2)
     return _with_splits(manifest, {"train": train, "val": val})
 
 
 def _take_skip(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Four fifths of one shuffle train, the last fifth of another validates: take and skip of tf.data."""
-    pool = manifest.index[manifest["split"] != "test"]
+    """Train on four fifths of one shuffle and validate on the last fifth of another.
+
+    This is what `take` and `skip` of a `tf.data` pipeline do that shuffles at every pass.
+    """
+    pool = _outside_test(manifest).index
     rng = np.random.default_rng(seed)
     # The keras.io example takes 4,200 of 5,232 images.
     taken = round(len(pool) * 4200 / 5232)
-    train, val = np.sort(rng.permutation(pool)[:taken]), np.sort(rng.permutation(pool)[taken:])
-    chosen = manifest.loc[train].assign(split="train"), manifest.loc[val].assign(split="val")
-    return pd.concat([*chosen, manifest[manifest["split"] == "test"]])
+    train = rng.permutation(pool)[:taken]
+    val = rng.permutation(pool)[taken:]
+    test = manifest.index.difference(pool)
+    rows_per_split: dict[str, Labels] = {"train": train, "val": val, "test": test}
+    return _rows_per_split(manifest, rows_per_split)
 
 
 def _random_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """136 and 40 images of the training folder, whoever the patient; the 40 validate and are the test."""
-    pool = manifest[manifest["split"] != "test"]
+    """136 images of the training folder train; 40 others are both validation and test.
+
+    Patient identity is ignored.
+    """
+    pool = _outside_test(manifest)
     small = min(sum(SMALL.values()), len(pool))
     val = round(small * SMALL["val"] / sum(SMALL.values()))
     rest, held_out = _divide(pool, seed, second=val)
-    train = _some(pool.loc[rest], small - val, seed)
-    chosen = {"train": train, "val": held_out, "test": held_out}
-    return pd.concat([manifest.loc[rows].assign(split=split) for split, rows in chosen.items()])
+    train = _stratified_sample(pool.loc[rest], small - val, seed)
+    rows_per_split = {"train": train, "val": held_out, "test": held_out}
+    return _rows_per_split(manifest, rows_per_split)
 
 
 def _random_per_image(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Exact duplicates dropped, then 70/20/10 of all images, whoever the patient."""
+    """Drop exact duplicates, then split all images 70/20/10, ignoring patient identity."""
     unique = manifest.drop_duplicates("sha256")
     train, rest = _divide(unique, seed, second=0.3)
     val, test = _divide(unique.loc[rest], seed, second=1 / 3)
@@ -204,30 +249,43 @@ SPLIT_STRATEGIES: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
 }
 
 
-def _divide(rows: pd.DataFrame, seed: int, second: float | int) -> tuple[pd.Index, pd.Index]:
-    if rows["label"].value_counts().reindex([0, 1], fill_value=0).min() < 2:
+def _divide(rows: pd.DataFrame, seed: int, second: float | int) -> tuple[Labels, Labels]:
+    """Divide rows at random, stratified by class; `second` is the second part's share or size."""
+    labels = rows["label"]
+    if min(sum(labels == 0), sum(labels == 1)) < 2:
         raise InvalidDataError(
             "fewer than two images of a class: they cannot be divided. Fix: add images."
         )
-    names, labels = rows.index.to_numpy(), rows["label"]
+    names = rows.index.to_numpy()
     try:
         first, other = train_test_split(names, test_size=second, random_state=seed, stratify=labels)
-    except ValueError as few:
+    except ValueError as error:
         raise InvalidDataError(
-            f"{len(rows)} images cannot be divided ({few}). Fix: add images."
-        ) from few
-    return pd.Index(np.sort(first)), pd.Index(np.sort(other))
+            f"{len(rows)} images cannot be divided ({error}). Fix: add images."
+        ) from error
+    return np.sort(first), np.sort(other)
 
 
-def _some(rows: pd.DataFrame, images: int, seed: int) -> pd.Index:
-    """So many images in the classes' own shares, or all where there are no more."""
+def _stratified_sample(rows: pd.DataFrame, images: int, seed: int) -> Labels:
+    """Draw so many images, stratified by class, or all if there are no more."""
     if len(rows) > images + 1:
         return _divide(rows, seed, second=images)[1]
-    return rows.sample(min(images, len(rows)), random_state=seed).index.sort_values()
+    sample = rows.sample(min(images, len(rows)), random_state=seed)
+    return np.sort(sample.index)
 
 
-def _with_splits(manifest: pd.DataFrame, splits: dict[str, pd.Index]) -> pd.DataFrame:
+def _with_splits(manifest: pd.DataFrame, splits: Mapping[str, Labels]) -> pd.DataFrame:
+    """Set the split of some rows; a later split overwrites an earlier one."""
     assigned = manifest.copy()
     for split, rows in splits.items():
         assigned.loc[rows, "split"] = split
     return assigned
+
+
+def _rows_per_split(manifest: pd.DataFrame, splits: Mapping[str, Labels]) -> pd.DataFrame:
+    """Collect the rows of every split, where an image can be in several."""
+    parts = []
+    for split, labels in splits.items():
+        rows = manifest.loc[np.sort(labels)]
+        parts.append(rows.assign(split=split))
+    return pd.concat(parts)
