@@ -15,7 +15,6 @@ from xraylib.datasets import audit, images
 from xraylib.datasets.manifest import read_quarantine
 from xraylib.datasets.splits import assign
 from xraylib.errors import InvalidDataError
-from xraylib.evaluation import forensics
 
 
 @pytest.fixture
@@ -185,57 +184,3 @@ def test_a_single_feature_baseline_sees_that_feature_alone(phantom):
     assert not audit.single_feature(phantom, "majority class", 32).any()
     for name in ("file size", "mean intensity"):
         np.testing.assert_allclose(audit.single_feature(phantom, name, 32)[:, 0], table[name])
-
-
-def test_numbering_says_where_the_splits_lie_in_each_series(phantom):
-    names = [
-        "IM-0001-01",
-        "IM-0003-01",
-        "IM-0115-01",
-        "NORMAL2-IM-0007-01",
-        "person80_virus_1",
-        "person9_virus_2",
-    ]
-    films = pd.DataFrame(
-        {"image_id": names, "label": [0, 0, 0, 0, 1, 1], "split": ["test", "test", "train"] * 2}
-    )
-    films["patient"] = [
-        "IM-0001",
-        "IM-0003",
-        "IM-0115",
-        "NORMAL2-IM-0007",
-        "person80_virus",
-        "person9_virus",
-    ]
-    films["kind"] = ["normal"] * 4 + ["virus"] * 2
-    table = forensics.numbering(films).set_index(["series", "split"])
-    assert table.loc[("IM-", "test"), ["images", "first", "last", "inside"]].tolist() == [
-        2,
-        1,
-        3,
-        0,
-    ]
-    assert (
-        table.loc[("NORMAL2-IM-", "test"), "first"] == 7
-        and table.loc[("virus", "train"), "first"] == 9
-    )
-    # Names without a number, as a folder of one's own may have, are left out.
-    assert forensics.numbering(films.assign(patient="alice")).empty
-
-
-def test_films_with_a_text_in_their_corner_are_found_from_one_of_them():
-    rng = np.random.default_rng(0)
-    pixels = rng.normal(90, 12, (60, 224, 224, 1)).clip(0, 255).astype(np.uint8)
-    text = rng.integers(0, 2, forensics.TEXT, dtype=np.uint8) * 150
-    marked = list(range(3, 60, 5))
-    for film in marked:  # not at one place, nor equally clear, and on another ground
-        y, x = (212, 207) if film == 3 else rng.integers((200, 190), (213, 208))
-        pixels[film, y : y + 11, x : x + 17, 0] = text + rng.normal(60, 20, forensics.TEXT).clip(
-            0, 100
-        )
-    films = pd.DataFrame(
-        {"image_id": [f"film{i}" for i in range(60)], "split": "train", "label": 1}
-    )
-    found = forensics.overlay(films, pixels, "film3")
-    assert found["image_id"].tolist() == [f"film{i}" for i in marked]
-    assert found["correlation"].between(0.6, 1.0 + 1e-5).all()

@@ -10,11 +10,11 @@ from scipy.stats import t as student
 from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
 
-from xraylib.datasets import images, manifest, splits
+from xraylib.datasets import images, manifest
 from xraylib.datasets.phantom import PhantomSettings
 from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
 from xraylib.errors import InvalidDataError
-from xraylib.evaluation import claims, comparisons, forensics, metrics
+from xraylib.evaluation import claims, comparisons, metrics
 from xraylib.evaluation.comparisons import (
     COMPARISONS,
     by_run,
@@ -22,7 +22,6 @@ from xraylib.evaluation.comparisons import (
     protocol_comparison,
     subgroups,
 )
-from xraylib.evaluation.forensics import by_folder
 from xraylib.evaluation.resampling import delong
 from xraylib.training import recipes
 
@@ -406,55 +405,6 @@ def test_images_of_one_patient_widen_the_interval_of_a_subgroup():
         (rows["right_high"] - rows["right_low"]).item() for rows in map(subgroups, (whole, alone))
     ]
     assert width[0] > 2 * width[1]
-
-
-def test_an_image_level_random_split_is_taken_apart_by_the_official_folder():
-    strict, rng = builders.scores(n=60), np.random.default_rng(0)
-    parts = [strict]
-    for seed in (0, 1):
-        hard = (strict["split"] == "test") & (strict["label"] == 0)
-        right = rng.random(len(strict)) < np.where(hard, 0.5, 1)
-        score = np.where(right == (strict["label"] == 1), 0.9, 0.1)
-        parts.append(
-            strict.assign(protocol="random-per-image", split="test", seed=seed, score=score)
-        )
-    scores = pd.concat(parts, ignore_index=True)
-    found = by_folder(scores).set_index("subgroup")
-    hard = scores[
-        (scores["protocol"] == "random-per-image") & scores["image_id"].str.startswith("test")
-    ]
-    hard = hard[hard["label"] == 0]
-    row = found.loc["normal, from the test folder"]
-    assert row["images"] == 20 and row["right"] == pytest.approx((hard["score"] < 0.5).mean())
-    assert row["right_low"] < row["right"] < row["right_high"] < 1
-    assert (found["right"].drop("normal, from the test folder") == 1).all()
-
-
-def test_leaked_patients_are_compared_with_the_others_of_their_class(phantom):
-    assigned = splits.assign(phantom, "random-per-image", 0)
-    trained = set(assigned.loc[assigned["split"] == "train", "patient"])
-    test = assigned[assigned["split"] == "test"].assign(
-        recipe="r", protocol="random-per-image", seed=0, threshold=0.5
-    )
-    known = test["patient"].isin(trained)
-    # Of the official test folder all are wrong: they must not count.
-    official = test["image_id"].map(phantom.set_index("image_id")["split"]) == "test"
-    right = test["label"].where(known | (np.arange(len(test)) % 2 == 0), 1 - test["label"])
-    right = right.where(~official, 1 - test["label"])
-    found = forensics.leaked(test.assign(score=right.astype(float)), phantom).set_index("diagnosis")
-    assert (found["leaked"].sum(), found["unleaked"].sum()) == (
-        (known & ~official).sum(),
-        (~known & ~official).sum(),
-    )
-    row = found.loc["pneumonia"]
-    share = (right == test["label"])[~known & ~official & (test["label"] == 1)].mean()
-    assert row["right_leaked"] == 1 and row["right_unleaked"] == pytest.approx(share)
-    assert (
-        row["difference"] == pytest.approx(1 - share)
-        and row["low"] <= row["difference"] <= row["high"]
-    )
-    with pytest.raises(InvalidDataError, match="not the images"):
-        forensics.leaked(test.assign(score=0.5), phantom.iloc[10:])
 
 
 @pytest.mark.parametrize("planted", [True, False])

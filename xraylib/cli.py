@@ -135,7 +135,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, about in (
         ("framing", "score validation films framed anew: the framing experiment"),
         ("corruptions", "score the test after corruptions of each severity"),
-        ("device", "score films with the text and the rendering of a device swapped"),
     ):
         views = command(commands, name, _views, about)
         views("recipes", nargs="+", metavar="RECIPE", help=known)
@@ -406,19 +405,14 @@ def _external(options: argparse.Namespace) -> None:
 
 
 def _views(options: argparse.Namespace) -> None:
-    name = _trained(options, *options.recipes)
-    from xraylib.evaluation import forensics, scores, views
+    _trained(options, *options.recipes)
+    from xraylib.evaluation import views
 
     for recipe in options.recipes:
-        table = views.score_views(recipe, options.dataset, options.command)
-        if options.command == "device":
-            table = forensics.device_response(
-                table, scores.load(name, [recipe]), forensics.marked_films(name)["image_id"]
-            )
-        elif options.command == "framing":
-            table = views.framing_response(table)
+        if options.command == "framing":
+            table = views.framing_response(views.score_framing(recipe, options.dataset))
         else:
-            table = views.corruption_losses(table)
+            table = views.corruption_losses(views.score_corruptions(recipe, options.dataset))
         _show(table)
 
 
