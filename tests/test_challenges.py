@@ -1,8 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from pydicom import config
+from pydicom.dataelem import DataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from xraylib.datasets import challenges
 from xraylib.datasets.images import read_gray
@@ -13,9 +15,12 @@ def write_dicom(file, view="AP", age="34"):
     """A gray DICOM image of 8 pixels with the two fields of the header that are read."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
     image = FileDataset(file, {}, file_meta=meta, preamble=b"\0" * 128)
     image.ViewPosition = view
-    image.PatientAge = age
+    # Plain years, as the challenge has them, are no valid age in DICOM.
+    image.add(DataElement("PatientAge", "AS", age, validation_mode=config.IGNORE))
     image.PatientName = "somebody"
     image.Rows = image.Columns = 8
     image.SamplesPerPixel = 1

@@ -4,6 +4,8 @@ Each reader turns a user's download into a table like a manifest, with more colu
 train, tune or choose a threshold on these images (`reports/protocol_external.md`).
 """
 
+import logging
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -180,12 +182,15 @@ def _header(file: Path) -> dict[str, object]:
 
     if not file.exists():
         raise NotFoundError(f"{file} is missing. Fix: download the images into that folder.")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about ages in plain years
+            header = pydicom.dcmread(file, stop_before_pixels=True)
+            view = str(header.get("ViewPosition") or "")
+            age = str(header.get("PatientAge") or "").upper()
     except pydicom.errors.InvalidDicomError as error:
         raise InvalidDataError(f"{file} is no DICOM file. Fix: download it again.") from error
-    view = str(header.get("ViewPosition") or "")
-    age = str(header.get("PatientAge") or "").upper()
     # Either `034Y`, `006M` and so on, or plain years as in the challenge's files.
     per_year = {"Y": 1, "M": 12, "W": 52, "D": 365}.get(age[-1:], 1)
     digits = age.rstrip("YMWD")
