@@ -71,11 +71,10 @@ def read_rsna(folder: Path) -> pd.DataFrame:
     _refuse(contradicted, table["image_id"], what, folder)
     table["label"] = expected.astype("int64")
     boxes = _rsna_boxes(labels[labels["Target"] == "1"], folder)
-    table["boxes"] = [boxes.get(name, ()) for name in table["image_id"]]
+    table["boxes"] = table["image_id"].map(lambda name: boxes.get(name, ()))
     table["path"] = [str(folder / RSNA_IMAGES / f"{name}.dcm") for name in table["image_id"]]
-    headers = [_header(Path(path)) for path in table["path"]]
-    table["view"] = [header["view"] for header in headers]
-    table["age"] = [header["age"] for header in headers]
+    headers = pd.DataFrame([_header(Path(path)) for path in table["path"]], index=table.index)
+    table = table.join(headers)
     table["kind"] = table["rsna_class"].map({"Normal": "normal"}).fillna("unknown")
     return _like_a_manifest(table, ["rsna_class", "view", "age", "boxes"])
 
@@ -134,9 +133,8 @@ def read_vindr_pcxr(folder: Path) -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     _refuse(table["image_id"].duplicated(), table["image_id"], "is in both folders", folder)
     table["label"] = (table["finding"] == "pneumonia").astype("int64")
-    headers = [_header(Path(path)) for path in table["path"]]
-    table["view"] = [header["view"] for header in headers]
-    table["age"] = [header["age"] for header in headers]
+    headers = pd.DataFrame([_header(Path(path)) for path in table["path"]], index=table.index)
+    table = table.join(headers)
     table["kind"] = table["finding"].map({"normal": "normal"}).fillna("unknown")
     return _like_a_manifest(table, ["finding", "their_split", "view", "age"])
 

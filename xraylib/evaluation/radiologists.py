@@ -80,7 +80,7 @@ def read_labels(file: Path, manifest: pd.DataFrame) -> pd.DataFrame:
             image = table.loc[np.asarray(rows), "image_id"].iloc[0]
             raise InvalidDataError(f"{file}: {image} {what}. Fix: {LIST_FIX}.")
     pairs = zip(table["image_id"], table["boxes"], strict=True)
-    table["boxes"] = [_boxes(text, f"{file}: {image}") for image, text in pairs]
+    table = table.assign(boxes=[_boxes(text, f"{file}: {image}") for image, text in pairs])
     return table[list(COLUMNS)].astype({"nih_label": "int64"})
 
 
