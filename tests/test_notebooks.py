@@ -137,7 +137,11 @@ def test_a_notebook_ran_from_top_to_bottom_and_names_no_machine(path):
     assert not re.search(r"/(?:home|root|Users|tmp|work)/\w", str([cell.outputs for cell in code]))
 
 
-@EACH
+# Notebook 09 reads one data set's committed report, so it is not offered on Colab.
+ON_COLAB = [path for path in STORED if not path.stem.startswith("09")]
+
+
+@pytest.mark.parametrize("path", ON_COLAB, ids=lambda path: path.stem)
 def test_bootstrap_does_nothing_outside_colab_and_parameters_follow(path):
     code = code_of(path)
     plain = re.sub(r"^(\s+)[%!].*$", r"\1raise AssertionError", code[0].source, flags=re.M)

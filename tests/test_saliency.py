@@ -23,7 +23,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 
 
 def by_hand(weights, end="sigmoid", pool=layers.GlobalAveragePooling2D):
-    """A network that sees bright (p) and dark (1 - p), and weighs them; with its last weights set."""
+    """A network that weighs bright (p) and dark (1 - p), with its last weights set."""
     inputs = keras.Input((8, 8, 1), dtype="uint8")
     x = layers.Rescaling(1 / 255)(inputs)
     x = layers.Conv2D(2, 1, activation="relu", name="seen")(x)

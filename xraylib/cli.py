@@ -233,8 +233,7 @@ _COMMANDS = {
         "score the test after corruptions of each severity",
         (_RECIPES, _TRAINED_ON),
     ),
-    "device": _Command(
-        "score images with the text and the rendering of a device swapped",
+    "score images with the text and the rendering of a device swapped",
         (_RECIPES, _TRAINED_ON),
     ),
     "ood": _Command(

@@ -272,7 +272,7 @@ def framing(options: argparse.Namespace) -> None:
     from xraylib.evaluation import views
 
     for recipe in _prepared_recipes(options):
-        table = views.score_views(recipe, options.dataset, "framing")
+        table = views.score_framing(recipe, options.dataset)
         _print_table(views.framing_response(table))
 
 
@@ -281,21 +281,8 @@ def corruptions(options: argparse.Namespace) -> None:
     from xraylib.evaluation import views
 
     for recipe in _prepared_recipes(options):
-        table = views.score_views(recipe, options.dataset, "corruptions")
+        table = views.score_corruptions(recipe, options.dataset)
         _print_table(views.corruption_losses(table))
-
-
-def device(options: argparse.Namespace) -> None:
-    """Score images with the text and the rendering of a device swapped."""
-    recipes = _prepared_recipes(options)
-    from xraylib.datasets import catalog
-    from xraylib.evaluation import forensics, scores, views
-
-    name = catalog.get_dataset(options.dataset).name
-    for recipe in recipes:
-        table = views.score_views(recipe, options.dataset, "device")
-        marked = forensics.marked_films(name)["image_id"]
-        _print_table(forensics.device_response(table, scores.load(name, [recipe]), marked))
 
 
 def ood(options: argparse.Namespace) -> None:

@@ -77,6 +77,29 @@ def load(manifest: pd.DataFrame, size: int, region: str = "whole") -> np.ndarray
     return np.load(target, mmap_mode="r")
 
 
+def cut(pixels: np.ndarray, size: int, region: str = "lungs") -> np.ndarray:
+    """Cut one region from images of any kind, whose lungs are found anew.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        uint8 `(n, height, width, 1)`.
+    size : int
+        Height and width of the result in pixels.
+    region : str
+        `lungs`, see `load`. The other regions need the boxes of a manifest.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 `(n, size, size, 1)`.
+    """
+    if region != "lungs":
+        raise NotFoundError(f"{region!r} cannot be cut from changed images. Fix: take region `lungs`.")
+    boxes = np.nan_to_num(lung_finder.find(pixels).boxes)
+    return lungs.crop_boxes(pixels, boxes, size, margin=MARGIN)
+
+
 def load_boxes(manifest: pd.DataFrame, *, annotated: bool = False) -> np.ndarray:
     """Return the box of the lungs of every image of a manifest.
 

@@ -1,10 +1,10 @@
-"""External validation: the images of another data set."""
+"""External validation: the images of another data set, and the generalisation gap."""
 
 import numpy as np
 import pandas as pd
 
 from xraylib import paths
-from xraylib.datasets import catalog, regions, manifest
+from xraylib.datasets import catalog, manifest, regions
 from xraylib.errors import InvalidDataError
 from xraylib.evaluation import metrics
 from xraylib.evaluation.scores import check
@@ -12,62 +12,98 @@ from xraylib.evaluation.views import strict_runs
 from xraylib.training import runs
 from xraylib.training.predictor import load_predictor
 
+GAP_METRICS = ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity")
+
 
 def external(recipe: str, dataset: str, other: str) -> pd.DataFrame:
-    """Score every image of another data set (name or path) by each strict run of a recipe.
+    """Score every image of another data set with each strict run of a recipe.
 
-    A scores table with the split `external`, written to `external/<other>/<recipe>.csv` of the report.
+    Parameters
+    ----------
+    recipe : str
+        A recipe with finished strict runs.
+    dataset : str
+        Name or path of the data set that the runs were trained on.
+    other : str
+        Name or path of the data set to score.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A scores table of the split `external`, sorted by seed and image. It is written to
+        `external/<other>/<recipe>.csv` of the report.
     """
-    name, films, parts = catalog.get_dataset(dataset).name, manifest.load(other), []
+    name = catalog.get_dataset(dataset).name
+    whole = manifest.load(other)
+    tables = []
     for run in strict_runs(recipe, name):
-        score = load_predictor(run).score(
-            regions.load(
-                films,
-                run.settings["choices"]["size"],
-                run.settings["choices"].get("region", "whole"),
-            )
+        choices = run.settings["choices"]
+        pixels = regions.load(whole, choices["size"], choices.get("region", "whole"))
+        scored = whole.assign(
+            recipe=recipe,
+            protocol="strict",
+            seed=run.seed,
+            split="external",
+            score=load_predictor(run).score(pixels),
         )
-        scored = films.assign(
-            recipe=recipe, protocol="strict", seed=run.seed, split="external", score=score
-        )
-        parts.append(scored[list(runs.SCORE_COLUMNS)])
-    table = pd.concat(parts, ignore_index=True).sort_values(["seed", "image_id"], ignore_index=True)
+        tables.append(scored[list(runs.SCORE_COLUMNS)])
+    table = pd.concat(tables, ignore_index=True)
+    table = table.sort_values(["seed", "image_id"], ignore_index=True)
     check(table)
-    file = paths.REPORTS / name / "external" / catalog.get_dataset(other).name / f"{recipe}.csv"
-    runs.write_scores(table, file)
+    folder = paths.REPORTS / name / "external" / catalog.get_dataset(other).name
+    runs.write_scores(table, folder / f"{recipe}.csv")
     return table
 
 
 def generalisation_gap(scores: pd.DataFrame, external: pd.DataFrame) -> pd.DataFrame:
-    """Set the metrics on another data set beside those on the official test, at the same frozen thresholds.
+    """Compare the metrics on the official test with those on another data set.
 
-    `recipe, metric, test, test_low, test_high, external, external_low, external_high`, and `gap, gap_low, gap_high`:
-    test minus external, its interval put together from those of the two, which share no patient (Zou and Donner 2008).
+    Both are at the same frozen thresholds.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        Scores of the report, with `threshold`.
+    external : pandas.DataFrame
+        External scores of the same strict runs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per recipe and metric.
+
+        - `recipe`, `metric` (one of `GAP_METRICS`).
+        - `test`, `external`: the two values; `gap`: test minus external. Each with `_low` and
+          `_high`. The interval of the gap joins those of the two sets, which share no patient
+          (Zou and Donner 2008).
+
+    Raises
+    ------
+    InvalidDataError
+        The external scores are of other runs than those of the report.
     """
     rows = []
-    for recipe, there in external.groupby("recipe", sort=False):
-        here = scores[(scores["recipe"] == recipe) & (scores["protocol"] == "strict")]
-        there = there.assign(threshold=there["seed"].map(here.groupby("seed")["threshold"].first()))
-        if there["threshold"].isna().any():
-            raise InvalidDataError(
-                f"external scores of {recipe} are of other runs. Fix: run `external` again."
-            )
-        test, outside = metrics.evaluate(here), metrics.evaluate(there, split="external")
-        for metric in ("auc", "accuracy", "balanced_accuracy", "sensitivity", "specificity"):
-            (a, a_low, a_high), (b, b_low, b_high) = (
-                found.loc[metric, ["value", "low", "high"]].to_numpy(dtype=float)
-                for found in (test, outside)
-            )
-            row = {
-                "recipe": recipe,
-                "metric": metric,
-                "test": a,
-                "test_low": a_low,
-                "test_high": a_high,
-            }
-            row |= {"external": b, "external_low": b_low, "external_high": b_high}
-            row |= {"gap": a - b, "gap_low": a - b - np.hypot(a - a_low, b_high - b)}
-            rows.append(row | {"gap_high": a - b + np.hypot(a_high - a, b - b_low)})
+    for recipe, outside in external.groupby("recipe", sort=False):
+        inside = scores[(scores["recipe"] == recipe) & (scores["protocol"] == "strict")]
+        thresholds = inside.groupby("seed")["threshold"].first()
+        outside = outside.assign(threshold=outside["seed"].map(thresholds))
+        if outside["threshold"].isna().any():
+            what = f"external scores of {recipe} are of other runs"
+            raise InvalidDataError(f"{what}. Fix: run `external` again.")
+        test_metrics = metrics.evaluate(inside)
+        external_metrics = metrics.evaluate(outside, split="external")
+        for metric in GAP_METRICS:
+            test = test_metrics.loc[metric]
+            other = external_metrics.loc[metric]
+            gap = test["value"] - other["value"]
+            below = np.hypot(test["value"] - test["low"], other["high"] - other["value"])
+            above = np.hypot(test["high"] - test["value"], other["value"] - other["low"])
+            row: dict[str, object] = {"recipe": recipe, "metric": metric}
+            for name, measured in (("test", test), ("external", other)):
+                row[name] = measured["value"]
+                row[f"{name}_low"] = measured["low"]
+                row[f"{name}_high"] = measured["high"]
+            rows.append(row | {"gap": gap, "gap_low": gap - below, "gap_high": gap + above})
     return pd.DataFrame(rows)
 
 

@@ -1,14 +1,12 @@
-"""Trained models on other images: framing, corruptions, other data sets, out-of-distribution (OOD) scores.
+"""A finished run on changed images: cropped as in the framing experiment, corrupted, or otherwise.
 
-No training, tuning or threshold here: each run is scored as it stands, with its frozen threshold.
+Nothing is trained or tuned here. Each run scores with its own model and its frozen threshold.
 """
 
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,219 +15,351 @@ from scipy.stats import norm
 from tqdm.auto import tqdm
 
 from xraylib import paths
-from xraylib.datasets import catalog, images, manifest
+from xraylib.datasets import catalog, images, manifest, regions
 from xraylib.datasets.corruptions import CORRUPTIONS, corrupt
 from xraylib.datasets.framing import FRAMING_VIEWS, SHARES
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import metrics
-from xraylib.evaluation.forensics import _device_views
 from xraylib.evaluation.resampling import delong
 from xraylib.evaluation.scores import check
 from xraylib.storage import atomic_write
 from xraylib.training import runs
 from xraylib.training.predictor import load_predictor
 
-# Images are corrupted at this size, for which the parameters were set.
+# A view changes uint8 images (n, SIZE, SIZE, 1) and returns as many of that shape.
+View = Callable[[np.ndarray], np.ndarray]
+
+# Views are made at this size in pixels, for which the parameters of MedMNIST-C were set.
 SIZE = 224
+# So many images are changed and scored at once; 1,024 of them take 51 MB.
+CHUNK = 1024
+# What a file of views has for each image beside its scores.
 ABOUT = ("recipe", "model", "seed", "threshold", "image_id", "patient", "label")
+# The column of the run's score of the unchanged image.
 CLEAN = "none 0"
-# Runs whose validation is re-framed: each has another seventh of the patients.
+# Scoring 14 views of a large network takes an hour, so the framing experiment has three runs.
 FRAMING_RUNS = 3
 LOSSES = (
-    *(
-        "recipe",
-        "seed",
-        "corruption",
-        "severity",
-        "n",
-        "auc",
-        "delta_auc",
-        "delta_auc_low",
-        "delta_auc_high",
-    ),
-    *(
-        "balanced_error",
-        "delta_balanced_error",
-        "delta_balanced_error_low",
-        "delta_balanced_error_high",
-    ),
+    "recipe",
+    "seed",
+    "corruption",
+    "severity",
+    "n",
+    "auc",
+    "delta_auc",
+    "delta_auc_low",
+    "delta_auc_high",
+    "balanced_error",
+    "delta_balanced_error",
+    "delta_balanced_error_low",
+    "delta_balanced_error_high",
 )
+
+log = logging.getLogger(__name__)
 
 
 def strict_runs(recipe: str, dataset: str) -> list[runs.Run]:
-    if found := runs.list_runs(dataset, recipe, "strict"):
-        return found
-    fix = (
-        f"train one with `python -m xraylib train {recipe} --dataset {catalog.reference(dataset)}`"
-    )
+    """Return the finished strict runs of a recipe, at least one (`NotFoundError`)."""
+    finished = runs.list_runs(dataset, recipe, "strict")
+    if finished:
+        return finished
+    fix = f"train one with `python -m xraylib train {recipe} --dataset {dataset}`"
     raise NotFoundError(f"no finished run of {recipe} on {dataset}. Fix: {fix}.")
 
 
-def score_views(recipe: str, dataset: str, study: str) -> pd.DataFrame:
-    """Score changed images by the strict runs of a recipe, as one of the `STUDIES` asks.
+def corruption_views() -> dict[str, View]:
+    """Return every corruption at every severity, by names such as `jpeg 3`."""
+    views: dict[str, View] = {}
+    for name, (_, steps) in CORRUPTIONS.items():
+        for severity in range(1, len(steps) + 1):
+            views[f"{name} {severity}"] = partial(corrupt, name=name, severity=severity)
+    return views
 
-    `corruptions`: the official test after every corruption and severity, by the first run. `framing`: each of the first
-    `FRAMING_RUNS` runs scores its own validation in every view of `FRAMING_VIEWS`; `device`: its validation and the test, as
-    `_device_views` changes them. One row an image and run: `ABOUT`, `none 0` for the run's own score of the image as it
-    is, and a column a view, such as `jpeg 3`; written to `<study>/<recipe>.csv` of the report. Scoring that was
-    interrupted goes on after the last view.
+
+def score_corruptions(recipe: str, dataset: str) -> pd.DataFrame:
+    """Score the official test after every corruption with a recipe's first strict run.
+
+    Returns `score_views`' table, which is written to `corruptions/<recipe>.csv` of the report.
     """
-    name, whole = catalog.get_dataset(dataset).name, manifest.load(dataset)
-    films = images.load_pixels(whole, SIZE)
-    split, views = STUDIES[study](name, whole, films)
-    found = strict_runs(recipe, name)[: 1 if study == "corruptions" else FRAMING_RUNS]
-    file = paths.REPORTS / name / study / f"{recipe}.csv"
-    known = _read(file) if file.exists() else None
-    rows_of = pd.Series(range(len(whole)), whole["image_id"])
-    parts = {run.seed: _untouched(run, split, known, file, rows_of) for run in found}
-    todo = [(run, view) for run in found for view in views if view not in parts[run.seed]]
-    predictors = {
-        run.seed: load_predictor(run) for run in found if any(each is run for each, _ in todo)
-    }
-    for run, view in tqdm(todo, desc=recipe, unit="view", disable="TQDM_DISABLE" in os.environ):
-        part = parts[run.seed]
-        changed = views[view](films[rows_of[part["image_id"]].to_numpy()])
-        size = run.settings["choices"]["size"]
-        parts[run.seed] = part.assign(**{view: predictors[run.seed].score(_resized(changed, size))})
-        with atomic_write(file) as temporary:
-            pd.concat(parts.values()).to_csv(temporary, index=False, float_format="%.7g")
-    return pd.concat(parts.values(), ignore_index=True)
+    return score_views(recipe, dataset, "corruptions", "test", corruption_views(), most_runs=1)
 
 
-def _untouched(
-    run: runs.Run, split: str, known: pd.DataFrame | None, file: Path, rows_of: pd.Series
+def score_framing(recipe: str, dataset: str) -> pd.DataFrame:
+    """Score each run's own validation in every view of the framing experiment, `FRAMING_VIEWS`.
+
+    Returns `score_views`' table, which is written to `framing/<recipe>.csv` of the report.
+    """
+    return score_views(recipe, dataset, "framing", "val", FRAMING_VIEWS, most_runs=FRAMING_RUNS)
+
+
+def score_views(
+    recipe: str,
+    dataset: str,
+    study: str,
+    split: str,
+    views: Mapping[str, View],
+    *,
+    most_runs: int | None = None,
 ) -> pd.DataFrame:
-    """The run's own scores of a split, with the views that `known` holds of this run already."""
-    own = run.scores[run.scores["split"].isin(split.split())].rename(columns={"score": CLEAN})
-    if not own["image_id"].isin(rows_of.index).all():
-        raise InvalidDataError(
-            f"{run.folder} scored other images than there are here. Fix: train it again."
-        )
-    done = own.assign(
-        recipe=run.recipe, model=run.settings["model_sha256"][:12], threshold=run.threshold
+    """Score changed images with the strict runs of a recipe.
+
+    The table is written after each view, so that interrupted scoring resumes after the last one.
+
+    Parameters
+    ----------
+    recipe : str
+        A recipe with finished strict runs.
+    dataset : str
+        Name or path of the data set that the runs were trained on.
+    study : str
+        Folder of the report for the table, which is written to `<study>/<recipe>.csv`.
+    split : str
+        The split whose images are changed, or several, divided by blanks, such as `val test`.
+    views : mapping from str to callable
+        Each takes uint8 images `(n, SIZE, SIZE, 1)`, at most `CHUNK` at once, and changes them.
+    most_runs : int, optional
+        Score with the first runs only.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per image and run.
+
+        - `recipe`, `model` (12 digits of its SHA-256), `seed`, `threshold`: the run.
+        - `image_id`, `patient`, `label`: the image.
+        - `none 0`: the run's own score of the unchanged image.
+        - one column per view: the score, in [0, 1], of the image as that view shows it.
+    """
+    name = catalog.get_dataset(dataset).name
+    whole = manifest.load(dataset)
+    pixels = images.load_pixels(whole, SIZE)
+    row_of = pd.Series(range(len(whole)), index=whole["image_id"])
+    file = paths.REPORTS / name / study / f"{recipe}.csv"
+    earlier = read_views(file) if file.exists() else None
+    chosen = strict_runs(recipe, name)[:most_runs]
+    tables = {run.seed: _scored_before(run, split, earlier, file, row_of) for run in chosen}
+    to_do = [(run, view) for run in chosen for view in views if view not in tables[run.seed]]
+    unfinished = {run.seed for run, _ in to_do}
+    predictors = {run.seed: load_predictor(run) for run in chosen if run.seed in unfinished}
+    for run, view in tqdm(to_do, desc=recipe, unit="view"):
+        table = tables[run.seed]
+        rows = row_of[table["image_id"]].to_numpy()
+        size = run.settings["choices"]["size"]
+        region = run.settings["choices"].get("region", "whole")
+        scores = []
+        for start in range(0, len(rows), CHUNK):
+            changed = views[view](pixels[rows[start : start + CHUNK]])
+            if region == "whole":
+                seen = resized(changed, size)
+            else:
+                seen = regions.cut(changed, size, region)
+            scores.append(predictors[run.seed].score(seen))
+        tables[run.seed] = table.assign(**{view: np.concatenate(scores)})
+        with atomic_write(file) as temporary:
+            pd.concat(tables.values()).to_csv(temporary, index=False, float_format="%.7g")
+    return pd.concat(tables.values(), ignore_index=True)
+
+
+def _scored_before(
+    run: runs.Run, split: str, earlier: pd.DataFrame | None, file: Path, row_of: pd.Series
+) -> pd.DataFrame:
+    """Return the run's own scores of a split with the views of an earlier table of this run."""
+    unchanged = run.scores[run.scores["split"].isin(split.split())]
+    if not unchanged["image_id"].isin(row_of.index).all():
+        what = f"{run.folder} scored other images than those on this machine"
+        raise InvalidDataError(f"{what}. Fix: train it again.")
+    table = unchanged.rename(columns={"score": CLEAN}).assign(
+        recipe=run.recipe,
+        model=run.settings["model_sha256"][:12],
+        threshold=run.threshold,
     )
-    done = done[[*ABOUT, CLEAN]].reset_index(drop=True)
-    if known is None or (known := known[known["seed"] == run.seed].reset_index(drop=True)).empty:
-        return done
-    if all(known[each].tolist() == done[each].tolist() for each in ("model", "image_id", "label")):
-        return pd.concat([done, known.drop(columns=[*ABOUT, CLEAN]).dropna(axis=1)], axis=1)
+    table = table[[*ABOUT, CLEAN]].reset_index(drop=True)
+    if earlier is None:
+        return table
+    same_seed = earlier[earlier["seed"] == run.seed].reset_index(drop=True)
+    if same_seed.empty:
+        return table
+    if all(
+        same_seed[key].tolist() == table[key].tolist() for key in ("model", "image_id", "label")
+    ):
+        done = same_seed.drop(columns=[*ABOUT, CLEAN]).dropna(axis=1)
+        return pd.concat([table, done], axis=1)
     if file.parents[1].name in runs.COMMITTED:
-        raise InvalidDataError(f"{file} is of another run or of other images. Fix: delete it.")
-    logging.getLogger(__name__).warning(
-        "%s is of another run or of other images: scored anew", file
-    )
-    return done
-
-
-def _corruption_views(*_: Any) -> tuple[str, dict[str, Any]]:
-    steps = [(name, i + 1) for name, (_, steps) in CORRUPTIONS.items() for i in range(len(steps))]
-    return "test", {f"{n} {s}": partial(corrupt, name=n, severity=s) for n, s in steps}
-
-
-STUDIES: dict[str, Callable[..., tuple[str, dict[str, Any]]]] = {
-    "corruptions": _corruption_views,
-    "framing": lambda *_: ("val", FRAMING_VIEWS),
-    "device": _device_views,
-}
-
-
-def _resized(films: np.ndarray, size: int) -> np.ndarray:
-    """As `images.read_gray` resizes what it reads."""
-    if films.shape[1] == size:
-        return films
-    pictures = (Image.fromarray(film[..., 0]) for film in films)
-    small = [p.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0) for p in pictures]
-    return np.stack([np.asarray(film) for film in small])[..., None]
-
-
-def load_views(dataset: str, study: str) -> pd.DataFrame:
-    """Return what `score_views` wrote into a report, all recipes, checked."""
-    place = paths.REPORTS / dataset / study
-    files = sorted(place.glob("*.csv"), key=lambda file: runs.rank(file.stem))
-    if not files:
-        raise NotFoundError(
-            f"nothing in {place}. Fix: `python -m xraylib {study} RECIPE "
-            f"--dataset {catalog.reference(dataset)}`."
-        )
-    table = pd.concat([_read(file) for file in files], ignore_index=True)
-    if study != "corruptions":
-        table = table.dropna(ignore_index=True)  # runs that were not scored in every view yet
-    clean = table.assign(
-        protocol="strict", split="test" if study == "corruptions" else "val", kind=""
-    ).rename(columns={CLEAN: "score"})
-    check(clean[list(runs.SCORE_COLUMNS)])
+        what = f"{file} has scores of another run or of other images"
+        raise InvalidDataError(f"{what}. Fix: delete it and score again.")
+    log.warning("%s has scores of another run or of other images: scored anew", file)
     return table
 
 
-def _read(file: Path) -> pd.DataFrame:
-    """Read one recipe's file as text first: hexadecimal digits can look like a number."""
+def resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resize uint8 images `(n, h, w, 1)` as `images.read_gray` resizes what it reads."""
+    if pixels.shape[1] == size:
+        return pixels
+    small = np.empty((len(pixels), size, size, 1), np.uint8)
+    for row, image in enumerate(pixels):
+        picture = Image.fromarray(image[..., 0])
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+        small[row, ..., 0] = np.asarray(picture)
+    return small
+
+
+def load_views(dataset: str, study: str) -> pd.DataFrame:
+    """Return the tables that `score_views` wrote for all recipes, checked.
+
+    Parameters
+    ----------
+    dataset : str
+        The report's name.
+    study : str
+        The report's folder of the tables, such as `framing`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows as `score_views` returns them. Of the studies other than `corruptions`, whose recipes
+        may have different views, runs that were not scored in every view yet are left out.
+    """
+    folder = paths.REPORTS / dataset / study
+    files = sorted(folder.glob("*.csv"), key=lambda file: runs.rank(file.stem))
+    if not files:
+        command = f"python -m xraylib {study} RECIPE --dataset {dataset}"
+        raise NotFoundError(f"{folder} has no scores. Fix: `{command}`.")
+    table = pd.concat([read_views(file) for file in files], ignore_index=True)
+    _check_unchanged(table)
+    if study == "corruptions":
+        return table
+    return table.dropna(ignore_index=True)
+
+
+def read_views(file: Path) -> pd.DataFrame:
+    """Read and check one recipe's file of views.
+
+    Raises
+    ------
+    InvalidDataError
+        A column is missing, a score is no number in [0, 1], or the scores of the unchanged images
+        are no scores table (`scores.check`).
+    """
+    # As text first, because twelve hexadecimal digits can look like a number.
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    if missing := [name for name in (*ABOUT, CLEAN) if name not in table]:
-        raise InvalidDataError(f"{file} lacks the columns {', '.join(missing)}. Fix: delete it.")
-    numbers = table.columns.difference(["recipe", "model", "image_id", "patient"])
-    # A view that was not scored for a run yet is empty throughout; anything else that is no number is damage.
-    empty = (table[numbers] == "").groupby(table["seed"]).transform("all")
+    missing = [name for name in (*ABOUT, CLEAN) if name not in table]
+    if missing:
+        what = f"{file} lacks the columns {', '.join(missing)}"
+        raise InvalidDataError(f"{what}. Fix: delete it and score again.")
+    scores = table.columns.difference(list(ABOUT))
+    numbers = [*scores, "seed", "threshold", "label"]
+    # A view that was not scored for a run yet is empty in all its rows; other gaps are damage.
+    not_yet = (table[numbers] == "").groupby(table["seed"]).transform("all")
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
-    scores = table[table.columns.difference(list(ABOUT))]
-    bad = (
-        (table[numbers].isna() & ~empty).any(axis=1)
-        | (scores < 0).any(axis=1)
-        | (scores > 1).any(axis=1)
-    )
-    if bad.any():
-        raise InvalidDataError(
-            f"{file}: {table.loc[bad, 'image_id'].iloc[0]} has a score that is no number in [0, 1] "
-            f"({int(bad.sum())} rows). Fix: delete the file and score again."
-        )
-    return table.astype({"seed": "int64", "label": "int64"})
+    damaged = (table[numbers].isna() & ~not_yet).any(axis=1)
+    damaged |= ((table[scores] < 0) | (table[scores] > 1)).any(axis=1)
+    if damaged.any():
+        image = table.loc[damaged, "image_id"].iloc[0]
+        what = f"{image} has a score that is no number in [0, 1] ({int(damaged.sum())} rows)"
+        raise InvalidDataError(f"{file}: {what}. Fix: delete the file and score again.")
+    table = table.astype({"seed": "int64", "label": "int64"})
+    _check_unchanged(table)
+    return table
+
+
+def _check_unchanged(table: pd.DataFrame) -> None:
+    """Check the scores of the unchanged images as a scores table."""
+    unchanged = table.rename(columns={CLEAN: "score"})
+    unchanged = unchanged.assign(protocol="strict", split="val", kind="")
+    check(unchanged[list(runs.SCORE_COLUMNS)])
 
 
 def corruption_losses(scores: pd.DataFrame) -> pd.DataFrame:
-    """How much AUC is lost and balanced error gained by each corruption, against the same images untouched.
+    """Measure how much AUC each corruption costs, and how much balanced error it adds.
 
-    `LOSSES`, with DeLong's 95% intervals of paired differences over patients: one row a corruption with equal weight on
-    its severities, as MedMNIST-C does, whose number is `severity`. The balanced error is that at the frozen threshold:
-    the AUC of a yes or no is its balanced accuracy, so DeLong's covariance holds for it too.
+    Every image is compared with itself unchanged. Severities have equal weight, as in MedMNIST-C
+    (Di Salvo et al. 2024). The balanced error is that at the frozen threshold: the AUC of a yes or
+    no is its balanced accuracy, so DeLong's covariance applies to it as well.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        The table of `load_views(dataset, "corruptions")`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per recipe, run and corruption, `LOSSES`.
+
+        - `severity`: how many severities were averaged; `n`: images.
+        - `auc`, `balanced_error`: under the corruption.
+        - `delta_auc`: AUC lost; `delta_balanced_error`: error gained; each with `_low` and
+          `_high`, DeLong's 95% interval of the paired difference over patients.
     """
-    tables = []
-    for (recipe, seed), part in scores.groupby(["recipe", "seed"], sort=False):
-        columns = [str(name) for name in part if name not in ABOUT and part[name].notna().any()]
-        codes, names = pd.factorize(pd.Series(columns).str.rsplit(" ", n=1).str[0])
-        member = codes == np.arange(len(names))[:, None]
-        table = pd.DataFrame(
-            {"recipe": recipe, "seed": seed, "corruption": names, "severity": member.sum(axis=1)}
-        )
-        steps = table["corruption"].map(
-            {name: len(values) for name, (_, values) in CORRUPTIONS.items()}
-        )
-        if (cut := table["severity"] < steps.fillna(1)).any():
-            raise InvalidDataError(
-                f"{recipe} was scored on some severities of {table.loc[cut, 'corruption'].iloc[0]} only. "
-                f"Fix: `python -m xraylib corruptions {recipe}`, which goes on where it stopped."
-            )
-        table["n"], mean = len(part), member / member.sum(axis=1, keepdims=True)
-        against = np.eye(len(columns))[columns.index(CLEAN)] - mean
-        values = part[columns].to_numpy(dtype=float).T
-        classified = (values >= part["threshold"].iloc[0]).astype(float)
-        labels, patients = part["label"].to_numpy(), part["patient"].to_numpy()
-        for name, each in (("auc", values), ("balanced_error", classified)):
-            found, covariance = delong(labels, each, patients)
-            table[name] = mean @ found if name == "auc" else 1 - mean @ found
-            variance = np.einsum("ij,jk,ik->i", against, covariance, against)
-            # Rounding leaves a spread where there is none.
-            half = norm.ppf(0.975) * np.sqrt(np.where(variance < 1e-15, 0.0, variance))
-            table[f"delta_{name}"] = lost = np.round(against @ found, 12)
-            table[f"delta_{name}_low"], table[f"delta_{name}_high"] = lost - half, lost + half
-        tables.append(table[list(LOSSES)])
+    tables = [_losses_of_run(run) for _, run in scores.groupby(["recipe", "seed"], sort=False)]
     return pd.concat(tables, ignore_index=True)
 
 
-def framing_response(views: pd.DataFrame) -> pd.DataFrame:
-    """Dose and response of the framing experiment, of `load_views(…, "framing")`: a row a recipe and view.
+def _losses_of_run(run: pd.DataFrame) -> pd.DataFrame:
+    """`corruption_losses` of one run."""
+    scored = [str(name) for name in run if name not in ABOUT and run[name].notna().any()]
+    codes, names = pd.factorize(pd.Series(scored).str.rsplit(" ", n=1).str[0])
+    # Corruptions by views: 1 where the view is a severity of the corruption.
+    member = codes == np.arange(len(names))[:, None]
+    severities = member.sum(axis=1)
+    table = pd.DataFrame({"corruption": names, "severity": severities})
+    table["recipe"] = recipe = run["recipe"].iloc[0]
+    table["seed"] = run["seed"].iloc[0]
+    table["n"] = len(run)
+    complete = table["corruption"].map(
+        {name: len(steps) for name, (_, steps) in CORRUPTIONS.items()}
+    )
+    partly = table["severity"] < complete.fillna(1)
+    if partly.any():
+        what = (
+            f"{recipe} was scored on some severities of {table.loc[partly, 'corruption'].iloc[0]}"
+        )
+        fix = f"`python -m xraylib corruptions {recipe}`, which resumes where it stopped"
+        raise InvalidDataError(f"{what} only. Fix: {fix}.")
+    mean = member / severities[:, None]
+    against = np.eye(len(scored))[scored.index(CLEAN)] - mean
+    values = run[scored].to_numpy(dtype=float).T
+    positive = (values >= run["threshold"].iloc[0]).astype(float)
+    labels = run["label"].to_numpy()
+    patients = run["patient"].to_numpy()
+    aucs, auc_covariance = delong(labels, values, patients)
+    accuracies, accuracy_covariance = delong(labels, positive, patients)
+    table["auc"] = mean @ aucs
+    table["balanced_error"] = 1 - mean @ accuracies
+    for name, by_view, covariance in (
+        ("delta_auc", aucs, auc_covariance),
+        ("delta_balanced_error", accuracies, accuracy_covariance),
+    ):
+        loss = np.round(against @ by_view, 12)
+        variance = np.einsum("ij,jk,ik->i", against, covariance, against)
+        # Rounding leaves a tiny variance where nothing changed.
+        variance = np.where(variance < 1e-15, 0.0, variance)
+        half = norm.ppf(0.975) * np.sqrt(variance)
+        table[name] = loss
+        table[f"{name}_low"] = loss - half
+        table[f"{name}_high"] = loss + half
+    return table[list(LOSSES)]
 
-    `recipe, view, runs, n` (images a run)`, specificity` (of normals in that view)`, sensitivity` (of pneumonias), each
-    with its interval over runs and patients, at the frozen thresholds; and, for the views `swapped`, `auc`: normals
-    lose that share of rows, pneumonias of columns.
+
+def framing_response(views: pd.DataFrame) -> pd.DataFrame:
+    """Measure dose and response of the framing experiment.
+
+    In the views `swapped`, normals lose that share of rows and pneumonias that share of columns.
+
+    Parameters
+    ----------
+    views : pandas.DataFrame
+        The table of `load_views(dataset, "framing")`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per recipe and view.
+
+        - `recipe`, `view`, `runs`; `n`: images per run.
+        - `specificity`, `sensitivity`: of the images in that view at the frozen thresholds, each
+          with `_low` and `_high`, the interval over runs and patients.
+        - `auc`, likewise, of the views `as it is` and `swapped`.
     """
     rows = []
     for recipe, part in views.groupby("recipe", sort=False):
@@ -237,15 +367,11 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
         for share in SHARES:
             swapped = part[f"columns {share}"].where(part["label"] == 1, part[f"rows {share}"])
             part = part.assign(**{f"swapped {share}": swapped})
-        runs_ = part["seed"].nunique()
+        run_count = part["seed"].nunique()
         for view in part.columns.drop([*ABOUT, "split", "protocol"]):
-            one, ranked = part.assign(score=part[view]), view.startswith(("swapped", "as"))
-            found = metrics.evaluate(one, split="val", resamples=500, ranking=ranked)
-            row: dict[str, object] = {
-                "recipe": recipe,
-                "view": view,
-                "runs": runs_,
-                "n": len(part) // runs_,
-            }
-            rows.append(row | metrics.ends(found, "specificity", "sensitivity", "auc"))
+            ranked = view.startswith(("swapped", "as"))
+            scored = part.assign(score=part[view])
+            measured = metrics.evaluate(scored, split="val", resamples=500, ranking=ranked)
+            row = {"recipe": recipe, "view": view, "runs": run_count, "n": len(part) // run_count}
+            rows.append(row | metrics.ends(measured, "specificity", "sensitivity", "auc"))
     return pd.DataFrame(rows)
