@@ -674,14 +674,11 @@ def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
         )
     if not changes:
         return recipe
-    values = {
-        key: _parse(key, changes[key].strip(), kind)
-        for key, kind in kinds.items()
-        if key in changes
-    }
+    given = [key for key in kinds if key in changes]
+    values = {key: _parse(key, changes[key].strip(), kinds[key]) for key in given}
     phase_values = {key: value for key, value in values.items() if key in _PHASE_KINDS}
     recipe_values = {key: value for key, value in values.items() if key in _RECIPE_KINDS}
-    ending = "".join(f"+{key}={str(value).lower()}" for key, value in values.items())
+    ending = "".join(f"+{key}={_text(value)}" for key, value in values.items())
     changed = _OF_THE_SYSTEM | {
         "name": recipe.name + ending,
         "title": f"{recipe.title}, changed: {ending[1:].replace('+', ', ')}",
@@ -707,6 +704,11 @@ def _parse(key: str, text: str, kind: str) -> Any:
     except ValueError as error:
         raise InvalidDataError(f"{key}={text!r} cannot be used. Fix: give {kind}.") from error
     return value
+
+
+def _text(value: Any) -> str:
+    """Write a value so that `_parse` reads it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _parse_name(text: str) -> str:
