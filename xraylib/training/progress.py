@@ -135,7 +135,7 @@ class Progress:
         highest AUC in the worst of them.
         """
         self.parts = []
-        row = {"epoch": self.epoch + 1, "phase": self.phase}
+        row: dict[str, float] = {"epoch": self.epoch + 1, "phase": self.phase}
         row |= {name: float(value) for name, value in measured.items()}
         self.history.append(row)
         aucs = [value for name, value in measured.items() if name.startswith("val_auc_")]
@@ -160,11 +160,11 @@ class Progress:
         groups = {"model": _values(self.model.variables), "best": self.best}
         if with_optimizer:
             groups["optimizer"] = _values(self.model.optimizer.variables)
-        arrays = {}
+        arrays: dict[str, Any] = {"state": np.array(json.dumps(state))}
         for group, values in groups.items():
             arrays |= {f"{group}-{i}": value for i, value in enumerate(values)}
         with atomic_write(self.file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, state=np.array(json.dumps(state)), **arrays)  # type: ignore[arg-type]
+            np.savez(stream, **arrays)
 
     def _resume(self) -> None:
         """Take up the checkpoint, or set it aside if it is damaged."""

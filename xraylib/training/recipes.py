@@ -42,6 +42,8 @@ class Phase:
 # Functions of the user's own by their names in a run's identity, see `part_name`.
 OWN_PARTS: dict[str, Callable[..., Any]] = {}
 _PART_FIELDS = ("network", "augmentation", "split_strategy")
+# The type of such a field: the name of a part or, until `Recipe.under` names it, a function.
+Part = Any
 
 
 def part_name(part: str | Callable[..., Any]) -> str:
@@ -142,7 +144,7 @@ class Recipe:
     title: str
     source: str = "this repository"
     url: str = ""
-    network: str | Callable[..., Any]
+    network: Part
     head: str = "sigmoid"
     size: int
     phases: tuple[Phase, ...] = ()
@@ -150,10 +152,10 @@ class Recipe:
     init: str = "random"
     batch_size: int = 32
     patience: int | None = 5
-    augmentation: str | Callable[..., Any] | None = None
+    augmentation: Part | None = None
     imbalance: str | None = None
-    split_strategy: str | Callable[..., Any] = "patient-grouped"
-    threshold_rule: str | float | Callable[..., float] = "sensitivity 0.95"
+    split_strategy: Part = "patient-grouped"
+    threshold_rule: Part = "sensitivity 0.95"
     validation: str = "plain"
     seeds: int = 3
     claims: Mapping[str, float | str] = field(default_factory=dict)
@@ -202,11 +204,11 @@ class Recipe:
 
     def named(self) -> "Recipe":
         """Return the recipe with its functions, except the threshold rule, replaced by names."""
-        names = {key: getattr(self, key) for key in _PART_FIELDS}
-        return replace(
-            self,
-            **{key: part_name(part) for key, part in names.items() if part is not None},
-        )
+        names: dict[str, Any] = {}
+        for key in _PART_FIELDS:
+            part = getattr(self, key)
+            names[key] = None if part is None else part_name(part)
+        return replace(self, **names)
 
     def settings(self) -> dict[str, Any]:
         """Return the fields that decide the outcome of training.

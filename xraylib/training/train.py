@@ -200,7 +200,7 @@ def _plan(
             f"the seed {seed} cannot be used. Fix: give one of 0 to {2**32 - 1}."
         )
     chosen = recipe.under(protocol, budget)
-    weights = networks.get_weights(str(chosen.network), init or chosen.init)
+    weights = networks.get_weights(chosen.network, init or chosen.init)
     assigned = _assign_splits(chosen, manifest, protocol, seed)
     _check_devices(chosen, assigned, accelerator)
     settings = {
@@ -234,7 +234,7 @@ def _assign_splits(
     seed: int,
 ) -> pd.DataFrame:
     """Split the manifest, by a function of the user's own where the recipe holds one."""
-    strategy = str(recipe.split_strategy)
+    strategy = recipe.split_strategy
     if strategy not in recipes.OWN_PARTS:
         return splits.assign(manifest, protocol, seed, split_strategy=strategy)
     splits.SPLIT_STRATEGIES.setdefault(strategy, recipes.OWN_PARTS[strategy])
@@ -447,7 +447,7 @@ class NetworkFit:
         return measured
 
     def _validate(self, loss: float, accuracy: float) -> dict[str, float]:
-        """Return the row of the learning curves of an epoch with this training loss and accuracy."""
+        """Return the learning curves' row of an epoch with this training loss and accuracy."""
         scores = self._score(self.pixels, self.val_rows)
         measured = {
             f"val_auc_{view}": roc_auc_score(self.val_labels, self._score_view(view))
@@ -482,11 +482,16 @@ def _fit_probe(job: Job) -> Fitted:
     """Fit a linear probe, or a single-feature baseline."""
     started = time.perf_counter()
     recipe = job.recipe
-    network = str(recipe.network)
     if recipe.fit == "single-feature":
-        features = audit.single_feature(job.manifest, network, recipe.size)
+        features = audit.single_feature(job.manifest, recipe.network, recipe.size)
     else:
-        features = probe.pooled(job.manifest, network, recipe.size, job.weights, job.seed)
+        features = probe.pooled(
+            job.manifest,
+            recipe.network,
+            recipe.size,
+            job.weights,
+            job.seed,
+        )
     features = features[job.assigned.index]
     if recipe.augmentation is None:
         labels = job.assigned["label"].to_numpy()
@@ -514,9 +519,9 @@ def _fit_reframed_probe(job: Job) -> tuple[dict[str, np.ndarray], pd.DataFrame, 
     """
     recipe = job.recipe
     pixels = job.pixels()
-    frozen = probe.extractor(str(recipe.network), recipe.size, job.weights, job.seed)
+    frozen = probe.extractor(recipe.network, recipe.size, job.weights, job.seed)
     train_pixels = pixels[job.rows("train")]
-    train_features = probe.augmented(frozen, train_pixels, str(recipe.augmentation), job.seed)
+    train_features = probe.augmented(frozen, train_pixels, recipe.augmentation, job.seed)
     val_labels = job.labels[job.rows("val")]
     swapped = framing.swap_framing(pixels[job.rows("val")], val_labels)
     swapped_features = probe.describe(frozen, swapped)
