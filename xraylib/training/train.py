@@ -518,10 +518,11 @@ def _fit_reframed_probe(job: Job) -> tuple[dict[str, np.ndarray], pd.DataFrame, 
     Returns the head, its history, and the features of the swapped validation images.
     """
     recipe = job.recipe
+    augmentation: str = recipe.augmentation
     pixels = job.pixels()
     frozen = probe.extractor(recipe.network, recipe.size, job.weights, job.seed)
     train_pixels = pixels[job.rows("train")]
-    train_features = probe.augmented(frozen, train_pixels, recipe.augmentation, job.seed)
+    train_features = probe.augmented(frozen, train_pixels, augmentation, job.seed)
     val_labels = job.labels[job.rows("val")]
     swapped = framing.swap_framing(pixels[job.rows("val")], val_labels)
     swapped_features = probe.describe(frozen, swapped)
