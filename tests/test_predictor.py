@@ -84,13 +84,20 @@ def test_a_single_feature_baseline_predicts_nothing(write):
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x89HDF\r\n\x1a\n"])
 def test_a_file_that_holds_no_weights_is_named(write, content):
-    with pytest.raises(InvalidDataError, match=r"weights\.h5 does not fit.*Fix: "):
+    with pytest.raises(NotFoundError, match=r"weights\.h5 does not hold weights.*Fix: "):
         load_predictor(write(content=content))
+
+
+def test_the_weights_of_another_network_are_named(write, tmp_path):
+    file = tmp_path / "other.weights.h5"
+    networks.build("scratch_cnn", 28, "sigmoid").save_weights(file)
+    with pytest.raises(NotFoundError, match=r"model\.weights\.h5 does not hold.*Fix: "):
+        load_predictor(write(content=file.read_bytes()))
 
 
 CHOICES = {
     "network": ["resnet-1000", 5, None, {}],
-    "size": ["28", 0, -5, 10**9, None, 28.5],
+    "size": ["28", 0, 1, -5, 10**9, None, 28.5],
     "head": ["three-logits", None],
     "augmentation": ["blur", 3],
     "fit": ["pickle", None, 7],

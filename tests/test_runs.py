@@ -187,6 +187,7 @@ DAMAGES = {
     "cut": '{"recipe": "tiny-cnn-28", "protocol',
     "no run": "{}",
     "no object": "[1, 2]",
+    "nested": 100_000 * "[",
     "wrong types": '{"recipe": 1, "protocol": "strict", "seed": "0", "choices": 3, "threshold": 1}',
 }
 

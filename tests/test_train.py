@@ -311,6 +311,11 @@ def test_nothing_is_trained_for_a_wrong_call(phantom, accelerator, untrained, pl
     ):
         with pytest.raises(NotFoundError):
             train(TINY, phantom, accelerator, **wrong)
+    for field in ("network", "head", "imbalance", "validation", "augmentation", "fit"):
+        with pytest.raises(NotFoundError, match=r"'foo'.*Fix: "):
+            train(replace(TINY, **{field: "foo"}), phantom, accelerator)
+    with pytest.raises(NotFoundError, match=r"'foo'.*file size"):
+        train(replace(get_recipe("majority-class"), network="foo"), phantom, accelerator)
     for seed in (-1, 2**32):
         with pytest.raises(InvalidDataError, match=rf"the seed {seed} cannot be used\. Fix: "):
             train(TINY, phantom, accelerator, seed=seed)

@@ -88,10 +88,10 @@ def use(
         By default `KERAS_BACKEND` if it is set; else JAX on a TPU, in a job, or if JAX alone sees
         the GPU; else TensorFlow.
     devices
-        How many devices share each batch (`keras.distribution.DataParallel`, JAX only). By default
-        all of an accelerator, and one CPU. More CPUs than one are simulated, for tests.
+        How many devices share each batch (JAX only). By default all of an accelerator, and one
+        CPU. More CPUs than one are simulated, for tests.
     precision
-        By default `mixed_bfloat16` on a TPU and `float32` elsewhere. Heads always end in float32.
+        By default `default_precision`. Heads always end in float32.
     job
         Wait for the other processes of the job (see `in_job`), and share each batch among all their
         devices.
@@ -117,11 +117,9 @@ def use(
         _join()
     find_devices = _jax_devices if backend == "jax" else _tensorflow_devices
     kind, name, count = find_devices(device, devices)
-    if precision is None:
-        precision = default_precision(kind)
+    precision = precision or default_precision(kind)
     _set_up_keras(backend, kind, count, precision)
-    processes = process()[1]
-    return Accelerator(kind, name, count, backend, precision, processes)
+    return Accelerator(kind, name, count, backend, precision, process()[1])
 
 
 def default_precision(kind: str) -> str:

@@ -408,10 +408,10 @@ def load_weights(model: keras.Model, file: Path) -> None:
             warnings.simplefilter("error", UserWarning)
             model.load_weights(file)
     except (OSError, ValueError, KeyError, UserWarning) as error:
-        why = str(error).splitlines()[0]
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise NotFoundError(
             f"{file} does not hold weights of {model.name} ({why}). "
-            "Fix: give the file that belongs to this network, or ask for init=random."
+            "Fix: give the file that belongs to this network."
         ) from error
 
 

@@ -69,7 +69,7 @@ _CHOICES: dict[str, type | tuple[type, ...]] = {
     "augmentation": (str, type(None)),
 }
 # No image of a recipe is larger, and a larger one could need all memory.
-_LARGEST_SIZE = 2048
+_LARGEST_SIZE = 1024
 
 
 def load_predictor(run: Run) -> Predictor:
@@ -91,15 +91,15 @@ def load_predictor(run: Run) -> Predictor:
         )
     if choices["fit"] == "linear-probe":
         return _load_probe(run)
-    model = networks.build(
-        choices["network"],
-        choices["size"],
-        choices["head"],
-        augmentation=choices["augmentation"],
-    )
     try:
-        model.load_weights(run.model_file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        model = networks.build(
+            choices["network"],
+            choices["size"],
+            choices["head"],
+            augmentation=choices["augmentation"],
+        )
+        networks.load_weights(model, run.model_file)
+    except ValueError as error:
         raise _unreadable(run, error) from error
     return Predictor(run, model, None)
 
@@ -112,8 +112,8 @@ def _load_probe(run: Run) -> Predictor:
         run.settings["init"],
         run.settings.get("init_file"),
     )
-    frozen = probe.extractor(choices["network"], choices["size"], weights, run.seed)
     try:
+        frozen = probe.extractor(choices["network"], choices["size"], weights, run.seed)
         head = probe.load_head(run.model_file)
     except (ValueError, AttributeError, TypeError) as error:
         raise _unreadable(run, error) from error

@@ -333,7 +333,7 @@ def read_run(folder: Path) -> Run:
         valid = isinstance(settings["choices"], dict) and isinstance(run.seed, int)
         valid = valid and isinstance(run.recipe, str) and isinstance(run.protocol, str)
         valid = valid and math.isfinite(run.threshold)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InvalidDataError(f"{file} is no run ({reason}). {fix}") from error
     if not valid:
@@ -497,5 +497,5 @@ def split_fingerprint(assigned: pd.DataFrame) -> str:
 def versions(backend: str) -> dict[str, str]:
     """Return the versions of the libraries that decide the scores; `backend` is Keras's."""
     names = ("keras", "scikit-learn", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return found | {backend: importlib.import_module(backend).__version__}
+    installed = {name: importlib.metadata.version(name) for name in names}
+    return installed | {backend: importlib.import_module(backend).__version__}

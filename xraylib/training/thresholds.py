@@ -38,19 +38,12 @@ def threshold(labels: np.ndarray, scores: np.ndarray, rule: Rule) -> float:
     labels, scores
         Validation labels (0/1) and P(pneumonia), both `(n,)`.
     rule
-        A rule of this module, except `frozen`.
+        A rule of this module, except `frozen`; another one is refused with `NotFoundError`.
 
     Returns
     -------
     float
         Half-way between two neighbouring scores, so that rounding a score does not cross it.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no such rule.
-    InvalidDataError
-        If a rule of your own returns no finite number.
     """
     if callable(rule):
         return _own_threshold(labels, scores, rule)

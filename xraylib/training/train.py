@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from xraylib import devices, paths
 from xraylib.datasets import audit, framing, images, splits
 from xraylib.devices import Accelerator
-from xraylib.errors import InvalidDataError, OperationFailedError
+from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
 from xraylib.storage import atomic_write, storage_errors
 from xraylib.training import networks, probe, recipes, runs
 from xraylib.training.progress import Progress
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 # Batches between two checkpoints within an epoch, so that a preemption never costs an hour.
 CHECKPOINT_STEPS = 2000
 IMBALANCE_METHODS = ("class_weight", "oversample", "undersample")
+VALIDATIONS = ("plain", "framing", "worst")
+SINGLE_FEATURES = ("majority class", "file size", "mean intensity")
 
 
 @dataclass(frozen=True)
@@ -130,42 +132,32 @@ def train(
     Parameters
     ----------
     recipe
-        What to train; its functions need not be known to the package (see `recipes.part_name`).
+        What to train; it may hold functions, see `recipes.part_name`.
     manifest
         The whole manifest from `manifest.load`.
     accelerator
         What `devices.use` returned.
-    protocol
-        How `splits.assign` splits the manifest.
-    seed
-        Decides the split, the initial weights, the order of images and dropout.
+    protocol, seed
+        See `splits.assign`. The seed also draws initial weights, order of images and dropout.
     budget
         A key of `recipes.BUDGETS`.
     init
         Initial weights in place of the recipe's own, see `networks.get_weights`.
     overwrite
-        Whether a committed run may be replaced.
+        Whether a committed run may be replaced; otherwise `InvalidDataError`.
 
     Returns
     -------
     Run
         With scores of the best epoch on validation, or of the last if the recipe has no patience.
-
-    Raises
-    ------
-    NotFoundError
-        If the recipe, protocol, budget or initial weights name something that does not exist.
-    InvalidDataError
-        If the data cannot be split, the seed or the devices cannot be used, or a committed run
-        would be replaced.
-    OperationFailedError
-        If training diverges, or the run cannot be written.
     """
     job = _plan(recipe, manifest, accelerator, protocol, seed, budget, init)
-    if accelerator.processes == 1:
-        finished = _finished(job.settings, overwrite)
-        if finished is not None:
-            return finished
+    finished = _finished(job.settings, overwrite) if accelerator.processes == 1 else None
+    return finished or _train_once(job, accelerator, overwrite)
+
+
+def _train_once(job: Job, accelerator: Accelerator, overwrite: bool) -> runs.Run:
+    """Train a run under a lock, unless another process has finished it meanwhile."""
     with storage_errors(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
     # Of several processes the first writes, and the others read the same folder.
@@ -178,7 +170,7 @@ def train(
         run = _finished(job.settings, overwrite)
         devices.agree(f"{job.folder.name}, {'to be trained' if run is None else 'finished'}")
         if run is None:
-            log.info("training %s, %s on %s", job.title, protocol, accelerator)
+            log.info("training %s, %s on %s", job.title, job.settings["protocol"], accelerator)
             run = _fit_and_write(job, first)
         if first:
             shutil.rmtree(job.folder, ignore_errors=True)
@@ -200,6 +192,7 @@ def _plan(
             f"the seed {seed} cannot be used. Fix: give one of 0 to {2**32 - 1}."
         )
     chosen = recipe.under(protocol, budget)
+    _check_names(chosen)
     weights = networks.get_weights(chosen.network, init or chosen.init)
     assigned = _assign_splits(chosen, manifest, protocol, seed)
     _check_devices(chosen, assigned, accelerator)
@@ -225,6 +218,29 @@ def _plan(
         if init is not None and init.endswith(".weights.h5"):
             settings["init_file"]["path"] = init
     return Job(chosen, manifest, assigned, weights, settings)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse a recipe whose fields name something that does not exist."""
+    if recipe.augmentation is not None:
+        networks.find_part(networks.AUGMENTATIONS, recipe.augmentation)
+    choices: dict[str, tuple[str | None, ...]] = {
+        "fit": tuple(runs.MODEL_FILES),
+        "head": tuple(networks.HEADS),
+        "imbalance": (None, *IMBALANCE_METHODS),
+        "validation": VALIDATIONS,
+    }
+    if recipe.fit == "single-feature":
+        choices["network"] = SINGLE_FEATURES
+    else:
+        networks.find_part(networks.NETWORKS, recipe.network)
+    for name, allowed in choices.items():
+        value = getattr(recipe, name)
+        if value not in allowed:
+            raise NotFoundError(
+                f"{recipe.name}: there is no {name} {value!r}. "
+                f"Fix: choose one of {', '.join(map(str, allowed))}."
+            )
 
 
 def _assign_splits(
@@ -518,11 +534,10 @@ def _fit_reframed_probe(job: Job) -> tuple[dict[str, np.ndarray], pd.DataFrame, 
     Returns the head, its history, and the features of the swapped validation images.
     """
     recipe = job.recipe
-    augmentation: str = recipe.augmentation
     pixels = job.pixels()
     frozen = probe.extractor(recipe.network, recipe.size, job.weights, job.seed)
     train_pixels = pixels[job.rows("train")]
-    train_features = probe.augmented(frozen, train_pixels, augmentation, job.seed)
+    train_features = probe.augmented(frozen, train_pixels, str(recipe.augmentation), job.seed)
     val_labels = job.labels[job.rows("val")]
     swapped = framing.swap_framing(pixels[job.rows("val")], val_labels)
     swapped_features = probe.describe(frozen, swapped)
