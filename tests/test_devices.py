@@ -1,9 +1,6 @@
 import os
-import platform
-import sys
 
 import pytest
-from conftest import run_python
 
 from xraylib import devices
 from xraylib.errors import NotFoundError
@@ -20,10 +17,8 @@ def test_keras_is_set_up_as_the_one_line_says(accelerator):
 
     line = str(accelerator)
     assert (accelerator.kind, accelerator.count, accelerator.precision) == ("cpu", 1, "float32")
-    assert (
-        line.startswith(f"CPU {accelerator.name} · tensorflow · float32 · one device")
-        and "\n" not in line
-    )
+    assert line == f"CPU {accelerator.name} · tensorflow · float32 · one device"
+    assert "\n" not in line
     assert keras.backend.backend() == accelerator.backend == os.environ["KERAS_BACKEND"]
     assert keras.config.dtype_policy().name == accelerator.precision
 
@@ -74,25 +69,24 @@ def test_a_backend_that_is_not_installed_is_refused_with_the_fix(monkeypatch):
         devices.use("cpu", "jax")
 
 
-PAGES = """
-import resource, sys
-from xraylib import devices
-if sys.argv[1] == "steady":
-    devices.steady_memory()
-bytearray(b"x") * (48 << 20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    bytearray(b"x") * (48 << 20)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or platform.libc_ver()[0] != "glibc",
-    reason="the setting is one of glibc",
+@pytest.mark.parametrize(
+    ("kind", "given", "expected"),
+    [
+        ("tpu", None, "mixed_bfloat16"),
+        ("gpu", None, "float32"),
+        ("tpu", "float32", "float32"),
+        ("cpu", "mixed_bfloat16", "mixed_bfloat16"),
+    ],
 )
-def test_memory_that_was_freed_is_used_again():
-    assert int(run_python(PAGES, "steady")) < 0.2 * int(run_python(PAGES, "as it comes"))
+def test_a_tpu_trains_in_bfloat16_unless_another_precision_is_given(
+    accelerator, monkeypatch, kind, given, expected
+):
+    set_up = []
+    monkeypatch.setattr(devices, "_tensorflow_devices", lambda *_: (kind, "its name", 1))
+    monkeypatch.setattr(devices, "_set_up_keras", lambda *arguments: set_up.append(arguments))
+    used = devices.use("auto", "tensorflow", precision=given)
+    assert used.precision == expected
+    assert set_up == [("tensorflow", kind, 1, expected)]
 
 
 @pytest.mark.slow

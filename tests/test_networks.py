@@ -1,6 +1,5 @@
 import hashlib
 import warnings
-from itertools import chain
 
 import keras
 import numpy as np
@@ -9,7 +8,17 @@ from conftest import SMALL
 
 from xraylib.errors import NotFoundError
 from xraylib.training import networks as module
-from xraylib.training.networks import AUGMENTATIONS, HEADS, NETWORKS, Weights, build, get_weights
+from xraylib.training.networks import (
+    AUGMENTATIONS,
+    HEADS,
+    NETWORKS,
+    Weights,
+    build,
+    find_weights,
+    get_weights,
+)
+from xraylib.training.recipes import get_recipe
+from xraylib.training.runs import file_sha256
 
 pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
@@ -18,52 +27,60 @@ LARGE = [
     ("mobilenetv2_160", 64),
     ("resnet50v2", 32),
     ("resnet50v2_raw", 32),
+    ("inceptionv3", 75),
 ]
-LARGE.append(("inceptionv3", 75))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_network_takes_bytes_and_gives_probabilities(networks, name):
     model = networks[name]
-    assert model.input.shape == (None, 32, 32, 1) and model.input.dtype == "uint8"
+    assert model.input.shape == (None, 32, 32, 1)
+    assert model.input.dtype == "uint8"
     outputs = model.predict_on_batch(PIXELS)
-    assert outputs.shape == (4, 1) and outputs.dtype == np.float32
-    assert ((outputs >= 0) & (outputs <= 1)).all() and len(np.unique(outputs)) > 1
+    assert outputs.shape == (4, 1)
+    assert outputs.dtype == np.float32
+    assert ((outputs >= 0) & (outputs <= 1)).all()
+    assert len(np.unique(outputs)) > 1
     np.testing.assert_allclose(model.predict_on_batch(PIXELS[::-1])[::-1], outputs, atol=1e-6)
 
 
 def described(model):
     """Convolutions, dense layers and dropouts in their order, with their sizes."""
-    sizes = {keras.layers.Conv2D: "filters", keras.layers.SeparableConv2D: "filters"}
-    sizes |= {keras.layers.Dense: "units", keras.layers.Dropout: "rate"}
-    found = [(type(layer), layer) for layer in model.layers if type(layer) in sizes]
-    return [f"{kind.__name__} {getattr(layer, sizes[kind])}" for kind, layer in found]
+    sizes = {
+        keras.layers.Conv2D: "filters",
+        keras.layers.SeparableConv2D: "filters",
+        keras.layers.Dense: "units",
+        keras.layers.Dropout: "rate",
+    }
+    layers = [layer for layer in model.layers if type(layer) in sizes]
+    return [f"{type(x).__name__} {getattr(x, sizes[type(x)])}" for x in layers]
 
 
 def test_the_published_networks_are_as_published(accelerator):
     dense = [f"Dense {units}" for units in (256, 128, 64, 32, 16, 2)]
     assert described(build("tiny_cnn", 28, "two-logits")) == ["Conv2D 64", "Conv2D 64", *dense]
-    blocks = [(32, 0.0), (64, 0.0), (128, 0.2), (256, 0.2)]
-    blocks = [[*[f"SeparableConv2D {f}"] * 2, f"Dropout {rate}"] for f, rate in blocks]
-    dense = [
-        [f"Dense {units}", f"Dropout {rate}"] for units, rate in ((512, 0.7), (128, 0.5), (64, 0.3))
-    ]
-    expected = ["Conv2D 16", "Conv2D 16", *chain.from_iterable(blocks + dense), "Dense 1"]
+    expected = ["Conv2D 16", "Conv2D 16"]
+    for filters, rate in ((32, 0.0), (64, 0.0), (128, 0.2), (256, 0.2)):
+        expected += [f"SeparableConv2D {filters}"] * 2 + [f"Dropout {rate}"]
+    for units, rate in ((512, 0.7), (128, 0.5), (64, 0.3)):
+        expected += [f"Dense {units}", f"Dropout {rate}"]
+    expected.append("Dense 1")
     assert described(build("separable_cnn", 64, "sigmoid")) == expected
     expected = [*(f"Conv2D {n}" for n in (16, 32, 64, 128)), "Dense 64", "Dropout 0.3", "Dense 1"]
     scratch = build("scratch_cnn", 32, "sigmoid")
     assert described(scratch) == expected
-    weighed = [
-        x for x in scratch.layers if isinstance(x, (keras.layers.Conv2D, keras.layers.Dense))
-    ][:-1]
-    assert all(layer.kernel_regularizer.l2 == pytest.approx(1e-4) for layer in weighed)
+    kinds = (keras.layers.Conv2D, keras.layers.Dense)
+    regularised = [layer for layer in scratch.layers if isinstance(layer, kinds)][:-1]
+    assert all(layer.kernel_regularizer.l2 == pytest.approx(1e-4) for layer in regularised)
 
 
 def test_a_loss_that_expects_logits_looks_through_a_sigmoid(accelerator):
-    """Why the outputs of the two-logits head are logits, although the published code ends in a sigmoid."""
-    inputs, dense = keras.Input((6,)), keras.layers.Dense(2)
+    """Why the two-logits head gives logits, although the published code ends in a sigmoid."""
+    inputs = keras.Input((6,))
+    dense = keras.layers.Dense(2)
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(40, 6)).astype("float32") * 4, rng.integers(0, 2, 40)
+    x = rng.normal(size=(40, 6)).astype("float32") * 4
+    y = rng.integers(0, 2, 40)
     losses = []
     for outputs in (dense(inputs), keras.layers.Activation("sigmoid")(dense(inputs))):
         model = keras.Model(inputs, outputs)
@@ -82,10 +99,11 @@ def test_a_large_network_has_a_backbone_and_only_the_raw_one_flips_what_it_score
     keras.utils.set_random_seed(0)
     # Two linear outputs: a sigmoid of raw pixels would be 0 or 1 whatever the image.
     model = build(name, size, "two-logits")
-    films = np.random.default_rng(0).integers(0, 256, (8, size, size, 1), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, size, size, 1), dtype=np.uint8)
     assert isinstance(model.get_layer("backbone"), keras.Model)
-    outputs = [model.predict_on_batch(films) for _ in range(3)]
-    assert outputs[0].shape == (8, 2) and np.isfinite(outputs[0]).all()
+    outputs = [model.predict_on_batch(pixels) for _ in range(3)]
+    assert outputs[0].shape == (8, 2)
+    assert np.isfinite(outputs[0]).all()
     assert all((other == outputs[0]).all() for other in outputs[1:]) == (name != "resnet50v2_raw")
 
 
@@ -95,21 +113,56 @@ def test_every_network_is_tried():
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_augmentation_acts_in_training_only_and_alike_on_any_image(accelerator, augmentation):
-    layer, films = AUGMENTATIONS[augmentation](), PIXELS.astype(np.float32)
-    np.testing.assert_array_equal(layer(films, training=False), films)
-    changed = np.array(layer(films, training=True))
-    assert changed.shape == films.shape and (changed != films).any()
-    assert changed.min() >= -1e-3 and changed.max() <= 255.001
+    layer = AUGMENTATIONS[augmentation]()
+    pixels = PIXELS.astype(np.float32)
+    np.testing.assert_array_equal(layer(pixels, training=False), pixels)
+    changed = np.array(layer(pixels, training=True))
+    assert changed.shape == pixels.shape
+    assert (changed != pixels).any()
+    assert changed.min() >= -1e-3
+    assert changed.max() <= 255.001
     model = build("tiny_cnn", 32, "sigmoid", augmentation=augmentation)
     np.testing.assert_array_equal(model.predict_on_batch(PIXELS), model.predict_on_batch(PIXELS))
 
 
-def test_random_framing_shows_a_box_of_the_film(accelerator):
+def test_random_framing_shows_a_crop_of_the_image(accelerator):
     ramp = np.tile(np.linspace(0, 250, 64, dtype=np.float32)[None, :, None, None], (40, 1, 64, 1))
     framed = np.array(module.RandomFraming()(ramp, training=True))
     seen = (framed[:, -1, 0, 0] - framed[:, 0, 0, 0]) / 250
-    assert seen.min() > 0.58 and seen.max() <= 1 and seen.std() > 0.05
+    assert 0.58 < seen.min() < seen.max() <= 1
+    assert seen.std() > 0.05
     assert (np.diff(framed[:, :, 0, 0], axis=1) > -1e-3).all(), "the order of the lines stays"
+
+
+def exponents(rendered, levels):
+    """The exponent that turns each grey level, in 0…1, into what was rendered of it."""
+    return np.log(rendered / 255) / np.log(levels)
+
+
+def test_random_rendering_draws_gamma_contrast_and_brightness_for_each_image(accelerator):
+    levels = np.array([0.4, 0.5, 0.6], np.float32)
+    stripes = np.tile(255 * levels[None, :, None, None], (300, 1, 3, 1))
+    gamma = module.RandomRendering(contrast=0, brightness=0)
+    found = exponents(np.array(gamma(stripes, training=True)), levels[None, :, None, None])
+    each = found[:, 0, 0, 0]
+    assert np.ptp(found, axis=(1, 2, 3)).max() < 1e-3, "one exponent for all of an image"
+    assert 1 / 1.61 < each.min() < 0.7
+    assert 1.4 < each.max() < 1.61
+    assert abs(np.median(np.log(each))) < 0.1, "dark and light alike"
+    contrast = module.RandomRendering(gamma=1, brightness=0)(stripes, training=True)
+    spread = np.ptp(np.array(contrast)[:, :, 0, 0], axis=1) / 51
+    assert 0.69 < spread.min() < 0.8 < 1.2 < spread.max() < 1.31
+    brightness = module.RandomRendering(gamma=1, contrast=0)(stripes, training=True)
+    shift = (np.array(brightness)[:, 1, 0, 0] - 127.5) / 255
+    assert -0.151 < shift.min() < -0.1 < 0.1 < shift.max() < 0.151
+
+
+def test_the_flagship_renders_with_gamma(accelerator):
+    rendering = AUGMENTATIONS[get_recipe("flagship").augmentation]().layers[-1]
+    stripes = np.tile(np.float32([102, 127.5, 153])[None, :, None, None], (100, 1, 3, 1))
+    low, middle, high = np.moveaxis(np.array(rendering(stripes, training=True))[:, :, 0, 0], 1, 0)
+    # Contrast and brightness keep the ratio of two steps at 1.
+    assert np.std((high - middle) / (middle - low)) > 0.02
 
 
 def test_the_head_gives_the_probability_that_the_loss_sees(accelerator):
@@ -162,9 +215,35 @@ def test_imagenet_weights_that_cannot_be_downloaded(monkeypatch):
         get_weights("tiny_cnn", "imagenet")
 
 
+def test_the_weights_of_a_run_are_found_by_their_content_and_never_downloaded(
+    tmp_path, monkeypatch
+):
+    def download(*_):
+        raise AssertionError("a download")
+
+    monkeypatch.setattr(module, "_from_keras", download)
+    monkeypatch.delenv("XRAYLIB_WEIGHTS", raising=False)
+    given = tmp_path / "mine.weights.h5"
+    given.write_bytes(b"weights")
+    weights = get_weights("tiny_cnn", str(given))
+    init_file = {"path": str(given), "sha256": file_sha256(given)}
+    assert find_weights("tiny_cnn", weights.label, init_file) == weights
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    moved = given.rename(folder / "renamed.weights.h5")
+    given.write_bytes(b"others")
+    with pytest.raises(NotFoundError, match=r"'file [0-9a-f]{12}'.*Fix: set XRAYLIB_WEIGHTS"):
+        find_weights("tiny_cnn", weights.label, init_file)
+    monkeypatch.setenv("XRAYLIB_WEIGHTS", str(folder))
+    for recorded in (init_file, None):
+        assert find_weights("tiny_cnn", weights.label, recorded).file == moved
+    assert find_weights("tiny_cnn", "random") == Weights("random")
+
+
 @pytest.mark.slow
 def test_initial_weights_arrive_in_the_backbone(networks, tmp_path):
-    backbone, file = networks["mobilenetv2"].get_layer("backbone"), tmp_path / "backbone.weights.h5"
+    backbone = networks["mobilenetv2"].get_layer("backbone")
+    file = tmp_path / "backbone.weights.h5"
     backbone.save_weights(file)
     built = build("mobilenetv2", 32, "sigmoid", weights=get_weights("mobilenetv2", str(file)))
     for ours, theirs in zip(built.get_layer("backbone").weights, backbone.weights, strict=True):
@@ -184,11 +263,12 @@ def test_without_a_backbone_initial_weights_are_the_whole_networks(networks, sav
 
 
 def test_a_score_does_not_depend_on_the_batch_it_is_made_in(networks):
-    pixels, rows = np.repeat(PIXELS, 2, axis=0), np.array([5, 3, 7, 0, 2])
-    whole = module.predict(networks["tiny_cnn"], "sigmoid", pixels, rows, 5)
+    pixels = np.repeat(PIXELS, 2, axis=0)
+    rows = np.array([5, 3, 7, 0, 2])
+    whole = module.predict_rows(networks["tiny_cnn"], "sigmoid", pixels, rows, 5)
     assert whole.dtype == np.float64
     for size in (2, 3, 16):
-        again = module.predict(networks["tiny_cnn"], "sigmoid", pixels, rows, size)
+        again = module.predict_rows(networks["tiny_cnn"], "sigmoid", pixels, rows, size)
         np.testing.assert_allclose(again, whole, atol=1e-6)
 
 
@@ -204,6 +284,9 @@ def test_a_training_step_is_ready_for_a_tpu(under_jax):
     assert sum("loss" in found for found in under_jax["tpu"].values()) == 2
     for step, found in under_jax["tpu"].items():
         assert 0 < found.get("loss", 1) < 20 and found.get("moved", True), step
-        assert found["platforms"] == ["tpu"] and not found["callback"] and not found["open"], step
-        assert "bfloat16" in found["inside"] and found["weights"] == ["float32"], step
+        assert found["platforms"] == ["tpu"], step
+        assert not found["callback"], step
+        assert not found["open"], step
+        assert "bfloat16" in found["inside"], step
+        assert found["weights"] == ["float32"], step
         assert (found["input"], found["output"]) == ("uint8", "float32"), step

@@ -12,7 +12,8 @@ from xraylib.training.networks import Weights
 
 def test_features_are_computed_once_and_in_order(phantom, accelerator, monkeypatch):
     first = probe.pooled(phantom, "tiny_cnn", 32, Weights("random"), 0)
-    assert first.dtype == np.float32 and first.shape == (60, 16)
+    assert first.dtype == np.float32
+    assert first.shape == (60, 16)
     assert not np.allclose(first, probe.pooled(phantom, "tiny_cnn", 32, Weights("random"), 1))
     frozen = probe.extractor("tiny_cnn", 32, Weights("random"), 0)
     again = probe.describe(frozen, images.load_pixels(phantom, 32)[7:9])
@@ -23,9 +24,24 @@ def test_features_are_computed_once_and_in_order(phantom, accelerator, monkeypat
     )
 
 
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY cut"])
+def test_damaged_features_are_computed_again(
+    phantom, accelerator, monkeypatch, tmp_path, caplog, content
+):
+    monkeypatch.setenv("XRAYLIB_CACHE", str(tmp_path))
+    first = probe.pooled(phantom, "tiny_cnn", 32, Weights("random"), 0)
+    (file,) = tmp_path.glob("features/*.npy")
+    file.write_bytes(content)
+    again = probe.pooled(phantom, "tiny_cnn", 32, Weights("random"), 0)
+    np.testing.assert_allclose(again, first, rtol=1e-5)
+    assert file.name in caplog.text
+    np.testing.assert_array_equal(np.load(file), again)
+
+
 @pytest.fixture
 def described():
-    rng, n = np.random.default_rng(0), 240
+    rng = np.random.default_rng(0)
+    n = 240
     labels = rng.integers(0, 2, n)
     table = rng.normal(size=(n, 6)) * [1, 5, 0.1, 1, 1, 20] + 3 + 0.5 * labels[:, None]
     return table.astype(np.float32), labels, np.array(["train", "train", "val", "test"] * (n // 4))
@@ -34,7 +50,8 @@ def described():
 def test_it_is_scikit_learns_pipeline_with_platts_calibration(described, tmp_path):
     table, labels, split = described
     head, history = probe.fit(table, labels, split)
-    train, val = split == "train", split == "val"
+    train = split == "train"
+    val = split == "val"
     strength = history["strength"][history["val_loss"].idxmin()]
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=3000))
     pipeline.fit(table[train], labels[train])

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,13 +9,15 @@ from builders import scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
+from xraylib.errors import InvalidDataError, OperationFailedError
 from xraylib.training import runs
-from xraylib.training.predictor import load_predictor
 from xraylib.training.recipes import get_recipe
 from xraylib.training.thresholds import thresholds
 
 pytestmark = pytest.mark.usefixtures("reports_here")
+
+TINY = get_recipe("tiny-cnn-28")
+OLD_LINE = "CPU AMD EPYC, 1 cores · tensorflow · {} · one device"
 
 
 @pytest.fixture
@@ -22,20 +25,29 @@ def write(tmp_path):
     """A function that writes a made-up run and returns it."""
 
     def write(
-        recipe="tiny-cnn-28", protocol="strict", seed=0, dataset="phantom", rule="youden", **more
+        recipe="tiny-cnn-28",
+        protocol="strict",
+        seed=0,
+        dataset="phantom",
+        rule="youden",
+        **more,
     ):
-        known = get_recipe("tiny-cnn-28") if recipe == "unknown" else get_recipe(recipe)
-        settings = {"dataset": dataset, "recipe": recipe, "protocol": protocol, "seed": seed}
-        settings |= {
+        known = TINY if recipe == "unknown" else get_recipe(recipe)
+        content = {
+            "dataset": dataset,
+            "recipe": recipe,
+            "protocol": protocol,
+            "seed": seed,
             "choices": runs.plain(known.settings()),
             "init": "random",
             "train_seconds": 1.23,
-        } | more
+        }
         table = scores(n=30, seeds=(seed,), sample=seed).assign(recipe=recipe, protocol=protocol)
         model = tmp_path / runs.MODEL_FILES[known.fit]
         model.write_text("{}")
         history = pd.DataFrame({"epoch": [1], "val_loss": [1 / 3]})
-        return runs.write_run(settings, history, table[list(runs.SCORE_COLUMNS)], rule, model)
+        columns = list(runs.SCORE_COLUMNS)
+        return runs.write_run(content | more, history, table[columns], rule, model)
 
     return write
 
@@ -43,11 +55,12 @@ def write(tmp_path):
 def test_a_run_is_one_folder_and_is_read_back_as_written(write, reports_here):
     run = write()
     assert run.folder == reports_here / "phantom/runs/tiny-cnn-28/strict-0"
-    assert {file.name for file in run.folder.iterdir()} == (
-        {"run.json", "history.csv", "scores.csv", "model.weights.h5"}
-    )
-    assert runs.get_run("phantom", "tiny-cnn-28") == run == runs.read_run(run.folder)
-    assert run.history["val_loss"].tolist() == [0.3333333] and run.settings["train_seconds"] == 1.2
+    names = {file.name for file in run.folder.iterdir()}
+    assert names == {"run.json", "history.csv", "scores.csv", "model.weights.h5"}
+    assert runs.get_run("phantom", "tiny-cnn-28") == run
+    assert runs.read_run(run.folder) == run
+    assert run.history["val_loss"].tolist() == [0.3333333]
+    assert run.settings["train_seconds"] == 1.2
     assert runs.get_run("phantom", "tiny-cnn-28", seed=1) is None
 
 
@@ -58,16 +71,83 @@ def test_the_threshold_is_frozen_as_its_scores_on_disk_give_it(write, rule):
     assert json.loads((run.folder / "run.json").read_text())["threshold"] == run.threshold
 
 
-def test_runs_are_found_in_the_order_of_the_recipes(write):
+def test_runs_are_listed_in_the_order_of_the_recipes(write):
     for recipe in ("unknown", "tiny-cnn-28", "scratch-cnn"):
         for protocol, seed in (("strict", 10), ("strict", 2), ("published", 0)):
             write(recipe, protocol, seed)
     write("kerasio-tpu", dataset="another")
     order = [(run.recipe, run.protocol, run.seed) for run in runs.list_runs("phantom")]
     each = [("published", 0), ("strict", 2), ("strict", 10)]
-    assert order == [(r, *rest) for r in ("scratch-cnn", "tiny-cnn-28", "unknown") for rest in each]
+    expected = [
+        (recipe, *rest) for recipe in ("scratch-cnn", "tiny-cnn-28", "unknown") for rest in each
+    ]
+    assert order == expected
     assert [run.seed for run in runs.list_runs("phantom", "unknown", "strict")] == [2, 10]
     assert runs.list_runs("kermany") == []
+
+
+# Each differs from a full run in float32 under TensorFlow from the recipe's own initial weights.
+OTHERS = {
+    "strict-0-quick": {"budget": "quick"},
+    "strict-0-mixed_bfloat16": {"precision": "mixed_bfloat16"},
+    "strict-0-jax": {"backend": "jax"},
+    "strict-0-init-file-0123456789ab": {"init": "file 0123456789ab"},
+    "strict-0-quick-jax": {"budget": "quick", "backend": "jax"},
+}
+
+
+def test_runs_that_differ_in_what_decides_their_numbers_lie_beside_each_other(write):
+    usual = write()
+    written = {write(**changes).folder.name: changes for changes in OTHERS.values()}
+    assert written == OTHERS
+    assert runs.read_run(usual.folder) == usual
+    every = runs.all_runs("phantom")
+    assert len(every) == len(runs.group_by_identity(every)) == 1 + len(OTHERS)
+    assert runs.list_runs("phantom") == [usual]
+    for changes in OTHERS.values():
+        (run,) = runs.list_runs("phantom", **changes)
+        assert changes.items() <= run.settings.items()
+        assert runs.get_run("phantom", "tiny-cnn-28", **changes) == run
+
+
+def test_a_list_never_mixes_identities(write):
+    for seed in (0, 1, 2):
+        write(seed=seed, budget="quick")
+    assert [run.settings["budget"] for run in runs.list_runs("phantom")] == ["quick"] * 3
+    write(seed=1)
+    assert [run.seed for run in runs.list_runs("phantom")] == [1], "full comes before quick"
+    assert [run.seed for run in runs.list_runs("phantom", budget="quick")] == [0, 1, 2]
+    write(seed=0, training_version=2)
+    assert [run.seed for run in runs.list_runs("phantom")] == [0], "new code comes before old"
+    write(seed=3, training_version=2, init="file 0123456789ab")
+    assert [run.seed for run in runs.list_runs("phantom")] == [0], "its own initial weights"
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_run_without_budget_backend_and_precision_is_full_and_its_hardware_names_them(
+    write, precision
+):
+    old = write(hardware=OLD_LINE.format(precision))
+    expected = runs.Identity(
+        recipe="tiny-cnn-28",
+        protocol="strict",
+        budget="full",
+        backend="tensorflow",
+        precision=precision,
+        init="random",
+        training_version=1,
+    )
+    assert runs.identity(old) == expected
+
+
+def test_an_old_run_in_the_plain_folder_is_replaced_by_its_own_identity_alone(write):
+    old = write(hardware=OLD_LINE.format("mixed_bfloat16"))
+    other = write(precision="float32")
+    assert other.folder.name == "strict-0-full-float32-tensorflow-init-random"
+    assert runs.read_run(old.folder) == old
+    again = write(precision="mixed_bfloat16", training_version=2)
+    assert again.folder == old.folder
+    assert runs.read_run(other.folder) == other
 
 
 def test_a_run_that_replaces_another_replaces_all_of_it_or_nothing(write, monkeypatch):
@@ -82,50 +162,97 @@ def test_a_run_that_replaces_another_replaces_all_of_it_or_nothing(write, monkey
     assert again.threshold == old.threshold
     pd.testing.assert_frame_equal(again.scores, before)
     new = write(rule=0.9)
-    assert new.threshold == 0.9 and not (new.folder / "stale.txt").exists()
+    assert new.threshold == 0.9
+    assert not (new.folder / "stale.txt").exists()
     assert [path.name for path in new.folder.parent.iterdir()] == ["strict-0"]
 
 
-def test_a_model_is_there_only_as_it_was_written(write):
+def test_a_missing_model_and_a_damaged_one_are_different_things(write):
     run = write()
+    other = write(seed=1)
     assert run.has_model
-    run.model_file.write_text("tampered")
-    assert not run.has_model
-    with pytest.raises(
-        InvalidDataError, match=r"weights\.h5 is missing or is not what the run wrote\. Fix: "
-    ):
-        load_predictor(run)
+    assert runs.with_model("phantom", "tiny-cnn-28") == [run, other]
+    run.model_file.write_text("")
+    assert run.model_state == "damaged"
+    with pytest.raises(InvalidDataError, match=r"strict-0.model\.weights\.h5 is not .*Fix: "):
+        runs.with_model("phantom", "tiny-cnn-28")
     run.model_file.unlink()
+    assert run.model_state == "missing"
     assert not run.has_model
+    assert runs.with_model("phantom", "tiny-cnn-28") == [other]
 
 
-def test_a_single_feature_baseline_predicts_nothing(write):
-    with pytest.raises(NotFoundError, match=r"mean-intensity sees no image\. Fix: "):
-        load_predictor(write("mean-intensity"))
+DAMAGES = {
+    "empty": "",
+    "cut": '{"recipe": "tiny-cnn-28", "protocol',
+    "no run": "{}",
+    "no object": "[1, 2]",
+    "nested": 100_000 * "[",
+    "wrong types": '{"recipe": 1, "protocol": "strict", "seed": "0", "choices": 3, "threshold": 1}',
+}
 
 
-def test_a_damaged_run_is_named(write):
+@pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_run_is_named(write, content):
     run = write()
-    (run.folder / "run.json").write_text("{}")
-    with pytest.raises(InvalidDataError, match=r"run\.json is no run.*Fix: "):
+    (run.folder / "run.json").write_text(content)
+    with pytest.raises(InvalidDataError, match=r"strict-0.run\.json is no run.*Fix: "):
         runs.list_runs("phantom")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"threshold": 0.01}, {"init": "imagenet"}, {"model_sha256": "ab"}, {"another": 1}],
+)
+def test_an_edited_run_is_refused_by_name(write, change):
+    file = write().folder / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InvalidDataError, match=r"strict-0.run\.json was changed.*Fix: "):
+        runs.list_runs("phantom")
+
+
+def test_a_run_without_a_checksum_is_of_an_older_version(write):
+    file = write().folder / "run.json"
+    content = json.loads(file.read_text())
+    del content["checksum"]
+    file.write_text(json.dumps(content | {"threshold": 0.25}))
+    assert runs.read_run(file.parent).threshold == 0.25
+
+
+def test_a_run_matches_its_recipe_budget_and_initial_weights(write, tmp_path):
+    quick = runs.plain(TINY.under("strict", "quick").settings())
+    full_run = write(budget="full")
+    quick_run = write(budget="quick", choices=quick)
+    for run, budget, other in ((full_run, "full", "quick"), (quick_run, "quick", "full")):
+        assert runs.matches(run, TINY, budget)
+        assert runs.matches(run, TINY, budget, "random")
+        assert not runs.matches(run, TINY, other)
+        assert not runs.matches(run, TINY, budget, "imagenet")
+        assert not runs.matches(run, replace(TINY, size=32), budget)
+    file = tmp_path / "mine.weights.h5"
+    file.write_bytes(b"weights")
+    own = write(init=runs.weights_label(file))
+    assert runs.init_matches(own, str(file))
+    assert not runs.init_matches(full_run, str(file))
+    file.write_bytes(b"other weights")
+    assert not runs.init_matches(own, str(file))
+    imagenet = write(init="imagenet (recovered MobileNetV2)")
+    assert runs.init_matches(imagenet, "imagenet")
+    assert not runs.init_matches(imagenet, "random")
+
+
 def table(values=(0.5,), **columns):
-    made = scores(n=max(len(values), 2)).iloc[: len(values)].drop(columns="threshold")
-    return made.assign(score=list(values), **columns)[list(runs.SCORE_COLUMNS)]
+    rows = scores(n=max(len(values), 2)).iloc[: len(values)].drop(columns="threshold")
+    return rows.assign(score=list(values), **columns)[list(runs.SCORE_COLUMNS)]
 
 
 NAMES = st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1, max_size=12)
 ODD = ["0012", "1e5", "NA", "nan", "None", "", "true", "1_000", "0x10"]
+ROWS = st.tuples(st.floats(0, 1, width=32), NAMES | st.sampled_from(ODD))
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.floats(0, 1, width=32), NAMES | st.sampled_from(ODD)), min_size=1, max_size=9
-    )
-)
+@given(st.lists(ROWS, min_size=1, max_size=9))
 def test_every_float32_and_every_name_comes_back(tmp_path_factory, rows):
     file = tmp_path_factory.getbasetemp() / "scores.csv"
     values, names = zip(*rows, strict=True)
@@ -146,10 +273,8 @@ def test_a_cell_that_is_no_number_is_named_with_its_image_and_line(tmp_path, col
     bad = table([0.5, 0.6, 0.7], image_id=["a", "b", "c"]).reset_index(drop=True).astype(str)
     bad.loc[1, column] = cell
     bad.to_csv(tmp_path / "scores.csv", index=False)
-    said = (
-        f"scores.csv: b has {cell!r} as {column}, which is no number (1 rows, the first in line 3)."
-    )
-    with pytest.raises(InvalidDataError, match=re.escape(said)):
+    expected = re.escape(f"scores.csv: b has {cell!r} as {column}")
+    with pytest.raises(InvalidDataError, match=f"{expected}.*1 rows.*line 3"):
         runs.read_scores(tmp_path / "scores.csv")
 
 

@@ -67,8 +67,9 @@ def test_rules_by_hand():
         "sensitivity 0.75": 0.55,
         "sensitivity 0.76": 0.35,
         "cost 0.5": 0.55,
+        "cost 2": 0.35,
+        0.37: 0.37,
     }
-    expected |= {"cost 2": 0.35, 0.37: 0.37}
     assert {rule: threshold(labels, values, rule) for rule in expected} == pytest.approx(expected)
 
 
@@ -95,7 +96,24 @@ def test_each_seed_has_its_own_threshold_chosen_on_validation_alone():
     assert thresholds(table, "youden").nunique() == 3
 
 
-def test_swapped_films_choose_where_there_are_any():
+def test_a_rule_of_ones_own_sees_validation_alone_and_gives_a_number():
+    table = scores(seeds=(0, 1))
+
+    def lowest_positive(labels, values):
+        return values[labels == 1].min()
+
+    expected = table[(table["split"] == "val") & (table["label"] == 1)]
+    expected = expected.groupby("seed")["score"].min().to_dict()
+    assert thresholds(table, lowest_positive).to_dict() == expected
+    with pytest.raises(InvalidDataError, match=r"no_number.*nan.*Fix: "):
+
+        def no_number(labels, values):
+            return np.nan
+
+        thresholds(table, no_number)
+
+
+def test_swapped_images_choose_if_there_are_any():
     table = scores()
     val = table[table["split"] == "val"]
     both = pd.concat([table, val.assign(split="swapped", score=val["score"] ** 3)])
@@ -105,9 +123,8 @@ def test_swapped_films_choose_where_there_are_any():
 
 
 def test_the_frozen_threshold_is_read_and_never_recomputed():
-    table = pd.concat([scores(threshold=0.3), scores(seeds=(1,), threshold=0.7)]).query(
-        "split == 'test'"
-    )
+    table = pd.concat([scores(threshold=0.3), scores(seeds=(1,), threshold=0.7)])
+    table = table[table["split"] == "test"]
     assert thresholds(table, "frozen").to_dict() == {0: 0.3, 1: 0.7}
 
 

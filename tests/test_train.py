@@ -11,18 +11,26 @@ from conftest import run_python
 from sklearn.metrics import log_loss, roc_auc_score
 
 from xraylib import paths
+from xraylib.cli import main
 from xraylib.datasets import images, splits
-from xraylib.errors import InvalidDataError, NotFoundError, XraylibError
+from xraylib.errors import (
+    InvalidDataError,
+    NotFoundError,
+    OperationFailedError,
+    XraylibError,
+)
 from xraylib.evaluation.metrics import evaluate
 from xraylib.evaluation.scores import check
-from xraylib.training import probe, runs
+from xraylib.report import tables
+from xraylib.training import networks, probe, recipes, runs
 from xraylib.training import train as module
 from xraylib.training.predictor import load_predictor
+from xraylib.training.progress import Progress
 from xraylib.training.recipes import BUDGETS, Phase, get_recipe
-from xraylib.training.train import IMBALANCE_METHODS, Batches, Progress, balance, train
+from xraylib.training.train import IMBALANCE_METHODS, Batches, Fitted, balance, train
 
 TINY = get_recipe("tiny-cnn-28")
-# Two phases, one with a decaying rate; batch norm and two kinds of dropout; stops early when it may.
+# Two phases, one with a decaying rate, batch norm and two kinds of dropout; it can stop early.
 PHASED = replace(
     get_recipe("scratch-cnn"),
     name="phased",
@@ -36,7 +44,7 @@ FROZEN = replace(get_recipe("mobilenetv2-frozen"), network="tiny_cnn", size=32, 
 
 @pytest.fixture(scope="module")
 def unbroken(phantom, accelerator):
-    """The tiny network under the quick budget, trained without a break."""
+    """The tiny network under the quick budget, trained without an interruption."""
     return train(replace(TINY, name="unbroken"), phantom, accelerator, budget="quick")
 
 
@@ -45,34 +53,38 @@ def phased(phantom, accelerator):
     return train(PHASED, phantom, accelerator)
 
 
-def same(one, other):
-    pd.testing.assert_frame_equal(one.scores, other.scores, check_exact=True)
-    curves = [run.history.drop(columns="seconds", errors="ignore") for run in (one, other)]
+def same(run, other):
+    pd.testing.assert_frame_equal(run.scores, other.scores, check_exact=True)
+    curves = [each.history.drop(columns="seconds", errors="ignore") for each in (run, other)]
     pd.testing.assert_frame_equal(*curves, check_exact=True)
-    assert one.threshold == other.threshold and one.settings["key"] == other.settings["key"]
+    assert run.threshold == other.threshold
+    assert run.settings["key"] == other.settings["key"]
 
 
 def test_a_run_scores_validation_and_test_and_nothing_else(unbroken, phantom):
     assigned = splits.assign(phantom, "strict", 0)
     check(unbroken.scores)
-    about = ["image_id", "patient", "kind", "label", "split"]
-    expected = assigned.loc[assigned["split"] != "train", about].sort_values(["split", "image_id"])
-    pd.testing.assert_frame_equal(
-        unbroken.scores[about], expected.reset_index(drop=True), check_dtype=False
-    )
+    columns = ["image_id", "patient", "kind", "label", "split"]
+    expected = assigned.loc[assigned["split"] != "train", columns]
+    expected = expected.sort_values(["split", "image_id"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(unbroken.scores[columns], expected, check_dtype=False)
 
 
 def test_a_run_says_what_it_was_made_from(unbroken, accelerator):
-    said = unbroken.settings
-    assert (
-        said["hardware"] == str(accelerator) and said["training_version"] == runs.TRAINING_VERSION
-    )
-    assert (
-        said["init"] == "random"
-        and said["choices"]["phases"][0]["epochs"] == BUDGETS["quick"].epochs_a_phase
-    )
-    assert {"keras", "tensorflow", "numpy", "scikit-learn"} == set(said["versions"])
-    assert unbroken.has_model and said["train_seconds"] > 0
+    settings = unbroken.settings
+    expected = {
+        "hardware": str(accelerator),
+        "backend": "tensorflow",
+        "precision": "float32",
+        "budget": "quick",
+        "init": "random",
+        "training_version": runs.TRAINING_VERSION,
+    }
+    assert expected.items() <= settings.items()
+    assert settings["choices"]["phases"][0]["epochs"] == BUDGETS["quick"].epochs_a_phase
+    assert {"keras", "tensorflow", "numpy", "scikit-learn"} == set(settings["versions"])
+    assert unbroken.has_model
+    assert settings["train_seconds"] > 0
     assert not list(paths.RUNS.glob("*-unbroken-*/")), "the unfinished folder is gone"
 
 
@@ -94,39 +106,38 @@ def test_the_scores_are_those_of_the_best_epoch(name, request):
 def test_without_patience_the_scores_are_those_of_the_last_epoch(phantom, accelerator, places):
     short = replace(TINY, published=TINY.published | {"phases": (Phase(4, 1e-2),)})
     run = train(short, phantom, accelerator, protocol="published")
-    assert run.settings["epochs"] == run.settings["kept_epoch"] == 4 and run.threshold == 0.5
+    assert run.settings["epochs"] == run.settings["kept_epoch"] == 4
+    assert run.threshold == 0.5
     assert validation_loss(run) == pytest.approx(run.history["val_loss"].iloc[-1], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_swapped_films_choose_the_epoch_and_the_threshold(phantom, accelerator, places):
+def test_swapped_images_choose_the_epoch_and_the_threshold(phantom, accelerator, places):
     name = "tiny-cnn-28-reframed"
     recipe = replace(get_recipe(name), validation="worst", phases=(Phase(4, 1e-3),))
     run = train(recipe, phantom, accelerator)
     views = run.history[["val_auc_framing", "val_auc_rendering", "val_auc_both"]]
     assert run.settings["kept_epoch"] == views.min(axis=1).idxmax() + 1
-    val, swapped = (run.scores[run.scores["split"] == split] for split in ("val", "swapped"))
+    val = run.scores[run.scores["split"] == "val"]
+    swapped = run.scores[run.scores["split"] == "swapped"]
     assert set(swapped["image_id"]) == set(val["image_id"])
-    found = roc_auc_score(swapped["label"], swapped["score"])
-    assert found == pytest.approx(views["val_auc_framing"][run.settings["kept_epoch"] - 1])
+    auc = roc_auc_score(swapped["label"], swapped["score"])
+    assert auc == pytest.approx(views["val_auc_framing"][run.settings["kept_epoch"] - 1])
     positive = swapped.loc[swapped["label"] == 1, "score"]
     assert (positive >= run.threshold).mean() >= 0.95
 
 
 @pytest.mark.slow
-def test_a_linear_probe_is_fitted_on_augmented_films_and_its_threshold_chosen_on_swapped_ones(
+def test_a_linear_probe_is_fitted_on_augmented_images_and_its_threshold_chosen_on_swapped_ones(
     phantom, accelerator, places
 ):
     recipe = replace(
         get_recipe("mobilenetv2-frozen-reframed"), network="tiny_cnn", size=64, init="random"
     )
-    recipes = (
-        replace(recipe, augmentation=each, name=f"probe-{each}") for each in (None, "reframe")
-    )
-    plain, run = (train(each, phantom, accelerator) for each in recipes)
-    assert set(run.scores["split"]) == {"val", "test", "swapped"} and "swapped" not in set(
-        plain.scores["split"]
-    )
+    plain = train(replace(recipe, augmentation=None, name="plain"), phantom, accelerator)
+    run = train(recipe, phantom, accelerator)
+    assert set(run.scores["split"]) == {"val", "test", "swapped"}
+    assert set(plain.scores["split"]) == {"val", "test"}
     swapped = run.scores[run.scores["split"] == "swapped"]
     assert (swapped.loc[swapped["label"] == 1, "score"] >= run.threshold).mean() >= 0.95
     again = load_predictor(run).score(images.load_pixels(phantom, 64)[phantom["split"] == "test"])
@@ -178,11 +189,11 @@ def untrained(monkeypatch, places):
     """Runs that cost nothing; the list gets the unfinished folder of each."""
     began = []
 
-    def pretend(recipe, manifest, assigned, weights, settings, folder):
-        began.append(folder.name)
-        (folder / "model.weights.h5").write_bytes(b"weights")
-        table = assigned.assign(score=np.linspace(0, 1, len(assigned)))
-        return pd.DataFrame({"epoch": [1]}), table, {"train_seconds": 1.0}
+    def pretend(job):
+        began.append(job.folder.name)
+        (job.folder / "model.weights.h5").write_bytes(b"weights")
+        table = job.assigned.assign(score=np.linspace(0, 1, len(job.assigned)))
+        return Fitted(pd.DataFrame({"epoch": [1]}), table, {"train_seconds": 1.0})
 
     monkeypatch.setattr(module, "_fit_network", pretend)
     return began
@@ -206,7 +217,7 @@ def test_what_decides_the_outcome_decides_the_key_and_nothing_else(
     usual = {"recipe": TINY, "manifest": phantom, "accelerator": accelerator, "budget": "quick"}
     for call in calls:
         train(**usual | call)
-    monkeypatch.setattr(runs, "TRAINING_VERSION", 2)
+    monkeypatch.setattr(runs, "TRAINING_VERSION", runs.TRAINING_VERSION + 1)
     train(**usual)
     assert len(untrained) == len(set(untrained)) == len(calls) + 1
     train(**usual | {"recipe": replace(TINY, title="other words", threshold_rule="cost 5")})
@@ -220,20 +231,61 @@ def test_another_run_is_replaced_with_a_warning_and_a_committed_one_only_when_as
 ):
     committed = phantom.copy()
     committed.attrs["dataset"] = "kermany"
-    for films in (phantom, committed):
-        train(TINY, films, accelerator)
-    train(TINY, phantom, accelerator, budget="quick", overwrite=True)
+    for manifest in (phantom, committed):
+        train(TINY, manifest, accelerator)
     assert train(TINY, committed, accelerator).has_model, "it is read back"
+    assert len(untrained) == 2
     shorter = replace(TINY, phases=(Phase(2, 1e-3),))
     train(shorter, phantom, accelerator)
     assert "trained again and replaced" in caplog.text
     with pytest.raises(
-        InvalidDataError, match=r"strict-0 stands in the report.*other settings.*Fix: .*--overwrite"
+        InvalidDataError, match=r"strict-0 is in the committed.*other settings.*Fix: .*--overwrite"
     ):
         train(shorter, committed, accelerator)
-    train(shorter, committed, accelerator, overwrite=True).model_file.unlink()
+    model = train(shorter, committed, accelerator, overwrite=True).model_file
+    model.write_bytes(b"damaged")
+    with pytest.raises(InvalidDataError, match=r"model\.weights\.h5 is not what.*Fix: "):
+        train(shorter, committed, accelerator)
+    model.unlink()
     with pytest.raises(InvalidDataError, match=r"its model is not on this machine.*Fix: "):
         train(shorter, committed, accelerator)
+
+
+def test_a_damaged_model_is_trained_again_aloud(phantom, accelerator, untrained, caplog):
+    train(TINY, phantom, accelerator).model_file.write_bytes(b"damaged")
+    assert train(TINY, phantom, accelerator).has_model
+    assert len(untrained) == 2
+    assert "model.weights.h5" in caplog.text
+
+
+def test_runs_of_another_precision_or_backend_replace_nothing(phantom, accelerator, untrained):
+    used = [
+        accelerator,
+        replace(accelerator, precision="mixed_bfloat16"),
+        replace(accelerator, backend="jax"),
+    ]
+    trained = [train(TINY, phantom, each) for each in used]
+    again = [train(TINY, phantom, each) for each in used]
+    assert trained == again
+    assert len(untrained) == len({run.folder for run in trained}) == 3
+
+
+@pytest.mark.usefixtures("small_phantom")
+def test_readmes_commands_overwrite_nothing_and_no_row_pools_them(untrained, caplog):
+    quick = ["train", "tiny-cnn-28", "--budget", "quick"]
+    full = ["train", "tiny-cnn-28", "--budget", "full"]
+    assert main(quick) == 0
+    assert main(full) == 0
+    before = {file: file.read_bytes() for file in paths.REPORTS.rglob("*") if file.is_file()}
+    assert main(quick) == 0
+    after = {file: file.read_bytes() for file in paths.REPORTS.rglob("*") if file.is_file()}
+    assert after == before
+    assert len(untrained) == len(set(untrained)) == BUDGETS["quick"].seeds + TINY.seeds
+    board = tables.leaderboard("phantom")
+    assert board["seeds"].tolist() == [TINY.seeds]
+    assert "different settings" not in caplog.text
+    seeds = [run.seed for run in runs.list_runs("phantom", budget="quick")]
+    assert seeds == list(range(BUDGETS["quick"].seeds))
 
 
 def test_of_two_at_once_one_trains_and_both_have_the_run(phantom, accelerator, untrained):
@@ -246,7 +298,8 @@ def test_of_two_at_once_one_trains_and_both_have_the_run(phantom, accelerator, u
         thread.start()
     for thread in both:
         thread.join()
-    assert len(untrained) == 1 and found[0] == found[1]
+    assert len(untrained) == 1
+    assert found[0] == found[1]
 
 
 def test_nothing_is_trained_for_a_wrong_call(phantom, accelerator, untrained, places):
@@ -258,16 +311,33 @@ def test_nothing_is_trained_for_a_wrong_call(phantom, accelerator, untrained, pl
     ):
         with pytest.raises(NotFoundError):
             train(TINY, phantom, accelerator, **wrong)
+    for field in ("network", "head", "imbalance", "validation", "augmentation", "fit"):
+        with pytest.raises(NotFoundError, match=r"'foo'.*Fix: "):
+            train(replace(TINY, **{field: "foo"}), phantom, accelerator)
+    with pytest.raises(NotFoundError, match=r"'foo'.*file size"):
+        train(replace(get_recipe("majority-class"), network="foo"), phantom, accelerator)
+    for seed in (-1, 2**32):
+        with pytest.raises(InvalidDataError, match=rf"the seed {seed} cannot be used\. Fix: "):
+            train(TINY, phantom, accelerator, seed=seed)
     with pytest.raises(InvalidDataError, match=r"divided among 7 devices\. Fix: "):
         train(TINY, phantom, replace(accelerator, count=7))
-    assert untrained == [] and not list(places.iterdir())
+    assert untrained == []
+    assert not list(places.iterdir())
+
+
+def test_a_data_set_with_a_long_name_is_trained(phantom, accelerator, untrained):
+    named = phantom.copy()
+    named.attrs["dataset"] = 240 * "a"
+    assert train(TINY, named, accelerator).settings["dataset"] == 240 * "a"
 
 
 @pytest.mark.slow
 def test_broken_after_every_epoch_it_ends_with_the_same_scores_on_other_cores(
     phased, phantom, accelerator, places, monkeypatch, caplog
 ):
-    end_epoch, write, breaks = Progress.end_epoch, runs.write_run, []
+    end_epoch = Progress.end_epoch
+    write_run = runs.write_run
+    breaks = []
 
     def end_and_break(self, **measured):
         end_epoch(self, **measured)
@@ -275,12 +345,12 @@ def test_broken_after_every_epoch_it_ends_with_the_same_scores_on_other_cores(
         raise KeyboardInterrupt
 
     def break_first(*arguments):
-        monkeypatch.setattr(runs, "write", write)
+        monkeypatch.setattr(runs, "write_run", write_run)
         breaks.append("write")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "end_epoch", end_and_break)
-    monkeypatch.setattr(runs, "write", break_first)
+    monkeypatch.setattr(runs, "write_run", break_first)
     run = None
     with caplog.at_level(logging.INFO):
         while run is None:
@@ -292,6 +362,84 @@ def test_broken_after_every_epoch_it_ends_with_the_same_scores_on_other_cores(
     assert breaks == [*phased.history["epoch"], "write"]
     assert "begun on CPU another machine, 0 cores" in caplog.text
     same(run, phased)
+
+
+def small_model(units=3):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(units)])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+@pytest.fixture
+def checkpoint(accelerator, tmp_path):
+    """The file of a checkpoint after one epoch, and the weights in it."""
+    model = small_model()
+    model.layers[0].kernel.assign(np.full((2, 3), 7.0))
+    Progress(tmp_path, model, "CPU").end_epoch(val_loss=1.0)
+    return tmp_path / "checkpoint.npz"
+
+
+def test_a_checkpoint_is_taken_up(checkpoint):
+    model = small_model()
+    progress = Progress(checkpoint.parent, model, "CPU")
+    assert (progress.epoch, progress.best_epoch, progress.best_loss) == (1, 0, 1.0)
+    assert (model.layers[0].kernel.numpy() == 7).all()
+
+
+def cut(content):
+    return content[: len(content) // 2]
+
+
+def other_bytes(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes(255 - byte for byte in content[middle:][:64]) + content[-200:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, other_bytes, lambda _: b"", lambda _: b"garbage" * 99],
+    ids=["cut", "other bytes", "empty", "garbage"],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_training_starts_anew(checkpoint, damage, caplog):
+    content = damage(checkpoint.read_bytes())
+    checkpoint.write_bytes(content)
+    begins_anew(checkpoint, small_model(), caplog)
+    assert checkpoint.with_name("checkpoint-damaged.npz").read_bytes() == content
+
+
+def begins_anew(checkpoint, model, caplog):
+    before = [np.array(weights) for weights in model.weights]
+    progress = Progress(checkpoint.parent, model, "CPU")
+    assert (progress.epoch, progress.phase, progress.best) == (0, 0, [])
+    for weights, unchanged in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weights, unchanged)
+    assert str(checkpoint) in caplog.text
+    assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_another_network_is_set_aside(checkpoint, caplog):
+    begins_anew(checkpoint, small_model(units=4), caplog)
+
+
+@pytest.mark.parametrize(
+    "state", ["[]", "{", '{"phase": 0}', '{"phase": "0", "history": 1, "parts": 2}']
+)
+def test_a_checkpoint_with_a_wrong_state_is_set_aside(checkpoint, caplog, state):
+    with np.load(checkpoint) as saved:
+        arrays = dict(saved)
+    np.savez(checkpoint, **(arrays | {"state": np.array(state)}))
+    begins_anew(checkpoint, small_model(), caplog)
+
+
+def test_a_checkpoint_of_another_optimiser_is_refused_by_name(checkpoint):
+    model = small_model()
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.optimizer.build(model.trainable_variables)
+    progress = Progress(checkpoint.parent, model, "CPU")
+    with pytest.raises(OperationFailedError, match=r"checkpoint\.npz.*Fix: delete it"):
+        progress.begin_phase(0)
 
 
 # KILLS=20 kills as often, at any moment: `KILLS=20 pytest -m slow -k killed`.
@@ -322,7 +470,8 @@ while status in (signal.SIGKILL, signal.SIGTERM):
         accelerator = devices.use("cpu", "tensorflow")
         from xraylib.training.recipes import get_recipe
         from xraylib.training.train import train
-        train(replace(get_recipe("tiny-cnn-28"), name="unbroken"), manifest, accelerator, budget="quick")
+        recipe = replace(get_recipe("tiny-cnn-28"), name="unbroken")
+        train(recipe, manifest, accelerator, budget="quick")
         os._exit(0)
     further = 2 if kills == 3 else rng.choice([0, 0, 1])
     while len(killed) < kills and not ended and (seen := epochs()) < before + further:
@@ -341,9 +490,10 @@ print(json.dumps({"killed": killed, "status": status}))
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_scores(unbroken, phantom, places):
     phantom.to_pickle(places / "manifest.pkl")
-    said = json.loads(run_python(KILLED, places / "manifest.pkl"))
-    print("killed after epochs", said["killed"])
-    assert said["status"] == 0 and len(said["killed"]) >= 3
+    outcome = json.loads(run_python(KILLED, places / "manifest.pkl"))
+    print("killed after epochs", outcome["killed"])
+    assert outcome["status"] == 0
+    assert len(outcome["killed"]) >= 3
     (run,) = runs.list_runs("phantom")
     same(run, unbroken)
     assert not list(paths.RUNS.glob("*/"))
@@ -361,8 +511,10 @@ def test_a_network_that_diverges_is_no_run(phantom, accelerator, places):
 
 @pytest.mark.slow
 def test_the_same_recipe_trains_under_jax_on_one_device_and_on_four(under_jax, unbroken):
-    one, four = under_jax["one"], under_jax["four"]
-    assert "one device" in one["hardware"] and "shared by 4 devices" in four["hardware"]
+    one = under_jax["one"]
+    four = under_jax["four"]
+    assert "one device" in one["hardware"]
+    assert "shared by 4 devices" in four["hardware"]
     assert one["image_id"] == four["image_id"] == unbroken.scores["image_id"].tolist()
     for column in ("loss", "val_loss", "score"):
         np.testing.assert_allclose(four[column], one[column], atol=1e-4)
@@ -381,6 +533,90 @@ def test_a_probe_trains_as_any_recipe(phantom, accelerator, places, monkeypatch,
     }
     monkeypatch.setattr(probe, "fit", None)
     same(train(recipe, phantom, accelerator), run)
+
+
+def test_a_probe_on_a_file_of_weights_is_loaded_wherever_that_file_is(
+    phantom, accelerator, places, monkeypatch
+):
+    monkeypatch.delenv("XRAYLIB_WEIGHTS", raising=False)
+    file = places / "mine.weights.h5"
+    networks.build("tiny_cnn", 32, "sigmoid").save_weights(file)
+    run = train(FROZEN, phantom, accelerator, init=str(file))
+    assert run.settings["init_file"] == {"path": str(file), "sha256": runs.file_sha256(file)}
+    pixels = images.load_pixels(phantom, 32)[:4]
+    scores = load_predictor(run).score(pixels)
+    (places / "weights").mkdir()
+    file.rename(places / "weights" / "renamed.weights.h5")
+    with pytest.raises(NotFoundError, match=r"file [0-9a-f]{12}.*Fix: set XRAYLIB_WEIGHTS"):
+        load_predictor(run)
+    monkeypatch.setenv("XRAYLIB_WEIGHTS", str(places / "weights"))
+    np.testing.assert_array_equal(load_predictor(run).score(pixels), scores)
+    assert train(FROZEN, phantom, accelerator).folder != run.folder
+
+
+def brightness_network(x, size, weights):
+    x = keras.layers.Rescaling(1 / 255)(x)
+    x = keras.layers.AveragePooling2D(4)(x)
+    return keras.layers.Flatten()(x)
+
+
+def mirrored():
+    return keras.layers.RandomFlip("horizontal")
+
+
+def first_and_last(manifest, seed):
+    pool = manifest[manifest["split"] != "test"]
+    assigned = manifest.copy()
+    for label in (0, 1):
+        patients = pool.loc[pool["label"] == label, "patient"].unique()[:3]
+        assigned.loc[pool.index[pool["patient"].isin(patients)], "split"] = "val"
+        others = pool.index[(pool["label"] == label) & ~pool["patient"].isin(patients)]
+        assigned.loc[others, "split"] = "train"
+    return assigned
+
+
+def median_of_positives(labels, scores):
+    return float(np.median(scores[labels == 1]))
+
+
+OWN = replace(
+    TINY,
+    name="own",
+    network=brightness_network,
+    augmentation=mirrored,
+    split_strategy=first_and_last,
+    threshold_rule=median_of_positives,
+    size=32,
+    phases=(Phase(2, 1e-2),),
+    published={},
+)
+
+
+def test_parts_of_ones_own_are_trained_and_enter_the_identity(
+    phantom, accelerator, places, monkeypatch
+):
+    monkeypatch.setattr(splits, "SPLIT_STRATEGIES", dict(splits.SPLIT_STRATEGIES))
+    run = train(OWN, phantom, accelerator)
+    choices = run.settings["choices"]
+    parts = {
+        "network": brightness_network,
+        "augmentation": mirrored,
+        "split_strategy": first_and_last,
+        "threshold_rule": median_of_positives,
+    }
+    for field, part in parts.items():
+        assert choices[field] == recipes.part_name(part)
+        assert choices[field].startswith(f"{part.__name__}-")
+    val = run.scores[run.scores["split"] == "val"]
+    positives = val.loc[val["label"] == 1]
+    assert positives["patient"].nunique() == 3
+    assert run.threshold == np.median(positives["score"])
+    rows = phantom.index[phantom["image_id"].isin(val["image_id"])]
+    again = load_predictor(run).score(images.load_pixels(phantom, 32)[rows])
+    np.testing.assert_allclose(np.sort(again), np.sort(val["score"]), rtol=1e-5)
+    monkeypatch.delitem(recipes.OWN_PARTS, choices["network"])
+    with pytest.raises(NotFoundError, match=r"brightness_network-.*Fix: .*part_name"):
+        load_predictor(run)
 
 
 @pytest.mark.slow
@@ -403,7 +639,9 @@ def test_an_imbalance_method_balances_the_rows_it_is_given(method):
     rows, weights = balance(ROWS, LABELS, method, np.random.default_rng(0))
     sums = [weights[rows][LABELS[rows] == value].sum() for value in (0, 1)]
     counts = [(LABELS[rows] == value).sum() for value in (0, 1)]
-    assert set(rows) <= set(ROWS) and len(weights) == len(LABELS) and weights.dtype == np.float32
+    assert set(rows) <= set(ROWS)
+    assert len(weights) == len(LABELS)
+    assert weights.dtype == np.float32
     assert weights[rows].mean() == pytest.approx(1)
     assert sums[0] == pytest.approx(sums[1]) or method is None
     assert counts == {"oversample": [30, 30], "undersample": [10, 10]}.get(method, [10, 30])
@@ -421,7 +659,8 @@ def test_batches_have_one_length_and_no_image_twice(count, size, shape):
     assert (len(batches), batches.size) == shape
     seen = []
     for x, y, weights in (batches[number] for number in range(len(batches))):
-        assert x.shape == (batches.size, 1, 1, 1) and x.dtype == np.uint8
+        assert x.shape == (batches.size, 1, 1, 1)
+        assert x.dtype == np.uint8
         np.testing.assert_array_equal(y, LABELS[x.ravel()])
         np.testing.assert_array_equal(weights, x.ravel())
         seen += x.ravel().tolist()

@@ -1,7 +1,7 @@
 """Everything to be shown under JAX, in one process: the start costs more than the checks.
 
-Called with a folder that holds `manifest.pkl`, and with the folder of the weights that TensorFlow saved;
-writes `found.json` into the first.
+Called with a folder that holds `manifest.pkl`, and with the folder of the weights that TensorFlow
+saved; writes `found.json` into the first.
 """
 
 import json
@@ -15,9 +15,9 @@ from xraylib.errors import NotFoundError
 folder, saved = map(Path, sys.argv[1:])
 
 
-def refused(*wanted):
+def refused(*arguments):
     try:
-        return f"not refused: {devices.use(*wanted)}"
+        return f"not refused: {devices.use(*arguments)}"
     except NotFoundError as error:
         return str(error)
 
@@ -85,7 +85,8 @@ for name, head, augmentation, fitted in (
     batches = Batches(pixels, labels, np.arange(8), np.ones(len(labels), np.float32), 8)
     x, y, w = batches[0]
     loss = networks.HEADS[head].loss()
-    about = found["tpu"][f"{name} {head} {augmentation}"] = {}
+    about = {}
+    found["tpu"][f"{name} {head} {augmentation}"] = about
     if fitted:
         model.compile(optimizer="adam", loss=loss)
         before = [np.array(v) for v in model.trainable_variables]
@@ -101,7 +102,7 @@ for name, head, augmentation, fitted in (
     state = [
         [v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables)
     ]
-    # Lowers the step for a TPU, which needs none: a string, a callback or a shape left open stops it.
+    # Lowering for a TPU needs no TPU. A string, a callback or an open shape would stop it.
     exported = jax.export.export(graded, platforms=["tpu"])(*state, x, y, w)
     inside = {str(layer.compute_dtype) for layer in model.layers if layer.count_params()}
     about |= {

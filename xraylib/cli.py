@@ -233,9 +233,6 @@ _COMMANDS = {
         "score the test after corruptions of each severity",
         (_RECIPES, _TRAINED_ON),
     ),
-    "score images with the text and the rendering of a device swapped",
-        (_RECIPES, _TRAINED_ON),
-    ),
     "ood": _Command(
         "out-of-distribution scores: how unlike the training images",
         (

@@ -1,12 +1,14 @@
-"""The networks in plain Keras 3, alike on TensorFlow and JAX: bodies, heads, augmentation, initial weights.
+"""The networks in plain Keras 3, for TensorFlow and JAX: bodies, heads, augmentation, weights.
 
-Every network takes uint8 grayscale radiographs `(batch, size, size, 1)` in 0…255 and rescales them on the device. A
-body is from rescaling to the last features; `build` adds input and head. Every head ends in float32.
+Every network takes uint8 grayscale images `(batch, size, size, 1)` in 0…255 and rescales them on
+the device. A body reaches from rescaling to the last features; `build` adds input and head. Every
+head ends in float32.
 """
 
-import hashlib
+import logging
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,26 @@ from scipy.special import expit
 
 from xraylib import devices, paths
 from xraylib.errors import NotFoundError
+from xraylib.training.recipes import OWN_PARTS, part_name
+from xraylib.training.runs import file_sha256, weights_label
+
+log = logging.getLogger(__name__)
+
+# The label of ImageNet weights that Keras downloads.
+KERAS_LABEL = "imagenet (Keras)"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Initial weights: their name in tables, and the file, or None for random or Keras's own."""
+    """Initial weights.
+
+    Attributes
+    ----------
+    label
+        Their name in tables.
+    file
+        Their file, or None for random weights and for Keras's own download.
+    """
 
     label: str
     file: Path | None = None
@@ -61,10 +78,23 @@ def scratch_cnn(x: Any, size: int, weights: Weights) -> Any:
 
 
 def backbone(x: Any, network: str, size: int, weights: Weights, *, scaled: bool = True) -> Any:
-    """Features of a Keras application without its top, which is one layer `backbone`, to freeze or free.
+    """Return features of a Keras application without its top, as one layer named `backbone`.
 
-    Its input is in -1…1, or in 0…255 where it is not `scaled`. While it is frozen, batch norm uses its own statistics;
-    while it is free they learn as well: `fit` overrides a `training=False` of the call (Keras 3.15).
+    While the layer is frozen, batch norm uses its stored statistics. While it is trained the
+    statistics learn as well, because `fit` overrides a `training=False` of the call (Keras 3.15).
+
+    Parameters
+    ----------
+    x
+        Float images `(batch, size, size, 1)` in 0…255.
+    network
+        A key of `BACKBONES`.
+    size
+        Height and width in pixels.
+    weights
+        Initial weights of the backbone.
+    scaled
+        Whether pixels are scaled to -1…1, as the applications expect.
     """
     if scaled:
         x = layers.Rescaling(1 / 127.5, offset=-1.0)(x)
@@ -72,7 +102,7 @@ def backbone(x: Any, network: str, size: int, weights: Weights, *, scaled: bool 
     application = BACKBONES[network](
         input_shape=(size, size, 3),
         include_top=False,
-        weights="imagenet" if weights.label == "imagenet (Keras)" else None,
+        weights="imagenet" if weights.label == KERAS_LABEL else None,
         name="backbone",
     )
     if weights.file is not None:
@@ -87,7 +117,7 @@ def mobilenetv2(x: Any, size: int, weights: Weights) -> Any:
 
 
 def mobilenetv2_160(x: Any, size: int, weights: Weights) -> Any:
-    """MobileNetV2 on 160 × 160 pixels of a larger film, so that what is cut from it loses no detail."""
+    """MobileNetV2 on 160 × 160 pixels of a larger image, so that a crop of it loses no detail."""
     x = layers.Resizing(160, 160, antialias=True)(x)
     x = backbone(x, "mobilenetv2_160", 160, weights)
     x = layers.GlobalAveragePooling2D()(x)
@@ -102,12 +132,13 @@ def mobilenetv2_small(x: Any, size: int, weights: Weights) -> Any:
 
 
 def resnet50v2(x: Any, size: int, weights: Weights) -> Any:
-    """ResNet50V2 (2,048 channels), the whole of it trained, averaged over the image."""
-    return layers.GlobalAveragePooling2D()(backbone(x, "resnet50v2", size, weights))
+    """ResNet50V2 (2,048 channels), averaged over the image."""
+    x = backbone(x, "resnet50v2", size, weights)
+    return layers.GlobalAveragePooling2D()(x)
 
 
 class FlipAlways(layers.RandomFlip):
-    """Flips at random whether the model trains or scores: a model in scoring overrides `training=True`."""
+    """Flips at random in training and in scoring, where a model overrides `training=True`."""
 
     def call(self, inputs: Any, training: bool = True) -> Any:
         """Flip half of the images, float `(batch, size, size, channels)`."""
@@ -115,16 +146,16 @@ class FlipAlways(layers.RandomFlip):
 
 
 def resnet50v2_raw(x: Any, size: int, weights: Weights) -> Any:
-    """ResNet50V2 as published: pixels of 0…255 unscaled, and flips at random in scoring as in training."""
+    """ResNet50V2 as published: unscaled pixels of 0…255, and random flips in scoring too."""
     x = FlipAlways("horizontal")(x)
-    return layers.GlobalAveragePooling2D()(
-        backbone(x, "resnet50v2_raw", size, weights, scaled=False)
-    )
+    x = backbone(x, "resnet50v2_raw", size, weights, scaled=False)
+    return layers.GlobalAveragePooling2D()(x)
 
 
 def inceptionv3(x: Any, size: int, weights: Weights) -> Any:
-    """InceptionV3 (2,048 channels), averaged, with a dense layer of its own on top."""
-    x = layers.GlobalAveragePooling2D()(backbone(x, "inceptionv3", size, weights))
+    """InceptionV3 (2,048 channels), averaged over the image, then a dense layer."""
+    x = backbone(x, "inceptionv3", size, weights)
+    x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dense(256, "relu")(x)
     return layers.Dropout(0.3)(x)
 
@@ -150,27 +181,25 @@ def separable_cnn(x: Any, size: int, weights: Weights) -> Any:
     return x
 
 
-_BODIES = (
-    tiny_cnn,
-    scratch_cnn,
-    mobilenetv2,
-    mobilenetv2_160,
-    mobilenetv2_small,
-    resnet50v2,
-    resnet50v2_raw,
-)
 NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
-    body.__name__: body for body in (*_BODIES, inceptionv3, separable_cnn)
+    "tiny_cnn": tiny_cnn,
+    "scratch_cnn": scratch_cnn,
+    "mobilenetv2": mobilenetv2,
+    "mobilenetv2_160": mobilenetv2_160,
+    "mobilenetv2_small": mobilenetv2_small,
+    "resnet50v2": resnet50v2,
+    "resnet50v2_raw": resnet50v2_raw,
+    "inceptionv3": inceptionv3,
+    "separable_cnn": separable_cnn,
 }
 
-# Networks on a backbone: initial weights are the backbone's; those of the others are the whole network's.
-_MOBILENETS, _RESNETS = (
-    [name for name in NETWORKS if "mobile" in name],
-    ("resnet50v2", "resnet50v2_raw"),
-)
+# Networks with a backbone, to which initial weights belong; elsewhere they are the whole network's.
 BACKBONES: dict[str, Callable[..., keras.Model]] = {
-    **dict.fromkeys(_MOBILENETS, keras.applications.MobileNetV2),
-    **dict.fromkeys(_RESNETS, keras.applications.ResNet50V2),
+    "mobilenetv2": keras.applications.MobileNetV2,
+    "mobilenetv2_160": keras.applications.MobileNetV2,
+    "mobilenetv2_small": keras.applications.MobileNetV2,
+    "resnet50v2": keras.applications.ResNet50V2,
+    "resnet50v2_raw": keras.applications.ResNet50V2,
     "inceptionv3": keras.applications.InceptionV3,
 }
 
@@ -184,29 +213,32 @@ class Head:
     loss: Callable[[], keras.losses.Loss]
 
     def probability(self, outputs: np.ndarray) -> np.ndarray:
-        """P(pneumonia) `(n,)` in [0, 1] of outputs `(n, units)`; of two logits the softmax, as in a loss."""
+        """Return P(pneumonia), float64 `(n,)` in [0, 1], of outputs `(n, units)`.
+
+        Two logits give their softmax, as the loss sees it.
+        """
         outputs = np.asarray(outputs, dtype=np.float64)
         if self.units == 1:
             return outputs[:, 0]
         return expit(outputs[:, 1] - outputs[:, 0])
 
 
+def _loss_of_logits() -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="loss")
+
+
 HEADS = {
     "sigmoid": Head(1, "sigmoid", keras.losses.BinaryCrossentropy),
-    "two-logits": Head(
-        2,
-        "linear",
-        lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="loss"),
-    ),
+    "two-logits": Head(2, "linear", _loss_of_logits),
 }
 
 
 class RandomFraming(layers.Layer):
-    """Frames each film anew in training: a box of random height, width and place, stretched to the whole.
+    """Crops each image at random in training and stretches the crop to the whole.
 
-    Height and width are independent, from `low` to 1 of the film's and alike for both classes, so that the aspect ratio
-    says nothing of the class. Resampling is bilinear and separable: two products with matrices of weights, of static
-    shape, which a TPU runs as it runs a dense layer.
+    Height and width of the crop are independent, from `low` to 1 of the image's, and are drawn
+    alike for both classes, so that the aspect ratio says nothing about the class. Resampling is
+    bilinear: two products with matrices of weights, whose static shape a TPU needs.
     """
 
     def __init__(self, low: float = 0.62, **options: Any):
@@ -215,16 +247,20 @@ class RandomFraming(layers.Layer):
         self.seeds = keras.random.SeedGenerator()
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """Frame float films `(batch, size, size, 1)`, each by a box of its own."""
+        """Crop float images `(batch, size, size, 1)`, each by its own box."""
         if not training:
             return inputs
-        rows, columns = (self._weights(inputs, inputs.shape[axis]) for axis in (1, 2))
-        films = keras.ops.matmul(rows, inputs[..., 0])
-        return keras.ops.matmul(films, keras.ops.swapaxes(columns, 1, 2))[..., None]
+        ops = keras.ops
+        rows = self._weights(inputs, inputs.shape[1])
+        columns = self._weights(inputs, inputs.shape[2])
+        cropped = ops.matmul(rows, inputs[..., 0])
+        cropped = ops.matmul(cropped, ops.swapaxes(columns, 1, 2))
+        return cropped[..., None]
 
     def _weights(self, inputs: Any, size: int) -> Any:
-        """What each of `size` old lines gives to each new one, `(batch, size, size)`, rows that sum to 1."""
-        ops, shape = keras.ops, (keras.ops.shape(inputs)[0], 1, 1)
+        """Weights `(batch, new line, old line)` of linear interpolation; each row sums to 1."""
+        ops = keras.ops
+        shape = (ops.shape(inputs)[0], 1, 1)
         length = keras.random.uniform(shape, self.low, 1.0, seed=self.seeds) * size
         start = keras.random.uniform(shape, seed=self.seeds) * (size - length)
         lines = ops.arange(size, dtype="float32") + 0.5
@@ -234,31 +270,42 @@ class RandomFraming(layers.Layer):
 
 
 class RandomRendering(layers.Layer):
-    """Renders each film anew in training: random gamma, contrast and brightness, alike for both classes.
+    """Changes gamma, contrast and brightness of each image at random in training.
 
-    Gamma from 1 / `gamma` to `gamma` (evenly in its logarithm), then contrast about mid-grey by 1 ± `contrast` and
-    brightness by ± `brightness` of the range 0…255; what leaves the range is clipped.
+    Gamma is from 1 / `gamma` to `gamma`, evenly in its logarithm. Then contrast about mid-grey
+    changes by 1 ± `contrast`, and brightness by ± `brightness` of the range 0…255. Values outside
+    the range are clipped. Both classes are drawn alike.
     """
 
     def __init__(
-        self, gamma: float = 1.6, contrast: float = 0.3, brightness: float = 0.15, **options: Any
+        self,
+        gamma: float = 1.6,
+        contrast: float = 0.3,
+        brightness: float = 0.15,
+        **options: Any,
     ):
         super().__init__(**options)
-        self.ranges = (float(np.log(gamma)), contrast, brightness)
+        self.log_gamma = float(np.log(gamma))
+        self.contrast = contrast
+        self.brightness = brightness
         self.seeds = keras.random.SeedGenerator()
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """Render float films `(batch, size, size, 1)` in 0…255."""
+        """Change float images `(batch, size, size, 1)` in 0…255."""
         if not training:
             return inputs
-        ops, shape = keras.ops, (keras.ops.shape(inputs)[0], 1, 1, 1)
-        gamma, contrast, brightness = (
-            keras.random.uniform(shape, -limit, limit, seed=self.seeds, dtype="float32")
-            for limit in self.ranges
-        )
-        films = ops.clip(ops.cast(inputs, "float32") / 255.0, 1e-4, 1.0) ** ops.exp(gamma)
-        films = (films - 0.5) * (1.0 + contrast) + 0.5 + brightness
-        return ops.cast(255.0 * ops.clip(films, 0.0, 1.0), inputs.dtype)
+        ops = keras.ops
+        gamma = self._uniform(inputs, self.log_gamma)
+        contrast = self._uniform(inputs, self.contrast)
+        brightness = self._uniform(inputs, self.brightness)
+        rendered = ops.clip(ops.cast(inputs, "float32") / 255.0, 1e-4, 1.0) ** ops.exp(gamma)
+        rendered = (rendered - 0.5) * (1.0 + contrast) + 0.5 + brightness
+        return ops.cast(255.0 * ops.clip(rendered, 0.0, 1.0), inputs.dtype)
+
+    def _uniform(self, inputs: Any, limit: float) -> Any:
+        """One number per image, from -`limit` to `limit`."""
+        shape = (keras.ops.shape(inputs)[0], 1, 1, 1)
+        return keras.random.uniform(shape, -limit, limit, seed=self.seeds, dtype="float32")
 
 
 def _geometric() -> list[layers.Layer]:
@@ -269,127 +316,247 @@ def _geometric() -> list[layers.Layer]:
     ]
 
 
+def _augmentation(name: str, *changes: layers.Layer) -> keras.Sequential:
+    return keras.Sequential(list(changes), name=name)
+
+
 AUGMENTATIONS: dict[str, Callable[[], keras.Sequential]] = {
-    "flip": lambda: keras.Sequential([layers.RandomFlip("horizontal")], name="flip"),
-    "geometric": lambda: keras.Sequential(_geometric(), name="geometric"),
-    "reframe": lambda: keras.Sequential([RandomFraming()], name="reframe"),
-    "reframe-geometric": lambda: keras.Sequential(
-        [RandomFraming(), *_geometric()], name="reframe_geometric"
-    ),
-    "reframe-render": lambda: keras.Sequential(
-        [RandomFraming(), RandomRendering()], name="reframe_render"
-    ),
+    "flip": lambda: _augmentation("flip", layers.RandomFlip("horizontal")),
+    "geometric": lambda: _augmentation("geometric", *_geometric()),
+    "reframe": lambda: _augmentation("reframe", RandomFraming()),
+    "reframe-geometric": lambda: _augmentation("reframe_geometric", RandomFraming(), *_geometric()),
+    "reframe-render": lambda: _augmentation("reframe_render", RandomFraming(), RandomRendering()),
 }
 
 
+def find_part(parts: Mapping[str, Callable[..., Any]], part: str | Callable[..., Any]) -> Any:
+    """Return a part by its name in `parts` or, for a function of the user's own, by `part_name`.
+
+    Parameters
+    ----------
+    parts
+        `NETWORKS` or `AUGMENTATIONS`.
+    part
+        A name or a function.
+
+    Raises
+    ------
+    NotFoundError
+        If nothing has that name in this process.
+    """
+    name = part_name(part)
+    if name in parts:
+        return parts[name]
+    if name not in OWN_PARTS:
+        raise NotFoundError(
+            f"there is no {name!r} among {', '.join(parts)}. Fix: choose one of them; if it is a "
+            "function of your own, import it and call xraylib.training.recipes.part_name on it."
+        )
+    return OWN_PARTS[name]
+
+
 def build(
-    network: str,
+    network: str | Callable[..., Any],
     size: int,
     head: str,
     *,
     weights: Weights | None = None,
-    augmentation: str | None = None,
+    augmentation: str | Callable[..., Any] | None = None,
 ) -> keras.Model:
-    """Build a network (a key of `NETWORKS`) with its head (of `HEADS`) and augmentation (of `AUGMENTATIONS`).
+    """Build a network with its head.
 
-    From uint8 `(batch, size, size, 1)` to float32 `(batch, head.units)`. `weights` are from `get_weights`, by default
-    random; augmentation acts in training only.
+    Parameters
+    ----------
+    network
+        A key of `NETWORKS`, or a function `(x, size, weights) -> features`.
+    size
+        Height and width of the input in pixels.
+    head
+        A key of `HEADS`.
+    weights
+        Initial weights from `get_weights`, by default random.
+    augmentation
+        A key of `AUGMENTATIONS`, or a function that returns a layer. It acts in training only.
+
+    Returns
+    -------
+    keras.Model
+        From uint8 `(batch, size, size, 1)` to float32 `(batch, head.units)`.
     """
+    weights = weights or Weights("random")
     inputs = keras.Input((size, size, 1), dtype="uint8", name="radiograph")
     x = layers.Rescaling(1.0)(inputs)
     if augmentation is not None:
-        x = AUGMENTATIONS[augmentation]()(x)
-    x = NETWORKS[network](x, size, weights or Weights("random"))
-    end = HEADS[head]
-    name = "L6" if network == "tiny_cnn" else "output"
-    outputs = layers.Dense(end.units, end.activation, dtype="float32", name=name)(x)
-    model = keras.Model(inputs, outputs, name=network)
-    if weights is not None and weights.file is not None and network not in BACKBONES:
+        x = find_part(AUGMENTATIONS, augmentation)()(x)
+    x = find_part(NETWORKS, network)(x, size, weights)
+    if head not in HEADS:
+        raise NotFoundError(f"there is no head {head!r}. Fix: choose one of {', '.join(HEADS)}.")
+    last = HEADS[head]
+    last_name = "L6" if network == "tiny_cnn" else "output"
+    outputs = layers.Dense(last.units, last.activation, dtype="float32", name=last_name)(x)
+    model = keras.Model(inputs, outputs, name=part_name(network))
+    if weights.file is not None and network not in BACKBONES:
         load_weights(model, weights.file)
     return model
 
 
-# SHA-256 of weight files whose origin is known; a row names other files by their own hash.
-KNOWN_WEIGHTS = {
-    "c9e9872133be71e5612b6745b9c045c04992d6a665951d016d9843024f588b31": "imagenet (recovered MobileNetV2)"
-}
-
-
 def load_weights(model: keras.Model, file: Path) -> None:
-    """Load a weights file; raises `NotFoundError` unless it holds all that the network has."""
+    """Load a weights file; `NotFoundError` unless it holds all weights of the network."""
     try:
         with warnings.catch_warnings():
-            # Keras only warns when it leaves layers that the file does not hold as they are.
+            # Keras only warns when it leaves layers unchanged that the file does not hold.
             warnings.simplefilter("error", UserWarning)
             model.load_weights(file)
     except (OSError, ValueError, KeyError, UserWarning) as error:
-        fix, why = (
-            "give the file that belongs to this network, or ask for init=random",
-            str(error).splitlines()[0],
-        )
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise NotFoundError(
-            f"{file} does not hold weights of {model.name} ({why}). Fix: {fix}."
+            f"{file} does not hold weights of {model.name} ({why}). "
+            "Fix: give the file that belongs to this network."
         ) from error
 
 
 def get_weights(network: str, init: str) -> Weights:
-    """Find the initial weights that are asked for, never others in their place; `NotFoundError` otherwise.
+    """Find the initial weights that are asked for, never others in their place.
 
-    `init` is `random`; `imagenet`: the file `<backbone>_imagenet_notop.weights.h5` in the folder `XRAYLIB_WEIGHTS`
-    where that is set, Keras's own download elsewhere; the path of a `.weights.h5` file; or `none`, without a network.
+    Parameters
+    ----------
+    network
+        A key of `NETWORKS`.
+    init
+        `random`; `imagenet`: the file `<backbone>_imagenet_notop.weights.h5` in the folder
+        `XRAYLIB_WEIGHTS` if that is set, otherwise Keras's own download; the path of a
+        `.weights.h5` file; or `none`, for a recipe without a network.
+
+    Raises
+    ------
+    NotFoundError
+        If there are no such weights.
     """
     if init in ("random", "none"):
         return Weights(init)
-    if init == "imagenet" and network not in BACKBONES:
+    if init.endswith(".weights.h5"):
+        return _from_file(Path(init))
+    if init != "imagenet":
+        raise NotFoundError(
+            f"there is no initialisation {init!r}. "
+            "Fix: random, imagenet, or the path of a .weights.h5 file."
+        )
+    if network not in BACKBONES:
         raise NotFoundError(
             f"there are no ImageNet weights for {network}. Fix: ask for init=random."
         )
-    if init == "imagenet":
-        name = f"{BACKBONES[network].__name__.lower()}_imagenet_notop.weights.h5"
-        return (
-            _from_keras(network, name)
-            if paths.WEIGHTS is None
-            else _from_file(paths.WEIGHTS / name)
-        )
-    if init.endswith(".weights.h5"):
-        return _from_file(Path(init))
+    if paths.WEIGHTS is None:
+        return _from_keras(network)
+    return _from_file(paths.WEIGHTS / _imagenet_name(network))
+
+
+def find_weights(network: str, label: str, init_file: Mapping[str, str] | None = None) -> Weights:
+    """Find the initial weights of a finished run again.
+
+    Parameters
+    ----------
+    network
+        A key of `NETWORKS`.
+    label
+        The run's `init`.
+    init_file
+        The run's `init_file`: the `path` that was given, and the file's `sha256`.
+
+    Returns
+    -------
+    Weights
+        Of the given path, or of any file in the folder `XRAYLIB_WEIGHTS`, that has the same label
+        and SHA-256. Only weights that Keras had downloaded for the run are downloaded again.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    """
+    if label in ("random", "none"):
+        return Weights(label)
+    if label == KERAS_LABEL:
+        return _from_keras(network)
+    candidates = [Path(init_file["path"])] if init_file and init_file.get("path") else []
+    if paths.WEIGHTS is not None:
+        candidates += sorted(paths.WEIGHTS.glob("*.weights.h5"))
+    wanted = init_file.get("sha256") if init_file else None
+    for file in candidates:
+        same_label = file.is_file() and weights_label(file) == label
+        if same_label and wanted in (None, file_sha256(file)):
+            return Weights(label, file)
     raise NotFoundError(
-        f"there is no initialisation {init!r}. Fix: random, imagenet, or the path of a .weights.h5 file."
+        f"the run started from the initial weights {label!r}, which no file here holds. "
+        "Fix: set XRAYLIB_WEIGHTS to the folder that holds the file, whatever its name."
     )
+
+
+def _imagenet_name(network: str) -> str:
+    return f"{BACKBONES[network].__name__.lower()}_imagenet_notop.weights.h5"
 
 
 def _from_file(file: Path) -> Weights:
     if not file.is_file():
-        fix = "put them there, unset XRAYLIB_WEIGHTS to let Keras download its own, or ask for init=random"
-        raise NotFoundError(f"no weights at {file}. Fix: {fix}.")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Weights(KNOWN_WEIGHTS.get(digest, f"file {digest[:12]}"), file)
+        raise NotFoundError(
+            f"no weights at {file}. Fix: put them there, unset XRAYLIB_WEIGHTS to let Keras "
+            "download its own, or ask for init=random."
+        )
+    return Weights(weights_label(file), file)
 
 
-def _from_keras(network: str, name: str) -> Weights:
+def _from_keras(network: str) -> Weights:
     """Check that Keras's weights are in its cache or can be fetched, before training begins."""
+    log.info("ImageNet weights of %s: Keras's own, downloaded unless they are cached", network)
     try:
         BACKBONES[network](include_top=False, weights="imagenet", input_shape=(224, 224, 3))
     except Exception as error:
         raise NotFoundError(
-            f"the ImageNet weights of {network} could not be downloaded ({error}). Fix: connect to the "
-            f"network, set XRAYLIB_WEIGHTS to a folder that holds {name}, or ask for init=random."
+            f"the ImageNet weights of {network} could not be downloaded ({error}). Fix: connect to "
+            "the network, set XRAYLIB_WEIGHTS to a folder that holds "
+            f"{_imagenet_name(network)}, or ask for init=random."
         ) from error
-    return Weights("imagenet (Keras)")
+    return Weights(KERAS_LABEL)
 
 
 def predict_rows(
-    model: keras.Model, head: str, pixels: np.ndarray, rows: np.ndarray, batch_size: int
+    model: keras.Model,
+    head: str,
+    pixels: np.ndarray,
+    rows: np.ndarray,
+    batch_size: int,
 ) -> np.ndarray:
-    """P(pneumonia), float64 `(len(rows),)`, of some rows of the uint8 pixels `(n, size, size, 1)`.
+    """Return P(pneumonia) of some rows of pixels.
 
-    Of a job each process scores its part of the rows, and all get the whole.
+    Of several processes each scores its share of the rows, and all get the whole.
+
+    Parameters
+    ----------
+    model
+        A network from `build`.
+    head
+        The key of its head in `HEADS`.
+    pixels
+        uint8 `(n, size, size, 1)`, or shards of such.
+    rows
+        Row numbers of `pixels`.
+    batch_size
+        Images per step.
+
+    Returns
+    -------
+    ndarray
+        float64 `(len(rows),)` in [0, 1].
     """
     process, processes = devices.process()
-    own = np.resize(rows, (processes, -(-len(rows) // processes)))[process]
-    answer, found = devices.answers(model), []
-    for start in range(0, len(own), batch_size):
-        part = own[start : start + batch_size]
-        filled = np.resize(part, batch_size)  # the last batch too, so that one shape is compiled
-        found.append(np.asarray(answer(pixels[filled]))[: len(part)])
-    return HEADS[head].probability(devices.gather(np.concatenate(found))[: len(rows)])
+    # `resize` repeats rows, so that all processes score equally many.
+    shares = np.resize(rows, (processes, math.ceil(len(rows) / processes)))
+    share = shares[process]
+    predict = devices.local_predict(model)
+    outputs = []
+    for start in range(0, len(share), batch_size):
+        batch = share[start : start + batch_size]
+        # The last batch is filled up too, so that one shape is compiled.
+        filled = np.resize(batch, batch_size)
+        outputs.append(np.asarray(predict(pixels[filled]))[: len(batch)])
+    gathered = devices.gather(np.concatenate(outputs))
+    return HEADS[head].probability(gathered[: len(rows)])

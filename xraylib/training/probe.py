@@ -1,8 +1,9 @@
-"""The linear probe: pooled features of a frozen network, and a calibrated logistic regression on them."""
+"""The linear probe: a calibrated logistic regression on features of a frozen network."""
 
 import json
-import os
+import logging
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,10 +21,14 @@ from xraylib.storage import atomic_write, storage_errors
 from xraylib.training import networks
 from xraylib.training.runs import TRAINING_VERSION, digest, versions
 
+log = logging.getLogger(__name__)
+
 BATCH = 32
 
 # Augmented copies of each training image.
 VIEWS = 4
+# Images that are augmented at a time.
+AUGMENTED_AT_ONCE = 256
 
 # Inverse strengths of the L2 penalty that validation chooses from.
 STRENGTHS = tuple(10.0**power for power in range(-5, 1))
@@ -38,11 +43,25 @@ def pooled(
     *,
     region: str = "whole",
 ) -> np.ndarray:
-    """Features of every image of a manifest, float32 `(n, features)`, computed once and kept in the cache.
+    """Compute features of every image of a manifest once, and keep them in the cache.
 
-    `seed` draws the weights when they are random and is not read otherwise.
+    Parameters
+    ----------
+    manifest
+        The images.
+    network, size, weights
+        As for `networks.build`.
+    seed
+        Draws the weights if they are random, and is not read otherwise.
+    region
+        Which region of the images the network sees, see `regions.load`.
+
+    Returns
+    -------
+    ndarray
+        float32 `(n, features)`, in the order of the manifest.
     """
-    about = {
+    key = {
         "data": images.fingerprint(manifest),
         "network": network,
         "size": size,
@@ -53,18 +72,32 @@ def pooled(
         "training_version": TRAINING_VERSION,
     }
     if region != "whole":
-        about["region"] = region
-    file = paths.CACHE / "features" / f"{network}-{size}-{digest(about, 16)}.npy"
+        key["region"] = region
+    file = paths.CACHE / "features" / f"{network}-{size}-{digest(key, 16)}.npy"
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
-        if not file.exists():
-            features = describe(
-                extractor(network, size, weights, seed), regions.load(manifest, size, region)
-            )
+        features = _cached(file, len(manifest))
+        if features is None:
+            frozen = extractor(network, size, weights, seed)
+            features = describe(frozen, regions.load(manifest, size, region))
             with atomic_write(file) as temporary:
                 np.save(temporary, features)
-    return np.load(file)
+    return features
+
+
+def _cached(file: Path, rows: int) -> np.ndarray | None:
+    """Return the features of a file; None if there are none, or the file is damaged."""
+    if not file.exists():
+        return None
+    try:
+        features = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        features = None
+    if features is None or features.ndim != 2 or len(features) != rows:
+        log.warning("%s is damaged: its features are computed again", file)
+        return None
+    return features
 
 
 def extractor(network: str, size: int, weights: networks.Weights, seed: int) -> keras.Model:
@@ -75,73 +108,120 @@ def extractor(network: str, size: int, weights: networks.Weights, seed: int) -> 
 
 
 def describe(frozen: keras.Model, pixels: np.ndarray) -> np.ndarray:
-    """Features, float32 `(n, features)`, of uint8 pixels `(n, size, size, 1)`."""
-    found = []
-    for start in tqdm(
-        range(0, len(pixels), BATCH),
-        desc="features",
-        unit="batch",
-        leave=False,
-        disable="TQDM_DISABLE" in os.environ,
-    ):
-        # A last batch of another length would be compiled anew: it is filled up and cut again.
+    """Return features, float32 `(n, features)`, of uint8 pixels `(n, size, size, 1)`."""
+    features = []
+    starts = range(0, len(pixels), BATCH)
+    for start in tqdm(starts, desc="features", unit="batch", leave=False):
+        images_left = pixels[start : start + BATCH]
+        # A shorter last batch would be compiled anew, so it is filled up with black images.
         batch = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)
-        part = pixels[start : start + BATCH]
-        batch[: len(part)] = part
-        found.append(np.asarray(frozen.predict_on_batch(batch), dtype=np.float32)[: len(part)])
-    return np.concatenate(found)
+        batch[: len(images_left)] = images_left
+        outputs = np.asarray(frozen.predict_on_batch(batch), dtype=np.float32)
+        features.append(outputs[: len(images_left)])
+    return np.concatenate(features)
 
 
 def augmented(frozen: keras.Model, pixels: np.ndarray, augmentation: str, seed: int) -> np.ndarray:
-    """Features of `VIEWS` augmented copies of uint8 pixels `(n, size, size, 1)`, a copy of all after another."""
+    """Return features of `VIEWS` augmented copies of images.
+
+    Parameters
+    ----------
+    frozen
+        A network from `extractor`.
+    pixels
+        uint8 `(n, size, size, 1)`.
+    augmentation
+        A key of `networks.AUGMENTATIONS`.
+    seed
+        Draws the augmentation.
+
+    Returns
+    -------
+    ndarray
+        float32 `(VIEWS * n, features)`: a copy of all images after another.
+    """
     keras.utils.set_random_seed(seed)
-    change, views = networks.AUGMENTATIONS[augmentation](), []
-    for _ in range(VIEWS):
-        parts = [
-            np.asarray(pixels[start : start + 256], np.float32)
-            for start in range(0, len(pixels), 256)
-        ]
-        changed = [keras.ops.convert_to_numpy(change(part, training=True)) for part in parts]
-        views.append(
-            describe(frozen, np.concatenate([np.rint(films).astype(np.uint8) for films in changed]))
-        )
+    change = networks.find_part(networks.AUGMENTATIONS, augmentation)()
+    views = [describe(frozen, _augment(change, pixels)) for _ in range(VIEWS)]
     return np.concatenate(views)
 
 
-def fit(
-    features: np.ndarray, labels: np.ndarray, split: np.ndarray
-) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    """Fit on `train`; choose the penalty and calibrate (Platt) on `val`; `test` rows are not looked at.
+def _augment(change: Any, pixels: np.ndarray) -> np.ndarray:
+    """Return one augmented copy of uint8 pixels."""
+    changed = []
+    for start in range(0, len(pixels), AUGMENTED_AT_ONCE):
+        batch = np.asarray(pixels[start : start + AUGMENTED_AT_ONCE], np.float32)
+        outputs = keras.ops.convert_to_numpy(change(batch, training=True))
+        changed.append(np.rint(outputs).astype(np.uint8))
+    return np.concatenate(changed)
 
-    Returns the head (`coefficients` and `intercept`, float64, scaling and calibration folded in) and one row a penalty:
-    `strength, loss, accuracy, val_loss, val_accuracy`.
+
+def fit(
+    features: np.ndarray,
+    labels: np.ndarray,
+    split: np.ndarray,
+) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """Fit a logistic regression on `train`; `val` chooses its penalty and calibrates it (Platt).
+
+    Parameters
+    ----------
+    features
+        float32 `(n, features)`.
+    labels
+        0/1, `(n,)`.
+    split
+        The split of each row; rows of `test` are not looked at.
+
+    Returns
+    -------
+    head
+        The arrays `coefficients` `(features,)` and `intercept` `()`, float64, which include scaling
+        and calibration.
+    history
+        One row per penalty, with the columns `strength`, `loss`, `accuracy`, `val_loss` and
+        `val_accuracy`.
     """
-    train, val = split == "train", split == "val"
+    train = split == "train"
+    val = split == "val"
     scaler = StandardScaler().fit(features[train])
-    scaled = {"": scaler.transform(features[train]), "val_": scaler.transform(features[val])}
-    truth = {"": labels[train], "val_": labels[val]}
-    rows, fitted = [], []
+    scaled_train = scaler.transform(features[train])
+    scaled_val = scaler.transform(features[val])
+    rows = []
+    models = []
     for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=3000).fit(scaled[""], truth[""])
-        row: dict[str, float] = {"strength": strength}
-        for prefix, values in scaled.items():
-            probability = model.predict_proba(values)[:, 1]
-            row[f"{prefix}loss"] = log_loss(truth[prefix], probability)
-            row[f"{prefix}accuracy"] = accuracy_score(truth[prefix], probability > 0.5)
+        model = LogisticRegression(C=strength, max_iter=3000).fit(scaled_train, labels[train])
+        row = {"strength": strength}
+        row |= _measure(model, scaled_train, labels[train], "")
+        row |= _measure(model, scaled_val, labels[val], "val_")
         rows.append(row)
-        fitted.append(model)
+        models.append(model)
     history = pd.DataFrame(rows)
-    best = fitted[int(history["val_loss"].to_numpy().argmin())]
-    margins = best.decision_function(scaled["val_"])
-    platt = LogisticRegression(C=1e6).fit(margins[:, None], truth["val_"])
-    slope, shift = float(platt.coef_[0, 0]), float(platt.intercept_[0])
+    best = models[int(history["val_loss"].to_numpy().argmin())]
+    margins = best.decision_function(scaled_val)
+    platt = LogisticRegression(C=1e6).fit(margins[:, None], labels[val])
+    slope = float(platt.coef_[0, 0])
     coefficients = best.coef_[0] * slope / scaler.scale_
-    intercept = slope * float(best.intercept_[0]) + shift - float(coefficients @ scaler.mean_)
+    intercept = slope * float(best.intercept_[0]) + float(platt.intercept_[0])
+    intercept -= float(coefficients @ scaler.mean_)
     return {"coefficients": coefficients, "intercept": np.array(intercept)}, history
 
 
+def _measure(
+    model: LogisticRegression,
+    features: np.ndarray,
+    labels: np.ndarray,
+    prefix: str,
+) -> dict[str, float]:
+    """Return loss and accuracy of a fitted model, under names with a prefix."""
+    probability = model.predict_proba(features)[:, 1]
+    return {
+        f"{prefix}loss": log_loss(labels, probability),
+        f"{prefix}accuracy": accuracy_score(labels, probability > 0.5),
+    }
+
+
 def predict_probability(head: dict[str, np.ndarray], features: np.ndarray) -> np.ndarray:
-    """P(pneumonia), float64 `(n,)` in [0, 1], of features `(n, features)`."""
+    """Return P(pneumonia), float64 `(n,)` in [0, 1], of features `(n, features)`."""
     return expit(features.astype(np.float64) @ head["coefficients"] + head["intercept"])
 
 
@@ -152,5 +232,5 @@ def save_head(head: dict[str, np.ndarray], file: Path) -> None:
 
 
 def load_head(file: Path) -> dict[str, np.ndarray]:
-    """Read a head that `save` wrote."""
+    """Read a head that `save_head` wrote."""
     return {name: np.array(value) for name, value in json.loads(file.read_text()).items()}

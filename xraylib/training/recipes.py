@@ -1,20 +1,36 @@
-"""The published systems, and our own, as data: everything that decides a run, and what is claimed of it.
+"""The published systems, and our own, as data: everything that decides a run, and what is claimed.
 
-Run one:  python -m xraylib train tiny-cnn-28 --dataset kermany --protocol strict
+Train one:  python -m xraylib train tiny-cnn-28 --dataset kermany --protocol strict
+Change it:  python -m xraylib train tiny-cnn-28+epochs=5+size=64 --dataset kermany
+
+A recipe may hold parts of your own: a function for `network`, `augmentation`, `split_strategy` or
+`threshold_rule`, see `part_name`.
 """
 
-from collections.abc import Mapping
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from xraylib.errors import NotFoundError
+from xraylib.errors import InvalidDataError, NotFoundError
 
 
 @dataclass(frozen=True)
 class Phase:
     """Some epochs at one learning rate; a later phase starts from the best epoch before it.
 
-    `learning_rate` decays along a cosine to a hundredth with `decay`; `freeze_backbone` trains the head only.
+    Attributes
+    ----------
+    epochs
+        The largest number of epochs; the recipe's patience can end the phase earlier.
+    learning_rate
+        The rate of Adam.
+    decay
+        Whether the rate falls along a cosine to a hundredth of `learning_rate`.
+    freeze_backbone
+        Whether only the layers on top of the backbone are trained.
     """
 
     epochs: int
@@ -23,33 +39,114 @@ class Phase:
     freeze_backbone: bool = False
 
 
+# Functions of the user's own by their names in a run's identity, see `part_name`.
+OWN_PARTS: dict[str, Callable[..., Any]] = {}
+_PART_FIELDS = ("network", "augmentation", "split_strategy")
+# The type of such a field: the name of a part or, until `Recipe.under` names it, a function.
+Part = Any
+
+
+def part_name(part: str | Callable[..., Any]) -> str:
+    """Return the name of a part; a function becomes known by its name and its source code.
+
+    The name of a function ends in 12 hex digits of the SHA-256 of its source code, so that runs of
+    two versions of a function never mix. Functions that it calls do not count. To load a run in
+    another process, import the function and call `part_name` on it first.
+
+    Parameters
+    ----------
+    part
+        A name that the package knows, which is returned unchanged, or a function.
+
+    Raises
+    ------
+    InvalidDataError
+        If the function has no readable source, or captures variables that its source does not show.
+    """
+    if isinstance(part, str):
+        return part
+    label = getattr(part, "__name__", repr(part))
+    fix = "Fix: define it with `def` at the top level of a file or notebook cell."
+    if getattr(part, "__closure__", None):
+        raise InvalidDataError(f"{label} captures variables that its source does not show. {fix}")
+    try:
+        source = inspect.getsource(part)
+    except (OSError, TypeError) as error:
+        raise InvalidDataError(f"the source code of {label} cannot be read. {fix}") from error
+    name = f"{label}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    OWN_PARTS[name] = part
+    return name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A system that can be trained and compared with its claim. The fields are what it does under `strict`.
+    """A system that can be trained and compared with its claim.
 
-    `network`, `head` and `augmentation` are keys of `networks.NETWORKS`, `HEADS` and `AUGMENTATIONS`, `imbalance` is
-    one of `train.IMBALANCE_METHODS`, `split_strategy` a key of `splits.SPLIT_STRATEGIES`; `size` is the input's height
-    and width in pixels, `seeds` how many an experiment trains.
+    The fields say what the system does under the protocol `strict`.
 
-    `fit`: `network` trains the whole with Keras; `linear-probe` fits a calibrated logistic regression on features of
-    the frozen network, `single-feature` on the one number that `audit.single_feature` knows by `network`. `patience`:
-    epochs without a better validation before a phase ends; None runs all epochs, keeps the last. `threshold_rule`: see
-    `thresholds`. `validation`: which epoch is kept. `plain`: the lowest validation loss. `framing`: the highest AUC on
-    validation films framed as the other class, on which the threshold is chosen as well. `worst`: likewise, but the
-    highest AUC in the worst of the three views of `framing.swaps`.
-
-    `claims`: published values on the system's own test data by metric, or a word where no number was given;
-    `claimed_on`: how many images that was, 0 where it is not known; `ours`: what of the network had to be chosen here,
-    so that the claim cannot be tested. `stored_output`: what the stored output of the system's own notebook shows.
-    `remark`: what is known of the distance between claim and measurement. `published`: fields that differ under the
-    protocol `published`, empty when nothing was published; `retained` says in words what of the published system that
-    is, `corrected` what `strict` corrects.
+    Attributes
+    ----------
+    name, title, source, url
+        Its name in commands and tables; what its authors call it; where the claim is stated; the
+        address of the system, empty where it was not found.
+    network
+        A key of `networks.NETWORKS`, or a function `(x, size, weights) -> features`.
+    head
+        A key of `networks.HEADS`.
+    size
+        Height and width of the input in pixels.
+    phases
+        The phases of training, in their order.
+    fit
+        `network` trains the whole network with Keras. `linear-probe` fits a calibrated logistic
+        regression on features of the frozen network. `single-feature` fits one on the feature that
+        `audit.single_feature` computes for the name in `network`.
+    init
+        Initial weights, see `networks.get_weights`.
+    batch_size
+        Images per step.
+    patience
+        Epochs without a better validation before a phase ends. None runs all epochs and keeps the
+        last.
+    augmentation
+        A key of `networks.AUGMENTATIONS`, or a function that returns a layer.
+    imbalance
+        One of `train.IMBALANCE_METHODS`.
+    region
+        Which region of each image the network sees, see `regions.load`.
+    split_strategy
+        A key of `splits.SPLIT_STRATEGIES`, or a function `(manifest, seed) -> manifest`.
+    threshold_rule
+        See `thresholds`, or a function `(labels, scores) -> threshold`.
+    validation
+        Which epoch is kept. `plain`: the lowest validation loss. `framing`: the highest AUC on
+        validation images framed as the other class, on which the threshold is chosen as well.
+        `worst`: the same, with the highest AUC in the worst of the three views of `framing.swaps`.
+    seeds
+        How many seeds an experiment trains.
+    claims
+        Published values on the system's own test data by metric, or a word where no number was
+        given.
+    claimed_on
+        On how many images the claim was measured, 0 where this is not known.
+    ours
+        What had to be chosen here because the source does not say it. The claim is then not
+        testable.
+    stored_output
+        Values in the stored output of the system's own notebook.
+    published
+        The fields that differ under the protocol `published`. Empty when nothing was published.
+    remark
+        What is known about the distance between claim and measurement.
+    retained, corrected
+        In words: what `published` retains of the system, and what `strict` corrects.
     """
 
     name: str
     title: str
     source: str = "this repository"
-    network: str
+    url: str = ""
+    network: Part
     head: str = "sigmoid"
     size: int
     phases: tuple[Phase, ...] = ()
@@ -57,11 +154,11 @@ class Recipe:
     init: str = "random"
     batch_size: int = 32
     patience: int | None = 5
-    augmentation: str | None = None
+    augmentation: Part | None = None
     imbalance: str | None = None
     region: str = "whole"
-    split_strategy: str = "patient-grouped"
-    threshold_rule: str | float = "sensitivity 0.95"
+    split_strategy: Part = "patient-grouped"
+    threshold_rule: Part = "sensitivity 0.95"
     validation: str = "plain"
     seeds: int = 3
     claims: Mapping[str, float | str] = field(default_factory=dict)
@@ -75,61 +172,95 @@ class Recipe:
 
     @property
     def epochs(self) -> int:
-        """Of all phases."""
+        """The epochs of all phases together."""
         return sum(phase.epochs for phase in self.phases)
 
     def under(self, protocol: str, budget: str = "full") -> "Recipe":
         """Return the recipe as it runs under a protocol and a budget.
 
-        Another protocol is a split strategy, the rest as under `strict`. `NotFoundError` for `published` where nothing was
-        published.
+        Parameters
+        ----------
+        protocol
+            `strict`, `published`, or a split strategy; the last leaves the rest as under `strict`.
+        budget
+            A key of `BUDGETS`.
+
+        Raises
+        ------
+        NotFoundError
+            Under `published` if nothing was published, and for an unknown budget.
         """
-        if protocol == "published" and not self.published:
-            raise NotFoundError(
-                f"{self.name} has no protocol `published`: nothing was. Fix: use `strict`."
-            )
-        changed = replace(self, **self.published) if protocol == "published" else self
-        if protocol not in ("published", "strict"):
+        changed = self
+        if protocol == "published":
+            if not self.published:
+                raise NotFoundError(
+                    f"{self.name} has no protocol `published`: nothing was. Fix: use `strict`."
+                )
+            changed = replace(self, **self.published)
+        elif protocol != "strict":
             changed = replace(self, split_strategy=protocol)
-        cap = get_budget(budget).epochs_a_phase
-        phases = tuple(replace(p, epochs=min(p.epochs, cap or p.epochs)) for p in changed.phases)
-        return replace(changed, phases=phases)
+        most = get_budget(budget).epochs_a_phase
+        if most is not None:
+            phases = tuple(replace(p, epochs=min(p.epochs, most)) for p in changed.phases)
+            changed = replace(changed, phases=phases)
+        return changed.named()
+
+    def named(self) -> "Recipe":
+        """Return the recipe with its functions, except the threshold rule, replaced by names."""
+        names: dict[str, Any] = {}
+        for key in _PART_FIELDS:
+            part = getattr(self, key)
+            names[key] = None if part is None else part_name(part)
+        return replace(self, **names)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the outcome of training; prose, claims and the threshold rule are left out."""
-        words = {
-            "title",
-            "source",
-            "seeds",
-            "claims",
-            "claimed_on",
-            "ours",
-            "stored_output",
-            "published",
-            "remark",
-        }
-        words |= {"retained", "corrected", "threshold_rule"}
+        """Return the fields that decide the outcome of training.
+
+        Prose, claims and the name of a threshold rule are left out: they change no score.
+        """
+        left_out = set(_WORDS)
         if self.validation == "plain":
-            words |= {"validation"}
+            left_out.add("validation")
         if self.region == "whole":
-            words |= {"region"}
-        return {key: value for key, value in asdict(self).items() if key not in words}
+            left_out.add("region")
+        chosen = {key: value for key, value in asdict(self.named()).items() if key not in left_out}
+        if callable(self.threshold_rule):
+            chosen["threshold_rule"] = part_name(self.threshold_rule)
+        return chosen
+
+
+# The fields of a recipe that do not decide the outcome of training.
+_WORDS = (
+    "title",
+    "source",
+    "url",
+    "seeds",
+    "claims",
+    "claimed_on",
+    "ours",
+    "stored_output",
+    "published",
+    "remark",
+    "retained",
+    "corrected",
+    "threshold_rule",
+)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much training a run of the notebooks may take: at most so many seeds, and epochs a phase."""
+    """The most seeds that an experiment trains and the most epochs per phase; None is no limit."""
 
     seeds: int | None
     epochs_a_phase: int | None
 
 
-# `quick` is minutes on two cores with the phantom; `full` is what the committed tables of real data use.
+# `quick` takes minutes on two cores with the phantom. The committed tables of real data use `full`.
 BUDGETS = {"quick": Budget(2, 12), "full": Budget(None, None)}
 
 
 def get_budget(name: str) -> Budget:
-    """Return the budget of that name, or raise `NotFoundError` with the names there are."""
+    """Return the budget of that name; `NotFoundError` lists the names."""
     if name not in BUDGETS:
         raise NotFoundError(
             f"there is no budget {name!r}. Fix: choose one of {', '.join(BUDGETS)}."
@@ -140,57 +271,73 @@ def get_budget(name: str) -> Budget:
 TINY_CNN = Recipe(
     name="tiny-cnn-28",
     title="Chest X-Ray Pneumonia Classification using Convolutional Neural Networks",
-    source="README of the system: test accuracy 0.95, test loss 0.14 on 582 images of its own re-split",
+    source="README: test accuracy 0.95 and test loss 0.14 on 582 images of its own random split",
+    # The address of its data; its own repository was not found.
+    url="https://huggingface.co/datasets/keremberke/chest-xray-classification",
     network="tiny_cnn",
     head="two-logits",
     size=28,
     phases=(Phase(epochs=20, learning_rate=1e-3),),
     claims={"accuracy": 0.95},
     claimed_on=582,
-    remark="The claim is of its own image-level random split; on the official test it is far lower.",
+    remark=(
+        "The claim was measured on its own image-level random split. Accuracy on the official test "
+        "is far lower."
+    ),
     published={"split_strategy": "random-per-image", "patience": None, "threshold_rule": 0.5},
     retained=(
-        "exact duplicates removed, then an image-level random split 70/20/10: patients in several splits",
-        "the last of 20 epochs",
+        "Exact duplicates are removed, then images are split at random into 70/20/10. Patients are "
+        "in several splits.",
+        "The last of 20 epochs is kept.",
         # As written the least possible loss is log(1 + 1/e) = 0.313; the README reports 0.0728.
-        "sigmoid outputs given to a loss that expects logits: Keras under TensorFlow looks through "
-        "the sigmoid to the logits, so the outputs here are logits on every backend, under both protocols",
+        "The original passes sigmoid outputs to a loss that expects logits. TensorFlow silently "
+        "undoes this; other backends do not. We use logits everywhere, under both protocols.",
     ),
     corrected=(
-        "the epoch with the best validation loss is kept",
-        "the threshold is chosen on validation",
+        "The epoch with the best validation loss is kept.",
+        "The threshold is chosen on validation.",
     ),
 )
 
 SCRATCH_CNN = Recipe(
     name="scratch-cnn",
     title="Xray-Classification",
-    source="README of the system: accuracy 0.83, recall above precision, test below validation",
+    source="README: accuracy 0.83, recall above precision, test below validation",
     network="scratch_cnn",
     size=128,
-    phases=(Phase(20, learning_rate=1e-3, decay=True), Phase(6, learning_rate=1e-4, decay=True)),
+    phases=(
+        Phase(epochs=20, learning_rate=1e-3, decay=True),
+        Phase(epochs=6, learning_rate=1e-4, decay=True),
+    ),
     batch_size=16,
     patience=20,
     claims={"accuracy": 0.83},
     claimed_on=624,
     ours="layers, input size and epochs are ours",
     remark=(
-        "The network is ours within the words of its README, which gives no layers, size or epochs. It quotes the "
-        "keras.io example of July 2020, so its network is likely that of kerasio-tpu, in two stages. What else it says "
-        "holds here: recall above precision, and the test below validation."
+        "The network is ours, because the README gives no layers, size or epochs. The README "
+        "quotes the keras.io example of July 2020, so its network is likely that of kerasio-tpu, "
+        "trained in two stages. Its other statements are confirmed here: recall is "
+        "above precision, and the test is below validation."
     ),
     published={"split_strategy": "per-image-validation", "patience": None, "threshold_rule": 0.5},
     retained=(
-        "no augmentation; regularisation, then a fine-tuning phase at a lower rate; the last epoch",
-        "a random fifth of the training images validates (its README does not say which did)",
+        "There is no augmentation. Regularised training is followed by a fine-tuning phase at a "
+        "lower rate, and the last epoch is kept.",
+        "A random fifth of the training images is used for validation. The README does not say "
+        "which images were used.",
     ),
-    corrected=("validation by patient, cut from train", "the best epoch of each phase is kept"),
+    corrected=(
+        "Validation is split from the training folder by patient.",
+        "The best epoch of each phase is kept.",
+    ),
 )
 
 KERASIO = Recipe(
     name="kerasio-tpu",
     title="Pneumonia Classification on TPU (keras.io)",
     source="page of the example: test accuracy 0.814, precision 0.781, recall 0.977, loss 2.72",
+    url="https://keras.io/examples/vision/xray_classification_with_tpus",
     network="separable_cnn",
     size=180,
     phases=(Phase(epochs=100, learning_rate=0.015),),
@@ -199,24 +346,28 @@ KERASIO = Recipe(
     imbalance="class_weight",
     claims={"accuracy": 0.814, "precision": 0.781, "sensitivity": 0.977},
     claimed_on=624,
-    remark=(
-        "The claim is of one run. The three here have a recall of 0.995, 0.985 and 0.995 at a precision of "
-        "0.784, 0.768 and 0.704."
-    ),
+    remark="The claim was measured on one training run.",
     published={"split_strategy": "take-skip", "threshold_rule": 0.5},
     retained=(
-        "validation by take and skip of two different shuffles: four fifths of it are trained on too",
-        "a batch of 200 (25 on each of 8 TPU cores), class weights, early stopping after 10 epochs",
-        "a rate of 0.015 throughout: its decay sets in after 100,000 steps, and an epoch has 21 "
-        "(not corrected either: nothing says what it should have been)",
+        "Validation is made by take and skip of two different shuffles, so that four fifths of it "
+        "are trained on too.",
+        "The batch has 200 images (25 on each of 8 TPU cores). Classes are weighted. Training "
+        "stops after 10 epochs without improvement.",
+        "The learning rate is 0.015 throughout, because its decay sets in after 100,000 steps and "
+        "an epoch has 21. `strict` does not correct this, because nothing says what the rate "
+        "should have been.",
     ),
-    corrected=("validation by patient, cut from train", "the threshold is chosen on validation"),
+    corrected=(
+        "Validation is split from the training folder by patient.",
+        "The threshold is chosen on validation.",
+    ),
 )
 
 RESNET = Recipe(
     name="resnet50v2",
     title="Chest X-Ray Pneumonia Prediction",
-    source='README of the system: "excellent recall"; its notebook\'s stored output: test loss 3.63',
+    source='README: "excellent recall"; stored output of its notebook: test loss 3.63',
+    url="https://github.com/JatinSingh007/Data_Science_projects",
     network="resnet50v2",
     size=224,
     phases=(Phase(epochs=8, learning_rate=1e-3),),
@@ -226,8 +377,8 @@ RESNET = Recipe(
     seeds=1,
     claims={"sensitivity": "excellent"},
     remark=(
-        "The claim gives no number. The stored output of its notebook finds every pneumonia and classifies "
-        "229 of the 234 normals as pneumonia: accuracy 0.633, precision 0.630."
+        "The claim gives no number. The stored output of its notebook finds every pneumonia and "
+        "classifies 229 of the 234 normal images as pneumonia: accuracy 0.633, precision 0.630."
     ),
     stored_output={"accuracy": 0.633, "precision": 0.630, "sensitivity": 1.0},
     published={
@@ -238,22 +389,24 @@ RESNET = Recipe(
         "threshold_rule": 0.5,
     },
     retained=(
-        "raw pixels of 0…255 into a network that expects −1…1",
-        "flips at random in training, and of the test images too",
-        "no checkpoint and no early stopping: 16 validation images make no batch of 32",
+        "Raw pixels of 0…255 enter a network that expects −1…1.",
+        "Images are flipped at random in training and in the test.",
+        "There is no checkpoint and no early stopping, because 16 validation images make no batch "
+        "of 32.",
     ),
     corrected=(
-        "pixels scaled to −1…1; test images as they are",
-        "validation by patient, on which the best epoch and the threshold are chosen",
-        "images reduced with antialiasing, under both protocols: nearest-neighbour resize is not retained "
-        "(on films of 224 × 224, as measured here, neither changes anything)",
+        "Pixels are scaled to −1…1, and test images are not flipped.",
+        "Validation is by patient, and chooses the best epoch and the threshold.",
+        "Images are reduced with antialiasing under both protocols. Nearest-neighbour resizing is "
+        "not retained: on images of 224 × 224 pixels, as measured here, it changes nothing.",
     ),
 )
 
 INCEPTION = Recipe(
     name="inceptionv3-tpu",
     title="X-ray Pneumonia Classification",
-    source="README of the system; its notebook's stored output is another network's",
+    source="README; the stored output of its notebook is of another network",
+    url="https://github.com/alxmares/X-ray_Pneumonia_Classification",
     network="inceptionv3",
     size=180,
     phases=(
@@ -267,24 +420,31 @@ INCEPTION = Recipe(
     claimed_on=624,
     ours="epochs and rates are ours",
     remark=(
-        "The four values cannot be of the official test: of its 390 pneumonias and 234 normals, precision "
-        "0.93 at recall 0.96 leaves 28 false alarms and 16 misses, which is an accuracy of 0.930. The stored "
-        "output of the notebook it names is that of the keras.io example."
+        "The four values cannot all be of the official test. Of its 390 pneumonias and 234 normal "
+        "images, precision 0.93 at recall 0.96 leaves 28 false alarms and 16 misses, which is an "
+        "accuracy of 0.930. The stored output of the notebook that it names is that of the "
+        "keras.io example."
     ),
     stored_output={"accuracy": 0.768, "precision": 0.732, "sensitivity": 0.992},
     published={"split_strategy": "per-image-validation", "threshold_rule": 0.5},
     retained=(
-        "augmentation, a frozen phase for the layers on top, then the whole at a lower, decaying rate "
-        "(its README gives no epochs or rates: 3 at 1e-3 and 10 from 1e-4 are ours)",
-        "a random fifth of the training images validates, as in the notebook it names",
+        "Images are augmented. A phase with a frozen backbone trains the layers on top, then all "
+        "layers are trained at a lower, decaying rate. The README gives no epochs or rates: 3 at "
+        "1e-3 and 10 from 1e-4 are ours.",
+        "A random fifth of the training images is used for validation, as in the notebook that it "
+        "names.",
     ),
-    corrected=("validation by patient, cut from train", "the threshold is chosen on validation"),
+    corrected=(
+        "Validation is split from the training folder by patient.",
+        "The threshold is chosen on validation.",
+    ),
 )
 
 MOBILENET_SMALL = Recipe(
     name="mobilenetv2-small",
     title="Pneumonia Lung X-Ray Detection",
-    source="README of the system: validation accuracy 65% to 95% over 20 epochs, 136 and 40 images",
+    source="README: validation accuracy 65% to 95% over 20 epochs, on 136 and 40 images",
+    url="https://github.com/jessexmaki/pneumonia-xray-detection",
     network="mobilenetv2_small",
     size=160,
     phases=(Phase(epochs=20, learning_rate=1e-3, freeze_backbone=True),),
@@ -297,80 +457,89 @@ MOBILENET_SMALL = Recipe(
     claims={"accuracy": 0.95},
     claimed_on=40,
     remark=(
-        "Accuracy on 40 images moves in steps of 2.5 points. The code published beside the README validates "
-        "on the folder it trains on."
+        "Accuracy on 40 images moves in steps of 2.5 points. The code published beside the README "
+        "validates on the folder it trains on."
     ),
     published={"split_strategy": "random-176", "patience": None, "threshold_rule": 0.5},
     retained=(
-        "176 images chosen at random, 136 to train and 40 on which its accuracy is stated",
-        "the last of 20 epochs",
-        "rescaling and augmentation in the model (which, and the input size of 160, are ours)",
+        "176 images are chosen at random: 136 to train, and 40 on which the accuracy is stated.",
+        "The last of 20 epochs is kept.",
+        "Rescaling and augmentation are layers of the model. Which layers, and the input size of "
+        "160, are ours.",
     ),
     corrected=(
-        "136 and 40 images of different patients; accuracy on the official test",
-        "no validation on the folder that is trained on, under either protocol",
-        "the best epoch and the threshold are chosen on the 40",
+        "The 136 and 40 images are of different patients. Accuracy is measured on the official "
+        "test.",
+        "Under neither protocol does the training folder validate.",
+        "The best epoch and the threshold are chosen on the 40 images.",
     ),
 )
 
-
-# What a variant of a published recipe does not inherit.
-_OURS: dict[str, Any] = {
+# Fields of a published system that a variant of it does not inherit.
+_OF_THE_SYSTEM: dict[str, Any] = {
+    "url": "",
     "claims": {},
     "claimed_on": 0,
     "ours": "",
     "stored_output": {},
     "published": {},
+    "retained": (),
+    "remark": "",
 }
-_OURS |= {"retained": (), "remark": ""}
 
 
 def _balanced(imbalance: str, short: str) -> Recipe:
-    name, title = (
-        f"{MOBILENET_SMALL.name}-{short}",
-        f"{MOBILENET_SMALL.title}, {imbalance.replace('_', ' ')}",
-    )
-    source = "the class-imbalance methods its README names"
+    """Return the small experiment with a class-imbalance method."""
     return replace(
-        MOBILENET_SMALL, name=name, title=title, source=source, imbalance=imbalance, **_OURS
+        MOBILENET_SMALL,
+        name=f"{MOBILENET_SMALL.name}-{short}",
+        title=f"{MOBILENET_SMALL.title}, {imbalance.replace('_', ' ')}",
+        source="the class-imbalance methods that its README names",
+        imbalance=imbalance,
+        **_OF_THE_SYSTEM,
     )
 
 
 def _reframed(recipe: Recipe) -> Recipe:
-    """Return a recipe with random framing in training, its epoch and threshold chosen on swapped films.
+    """Return a recipe with random framing, its epoch and threshold chosen on swapped images.
 
-    A phase ends after 20 epochs without a better one: on swapped films the first can be the best for long.
+    A phase ends after 20 epochs without a better one, because on swapped images the first epoch can
+    be the best for long.
     """
-    name, title = (
-        f"{recipe.name}-reframed",
-        f"{recipe.title}, framing made random in training (ours)",
+    augmentation = "reframe"
+    if recipe.augmentation is not None:
+        augmentation = f"reframe-{recipe.augmentation}"
+    return replace(
+        recipe,
+        name=f"{recipe.name}-reframed",
+        title=f"{recipe.title}, framing made random in training (ours)",
+        source="this repository",
+        augmentation=augmentation,
+        validation="framing",
+        patience=20,
+        corrected=(),
+        **_OF_THE_SYSTEM,
     )
-    framing = "reframe" if recipe.augmentation is None else f"reframe-{recipe.augmentation}"
-    changed: dict[str, Any] = {"augmentation": framing, "validation": "framing", "corrected": ()}
-    changed |= {"patience": 20, "source": "this repository"} | _OURS
-    return replace(recipe, name=name, title=title, **changed)
 
 
-def _two_by_two() -> tuple[Recipe, Recipe]:
-    """The two cells between `tiny-cnn-28` and its re-framed twin: its validation alone, its augmentation alone."""
-    reframed = _reframed(TINY_CNN)
-    selection = replace(
-        reframed,
-        name="tiny-cnn-28-reframed-validation",
-        title=f"{TINY_CNN.title}, epoch and threshold chosen on re-framed images (ours)",
-        augmentation=TINY_CNN.augmentation,
-    )
-    augmentation = replace(
-        reframed,
-        name="tiny-cnn-28-reframed-training",
-        title=f"{TINY_CNN.title}, framing made random in training, epoch chosen as before (ours)",
-        patience=TINY_CNN.patience,
-        validation=TINY_CNN.validation,
-    )
-    return selection, augmentation
+TINY_REFRAMED = _reframed(TINY_CNN)
 
+# Between `tiny-cnn-28` and its re-framed twin: the validation alone, the augmentation alone.
+TINY_REFRAMED_VALIDATION = replace(
+    TINY_REFRAMED,
+    name="tiny-cnn-28-reframed-validation",
+    title=f"{TINY_CNN.title}, epoch and threshold chosen on re-framed images (ours)",
+    augmentation=TINY_CNN.augmentation,
+)
+TINY_REFRAMED_TRAINING = replace(
+    TINY_REFRAMED,
+    name="tiny-cnn-28-reframed-training",
+    title=f"{TINY_CNN.title}, framing made random in training, epoch chosen as before (ours)",
+    patience=TINY_CNN.patience,
+    validation=TINY_CNN.validation,
+)
 
-# The end of a recipe's name, by the region that it sees.
+# The end of a recipe's name, by the region of the image that it sees.
 LUNG_REGIONS = {
     "lungs": "lungs",
     "lungs-annotated": "annotated lungs",
@@ -389,11 +558,10 @@ def _on_region(recipe: Recipe, ending: str) -> Recipe:
         source="this repository",
         region=region,
         corrected=(),
-        **_OURS,
+        **_OF_THE_SYSTEM,
     )
 
 
-_ONE = "Single-feature baseline: {}, logistic regression (ours)"
 MOBILENET_FROZEN = Recipe(
     name="mobilenetv2-frozen",
     title="Features of an ImageNet MobileNetV2, calibrated logistic regression (ours)",
@@ -403,10 +571,9 @@ MOBILENET_FROZEN = Recipe(
     init="imagenet",
 )
 
-
 FLAGSHIP = Recipe(
     name="flagship",
-    title="MobileNetV2 at 160 px, head then all layers, on films of random framing and rendering (ours)",
+    title="MobileNetV2 at 160 px, head then all layers, random framing and rendering (ours)",
     network="mobilenetv2_160",
     size=224,
     phases=(
@@ -420,41 +587,187 @@ FLAGSHIP = Recipe(
     seeds=5,
 )
 
+
+def _single_feature(feature: str) -> Recipe:
+    """Return the baseline that sees one number of an image."""
+    return Recipe(
+        name=feature.replace(" ", "-"),
+        title=f"Single-feature baseline: {feature}, logistic regression (ours)",
+        network=feature,
+        size=64,
+        fit="single-feature",
+        init="none",
+    )
+
+
 # The small experiment without and with each class-imbalance method.
 IMBALANCE_RECIPES = tuple(
     f"{MOBILENET_SMALL.name}{end}" for end in ("", "-weighted", "-oversampled", "-undersampled")
 )
 
 _ALL = (
-    *(INCEPTION, SCRATCH_CNN, TINY_CNN, RESNET, MOBILENET_SMALL),
+    INCEPTION,
+    SCRATCH_CNN,
+    TINY_CNN,
+    RESNET,
+    MOBILENET_SMALL,
     _balanced("class_weight", "weighted"),
     _balanced("oversample", "oversampled"),
     _balanced("undersample", "undersampled"),
-    *(KERASIO, MOBILENET_FROZEN, FLAGSHIP),
-    *map(_reframed, (TINY_CNN, SCRATCH_CNN, KERASIO, MOBILENET_SMALL, MOBILENET_FROZEN)),
-    *_two_by_two(),
+    KERASIO,
+    MOBILENET_FROZEN,
+    FLAGSHIP,
+    TINY_REFRAMED,
+    _reframed(SCRATCH_CNN),
+    _reframed(KERASIO),
+    _reframed(MOBILENET_SMALL),
+    _reframed(MOBILENET_FROZEN),
+    TINY_REFRAMED_VALIDATION,
+    TINY_REFRAMED_TRAINING,
     *(_on_region(TINY_CNN, ending) for ending in LUNG_REGIONS),
     *(_on_region(MOBILENET_FROZEN, ending) for ending in LUNG_REGIONS),
-    *(_on_region(recipe, "lungs") for recipe in (SCRATCH_CNN, KERASIO, MOBILENET_SMALL)),
-    *(
-        Recipe(
-            name=x.replace(" ", "-"),
-            title=_ONE.format(x),
-            network=x,
-            size=64,
-            fit="single-feature",
-            init="none",
-        )
-        for x in ("majority class", "file size", "mean intensity")
-    ),
+    _on_region(SCRATCH_CNN, "lungs"),
+    _on_region(KERASIO, "lungs"),
+    _on_region(MOBILENET_SMALL, "lungs"),
+    _single_feature("majority class"),
+    _single_feature("file size"),
+    _single_feature("mean intensity"),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return the recipe of that name, or raise `NotFoundError` with the names there are."""
-    if name not in RECIPES:
+    """Return the recipe of that name; `NotFoundError` lists the names.
+
+    `tiny-cnn-28+epochs=5+size=64` is `tiny-cnn-28` with these fields changed (see `override`).
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    base, *changes = name.split("+")
+    if base not in RECIPES:
         raise NotFoundError(
-            f"there is no recipe {name!r}. Fix: choose one of {', '.join(RECIPES)}."
+            f"there is no recipe {base!r}. Fix: choose one of {', '.join(RECIPES)}."
         )
-    return RECIPES[name]
+    pairs = [change.partition("=") for change in changes]
+    return override(RECIPES[base], {key: value for key, _, value in pairs})
+
+
+# What `override` accepts for each field that it can change.
+_NAME = "a name"
+_FLAG = "true or false"
+_WHOLE = "a whole number of at least 1"
+_POSITIVE = "a number above 0"
+_OR_NONE = ", or none"
+_PHASE_KINDS = {
+    "epochs": _WHOLE,
+    "learning_rate": _POSITIVE,
+    "decay": _FLAG,
+    "freeze_backbone": _FLAG,
+}
+_RECIPE_KINDS = {
+    "network": _NAME,
+    "head": _NAME,
+    "size": _WHOLE,
+    "batch_size": _WHOLE,
+    "patience": _WHOLE + _OR_NONE,
+    "augmentation": _NAME + _OR_NONE,
+    "imbalance": _NAME + _OR_NONE,
+    "split_strategy": _NAME,
+    "validation": _NAME,
+    "seeds": _WHOLE,
+}
+
+
+def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
+    """Return a variant of a recipe, with fields changed from text as on the command line.
+
+    The name gets each change in the order of the fields, such as `tiny-cnn-28+epochs=5`, so that
+    runs of the variant are of their own identity. The variant has no claims and no protocol
+    `published`.
+
+    Parameters
+    ----------
+    recipe
+        The recipe to change.
+    changes
+        Text by field: a field of `Recipe`, or of `Phase`, which changes every phase. `none` and
+        `true` or `false` stand for Python's values.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such field; the message lists the fields.
+    InvalidDataError
+        If a value is not of the field's type.
+    """
+    kinds = (_PHASE_KINDS if recipe.phases else {}) | _RECIPE_KINDS
+    unknown = sorted(set(changes) - set(kinds))
+    if unknown:
+        raise NotFoundError(
+            f"{recipe.name} has no field {unknown[0]!r} to change. "
+            f"Fix: choose one of {', '.join(kinds)}."
+        )
+    if not changes:
+        return recipe
+    given = [key for key in kinds if key in changes]
+    values = {key: _parse(key, changes[key].strip(), kinds[key]) for key in given}
+    phase_values = {key: value for key, value in values.items() if key in _PHASE_KINDS}
+    recipe_values = {key: value for key, value in values.items() if key in _RECIPE_KINDS}
+    ending = "".join(f"+{key}={_text(value)}" for key, value in values.items())
+    changed = _OF_THE_SYSTEM | {
+        "name": recipe.name + ending,
+        "title": f"{recipe.title}, changed: {ending[1:].replace('+', ', ')}",
+        "source": "this repository",
+        "phases": tuple(replace(phase, **phase_values) for phase in recipe.phases),
+    }
+    return replace(recipe, **(changed | recipe_values))
+
+
+def _parse(key: str, text: str, kind: str) -> Any:
+    """Read the text of a field; `InvalidDataError` unless it is of the kind."""
+    optional = kind.endswith(_OR_NONE)
+    if optional and text.lower() == "none":
+        return None
+    parsers: dict[str, Callable[[str], Any]] = {
+        _NAME: _parse_name,
+        _FLAG: _parse_flag,
+        _WHOLE: _parse_whole,
+        _POSITIVE: _parse_positive,
+    }
+    try:
+        value = parsers[kind.removesuffix(_OR_NONE)](text)
+    except ValueError as error:
+        raise InvalidDataError(f"{key}={text!r} cannot be used. Fix: give {kind}.") from error
+    return value
+
+
+def _text(value: Any) -> str:
+    """Write a value so that `_parse` reads it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _parse_name(text: str) -> str:
+    """Accept a name that can be part of a folder's and of a recipe's name."""
+    if not text or set(text) & set("/+=\\"):
+        raise ValueError(text)
+    return text
+
+
+def _parse_flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def _parse_whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _parse_positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value

@@ -1,9 +1,22 @@
 """From a score to a decision: rules that choose a threshold on validation, never on the test.
 
-A rule is a number (a fixed threshold), `youden`, `sensitivity 0.95` (the highest threshold that finds such a share of
-the positives), `cost 5` (a missed pneumonia costs five false alarms), or, for a scores table, `frozen`: the threshold
-that each run chose when it was trained.
+A rule is one of
+
+a number
+    A fixed threshold.
+`youden`
+    The highest sum of sensitivity and specificity (Youden 1950).
+`sensitivity 0.95`
+    The highest threshold that finds this share of the positives.
+`cost 5`
+    The lowest cost, where a missed pneumonia costs as much as five false alarms.
+a function `(labels, scores) -> threshold`
+    A rule of your own.
+`frozen`
+    For a table from `scores.load`: the threshold that each run chose when it was trained.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -11,65 +24,113 @@ from sklearn.metrics import roc_curve
 
 from xraylib.errors import InvalidDataError, NotFoundError
 
-# What the table of operating points compares; the first is the recipes' default.
+Rule = str | float | Callable[[np.ndarray, np.ndarray], float]
+
+# The rules that the table of operating points compares; the first is the recipes' default.
 RULES: tuple[str | float, ...] = ("sensitivity 0.95", "youden", "sensitivity 0.98", "cost 5", 0.5)
 
 
-def threshold(labels: np.ndarray, scores: np.ndarray, rule: str | float) -> float:
-    """Apply a rule to validation labels (0/1) and scores, both `(n,)`; at or above it is pneumonia.
+def threshold(labels: np.ndarray, scores: np.ndarray, rule: Rule) -> float:
+    """Choose a threshold by a rule; at or above it an image is classified as pneumonia.
 
-    It lies half-way between two neighbouring scores, so that rounding a score does not cross it. `youden` maximises
-    sensitivity + specificity - 1 (Youden 1950). `NotFoundError` for a rule that does not exist.
+    Parameters
+    ----------
+    labels, scores
+        Validation labels (0/1) and P(pneumonia), both `(n,)`.
+    rule
+        A rule of this module, except `frozen`; another one is refused with `NotFoundError`.
+
+    Returns
+    -------
+    float
+        Half-way between two neighbouring scores, so that rounding a score does not cross it.
     """
+    if callable(rule):
+        return _own_threshold(labels, scores, rule)
     if not isinstance(rule, str):
         return float(rule)
-    name, _, given = rule.partition(" ")
+    name, _, number = rule.partition(" ")
     try:
-        value = float(given or "nan")
+        value = float(number or "nan")
     except ValueError:
         value = np.nan
-    curve = roc_curve(labels, scores, drop_intermediate=False)
-    # The first threshold is infinite: no image is positive at it, and no score compares with it.
-    false_alarms, found, cuts = (values[1:] for values in curve)
+    fpr, tpr, cuts = roc_curve(labels, scores, drop_intermediate=False)
+    # The first cut is infinite: no image is positive at it, and no score compares with it.
+    fpr = fpr[1:]
+    tpr = tpr[1:]
+    cuts = cuts[1:]
     if rule == "youden":
-        chosen = np.argmax(found - false_alarms)
+        chosen = np.argmax(tpr - fpr)
     elif name == "sensitivity" and 0 < value <= 1:
-        chosen = np.argmax(found >= value - 1e-12)
+        chosen = np.argmax(tpr >= value - 1e-12)
     elif name == "cost" and 0 < value < np.inf:
         positives = labels.sum()
-        cost = value * positives * (1 - found) + (len(labels) - positives) * false_alarms
-        chosen = np.argmin(cost)
+        negatives = len(labels) - positives
+        chosen = np.argmin(value * positives * (1 - tpr) + negatives * fpr)
     else:
         raise NotFoundError(
-            f"there is no rule {rule!r} for a threshold. Fix: a number, `youden`, `sensitivity 0.95` or `cost 5`."
+            f"there is no rule {rule!r} for a threshold. "
+            "Fix: a number, `youden`, `sensitivity 0.95` or `cost 5`."
         )
-    best = float(cuts[chosen])
-    below = scores[scores < best]
-    return (best + float(below.max())) / 2 if len(below) else best
+    cut = float(cuts[chosen])
+    lower_scores = scores[scores < cut]
+    return (cut + float(lower_scores.max())) / 2 if len(lower_scores) else cut
 
 
-def thresholds(scores: pd.DataFrame, rule: str | float) -> pd.Series:
-    """Threshold by seed of one recipe and protocol, under a rule.
+def _own_threshold(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    rule: Callable[[np.ndarray, np.ndarray], float],
+) -> float:
+    chosen = float(rule(labels, scores))
+    if not np.isfinite(chosen):
+        raise InvalidDataError(
+            f"the rule {getattr(rule, '__name__', rule)} gives the threshold {chosen}. "
+            "Fix: let it return a finite number."
+        )
+    return chosen
 
-    A rule is applied to the `swapped` rows where there are any, to `val` elsewhere; `InvalidDataError` where a seed has
-    none. `frozen` needs a table from `scores.load`.
+
+def thresholds(scores: pd.DataFrame, rule: Rule) -> pd.Series:
+    """Choose a threshold for every seed.
+
+    Parameters
+    ----------
+    scores
+        The scores table of one recipe and protocol.
+    rule
+        A rule of this module. It is applied to the `swapped` rows where the table has some,
+        otherwise to `val`.
+
+    Returns
+    -------
+    Series
+        Thresholds by seed.
+
+    Raises
+    ------
+    InvalidDataError
+        If a seed has no validation scores.
     """
     seeds = sorted(scores["seed"].unique())
-    if not isinstance(rule, str):
+    if isinstance(rule, int | float):
         return pd.Series(float(rule), index=seeds)
     if rule == "frozen":
         return scores.groupby("seed")["threshold"].first()
-    val = scores[scores["split"] == validation_split(scores)]
-    if without := sorted(set(seeds) - set(val["seed"])):
+    validation = scores[scores["split"] == validation_split(scores)]
+    missing = sorted(set(seeds) - set(validation["seed"]))
+    if missing:
         raise InvalidDataError(
-            f"seed {without[0]} has no scores of validation to choose a threshold on. "
+            f"seed {missing[0]} has no scores of validation to choose a threshold on. "
             "Fix: train it again, or give a fixed threshold."
         )
-    parts = (val[val["seed"] == seed] for seed in seeds)
-    chosen = [threshold(part["label"].to_numpy(), part["score"].to_numpy(), rule) for part in parts]
-    return pd.Series(chosen, index=seeds)
+    chosen = {}
+    for seed in seeds:
+        of_seed = validation[validation["seed"] == seed]
+        chosen[seed] = threshold(of_seed["label"].to_numpy(), of_seed["score"].to_numpy(), rule)
+    return pd.Series(chosen)
 
 
 def validation_split(scores: pd.DataFrame) -> str:
-    """The split that chooses thresholds: `swapped` where a recipe has it, else `val`."""
+    """Return the split that chooses thresholds: `swapped` where a recipe has it, else `val`."""
     return "swapped" if (scores["split"] == "swapped").any() else "val"

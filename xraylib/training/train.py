@@ -1,6 +1,5 @@
-"""One function that trains any recipe: seeded, resumable, and never the same thing twice."""
+"""One function that trains any recipe: seeded, resumable, and never the same run twice."""
 
-import json
 import logging
 import os
 import shutil
@@ -8,6 +7,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,94 @@ from tqdm.auto import tqdm
 from xraylib import devices, paths
 from xraylib.datasets import audit, framing, regions, splits
 from xraylib.devices import Accelerator
-from xraylib.errors import InvalidDataError, OperationFailedError
+from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
 from xraylib.storage import atomic_write, storage_errors
-from xraylib.training import networks, probe, runs
+from xraylib.training import networks, probe, recipes, runs
+from xraylib.training.progress import Progress
 from xraylib.training.recipes import Phase, Recipe
 
 log = logging.getLogger(__name__)
 
-# Batches between two checkpoints within an epoch: an hour of a large data set must not be lost to a preemption.
+# Batches between two checkpoints within an epoch, so that a preemption never costs an hour.
 CHECKPOINT_STEPS = 2000
 IMBALANCE_METHODS = ("class_weight", "oversample", "undersample")
+VALIDATIONS = ("plain", "framing", "worst")
+SINGLE_FEATURES = ("majority class", "file size", "mean intensity")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is trained from.
+
+    Attributes
+    ----------
+    recipe
+        The recipe as it runs under the protocol and the budget.
+    manifest
+        The whole manifest, whose index counts rows of pixels.
+    assigned
+        The manifest as the protocol splits it.
+    weights
+        The initial weights.
+    settings
+        The content of `run.json` as far as it is known before training.
+    """
+
+    recipe: Recipe
+    manifest: pd.DataFrame
+    assigned: pd.DataFrame
+    weights: networks.Weights
+    settings: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """The seed of the split, the initial weights, the order of images and dropout."""
+        return self.settings["seed"]
+
+    @property
+    def title(self) -> str:
+        """The recipe's name and the seed, for messages."""
+        return f"{self.settings['recipe']}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoint lies until the run has finished."""
+        names = [self.settings[name] for name in ("dataset", "recipe", "protocol")]
+        # The key tells apart names that were shortened.
+        shortened = [name[:60] for name in names]
+        return paths.RUNS / "-".join([*shortened, str(self.seed), self.settings["key"]])
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """0/1 of every row of the manifest."""
+        return self.manifest["label"].to_numpy()
+
+    def rows(self, split: str) -> np.ndarray:
+        """Return the rows of the manifest in a split."""
+        return self.assigned.index[self.assigned["split"] == split].to_numpy()
+
+    def pixels(self) -> np.ndarray:
+        """Return the pixels of every row, uint8 `(n, size, size, 1)`."""
+        return regions.load(self.manifest, self.recipe.size, self.recipe.region)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training gives, besides the model's file.
+
+    Attributes
+    ----------
+    history
+        The learning curves.
+    scores
+        Rows of the manifest with `split` and `score`.
+    measured
+        Entries for `run.json`.
+    """
+
+    history: pd.DataFrame
+    scores: pd.DataFrame
+    measured: dict[str, Any]
 
 
 def train(
@@ -44,26 +123,79 @@ def train(
     init: str | None = None,
     overwrite: bool = False,
 ) -> runs.Run:
-    """Train a recipe, go on with a run that was cut, or read back one that is finished.
+    """Train a recipe, continue an interrupted run, or read back a finished one.
 
-    `manifest` is whole (from `manifest.load`) and split by `protocol`, see `splits.assign`, and `seed`, which also
-    draws initial weights, order of images and dropout. `init` replaces the recipe's initial weights. The scores are of
-    the best epoch on validation, or of the last where the recipe has no patience. Killed at any moment and called
-    again, it ends with the same scores on the same machine. A committed run is replaced only with `overwrite`.
+    A run that is killed at any moment and started again ends with the same scores on the same
+    machine. Runs of another budget, precision or backend, or from other initial weights, are kept
+    beside each other.
+
+    Parameters
+    ----------
+    recipe
+        What to train; it may hold functions, see `recipes.part_name`.
+    manifest
+        The whole manifest from `manifest.load`.
+    accelerator
+        What `devices.use` returned.
+    protocol, seed
+        See `splits.assign`. The seed also draws initial weights, order of images and dropout.
+    budget
+        A key of `recipes.BUDGETS`.
+    init
+        Initial weights in place of the recipe's own, see `networks.get_weights`.
+    overwrite
+        Whether a committed run may be replaced; otherwise `InvalidDataError`.
+
+    Returns
+    -------
+    Run
+        With scores of the best epoch on validation, or of the last if the recipe has no patience.
     """
+    job = _plan(recipe, manifest, accelerator, protocol, seed, budget, init)
+    finished = _finished(job.settings, overwrite) if accelerator.processes == 1 else None
+    return finished or _train_once(job, accelerator, overwrite)
+
+
+def _train_once(job: Job, accelerator: Accelerator, overwrite: bool) -> runs.Run:
+    """Train a run under a lock, unless another process has finished it meanwhile."""
+    with storage_errors(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+    # Of several processes the first writes, and the others read the same folder.
+    first = devices.process()[0] == 0
+    # The lock is beside the folder, which is removed while others may wait.
+    with FileLock(f"{job.folder}.lock") if first else nullcontext():
+        if accelerator.processes > 1:
+            _check_shared(job.folder, first)
+        # The second of two calls at once finds the run of the first.
+        run = _finished(job.settings, overwrite)
+        devices.agree(f"{job.folder.name}, {'to be trained' if run is None else 'finished'}")
+        if run is None:
+            log.info("training %s, %s on %s", job.title, job.settings["protocol"], accelerator)
+            run = _fit_and_write(job, first)
+        if first:
+            shutil.rmtree(job.folder, ignore_errors=True)
+    return run
+
+
+def _plan(
+    recipe: Recipe,
+    manifest: pd.DataFrame,
+    accelerator: Accelerator,
+    protocol: str,
+    seed: int,
+    budget: str,
+    init: str | None,
+) -> Job:
+    """Settle everything that decides a run, and refuse what cannot be trained."""
+    if not 0 <= seed < 2**32:
+        raise InvalidDataError(
+            f"the seed {seed} cannot be used. Fix: give one of 0 to {2**32 - 1}."
+        )
     chosen = recipe.under(protocol, budget)
+    _check_names(chosen)
     weights = networks.get_weights(chosen.network, init or chosen.init)
-    assigned = splits.assign(manifest, protocol, seed, split_strategy=chosen.split_strategy)
-    batch = min(chosen.batch_size, int((assigned["split"] == "train").sum()))
-    if batch % accelerator.count:
-        raise InvalidDataError(
-            f"a batch of {batch} images cannot be divided among {accelerator.count} devices. Fix: use one "
-            "device, or a number of devices that divides the batch."
-        )
-    if accelerator.processes > 1 and chosen.fit != "network":
-        raise InvalidDataError(
-            f"{recipe.name} is fitted by one process. Fix: unset KERAS_DISTRIBUTION_JOB_ADDRESSES."
-        )
+    assigned = _assign_splits(chosen, manifest, protocol, seed)
+    _check_devices(chosen, assigned, accelerator)
     settings = {
         "dataset": manifest.attrs.get("dataset", "unnamed"),
         "recipe": recipe.name,
@@ -77,49 +209,97 @@ def train(
         "split": runs.split_fingerprint(assigned),
         "training_version": runs.TRAINING_VERSION,
     }
-    # Without hardware and versions, so that a run that was cut can go on elsewhere.
+    # Without hardware and versions, so that an interrupted run can continue elsewhere.
     settings["key"] = runs.digest(settings)
     settings["hardware"] = str(accelerator)
     settings["versions"] = runs.versions(keras.backend.backend())
-    if accelerator.processes == 1 and (run := _finished(settings, overwrite)):
-        return run
-    folder = paths.RUNS / "{dataset}-{recipe}-{protocol}-{seed}-{key}".format(**settings)
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    first = (
-        devices.process()[0] == 0
-    )  # of a job the one that writes; the others read the same folder
-    # Beside the folder, which is removed while others may wait.
-    with FileLock(f"{folder}.lock") if first else nullcontext():
-        if accelerator.processes > 1:
-            _share(folder, first)
-        # Of two processes at once the second finds the run of the first.
-        run = _finished(settings, overwrite)
-        devices.agree(f"{folder.name}, {'to be trained' if run is None else 'finished'}")
-        if run is None:
-            log.info("training %s, %s, seed %d on %s", recipe.name, protocol, seed, accelerator)
-            fit = _fit_network if chosen.fit == "network" else _fit_probe
-            history, scored, extra = fit(chosen, manifest, assigned, weights, settings, folder)
-            scored = scored.assign(recipe=recipe.name, protocol=protocol, seed=seed)[
-                list(runs.SCORE_COLUMNS)
-            ]
-            scored = scored[scored["split"] != "train"].sort_values(["split", "image_id"])
-            model = folder / runs.MODEL_FILES[chosen.fit]
-            if first:
-                runs.write_run(settings | extra, history, scored, chosen.threshold_rule, model)
-            devices.agree("written")
-            run = runs.read_run(
-                runs.run_folder(
-                    *(settings[name] for name in ("dataset", "recipe", "protocol", "seed"))
-                )
+    if weights.file is not None:
+        settings["init_file"] = {"sha256": runs.file_sha256(weights.file)}
+        if init is not None and init.endswith(".weights.h5"):
+            settings["init_file"]["path"] = init
+    return Job(chosen, manifest, assigned, weights, settings)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse a recipe whose fields name something that does not exist."""
+    if recipe.augmentation is not None:
+        networks.find_part(networks.AUGMENTATIONS, recipe.augmentation)
+    choices: dict[str, tuple[str | None, ...]] = {
+        "fit": tuple(runs.MODEL_FILES),
+        "head": tuple(networks.HEADS),
+        "imbalance": (None, *IMBALANCE_METHODS),
+        "validation": VALIDATIONS,
+    }
+    if recipe.fit == "single-feature":
+        choices["network"] = SINGLE_FEATURES
+    else:
+        networks.find_part(networks.NETWORKS, recipe.network)
+    for name, allowed in choices.items():
+        value = getattr(recipe, name)
+        if value not in allowed:
+            raise NotFoundError(
+                f"{recipe.name}: there is no {name} {value!r}. "
+                f"Fix: choose one of {', '.join(map(str, allowed))}."
             )
-        if first:
-            shutil.rmtree(folder, ignore_errors=True)
-    return run
 
 
-def _share(folder: Path, first: bool) -> None:
-    """See to it that all processes of a job see one folder: the first writes a mark, and all read it."""
+def _assign_splits(
+    recipe: Recipe,
+    manifest: pd.DataFrame,
+    protocol: str,
+    seed: int,
+) -> pd.DataFrame:
+    """Split the manifest, by a function of the user's own where the recipe holds one."""
+    strategy = recipe.split_strategy
+    if strategy not in recipes.OWN_PARTS:
+        return splits.assign(manifest, protocol, seed, split_strategy=strategy)
+    splits.SPLIT_STRATEGIES.setdefault(strategy, recipes.OWN_PARTS[strategy])
+    assigned = splits.assign(manifest, strategy, seed)
+    if protocol == "strict":
+        splits.check_disjoint(assigned)
+    return assigned
+
+
+def _check_devices(recipe: Recipe, assigned: pd.DataFrame, accelerator: Accelerator) -> None:
+    batch = min(recipe.batch_size, int((assigned["split"] == "train").sum()))
+    if batch % accelerator.count:
+        raise InvalidDataError(
+            f"a batch of {batch} images cannot be divided among {accelerator.count} devices. "
+            "Fix: use one device, or a number of devices that divides the batch."
+        )
+    if accelerator.processes > 1 and recipe.fit != "network":
+        raise InvalidDataError(
+            f"{recipe.name} is fitted by one process. Fix: unset KERAS_DISTRIBUTION_JOB_ADDRESSES."
+        )
+
+
+def _finished(settings: dict[str, Any], overwrite: bool) -> runs.Run | None:
+    """Return the finished run of these settings, or None if one is to be trained."""
+    run = runs.same_run(settings)
+    if run is None:
+        return None
+    same = run.settings.get("key") == settings["key"]
+    state = run.model_state
+    if same and state == "present":
+        return run
+    reason = "it has other settings, images or code"
+    if same:
+        reason = {
+            "missing": "its model is not on this machine",
+            "damaged": f"{run.model_file.name} is not what it wrote",
+        }[state]
+    if settings["dataset"] in runs.COMMITTED and not overwrite:
+        raise InvalidDataError(
+            f"{run.folder} is in the committed report and would be replaced ({reason}). "
+            "Fix: pass --overwrite (overwrite=True) to train it again."
+        )
+    if not same or state == "damaged":
+        log.warning("%s: %s; it is trained again and replaced", run.folder, reason)
+    return None
+
+
+def _check_shared(folder: Path, first: bool) -> None:
+    """Check that all processes see one folder: the first writes a mark, and all read it."""
     mark = folder / "job"
     if first:
         mark.write_text(f"{os.getpid()} {time.time()}")
@@ -127,190 +307,266 @@ def _share(folder: Path, first: bool) -> None:
     devices.agree(mark.read_text() if mark.exists() else "the first process's folder is not here")
 
 
-def _finished(settings: dict[str, Any], overwrite: bool) -> runs.Run | None:
-    """The finished run of these settings; None where one is to be trained."""
-    run = runs.get_run(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed")))
+def _fit_and_write(job: Job, first: bool) -> runs.Run:
+    """Train a run; the first process writes it."""
+    fitted = _fit_network(job) if job.recipe.fit == "network" else _fit_probe(job)
+    names = {name: job.settings[name] for name in ("recipe", "protocol", "seed")}
+    scores = fitted.scores.assign(**names)[list(runs.SCORE_COLUMNS)]
+    scores = scores[scores["split"] != "train"].sort_values(["split", "image_id"])
+    if first:
+        runs.write_run(
+            job.settings | fitted.measured,
+            fitted.history,
+            scores,
+            job.recipe.threshold_rule,
+            job.folder / runs.MODEL_FILES[job.recipe.fit],
+        )
+    devices.agree("written")
+    run = runs.same_run(job.settings)
     if run is None:
-        return None
-    same = run.settings["key"] == settings["key"]
-    if same and run.has_model:
-        return run
-    if settings["dataset"] in runs.COMMITTED and not overwrite:
-        why = (
-            "its model is not on this machine" if same else "it has other settings, images or code"
+        raise OperationFailedError(
+            f"the run of {job.title} was removed while it was written. Fix: train it again."
         )
-        raise InvalidDataError(
-            f"{run.folder} stands in the report and would be replaced ({why}). Fix: pass --overwrite "
-            "(overwrite=True) to train it again."
-        )
-    if not same:
-        log.warning(
-            "%s has other settings, images or code: it is trained again and replaced", run.folder
-        )
-    return None
+    return run
 
 
-def _fit_network(
-    recipe: Recipe,
-    manifest: pd.DataFrame,
-    assigned: pd.DataFrame,
-    weights: networks.Weights,
-    settings: dict[str, Any],
-    folder: Path,
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    seed = settings["seed"]
-    pixels = regions.load(manifest, recipe.size, recipe.region)
-    labels = manifest["label"].to_numpy()
-    train, val = (
-        assigned.index[assigned["split"] == split].to_numpy() for split in ("train", "val")
-    )
-    keras.utils.set_random_seed(seed)
-    model = networks.build(
-        recipe.network, recipe.size, recipe.head, weights=weights, augmentation=recipe.augmentation
-    )
+def _fit_network(job: Job) -> Fitted:
+    return NetworkFit(job).fit()
 
-    def score(films: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        scored = networks.predict_rows(model, recipe.head, films, rows, recipe.batch_size)
-        if not np.isfinite(scored).all():
+
+class NetworkFit:
+    """Training of a network by Keras: phases, epochs, validation and scores."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.pixels = job.pixels()
+        self.train_rows = job.rows("train")
+        self.val_rows = job.rows("val")
+        self.val_labels = job.labels[self.val_rows]
+        keras.utils.set_random_seed(job.seed)
+        self.model = networks.build(
+            job.recipe.network,
+            job.recipe.size,
+            job.recipe.head,
+            weights=job.weights,
+            augmentation=job.recipe.augmentation,
+        )
+        self.swapped = self._swapped_views()
+        self.progress = Progress(job.folder, self.model, job.settings["hardware"])
+        devices.agree(
+            f"{job.title}, after epoch {self.progress.epoch} and {self.progress.step} batches"
+        )
+
+    def fit(self) -> Fitted:
+        """Train all phases that are left; return scores of the epoch that is kept."""
+        recipe = self.job.recipe
+        progress = self.progress
+        bar = tqdm(
+            total=recipe.epochs,
+            initial=progress.epoch,
+            desc=self.job.title,
+            unit="epoch",
+        )
+        with bar:
+            for number, phase in enumerate(recipe.phases):
+                if number < progress.phase:
+                    continue
+                self._begin_phase(number, phase)
+                while not progress.phase_over(phase.epochs, recipe.patience):
+                    measured = self._fit_epoch()
+                    losses = {name: f"{measured[name]:.3f}" for name in ("loss", "val_loss")}
+                    bar.set_postfix(losses, refresh=False)
+                    bar.update()
+                progress.end_phase(keep_best=recipe.patience is not None)
+        scores = self._scores()
+        self._save_weights()
+        history = pd.DataFrame(progress.history)
+        kept = len(history) if recipe.patience is None else progress.best_epoch + 1
+        measured = {
+            # Seconds before an interruption are included.
+            "train_seconds": float(history["seconds"].sum()),
+            "epochs": len(history),
+            "kept_epoch": kept,
+        }
+        return Fitted(history, scores, measured)
+
+    def _swapped_views(self) -> dict[str, np.ndarray]:
+        """Return validation images changed as the recipe's `validation` asks, by view."""
+        validation = self.job.recipe.validation
+        if validation == "plain":
+            return {}
+        pixels = np.asarray(self.pixels[self.val_rows])
+        views = framing.swaps(pixels, self.val_labels, self.job.seed)
+        return {"framing": views["framing"]} if validation == "framing" else views
+
+    def _score(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return P(pneumonia) of some rows of pixels."""
+        recipe = self.job.recipe
+        scores = networks.predict_rows(self.model, recipe.head, pixels, rows, recipe.batch_size)
+        if not np.isfinite(scores).all():
             raise OperationFailedError(
-                f"{recipe.name}: the network's scores are not numbers, its training diverged. Fix: a lower "
-                "learning rate in xraylib/training/recipes.py, or another seed."
+                f"{self.job.title}: the network's scores are not numbers, its training diverged. "
+                "Fix: a lower learning rate, such as --set learning_rate=1e-4, or another seed."
             )
-        return scored
+        return scores
 
-    swapped: dict[str, np.ndarray] = {}
-    if recipe.validation != "plain":
-        swapped = framing.swaps(np.asarray(pixels[val]), labels[val], seed)
-        if recipe.validation == "framing":
-            swapped = {"framing": swapped["framing"]}
-    all_val = np.arange(len(val))
-    progress = Progress(folder, model, settings["hardware"])
-    devices.agree(
-        f"{recipe.name}, seed {seed}, after epoch {progress.epoch} and {progress.step} batches"
-    )
-    about = {
-        "desc": f"{recipe.name}, seed {seed}",
-        "unit": "epoch",
-        "disable": "TQDM_DISABLE" in os.environ,
-    }
-    bar = tqdm(total=recipe.epochs, initial=progress.epoch, **about)
-    for number, phase in enumerate(recipe.phases):
-        if progress.phase > number:
-            continue
-        first = balance(train, labels, recipe.imbalance, np.random.default_rng(seed))[0]
-        _prepare(model, recipe, phase, steps=len(first) // recipe.batch_size)
-        progress.begin_phase(number)
-        while not progress.phase_over(phase.epochs, recipe.patience):
-            epoch = progress.epoch
-            rows, row_weights = balance(
-                train, labels, recipe.imbalance, np.random.default_rng([seed, epoch])
-            )
-            order = np.random.default_rng([seed, epoch, 1]).permutation(rows)
-            batches = Batches(pixels, labels, order, row_weights, recipe.batch_size)
-            for part in batches.parts(progress.step, CHECKPOINT_STEPS):
-                started = time.perf_counter()
-                fitted = model.fit(part, epochs=1, verbose=0, shuffle=False).history
-                seconds = time.perf_counter() - started
-                seen = progress.end_part(
-                    len(part), fitted["loss"][0], fitted["accuracy"][0], seconds
-                )
-            started = time.perf_counter()
-            validated = score(pixels, val)
-            views = {
-                f"val_auc_{view}": roc_auc_score(labels[val], score(films, all_val))
-                for view, films in swapped.items()
-            }
-            val_loss = log_loss(labels[val], validated, labels=[0, 1])
-            progress.end_epoch(
-                **views,
-                loss=seen["loss"],
-                accuracy=seen["accuracy"],
-                val_loss=val_loss,
-                val_accuracy=np.mean((validated > 0.5) == labels[val]),
-                seconds=seen["seconds"] + time.perf_counter() - started,
-            )
-            bar.set_postfix(loss=f"{seen['loss']:.3f}", val_loss=f"{val_loss:.3f}", refresh=False)
-            bar.update()
-        progress.end_phase(keep_best=recipe.patience is not None)
-    bar.close()
-    wanted = assigned[assigned["split"].isin(["val", "test"])]
-    table = wanted.assign(score=score(pixels, wanted.index.to_numpy()))
-    if swapped:
-        films = assigned[assigned["split"] == "val"].assign(split="swapped")
-        table = pd.concat([table, films.assign(score=score(swapped["framing"], all_val))])
-    # Of a job every process must save, or the first would wait for them; its file counts.
-    with tempfile.TemporaryDirectory() as aside:
-        place = folder if devices.process()[0] == 0 else Path(aside)
-        with atomic_write(place / runs.MODEL_FILES["network"]) as temporary:
-            model.save_weights(temporary)
-    history = pd.DataFrame(progress.history)
-    kept = len(history) if recipe.patience is None else progress.best_epoch + 1
-    seconds = float(history["seconds"].sum())  # those before a break included
-    return history, table, {"train_seconds": seconds, "epochs": len(history), "kept_epoch": kept}
+    def _score_view(self, view: str) -> np.ndarray:
+        """Return P(pneumonia) of all validation images as a view shows them."""
+        return self._score(self.swapped[view], np.arange(len(self.val_rows)))
 
+    def _begin_phase(self, number: int, phase: Phase) -> None:
+        """Compile the model for a phase."""
+        recipe = self.job.recipe
+        rng = np.random.default_rng(self.job.seed)
+        rows = balance(self.train_rows, self.job.labels, recipe.imbalance, rng)[0]
+        steps = max(1, len(rows) // recipe.batch_size)
+        rate: Any = phase.learning_rate
+        if phase.decay:
+            rate = keras.optimizers.schedules.CosineDecay(rate, steps * phase.epochs, alpha=0.01)
+        for layer in self.model.layers:
+            if layer.name == "backbone":
+                layer.trainable = not phase.freeze_backbone
+        loss = networks.HEADS[recipe.head].loss()
+        self.model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+        self.model.optimizer.build(self.model.trainable_variables)
+        self.progress.begin_phase(number)
 
-def _prepare(model: keras.Model, recipe: Recipe, phase: Phase, steps: int) -> None:
-    rate: Any = phase.learning_rate
-    if phase.decay:
-        rate = keras.optimizers.schedules.CosineDecay(
-            rate, max(1, steps) * phase.epochs, alpha=0.01
+    def _fit_epoch(self) -> dict[str, float]:
+        """Train what is left of an epoch, validate, and write the checkpoint."""
+        recipe = self.job.recipe
+        progress = self.progress
+        seed = self.job.seed
+        epoch = progress.epoch
+        rows, weights = balance(
+            self.train_rows,
+            self.job.labels,
+            recipe.imbalance,
+            np.random.default_rng([seed, epoch]),
         )
-    for layer in model.layers:
-        if layer.name == "backbone":
-            layer.trainable = not phase.freeze_backbone
-    model.compile(
-        keras.optimizers.Adam(rate), networks.HEADS[recipe.head].loss(), metrics=["accuracy"]
-    )
-    model.optimizer.build(model.trainable_variables)
+        order = np.random.default_rng([seed, epoch, 1]).permutation(rows)
+        batches = Batches(self.pixels, self.job.labels, order, weights, recipe.batch_size)
+        for part in batches.parts(progress.step, CHECKPOINT_STEPS):
+            started = time.perf_counter()
+            curves = self.model.fit(part, epochs=1, verbose=0, shuffle=False).history
+            trained = progress.end_part(
+                len(part),
+                curves["loss"][0],
+                curves["accuracy"][0],
+                time.perf_counter() - started,
+                # A shorter part ends the epoch, which is saved after validation.
+                save=len(part) == CHECKPOINT_STEPS,
+            )
+        started = time.perf_counter()
+        measured = self._validate(trained["loss"], trained["accuracy"])
+        measured["seconds"] = trained["seconds"] + time.perf_counter() - started
+        progress.end_epoch(**measured)
+        return measured
+
+    def _validate(self, loss: float, accuracy: float) -> dict[str, float]:
+        """Return the learning curves' row of an epoch with this training loss and accuracy."""
+        scores = self._score(self.pixels, self.val_rows)
+        measured = {
+            f"val_auc_{view}": roc_auc_score(self.val_labels, self._score_view(view))
+            for view in self.swapped
+        }
+        measured |= {"loss": loss, "accuracy": accuracy}
+        measured["val_loss"] = log_loss(self.val_labels, scores, labels=[0, 1])
+        measured["val_accuracy"] = np.mean((scores > 0.5) == self.val_labels)
+        return measured
+
+    def _scores(self) -> pd.DataFrame:
+        """Return scores of validation and test, and of swapped validation images if there are."""
+        assigned = self.job.assigned
+        scored = assigned[assigned["split"].isin(["val", "test"])]
+        scored = scored.assign(score=self._score(self.pixels, scored.index.to_numpy()))
+        if not self.swapped:
+            return scored
+        swapped = assigned[assigned["split"] == "val"]
+        swapped = swapped.assign(split="swapped", score=self._score_view("framing"))
+        return pd.concat([scored, swapped])
+
+    def _save_weights(self) -> None:
+        """Save the model; every process must call this, and only the first one's file is kept."""
+        with tempfile.TemporaryDirectory() as discarded:
+            first = devices.process()[0] == 0
+            folder = self.job.folder if first else Path(discarded)
+            with atomic_write(folder / runs.MODEL_FILES["network"]) as temporary:
+                self.model.save_weights(temporary)
 
 
-def _fit_probe(
-    recipe: Recipe,
-    manifest: pd.DataFrame,
-    assigned: pd.DataFrame,
-    weights: networks.Weights,
-    settings: dict[str, Any],
-    folder: Path,
-) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+def _fit_probe(job: Job) -> Fitted:
+    """Fit a linear probe, or a single-feature baseline."""
     started = time.perf_counter()
+    recipe = job.recipe
     if recipe.fit == "single-feature":
-        features = audit.single_feature(manifest, recipe.network, recipe.size)
+        features = audit.single_feature(job.manifest, recipe.network, recipe.size)
     else:
         features = probe.pooled(
-            manifest, recipe.network, recipe.size, weights, settings["seed"], region=recipe.region
+            job.manifest,
+            recipe.network,
+            recipe.size,
+            job.weights,
+            job.seed,
+            region=recipe.region,
         )
-    features = features[assigned.index]
-    labels, split = assigned["label"].to_numpy(), assigned["split"].to_numpy()
-    fitted, swapped = (features, labels, split), None
-    if recipe.augmentation is not None:
-        pixels = regions.load(manifest, recipe.size, recipe.region)[assigned.index]
-        frozen = probe.extractor(recipe.network, recipe.size, weights, settings["seed"])
-        views = probe.augmented(
-            frozen, pixels[split == "train"], recipe.augmentation, settings["seed"]
+    features = features[job.assigned.index]
+    if recipe.augmentation is None:
+        labels = job.assigned["label"].to_numpy()
+        head, history = probe.fit(features, labels, job.assigned["split"].to_numpy())
+        swapped_features = None
+    else:
+        head, history, swapped_features = _fit_reframed_probe(job)
+    probe.save_head(head, job.folder / runs.MODEL_FILES[recipe.fit])
+    scores = job.assigned.assign(score=probe.predict_probability(head, features))
+    if swapped_features is not None:
+        swapped = job.assigned[job.assigned["split"] == "val"]
+        swapped = swapped.assign(
+            split="swapped",
+            score=probe.predict_probability(head, swapped_features),
         )
-        swapped = probe.describe(
-            frozen, framing.swap_framing(pixels[split == "val"], labels[split == "val"])
-        )
-        names = np.repeat(["train", "val"], [len(views), len(swapped)])
-        truth = np.concatenate(
-            [np.resize(labels[split == "train"], len(views)), labels[split == "val"]]
-        )
-        fitted = np.concatenate([views, swapped]), truth, names
-    head, history = probe.fit(*fitted)
-    probe.save_head(head, folder / runs.MODEL_FILES[recipe.fit])
-    scored = assigned.assign(score=probe.predict_probability(head, features))
-    if swapped is not None:
-        films = assigned[split == "val"].assign(
-            split="swapped", score=probe.predict_probability(head, swapped)
-        )
-        scored = pd.concat([scored, films])
-    return history, scored, {"train_seconds": time.perf_counter() - started, "epochs": 0}
+        scores = pd.concat([scores, swapped])
+    measured = {"train_seconds": time.perf_counter() - started, "epochs": 0}
+    return Fitted(history, scores, measured)
+
+
+def _fit_reframed_probe(job: Job) -> tuple[dict[str, np.ndarray], pd.DataFrame, np.ndarray]:
+    """Fit a probe on augmented images and swapped validation images.
+
+    Returns the head, its history, and the features of the swapped validation images.
+    """
+    recipe = job.recipe
+    pixels = job.pixels()
+    frozen = probe.extractor(recipe.network, recipe.size, job.weights, job.seed)
+    train_pixels = pixels[job.rows("train")]
+    train_features = probe.augmented(frozen, train_pixels, str(recipe.augmentation), job.seed)
+    val_labels = job.labels[job.rows("val")]
+    swapped = framing.swap_framing(pixels[job.rows("val")], val_labels)
+    swapped_features = probe.describe(frozen, swapped)
+    # `resize` repeats the labels for every augmented copy of all images.
+    train_labels = np.resize(job.labels[job.rows("train")], len(train_features))
+    head, history = probe.fit(
+        np.concatenate([train_features, swapped_features]),
+        np.concatenate([train_labels, val_labels]),
+        np.repeat(["train", "val"], [len(train_features), len(swapped_features)]),
+    )
+    return head, history, swapped_features
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of one length from the memory-mapped pixels; what fills no batch waits for another epoch.
+    """Batches of one length from memory-mapped pixels; an incomplete last batch is dropped.
 
-    Of a job each process reads its own part of each batch.
+    Of several processes each reads its own share of every batch.
+
+    Parameters
+    ----------
+    pixels
+        uint8 `(n, size, size, 1)`, or shards of such.
+    labels, weights
+        0/1 and a float32 weight for every row of `pixels`.
+    rows
+        The rows to train on, in their order.
+    size
+        Rows per batch, at most all of them.
     """
 
     def __init__(
@@ -321,14 +577,17 @@ class Batches(keras.utils.PyDataset):
         weights: np.ndarray,
         size: int,
     ):
-        # Shards are read ahead by threads; a memory map is as fast as the step needs.
+        # Threads read shards ahead; a memory map is as fast as the step needs.
         super().__init__(workers=1 if isinstance(pixels, np.ndarray) else 4)
-        self.pixels, self.labels, self.weights = pixels, labels, weights
+        self.pixels = pixels
+        self.labels = labels
+        self.weights = weights
         self.size = min(size, len(rows))
-        self.rows = rows[: len(rows) // self.size * self.size].reshape(-1, self.size)
+        whole = len(rows) // self.size * self.size
+        self.rows = rows[:whole].reshape(-1, self.size)
 
     def parts(self, start: int, steps: int) -> Iterator["Batches"]:
-        """What is left from batch `start` on, `steps` batches at a time."""
+        """Yield what is left from batch `start` on, `steps` batches at a time."""
         for first in range(start, len(self), steps):
             rows = self.rows[first : first + steps].ravel()
             yield Batches(self.pixels, self.labels, rows, self.weights, self.size)
@@ -343,12 +602,30 @@ class Batches(keras.utils.PyDataset):
 
 
 def balance(
-    rows: np.ndarray, labels: np.ndarray, method: str | None, rng: np.random.Generator
+    rows: np.ndarray,
+    labels: np.ndarray,
+    method: str | None,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Apply a class-imbalance method, one of `IMBALANCE_METHODS` or None, to the training rows of one epoch.
+    """Apply a class-imbalance method to the training rows of one epoch.
 
-    `labels` are 0/1 of every row of the data set. Returns the rows of the epoch, which over- and undersampling choose
-    anew each time, and a float32 weight for every row of the data set (mean 1 over `rows`).
+    Parameters
+    ----------
+    rows
+        The training rows.
+    labels
+        0/1 of every row of the data set.
+    method
+        One of `IMBALANCE_METHODS`, or None.
+    rng
+        Draws the rows that are repeated or left out.
+
+    Returns
+    -------
+    rows
+        The rows of the epoch.
+    weights
+        float32, for every row of the data set, with mean 1 over the rows of the epoch.
     """
     weights = np.ones(len(labels), np.float32)
     classes = [rows[labels[rows] == value] for value in (0, 1)]
@@ -356,135 +633,8 @@ def balance(
         for members in classes:
             weights[members] = len(rows) / (2 * len(members))
     elif method is not None:
-        length = (max if method == "oversample" else min)(len(members) for members in classes)
-        chosen = [rng.choice(members, length, replace=len(members) < length) for members in classes]
+        sizes = [len(members) for members in classes]
+        size = max(sizes) if method == "oversample" else min(sizes)
+        chosen = [rng.choice(members, size, replace=len(members) < size) for members in classes]
         rows = np.concatenate(chosen)
     return rows, weights
-
-
-class Progress:
-    """Where a run stands: phase, epochs done, learning curves, and the best epoch on validation.
-
-    All of it is in one checkpoint in `folder`, taken up where there is one, and written atomically after each epoch and
-    after `CHECKPOINT_STEPS` batches of one.
-    Keras's `BackupAndRestore` keeps weights and epoch only; early stopping, phases and the learning curves decide the
-    outcome as well.
-    """
-
-    def __init__(self, folder: Path, model: keras.Model, hardware: str):
-        self.file = folder / "checkpoint.npz"
-        self.model, self.hardware = model, hardware
-        self.phase = 0
-        self.history: list[dict[str, float]] = []
-        self.parts: list[tuple[int, float, float, float]] = []
-        self.best: list[np.ndarray] = []
-        self.best_loss = np.inf
-        self.best_epoch = -1
-        self._optimizer: list[np.ndarray] | None = None
-        if self.file.exists():
-            self._load()
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done, in all phases."""
-        return len(self.history)
-
-    def begin_phase(self, number: int) -> None:
-        """Enter a phase whose optimiser was just made; a resumed one gets its state back."""
-        if number == self.phase and self._optimizer is not None:
-            _assign(self.model.optimizer.variables, self._optimizer)
-        self.phase = number
-        self._optimizer = None
-
-    def phase_over(self, epochs: int, patience: int | None) -> bool:
-        """Whether the phase has run its epochs or validation has not improved for `patience` of them."""
-        done = [row for row in self.history if row["phase"] == self.phase]
-        if len(done) >= epochs:
-            return True
-        since = self.epoch - 1 - max(self.best_epoch, self.epoch - len(done) - 1)
-        return patience is not None and since >= patience
-
-    @property
-    def step(self) -> int:
-        """Batches done of the epoch that is under way."""
-        return sum(part[0] for part in self.parts)
-
-    def end_part(
-        self, steps: int, loss: float, accuracy: float, seconds: float
-    ) -> dict[str, float]:
-        """Add some batches to the epoch, write the checkpoint; gives what the epoch has measured so far."""
-        self.parts.append((steps, float(loss), float(accuracy), seconds))
-        if (
-            steps == CHECKPOINT_STEPS
-        ):  # a shorter part ends the epoch, which is saved after validation
-            self._save()
-        counts, losses, accuracies, spent = zip(*self.parts, strict=True)
-        seen = {
-            "loss": np.average(losses, weights=counts),
-            "accuracy": np.average(accuracies, weights=counts),
-        }
-        return seen | {"seconds": sum(spent)}
-
-    def end_epoch(self, **measured: float) -> None:
-        """Add a row to the learning curves, keep the best weights, write the checkpoint."""
-        self.parts = []
-        row = {"epoch": self.epoch + 1, "phase": self.phase}
-        self.history.append(row | {name: float(value) for name, value in measured.items()})
-        swapped = [value for name, value in measured.items() if name.startswith("val_auc_")]
-        # The lowest is kept: the validation loss, or what the worst swapped view lacks to an AUC of 1.
-        criterion = 1 - min(swapped) if swapped else measured["val_loss"]
-        if criterion < self.best_loss:
-            self.best_loss, self.best_epoch = float(criterion), self.epoch - 1
-            self.best = _values(self.model.variables)
-        self._save()
-
-    def end_phase(self, keep_best: bool) -> None:
-        """Leave a phase with the best weights so far, or with the last."""
-        if keep_best and self.best:
-            _assign(self.model.variables, self.best)
-        self.phase += 1
-        self._save(with_optimizer=False)
-
-    def _save(self, with_optimizer: bool = True) -> None:
-        if devices.process()[0]:
-            return
-        state = {name: getattr(self, name) for name in _STATE}
-        groups = {"model": _values(self.model.variables), "best": self.best}
-        if with_optimizer:
-            groups["optimizer"] = _values(self.model.optimizer.variables)
-        arrays = {
-            f"{group}-{i}": value
-            for group, values in groups.items()
-            for i, value in enumerate(values)
-        }
-        with atomic_write(self.file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, state=np.array(json.dumps(state)), **arrays)  # type: ignore[arg-type]
-
-    def _load(self) -> None:
-        with np.load(self.file, allow_pickle=False) as saved:
-            groups: dict[str, list[np.ndarray]] = {"model": [], "best": [], "optimizer": []}
-            for group, values in groups.items():
-                names = [name for name in saved.files if name.startswith(f"{group}-")]
-                values.extend(saved[f"{group}-{i}"] for i in range(len(names)))
-            state = json.loads(str(saved["state"]))
-        if (before := state.pop("hardware")) != self.hardware:
-            log.warning(
-                "%s: begun on %s, goes on on %s", self.file.parent.name, before, self.hardware
-            )
-        for name, value in state.items():
-            setattr(self, name, value)
-        self.best, self._optimizer = groups["best"], groups["optimizer"] or None
-        log.info("going on after epoch %d", self.epoch)
-        _assign(self.model.variables, groups["model"])
-
-
-_STATE = ("phase", "history", "parts", "best_loss", "best_epoch", "hardware")
-
-
-def _values(variables: list[Any]) -> list[np.ndarray]:
-    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
-
-
-def _assign(variables: list[Any], values: list[np.ndarray]) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
