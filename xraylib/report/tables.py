@@ -48,8 +48,6 @@ LEADERBOARD = (
     + [f"{name}{end}" for name in _OTHER_METRICS for end in _RANGES]
     + ["average_precision", "threshold", "train_seconds", "hardware", "claimed_accuracy"]
 )
-_BACKENDS = ("tensorflow", "jax", "torch")
-_PRECISIONS = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
 # An image array with fewer pixels a side is a matrix of numbers, such as a confusion matrix.
 _SMALLEST_IMAGE = 16
 
@@ -125,17 +123,14 @@ def leading_groups(groups: Iterable[RunGroup]) -> list[RunGroup]:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """Read what decides a run's numbers; older runs name some of it in their hardware."""
-    settings = run.settings
-    hardware = str(settings.get("hardware", "")).split(" · ")
-    backend = next((word for word in hardware if word in _BACKENDS), "unknown")
-    precision = next((word for word in hardware if word in _PRECISIONS), "unknown")
+    """Read what decides a run's numbers, by the leaderboard's column."""
+    identity = runs.identity(run)
     return {
-        "init": settings["init"],
-        "budget": settings.get("budget", "full"),
-        "float_precision": settings.get("precision", precision),
-        "backend": settings.get("backend", backend),
-        "training_version": int(settings.get("training_version", 1)),
+        "init": identity.init,
+        "budget": identity.budget,
+        "float_precision": identity.precision,
+        "backend": identity.backend,
+        "training_version": identity.training_version,
     }
 
 
