@@ -145,6 +145,7 @@ def write_run(reports, seed, **settings):
         "protocol": "strict",
         "seed": seed,
         "init": "random",
+        "choices": {"fit": "network"},
         "training_version": 1,
         "hardware": "CPU AMD EPYC, 2 cores · tensorflow · float32 · one device",
         "threshold": 0.25 + seed / 4,
