@@ -1,17 +1,20 @@
 """A trained network becomes the packaged model."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from xraylib import export, packaged, paths, prediction
-from xraylib.datasets import images
+from xraylib import cli, export, packaged, paths, prediction, storage
+from xraylib.datasets import images, lung_finder
 from xraylib.errors import NotFoundError
-from xraylib.training import networks, runs
+from xraylib.training import lung_network, networks, runs
 from xraylib.training.recipes import Phase, get_recipe
 from xraylib.training.train import train
 
@@ -32,19 +35,23 @@ def run(phantom, accelerator):
 @pytest.fixture(scope="module")
 def exported(run, phantom, tmp_path_factory):
     """The folder of the packaged model that the run became."""
-    folder = tmp_path_factory.mktemp("package") / "weights"
+    folder = Path(shutil.copytree(paths.SHIPPED, tmp_path_factory.mktemp("package") / "weights"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "SHIPPED", folder)
         export.package(run, phantom)
+    # The network that finds the lungs is packaged by itself, and stays as it is.
+    content = storage.read_verified(folder / lung_finder.MODEL_FILE)
+    assert content == (paths.SHIPPED / lung_finder.MODEL_FILE).read_bytes()
     return folder
 
 
-def test_the_packaged_model_needs_one_file_and_its_checksums():
+def test_the_packaged_networks_are_small_and_their_checksums_are_right():
     names = sorted(file.name for file in paths.SHIPPED.iterdir())
-    assert names == ["SHA256SUMS", "model.tflite", "run.json"]
+    assert names == ["SHA256SUMS", "lungs.tflite", "model.tflite", "run.json"]
     assert all(file.stat().st_size <= 6e6 for file in paths.SHIPPED.iterdir())
-    check = ["sha256sum", "--check", "--strict", packaged.CHECKSUM_FILE]
-    subprocess.run(check, cwd=paths.SHIPPED, check=True, capture_output=True)
+    check = ["sha256sum", "--check", "--strict", storage.CHECKSUM_FILE]
+    checked = subprocess.run(check, cwd=paths.SHIPPED, check=True, capture_output=True, text=True)
+    assert sorted(line.split(":")[0] for line in checked.stdout.splitlines()) == names[1:]
     settings = json.loads((paths.SHIPPED / "run.json").read_text())
     assert settings["licences"]
     assert settings["answers"]["sha256"] == packaged.load_packaged().sha256
@@ -112,6 +119,46 @@ def test_the_settings_are_the_runs_and_name_the_weights_that_were_exported(run, 
     assert "model_sha256" not in settings
     assert settings["choices"] == run.settings["choices"]
     assert settings["answers"]["sha256"] == packaged.load_packaged(exported).sha256
+
+
+@pytest.mark.slow
+def test_the_network_that_finds_the_lungs_is_trained_and_packaged(
+    tmp_path, small_phantom, reports_here, monkeypatch, capsys
+):
+    folder = Path(shutil.copytree(paths.SHIPPED, tmp_path / "weights"))
+    monkeypatch.setattr(paths, "SHIPPED", folder)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    drawn = np.zeros((lung_finder.SIZE, lung_finder.SIZE), np.uint8)
+    drawn[30:80, 20:90] = 255
+    for name in small_phantom["image_id"]:
+        Image.fromarray(drawn).save(masks / f"{name}.png")
+    networks_made = []
+    fit_and_measure = lung_network.fit_and_measure
+
+    def measure_briefly(*arguments):
+        network, table = fit_and_measure(*arguments, folds=2, epochs=1)
+        networks_made.append(network)
+        return network, table
+
+    monkeypatch.setattr(lung_network, "fit_and_measure", measure_briefly)
+    before = (folder / "lungs.tflite").read_bytes()
+    assert cli.main(["lungs", "--dataset", "phantom", "--masks", str(masks)]) == 0
+    assert "train, out of fold" in capsys.readouterr().out
+    table = pd.read_csv(reports_here / "phantom" / "tables" / "lung_finder.csv")
+    assert table["images"].tolist() == [
+        (small_phantom["split"] != "test").sum(),
+        (small_phantom["split"] == "test").sum(),
+    ]
+    assert (folder / "lungs.tflite").read_bytes() != before
+    pixels = lung_finder.resize(images.load_pixels(small_phantom, 224)[:2])
+    expected = networks_made[0].predict(pixels, verbose=0)
+    packaged_network = lung_finder.load_network()
+    for image, probability in zip(pixels, expected, strict=True):
+        answer = packaged_network(image=image[None])["lung"][0]
+        np.testing.assert_allclose(answer, probability, atol=5e-3)
+    assert packaged.load_packaged(folder).sha256 == packaged.load_packaged().sha256
+    lung_finder.load_network.cache_clear()
 
 
 @pytest.mark.slow
