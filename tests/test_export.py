@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,29 +70,29 @@ def without_limits(content, size=224):
 
 @pytest.mark.slow
 def test_litert_answers_as_keras_does(phantom, accelerator):
-    """Batch norm is made random first, so that the converter has something to fold."""
+    """Batch norm gets the statistics of images and random scales, which the converter folds."""
+    keras.utils.set_random_seed(0)
     model = networks.build("mobilenetv2_160", 224, "sigmoid")
+    backbone = model.get_layer("backbone")
+    norms = [norm for norm in backbone.layers if "BatchNormalization" in type(norm).__name__]
     rng = np.random.default_rng(0)
-    for layer in model.get_layer("backbone").layers:
-        if type(layer).__name__ == "BatchNormalization":
-            gamma, beta, mean, variance = layer.get_weights()
-            layer.set_weights(
-                [
-                    gamma * rng.uniform(0.8, 1.2, gamma.shape),
-                    beta + rng.normal(0, 0.1, beta.shape),
-                    mean + rng.normal(0, 0.01, mean.shape),
-                    variance * rng.uniform(0.5, 1.5, variance.shape),
-                ]
-            )
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.gamma.assign(rng.uniform(0.8, 1.2, norm.gamma.shape))
+        norm.beta.assign(rng.normal(0, 0.1, norm.beta.shape))
+    pixels = images.load_pixels(phantom, 224)[:12]
+    small = keras.ops.image.resize(np.asarray(pixels, np.float32), (160, 160))
+    backbone(keras.ops.repeat(small / 127.5 - 1, 3, axis=-1), training=True)
     # What half precision makes of a weight, both compute with.
     for variable in model.weights:
         variable.assign(variable.numpy().astype(np.float16).astype(np.float32))
-    pixels = images.load_pixels(phantom, 224)[:12]
     expected = networks.predict_rows(model, "sigmoid", pixels, np.arange(12), 4)
     answers = without_limits(export.to_litert(model, np.asarray(pixels))).answer(pixels)
     probability = np.array([answer["probability"] for answer in answers])
-    np.testing.assert_allclose(probability, expected, atol=1e-3)
-    assert np.ptp(log_odds(expected)) > 0.01
+    # Half precision once more, of the folded weights, and 53 layers whose outputs are normalised.
+    np.testing.assert_allclose(probability, expected, atol=1e-2)
+    assert np.ptp(expected) > 0.05
+    assert np.corrcoef(probability, expected)[0, 1] > 0.98
 
 
 @pytest.mark.slow
@@ -100,9 +101,9 @@ def test_limits_are_those_of_validation(run, exported, phantom):
     scores = run.scores[run.scores["split"] == "val"]
     validation = scores.merge(phantom[["image_id", "path"]])
     table = prediction.predict(validation["path"], model)
-    # A hundredth, but never none.
+    # A hundredth, but never none: one by its OOD score, and one by its framings.
     assert (table["ood_score"] > model.limits["ood_limit"]).sum() <= 1
-    assert (table["status"] == "ok").mean() > 0.8
+    assert (table["status"] != "ok").sum() <= 2
     is_pneumonia = (table["label"] == "pneumonia") & (table["status"] == "ok")
     at_run_threshold = validation["score"] >= run.threshold
     agreed = (is_pneumonia == at_run_threshold)[table["status"] == "ok"]
