@@ -104,11 +104,13 @@ def test_limits_are_those_of_validation(run, exported, phantom):
     # A hundredth, but never none: one by its OOD score, and one by its framings.
     assert (table["ood_score"] > model.limits["ood_limit"]).sum() <= 1
     assert (table["status"] != "ok").sum() <= 2
-    is_pneumonia = (table["label"] == "pneumonia") & (table["status"] == "ok")
-    at_run_threshold = validation["score"] >= run.threshold
-    agreed = (is_pneumonia == at_run_threshold)[table["status"] == "ok"]
-    assert agreed.mean() > 0.9, "the threshold is the run's own on the calibrated scale"
     slope, intercept = model.limits["calibration"]
+    # So little training may leave a slope below zero, which turns the order of the scores round.
+    margin = np.sign(slope) * (log_odds(validation["score"]) - log_odds(run.threshold))
+    is_pneumonia = table["label"] == "pneumonia"
+    # Half precision may move what lies nearer to the threshold to its other side.
+    is_clear = (table["status"] == "ok") & (margin.abs() > 0.02)
+    assert (is_pneumonia == (margin > 0))[is_clear].all()
     expected = 1 / (1 + np.exp(-(slope * log_odds(run.threshold) + intercept)))
     assert model.threshold == pytest.approx(expected)
 
