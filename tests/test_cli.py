@@ -388,6 +388,8 @@ def test_a_stopped_command_keeps_its_answers_and_goes_on(tmp_path, number):
     process.stdout.read()
     complaints = process.stderr.read()
     status = process.wait(100)
+    process.stdout.close()
+    process.stderr.close()
     kept = table.read_text().count("\n") - 1
     assert 34 <= kept < 70
     if number != signal.SIGKILL:
