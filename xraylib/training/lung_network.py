@@ -211,7 +211,8 @@ def fit_and_measure(
     rows = np.array(sorted(masks))
     in_test = (manifest["split"] == "test").to_numpy()[rows]
     patients = manifest["patient"].to_numpy()[rows]
-    train, test = rows[~in_test], rows[in_test]
+    train = rows[~in_test]
+    test = rows[in_test]
     overlaps = np.full(len(manifest), np.nan)
     divided = GroupKFold(folds, shuffle=True, random_state=0).split(
         train, groups=patients[~in_test]
