@@ -61,7 +61,7 @@ NOTEBOOKS := $(patsubst notebooks/%.ipynb,%,$(wildcard notebooks/0*.ipynb))
 PAGES     := $(NOTEBOOKS:%=$(BUILD)/%.ipynb)
 REUSE     := $(if $(RETRAIN),false,$(if $(filter kermany,$(DATASET)),true,false))
 # The longest begin. Where runs are read back, 05 is left out: it measures the device and reads none.
-LONGEST := $(if $(filter true,$(REUSE)),06 03 04 01 02 07,03 04 05 01 02 06 07)
+LONGEST := $(if $(filter true,$(REUSE)),07 06 03 04 01 02 08,03 04 05 01 02 07 06 08)
 PAGES := $(foreach first,$(LONGEST),$(filter $(BUILD)/$(first)%,$(PAGES)))
 
 comma := ,
@@ -73,7 +73,7 @@ PARAMETERS = -p dataset $(call quote,$(DATASET)) -p seed $(SEED)
 TRAINING   = -p reuse $(REUSE) -p budget "$(BUDGET)" -p recipes '$(JSON_RECIPES)'
 
 .PHONY: help setup setup-dev environment environment-dev venv reproduce report test check lint unit slow stored \
-  notebooks flagship app fuzz prediction bench colab badges lock dist clean FORCE
+  notebooks flagship forensics app fuzz prediction bench colab badges lock dist clean FORCE
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -127,11 +127,12 @@ ifeq ($(REUSE),true)
 # All of them read the same committed runs, each on one thread.
 export OMP_NUM_THREADS ?= 1
 else
-# Two read the runs and tables that the others leave.
-$(BUILD)/06_evaluation.ipynb $(BUILD)/07_predict.ipynb: | $(filter-out $(BUILD)/06% $(BUILD)/07%,$(PAGES))
+# Three read the runs and tables that the others leave.
+LAST := $(BUILD)/06_evaluation.ipynb $(BUILD)/07_shift_and_trust.ipynb $(BUILD)/08_predict.ipynb
+$(LAST): | $(filter-out $(LAST),$(PAGES))
 endif
 
-$(BUILD)/03% $(BUILD)/04% $(BUILD)/06% $(BUILD)/07%: MORE = $(TRAINING)
+$(BUILD)/03% $(BUILD)/04% $(BUILD)/06% $(BUILD)/07% $(BUILD)/08%: MORE = $(TRAINING)
 
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(BUILD)/parameters | $(SETUP)
 	@echo "$*: running on "$(call quote,$(DATASET))
@@ -168,7 +169,7 @@ slow: $(SETUP_DEV)  ## the tests that train, start other processes or open a bro
 stored: $(SETUP_DEV)  ## run every notebook in an empty report and compare its stored output
 	rm -rf build/nbval
 	XRAYLIB_REPORTS=$(HERE)/build/nbval $(CALL_PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 900 \
-	  --timeout 1000 -p no:cacheprovider -n 2 --dist loadscope notebooks/07* notebooks/06* notebooks/03* notebooks/0[1245]*
+	  --timeout 1000 -p no:cacheprovider -n 2 --dist loadscope notebooks/08* notebooks/07* notebooks/06* notebooks/03* notebooks/0[1245]*
 
 notebooks: $(SETUP)  ## run the notebooks on the phantom and keep their outputs, for committing
 	for notebook in notebooks/0*.ipynb; do \
@@ -179,8 +180,12 @@ flagship: $(SETUP)  ## train the model that comes with the package anew, from Ke
 	$(CALL_PY) -m xraylib train flagship --dataset kermany --overwrite
 	$(CALL_PY) -m xraylib ship flagship
 
-app: $(SETUP)  ## open the shipped model as a page in the browser (notebook 07; on this machine only)
-	cd notebooks && $(CALL_PY) -m voila 07_predict.ipynb
+forensics: $(SETUP)  ## run notebook 09 on Kermany's images, which writes the tables that need them (XRAYLIB_DATA)
+	@mkdir -p build/kermany
+	$(CALL_PY) -m xraylib run-notebook notebooks/09_kermany_forensics.ipynb build/kermany/09_kermany_forensics.ipynb --html
+
+app: $(SETUP)  ## open the shipped model as a page in the browser (notebook 08; on this machine only)
+	cd notebooks && $(CALL_PY) -m voila 08_predict.ipynb
 
 fuzz: $(SETUP_DEV)  ## give predict 10,000 damaged files
 	XRAYLIB_FUZZ=10000 $(CALL_PY) -m pytest tests/test_predict.py -k damaged --timeout 1800

@@ -1,4 +1,4 @@
-"""The server of notebook 07 as an app: whom it answers, and how many kernels it starts."""
+"""The server of notebook 08 as an app: whom it answers, and how many kernels it starts."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def app():
         port = free.getsockname()[1]
     manager = "--LimitedKernelManager"
     command = [
-        *(sys.executable, "-m", "voila", "07_predict.ipynb", "--no-browser", f"--port={port}"),
+        *(sys.executable, "-m", "voila", "08_predict.ipynb", "--no-browser", f"--port={port}"),
         f"{manager}.max_kernels=1",
         f"{manager}.cull_idle_timeout=15",
         f"{manager}.cull_interval=1",

@@ -1,4 +1,4 @@
-"""Pages as a reader opens them: the report by double click, notebook 07 as an app; on a phone and a desk, offline."""
+"""Pages as a reader opens them: the report by double click, notebook 08 as an app; on a phone and a desk, offline."""
 
 import os
 import shutil
@@ -113,10 +113,10 @@ def test_the_check_finds_what_is_wrong(tab, tmp_path):
 
 @pytest.fixture(scope="module")
 def app():
-    """The address of notebook 07, served as `make app` serves it."""
+    """The address of notebook 08, served as `make app` serves it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "voila", "07_predict.ipynb", "--no-browser", f"--port={port}"]
+    command = [sys.executable, "-m", "voila", "08_predict.ipynb", "--no-browser", f"--port={port}"]
     with subprocess.Popen(command, cwd=ROOT / "notebooks", stderr=subprocess.DEVNULL) as server:
         for _ in range(300):
             time.sleep(0.2)

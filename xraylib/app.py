@@ -1,4 +1,4 @@
-"""Notebook 07 as an app: the limits of its server, which `notebooks/voila.json` asks for."""
+"""Notebook 08 as an app: the limits of its server, which `notebooks/voila.json` asks for."""
 
 from contextlib import suppress
 from typing import Any

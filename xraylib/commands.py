@@ -166,7 +166,7 @@ def predict(options: argparse.Namespace) -> int:
 
     if options.heatmap and options.model:
         raise InvalidDataError(
-            "--heatmap: the packaged model draws them. Fix: leave --model out, or see notebook 06."
+            "--heatmap: the packaged model draws them. Fix: leave --model out, or see notebook 07."
         )
     named = _paths_on_stdin() if options.paths == ["-"] else options.paths
     files, passed_over = prediction.list_files(named)
