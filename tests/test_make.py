@@ -25,7 +25,9 @@ case "$1 $2 $3" in
   "-m xraylib report") echo "$XRAYLIB_REPORTS/index.html" ;;
 esac
 """
-NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("0*.ipynb"))
+ALL = sorted(path.name for path in (ROOT / "notebooks").glob("0*.ipynb"))
+# Notebook 09 is about Kermany's files alone.
+NOTEBOOKS = [name for name in ALL if not name.startswith("09")]
 
 
 class Clone:
@@ -37,7 +39,7 @@ class Clone:
         shutil.copy(ROOT / "Makefile", folder)
         for name in ("requirements.lock", "requirements-dev.lock", "pyproject.toml"):
             (folder / name).write_text(name)
-        for name in NOTEBOOKS:
+        for name in ALL:
             (folder / "notebooks" / name).touch()
         self.python = folder.parent / "fake python"
         self.python.write_text(PYTHON)
@@ -213,7 +215,7 @@ def test_committed_runs_that_change_give_another_report(clone, tmp_path):
     run.parent.mkdir(parents=True)
     run.write_text("{}")
     command = ["reproduce", "DATASET=kermany", f"XRAYLIB_REPORTS={tmp_path / 'my reports'}"]
-    assert ran(clone.calls(*command)) == [name for name in NOTEBOOKS if not name.startswith("05")]
+    assert ran(clone.calls(*command)) == [name for name in ALL if not name.startswith("05")]
     assert clone.calls(*command) == []
     run.write_text('{"threshold": 0.4}')
     assert clone.calls(*command) == [["-m", "xraylib", "report", "kermany"]]
