@@ -6,7 +6,8 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from xraylib.datasets import challenges
+from xraylib import paths
+from xraylib.datasets import challenges, images, manifest, verify
 from xraylib.datasets.images import read_gray
 from xraylib.errors import InvalidDataError, NotFoundError
 
@@ -161,3 +162,20 @@ def test_findings_that_contradict_are_refused(vindr, row, column, value, message
     change(vindr, "image_labels_train.csv", row, column, value)
     with pytest.raises(InvalidDataError, match=rf"{message}.*Fix: "):
         challenges.read_vindr_pcxr(vindr)
+
+
+def test_the_catalog_reads_a_download_where_it_lies(rsna, monkeypatch):
+    root = paths.DATA / "rsna"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    rsna.rename(root)
+    table = manifest.load("rsna")
+    assert table["image_id"].tolist() == ["a", "b", "c"]
+    assert table["sha256"].str.len().tolist() == [64] * 3
+    assert images.load_pixels(table, 8).shape == (3, 8, 8, 1)
+    listed = verify.describe().set_index("name").loc["rsna"]
+    assert listed["present"] and listed["images"] == 3
+
+
+def test_a_missing_download_is_named_with_the_way_to_get_it():
+    with pytest.raises(NotFoundError, match="Fix: sign the data use agreement on PhysioNet"):
+        manifest.load("vindr-pcxr")

@@ -327,8 +327,11 @@ def test_the_command_answers_in_every_form(tmp_path, run):
     written = pd.read_csv(table)
     assert list(written) == list(answers.COLUMNS)
     assert written["probability"].tolist() == [line["probability"] for line in lines]
-    pictures = list(heat.iterdir())
-    assert [Image.open(picture).size for picture in pictures] == [(224, 224)] * 2
+    heat_maps = list(heat.iterdir())
+    assert len(heat_maps) == 2
+    for file in heat_maps:
+        with Image.open(file) as heat_map:
+            assert heat_map.size == (224, 224)
     status, out, complaints = run("predict", image, tmp_path / "none.png")
     assert status == 1
     assert f"{image}  0.130  normal" in out
@@ -385,6 +388,8 @@ def test_a_stopped_command_keeps_its_answers_and_goes_on(tmp_path, number):
     process.stdout.read()
     complaints = process.stderr.read()
     status = process.wait(100)
+    process.stdout.close()
+    process.stderr.close()
     kept = table.read_text().count("\n") - 1
     assert 34 <= kept < 70
     if number != signal.SIGKILL:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from conftest import start_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -367,8 +368,6 @@ def test_a_hot_pixel_or_a_letter_does_not_decide_the_contrast(share, outliers, v
         assert (grey[outliers] == 255).all()
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -471,6 +470,28 @@ def test_ages_are_in_years(tmp_path, age, years):
     path = tmp_path / "film"
     path.write_bytes(dicom(RAMP, PatientAge=age))
     assert reader.read_header(path)["patient_age"] == pytest.approx(years, abs=0.01)
+
+
+def test_values_against_the_standard_warn_nobody(tmp_path):
+    header = tmp_path / "header.dcm"
+    header.write_bytes(dicom(RAMP, PatientAge="7"))
+    image = tmp_path / "image.dcm"
+    image.write_bytes(dicom(RAMP, WindowCenter="NaN", WindowWidth=50))
+    script = """
+import sys
+from pathlib import Path
+from xraylib.datasets import dicom
+from xraylib.errors import UnusableImageError
+dicom.read_header(sys.argv[1])
+try:
+    dicom.read_dicom(Path("image"), Path(sys.argv[2]).read_bytes())
+except UnusableImageError as error:
+    print(error)
+"""
+    process = start_python(script, header, image)
+    out, err = process.communicate(timeout=250)
+    assert (process.returncode, err) == (0, "")
+    assert "its WindowCenter is nan" in out
 
 
 def test_a_big_endian_file_is_read():

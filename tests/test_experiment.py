@@ -37,7 +37,7 @@ def trained_once(accelerator, tmp_path_factory):
         patch.setitem(catalog.DATASETS, "phantom", SMALL_PHANTOM)
         patch.setitem(BUDGETS, "brief", Budget(1, 1))
         (run,) = Experiment("phantom", accelerator, "brief").runs("tiny-cnn-28")
-        assert run.folder == runs.run_folder("phantom", "tiny-cnn-28", "strict", 0)
+        assert runs.get_run("phantom", "tiny-cnn-28", budget="brief") == run
     return place / "REPORTS"
 
 
@@ -163,6 +163,18 @@ def test_runs_from_other_weights_than_those_asked_for_are_left_out(accelerator, 
     with_init(standing, "imagenet (Keras)")
     assert Experiment("phantom", accelerator, "brief", reuse=True, init="random").runs(TINY) == []
     assert "from the initial weights random, left out" in caplog.text
+
+
+def test_of_two_runs_the_one_of_the_asked_budget_and_weights_is_read(accelerator, standing):
+    for ending, other in (("full", {"budget": "full"}), ("imagenet", {"init": "imagenet (Keras)"})):
+        folder = standing.folder.with_name(f"strict-0-{ending}")
+        shutil.copytree(standing.folder, folder)
+        (folder / "run.json").write_text(json.dumps(standing.settings | other))
+    for init in (None, "random"):
+        experiment = Experiment("phantom", accelerator, "brief", reuse=True, init=init)
+        assert experiment.runs(TINY) == [standing]
+    # Its settings are those of a brief run, so the name of the budget alone is not enough.
+    assert reading(accelerator, "full").runs(replace(TINY, seeds=1)) == []
 
 
 def test_a_model_is_found_where_it_lies(accelerator, standing):

@@ -1,17 +1,21 @@
 """A trained network becomes the packaged model."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from xraylib import export, packaged, paths, prediction
-from xraylib.datasets import images
+from xraylib import cli, export, packaged, paths, prediction, storage
+from xraylib.datasets import images, lung_finder
 from xraylib.errors import NotFoundError
-from xraylib.training import networks, runs
+from xraylib.training import lung_network, networks, runs
 from xraylib.training.recipes import Phase, get_recipe
 from xraylib.training.train import train
 
@@ -32,19 +36,23 @@ def run(phantom, accelerator):
 @pytest.fixture(scope="module")
 def exported(run, phantom, tmp_path_factory):
     """The folder of the packaged model that the run became."""
-    folder = tmp_path_factory.mktemp("package") / "weights"
+    folder = Path(shutil.copytree(paths.SHIPPED, tmp_path_factory.mktemp("package") / "weights"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "SHIPPED", folder)
         export.package(run, phantom)
+    # The network that finds the lungs is packaged by itself, and stays as it is.
+    content = storage.read_verified(folder / lung_finder.MODEL_FILE)
+    assert content == (paths.SHIPPED / lung_finder.MODEL_FILE).read_bytes()
     return folder
 
 
-def test_the_packaged_model_needs_one_file_and_its_checksums():
+def test_the_packaged_networks_are_small_and_their_checksums_are_right():
     names = sorted(file.name for file in paths.SHIPPED.iterdir())
-    assert names == ["SHA256SUMS", "model.tflite", "run.json"]
+    assert names == ["SHA256SUMS", "lungs.tflite", "model.tflite", "run.json"]
     assert all(file.stat().st_size <= 6e6 for file in paths.SHIPPED.iterdir())
-    check = ["sha256sum", "--check", "--strict", packaged.CHECKSUM_FILE]
-    subprocess.run(check, cwd=paths.SHIPPED, check=True, capture_output=True)
+    check = ["sha256sum", "--check", "--strict", storage.CHECKSUM_FILE]
+    checked = subprocess.run(check, cwd=paths.SHIPPED, check=True, capture_output=True, text=True)
+    assert sorted(line.split(":")[0] for line in checked.stdout.splitlines()) == names[1:]
     settings = json.loads((paths.SHIPPED / "run.json").read_text())
     assert settings["licences"]
     assert settings["answers"]["sha256"] == packaged.load_packaged().sha256
@@ -62,29 +70,29 @@ def without_limits(content, size=224):
 
 @pytest.mark.slow
 def test_litert_answers_as_keras_does(phantom, accelerator):
-    """Batch norm is made random first, so that the converter has something to fold."""
+    """Batch norm gets the statistics of images and random scales, which the converter folds."""
+    keras.utils.set_random_seed(0)
     model = networks.build("mobilenetv2_160", 224, "sigmoid")
+    backbone = model.get_layer("backbone")
+    norms = [norm for norm in backbone.layers if "BatchNormalization" in type(norm).__name__]
     rng = np.random.default_rng(0)
-    for layer in model.get_layer("backbone").layers:
-        if type(layer).__name__ == "BatchNormalization":
-            gamma, beta, mean, variance = layer.get_weights()
-            layer.set_weights(
-                [
-                    gamma * rng.uniform(0.8, 1.2, gamma.shape),
-                    beta + rng.normal(0, 0.1, beta.shape),
-                    mean + rng.normal(0, 0.01, mean.shape),
-                    variance * rng.uniform(0.5, 1.5, variance.shape),
-                ]
-            )
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.gamma.assign(rng.uniform(0.8, 1.2, norm.gamma.shape))
+        norm.beta.assign(rng.normal(0, 0.1, norm.beta.shape))
+    pixels = images.load_pixels(phantom, 224)[:12]
+    small = keras.ops.image.resize(np.asarray(pixels, np.float32), (160, 160))
+    backbone(keras.ops.repeat(small / 127.5 - 1, 3, axis=-1), training=True)
     # What half precision makes of a weight, both compute with.
     for variable in model.weights:
         variable.assign(variable.numpy().astype(np.float16).astype(np.float32))
-    pixels = images.load_pixels(phantom, 224)[:12]
     expected = networks.predict_rows(model, "sigmoid", pixels, np.arange(12), 4)
     answers = without_limits(export.to_litert(model, np.asarray(pixels))).answer(pixels)
     probability = np.array([answer["probability"] for answer in answers])
-    np.testing.assert_allclose(probability, expected, atol=1e-3)
-    assert np.ptp(log_odds(expected)) > 0.01
+    # Half precision once more, of the folded weights, and 53 layers whose outputs are normalised.
+    np.testing.assert_allclose(probability, expected, atol=1e-2)
+    assert np.ptp(expected) > 0.05
+    assert np.corrcoef(probability, expected)[0, 1] > 0.98
 
 
 @pytest.mark.slow
@@ -93,14 +101,16 @@ def test_limits_are_those_of_validation(run, exported, phantom):
     scores = run.scores[run.scores["split"] == "val"]
     validation = scores.merge(phantom[["image_id", "path"]])
     table = prediction.predict(validation["path"], model)
-    # A hundredth, but never none.
+    # A hundredth, but never none: one by its OOD score, and one by its framings.
     assert (table["ood_score"] > model.limits["ood_limit"]).sum() <= 1
-    assert (table["status"] == "ok").mean() > 0.8
-    is_pneumonia = (table["label"] == "pneumonia") & (table["status"] == "ok")
-    at_run_threshold = validation["score"] >= run.threshold
-    agreed = (is_pneumonia == at_run_threshold)[table["status"] == "ok"]
-    assert agreed.mean() > 0.9, "the threshold is the run's own on the calibrated scale"
+    assert (table["status"] != "ok").sum() <= 2
     slope, intercept = model.limits["calibration"]
+    # So little training may leave a slope below zero, which turns the order of the scores round.
+    margin = np.sign(slope) * (log_odds(validation["score"]) - log_odds(run.threshold))
+    is_pneumonia = table["label"] == "pneumonia"
+    # Half precision may move what lies nearer to the threshold to its other side.
+    is_clear = (table["status"] == "ok") & (margin.abs() > 0.02)
+    assert (is_pneumonia == (margin > 0))[is_clear].all()
     expected = 1 / (1 + np.exp(-(slope * log_odds(run.threshold) + intercept)))
     assert model.threshold == pytest.approx(expected)
 
@@ -112,6 +122,46 @@ def test_the_settings_are_the_runs_and_name_the_weights_that_were_exported(run, 
     assert "model_sha256" not in settings
     assert settings["choices"] == run.settings["choices"]
     assert settings["answers"]["sha256"] == packaged.load_packaged(exported).sha256
+
+
+@pytest.mark.slow
+def test_the_network_that_finds_the_lungs_is_trained_and_packaged(
+    tmp_path, small_phantom, reports_here, monkeypatch, capsys
+):
+    folder = Path(shutil.copytree(paths.SHIPPED, tmp_path / "weights"))
+    monkeypatch.setattr(paths, "SHIPPED", folder)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    drawn = np.zeros((lung_finder.SIZE, lung_finder.SIZE), np.uint8)
+    drawn[30:80, 20:90] = 255
+    for name in small_phantom["image_id"]:
+        Image.fromarray(drawn).save(masks / f"{name}.png")
+    networks_made = []
+    fit_and_measure = lung_network.fit_and_measure
+
+    def measure_briefly(*arguments):
+        network, table = fit_and_measure(*arguments, folds=2, epochs=1)
+        networks_made.append(network)
+        return network, table
+
+    monkeypatch.setattr(lung_network, "fit_and_measure", measure_briefly)
+    before = (folder / "lungs.tflite").read_bytes()
+    assert cli.main(["lungs", "--dataset", "phantom", "--masks", str(masks)]) == 0
+    assert "train, out of fold" in capsys.readouterr().out
+    table = pd.read_csv(reports_here / "phantom" / "tables" / "lung_finder.csv")
+    assert table["images"].tolist() == [
+        (small_phantom["split"] != "test").sum(),
+        (small_phantom["split"] == "test").sum(),
+    ]
+    assert (folder / "lungs.tflite").read_bytes() != before
+    pixels = lung_finder.resize(images.load_pixels(small_phantom, 224)[:2])
+    expected = networks_made[0].predict(pixels, verbose=0)
+    packaged_network = lung_finder.load_network()
+    for image, probability in zip(pixels, expected, strict=True):
+        answer = packaged_network(image=image[None])["lung"][0]
+        np.testing.assert_allclose(answer, probability, atol=5e-3)
+    assert packaged.load_packaged(folder).sha256 == packaged.load_packaged().sha256
+    lung_finder.load_network.cache_clear()
 
 
 @pytest.mark.slow

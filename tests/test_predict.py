@@ -14,11 +14,11 @@ from conftest import run_python
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from test_images import dicom, encoded, texture
 
-from xraylib import answers, cli, packaged, paths, prediction
+from xraylib import answers, cli, packaged, paths, prediction, storage
 from xraylib.datasets import images, manifest
 from xraylib.datasets.framing import SWAP, crop
 from xraylib.errors import InvalidDataError, NotFoundError
-from xraylib.training import networks
+from xraylib.training import networks, runs
 from xraylib.training.predictor import load_predictor
 from xraylib.training.recipes import Phase, get_recipe
 from xraylib.training.train import train
@@ -61,7 +61,7 @@ def write_checksums(folder):
     """Make the checksums those of the files as they are."""
     files = [folder / name for name in (packaged.MODEL_FILE, packaged.SETTINGS_FILE)]
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
-    (folder / packaged.CHECKSUM_FILE).write_text("".join(lines))
+    (folder / storage.CHECKSUM_FILE).write_text("".join(lines))
 
 
 class Constant:
@@ -158,12 +158,12 @@ def test_a_batch_goes_on_after_an_image_that_takes_all_memory(monkeypatch):
     assert "memory" in table["message"].iloc[3]
 
 
-def test_a_probe_on_other_weights_is_refused(trained, monkeypatch):
-    monkeypatch.setattr(
-        networks, "get_weights", lambda *_: networks.Weights("imagenet (another file)")
-    )
-    with pytest.raises(InvalidDataError, match=r"fitted on random, found are imagenet .*Fix: "):
-        load_predictor(trained["probe"])
+def test_a_probe_whose_initial_weights_are_not_here_is_refused(trained, tmp_path, monkeypatch):
+    networks.build("tiny_cnn", 32, "sigmoid").save_weights(tmp_path / "another.weights.h5")
+    monkeypatch.setattr(paths, "WEIGHTS", tmp_path)
+    settings = trained["probe"].settings | {"init": "file 0123456789ab"}
+    with pytest.raises(NotFoundError, match=r"'file 0123456789ab', which no file here.*Fix: "):
+        load_predictor(replace(trained["probe"], settings=settings))
 
 
 def test_its_framings_are_those_of_the_experiment(shipped):
@@ -251,7 +251,7 @@ def test_an_edited_threshold_is_refused(weights):
 
 @pytest.mark.parametrize("content", ["", "no checksum at all\n", "ä", "0" * 64 + "  other\n"])
 def test_damaged_checksums_are_one_error(weights, content):
-    (weights / packaged.CHECKSUM_FILE).write_text(content)
+    (weights / storage.CHECKSUM_FILE).write_text(content)
     with pytest.raises(InvalidDataError, match="Fix: install the package again"):
         packaged.load_packaged(weights)
 
@@ -305,7 +305,9 @@ def test_a_damaged_model_is_never_replaced_by_another_seed(trained, phantom, pla
     for seed in (0, 1):
         folder = Path(shutil.copytree(trained["network"].folder, report / f"strict-{seed}"))
         settings = json.loads((folder / "run.json").read_text())
-        (folder / "run.json").write_text(json.dumps(settings | {"seed": seed}))
+        content = runs.plain(settings | {"seed": seed})
+        content["checksum"] = runs.digest({k: v for k, v in content.items() if k != "checksum"})
+        (folder / "run.json").write_text(json.dumps(content))
     assert prediction.load_model(NETWORK.name, name).run.seed == 0
     first = report / "strict-0" / "model.weights.h5"
     first.write_bytes(b"")
@@ -441,8 +443,9 @@ def test_a_heat_map_that_cannot_be_written_is_the_message_of_its_row(shipped, tm
     assert [row["message"] for row in rows] == ["", ""]
     files = sorted(heat.iterdir())
     assert len(files) == 2
-    assert all(Image.open(file).size == (224, 224) for file in files)
     for file in files:
+        with Image.open(file) as picture:
+            assert picture.size == (224, 224)
         file.unlink()
     (heat / prediction._heat_map_name(str(first))).mkdir()
     rows = list(prediction.answer_files([first, second], shipped, heat_maps=heat))

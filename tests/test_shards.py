@@ -145,7 +145,9 @@ def test_a_data_folder_is_not_turned_into_shards_nor_is_a_size_of_nothing(tmp_pa
     assert "holds the images themselves" in capsys.readouterr().err
     assert sorted(own.rglob("*")) == before
     for size in ("0", "-5"):
-        assert main(["data", "shard", str(own), str(tmp_path / "out"), "--size", size]) == 1
+        with pytest.raises(SystemExit) as stopped:
+            main(["data", "shard", str(own), str(tmp_path / "out"), "--size", size])
+        assert stopped.value.code == 2
         assert "--size" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

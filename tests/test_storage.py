@@ -194,8 +194,8 @@ from xraylib.storage import atomic_write
 with atomic_write("/dev/stdout") as temporary:
     temporary.write_text("new")
 """
-    with (tmp_path / "out").open("w") as out:
-        assert start_python(script, stdout=out).wait(timeout=60) == 0
+    with (tmp_path / "out").open("w") as out, start_python(script, stdout=out) as process:
+        assert process.wait(timeout=60) == 0
     assert (tmp_path / "out").read_text() == "new"
 
 

@@ -4,6 +4,7 @@ import csv
 import logging
 import os
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -134,7 +135,12 @@ class AnswerTable:
             self._stream = _open_csv(self.file, "a")
         self._writer = csv.DictWriter(self._stream, COLUMNS)
         if not self._begun:
-            self._write_header()
+            try:
+                self._write_header()
+            except BaseException:
+                with suppress(OSError):  # closing writes what is left, which fails as well
+                    self._stream.close()
+                raise
         return self
 
     def __exit__(

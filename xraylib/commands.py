@@ -95,10 +95,7 @@ def train(options: argparse.Namespace) -> None:
 
     recipe = recipes.get_recipe(options.recipe)
     if options.set:
-        override = getattr(recipes, "override", None)
-        if override is None:
-            raise NotFoundError("--set is not there yet. Fix: change the recipe in recipes.py.")
-        recipe = override(recipe, dict(options.set))
+        recipe = recipes.override(recipe, dict(options.set))
     if not devices.in_job():
         _train_recipe(recipe, options, job=False)
     elif "XRAYLIB_WATCHED" not in os.environ:
@@ -253,6 +250,22 @@ def export(options: argparse.Namespace) -> None:
     exporting.package(exporting.best_run(runs), manifest.load(options.dataset))
     for file in sorted(paths.SHIPPED.iterdir()):
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+def lungs(options: argparse.Namespace) -> None:
+    """Train the network that finds the lungs, measure it, and put it into the package."""
+    name = _prepare(options.dataset)
+    from xraylib import export as exporting
+    from xraylib.datasets import manifest
+    from xraylib.report import tables
+    from xraylib.training import lung_network
+
+    masks = options.masks or paths.DATA / f"{name}_lungs"
+    network, table = lung_network.fit_and_measure(manifest.load(options.dataset), masks)
+    _print_table(table)
+    tables.save_table(table, name, "lung_finder")
+    exporting.package_lung_finder(network)
+    print(paths.SHIPPED / "lungs.tflite")
 
 
 def external(options: argparse.Namespace) -> None:

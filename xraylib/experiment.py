@@ -14,7 +14,7 @@ from xraylib.devices import Accelerator
 from xraylib.evaluation import scores
 from xraylib.figures.style import Figure
 from xraylib.report import tables
-from xraylib.training import networks, runs
+from xraylib.training import runs
 from xraylib.training.recipes import RECIPES, Recipe, get_budget, get_recipe
 from xraylib.training.runs import Run
 from xraylib.training.train import train
@@ -203,60 +203,66 @@ class Experiment:
 
     def _finished(self, recipe: Recipe, protocol: str, seed: int) -> Run | None:
         """Read a run if it is what would be trained; warn where it is not."""
-        run = runs.get_run(self.name, recipe.name, protocol, seed)
-        problem = self._difference(run, recipe.under(protocol, self.budget))
-        if run is None or problem:
-            fix = f"python -m xraylib train {recipe.name} --dataset {self.dataset}"
-            fix += f" --protocol {protocol}"
-            fix += " --overwrite" if self.name in runs.COMMITTED else ""
-            what = f"no run of seed {seed} {problem}, left out (reuse=True)"
-            log.warning(
-                "%s, %s: %s. Fix: %s",
-                recipe.name,
-                protocol,
-                what,
-                fix,
-            )
-            return None
-        self._warn(run, recipe, protocol)
-        return run
+        # Without `init`, a run from any initial weights is read, and `_warn` names them.
+        init = None if self.init is None else self._init(recipe)
+        run = runs.get_run(
+            self.name,
+            recipe.name,
+            protocol,
+            seed,
+            budget=self.budget,
+            init=init,
+        )
+        if run is not None and runs.matches(run, recipe, self.budget, init):
+            self._warn(run, recipe)
+            return run
+        wanted = f"with this recipe and budget {self.budget}"
+        if init is not None:
+            wanted += f", from the initial weights {init}"
+        overwrite = " --overwrite" if self.name in runs.COMMITTED else ""
+        log.warning(
+            "%s, %s: no run of seed %d %s, left out (reuse=True). "
+            "Fix: python -m xraylib train %s --dataset %s --protocol %s%s",
+            recipe.name,
+            protocol,
+            seed,
+            wanted,
+            recipe.name,
+            self.dataset,
+            protocol,
+            overwrite,
+        )
+        return None
 
-    def _difference(self, run: Run | None, recipe: Recipe) -> str:
-        """Say in what a run is not the one that was asked for; empty if in nothing."""
-        if run is None or run.settings["choices"] != runs.plain(recipe.settings()):
-            return "with this recipe and budget"
-        if self.init is not None and not _same_init(run, self._init(recipe)):
-            return f"from the initial weights {self.init}"
-        return ""
-
-    def _warn(self, run: Run, recipe: Recipe, protocol: str) -> None:
+    def _warn(self, run: Run, recipe: Recipe) -> None:
         """Warn where a run was made with other code, initial weights or images."""
-        if run.settings["training_version"] != runs.TRAINING_VERSION:
+        identity = runs.identity(run)
+        if identity.training_version != runs.TRAINING_VERSION:
             fix = "make reproduce RETRAIN=1"
             log.warning("%s: the training code has changed since. Fix: %s", run.folder, fix)
-        if not _same_init(run, self._init(recipe)):
-            asked = self._init(recipe)
+        init = self._init(recipe)
+        if not runs.init_matches(run, init):
             text = "%s: its initial weights are %s, the recipe's are %s"
-            log.warning(text, run.folder, run.settings["init"], asked)
-        strategy = run.settings["choices"]["split_strategy"]
-        # Other files or labels change every split, so that of one seed is enough to compare.
-        if (strategy, protocol) not in self._splits and self.has_images:
-            assigned = splits.assign(self.manifest, protocol, run.seed, split_strategy=strategy)
-            fingerprint = runs.split_fingerprint(assigned)
-            self._splits[strategy, protocol] = (run.seed, fingerprint)
-        expected = (run.seed, run.settings["split"])
-        seed, fingerprint = self._splits.get((strategy, protocol), expected)
-        if seed == run.seed and fingerprint != run.settings["split"]:
+            log.warning(text, run.folder, identity.init, init)
+        if self.has_images and not self._is_of_this_split(run):
             text = "%s: its scores are of other files or labels than those on this machine"
             log.warning(text, run.folder)
 
-
-def _same_init(run: Run, init: str) -> bool:
-    """Whether a run began with these weights; its label says more, as in `imagenet (Keras)`."""
-    label = str(run.settings["init"])
-    if init.endswith(".weights.h5"):
-        return label == networks.get_weights(run.settings["choices"]["network"], init).label
-    return label.split(" ")[0] == init
+    def _is_of_this_split(self, run: Run) -> bool:
+        """Whether a run's split is the one that the files and labels on this machine give."""
+        strategy = run.settings["choices"]["split_strategy"]
+        key = (strategy, run.protocol)
+        # Other files or labels change every split, so that of one seed is enough to compare.
+        if key not in self._splits:
+            assigned = splits.assign(
+                self.manifest,
+                run.protocol,
+                run.seed,
+                split_strategy=strategy,
+            )
+            self._splits[key] = (run.seed, runs.split_fingerprint(assigned))
+        seed, fingerprint = self._splits[key]
+        return seed != run.seed or fingerprint == run.settings["split"]
 
 
 def _show_caption(caption: str) -> None:

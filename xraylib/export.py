@@ -1,7 +1,8 @@
-"""Make a run the packaged model: LiteRT in half precision, with the limits of its answers.
+"""Make trained networks those of the package: LiteRT in half precision.
 
-Everything that its answers need is chosen on validation images, whose patients the run did not
-train on.
+The packaged model comes with the limits of its answers; beside it lies the network that finds the
+lungs. Everything that its answers need is chosen on validation images, whose patients the run did
+not train on.
 """
 
 import hashlib
@@ -17,11 +18,11 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from xraylib import paths
-from xraylib.datasets import images, splits
+from xraylib.datasets import images, lung_finder, splits
 from xraylib.datasets.framing import SWAP, swap_framing
 from xraylib.errors import NotFoundError
 from xraylib.packaged import PackagedModel, build_packaged, load_packaged, write_packaged
-from xraylib.storage import atomic_folder
+from xraylib.storage import write_verified
 from xraylib.training import runs
 from xraylib.training.predictor import load_predictor
 
@@ -106,8 +107,7 @@ def package(run: runs.Run, manifest: pd.DataFrame) -> PackagedModel:
         "sha256": hashlib.sha256(model).hexdigest(),
     }
     settings["answers"] |= _choose_limits(settings, model, validation, labels, run.threshold)
-    with atomic_folder(paths.SHIPPED) as folder:
-        write_packaged(folder, settings, model)
+    write_packaged(paths.SHIPPED, settings, model)
     return load_packaged(paths.SHIPPED)
 
 
@@ -215,8 +215,6 @@ def to_litert(model: keras.Model, training: np.ndarray) -> bytes:
     training
         uint8 `(n, size, size, 1)`; the root mean square of their `ood` is 1.
     """
-    import tensorflow as tf
-
     pooled = keras.Model(model.input, model.layers[-3].output)
     features = pooled.predict(training, batch_size=32, verbose=0)
     components = PCA(min(COMPONENTS, len(features) // 2), random_state=0).fit(features)
@@ -229,7 +227,27 @@ def to_litert(model: keras.Model, training: np.ndarray) -> bytes:
     )
     side = model.get_layer("backbone").input_shape[1]
     views = keras.Input((side, side, 1), batch_size=len(VIEWS), name="views")
-    converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(views, answers(views)))
+    return _convert(keras.Model(views, answers(views)))
+
+
+def package_lung_finder(network: keras.Model) -> None:
+    """Make a network of `lung_network.build` the one that comes with the package.
+
+    Writes `lungs.tflite` and its checksum to `paths.SHIPPED`. The network takes one `image`,
+    float32 `(1, 112, 112, 1)` in 0…255, and gives `lung`, the probability of the same shape.
+    """
+    side = lung_finder.SIZE
+    image = keras.Input((side, side, 1), batch_size=1, name="image")
+    content = _convert(keras.Model(image, {"lung": network(image)}))
+    write_verified(paths.SHIPPED, {lung_finder.MODEL_FILE: content})
+    lung_finder.load_network.cache_clear()
+
+
+def _convert(model: keras.Model) -> bytes:
+    """Convert a network to LiteRT in half precision."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_types = [tf.float16]
     return converter.convert()

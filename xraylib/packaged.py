@@ -15,13 +15,10 @@ from PIL import Image
 from xraylib.datasets import images
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.paths import SHIPPED
+from xraylib.storage import read_verified, write_verified
 
 MODEL_FILE = "model.tflite"
 SETTINGS_FILE = "run.json"
-# SHA-256 of the two files above, in the form that `sha256sum --check` reads.
-CHECKSUM_FILE = "SHA256SUMS"
-
-_REINSTALL = "install the package again, or `git checkout` the file"
 
 
 @dataclass(frozen=True)
@@ -143,14 +140,14 @@ def load_packaged(folder: Path = SHIPPED) -> PackagedModel:
     NotFoundError
         If LiteRT is not installed.
     """
-    checksums = _read_checksums(folder / CHECKSUM_FILE)
-    settings_text = _read_verified(folder / SETTINGS_FILE, checksums)
-    model = _read_verified(folder / MODEL_FILE, checksums)
+    settings_text = read_verified(folder / SETTINGS_FILE)
+    model = read_verified(folder / MODEL_FILE)
     try:
         return build_packaged(json.loads(settings_text), model)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         problem = f"{folder} holds no model of this package ({type(error).__name__}: {error})"
-        raise InvalidDataError(f"{problem}. Fix: {_REINSTALL}.") from error
+        fix = "install the package again, or `git checkout` the folder"
+        raise InvalidDataError(f"{problem}. Fix: {fix}.") from error
 
 
 def build_packaged(settings: dict[str, Any], model: bytes) -> PackagedModel:
@@ -168,15 +165,8 @@ def build_packaged(settings: dict[str, Any], model: bytes) -> PackagedModel:
 
 def write_packaged(folder: Path, settings: dict[str, Any], model: bytes) -> None:
     """Write the two files of a packaged model, and their checksums."""
-    contents = {
-        MODEL_FILE: model,
-        SETTINGS_FILE: (json.dumps(settings, indent=1) + "\n").encode(),
-    }
-    lines = []
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-        lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
-    (folder / CHECKSUM_FILE).write_text("".join(lines), encoding="ascii")
+    settings_text = json.dumps(settings, indent=1) + "\n"
+    write_verified(folder, {MODEL_FILE: model, SETTINGS_FILE: settings_text.encode()})
 
 
 def _load_network(model: bytes) -> Callable[..., dict[str, np.ndarray]]:
@@ -209,23 +199,3 @@ def _without_native_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _read_checksums(file: Path) -> dict[str, str]:
-    """Read SHA-256 by file name."""
-    try:
-        lines = file.read_text(encoding="ascii").splitlines()
-        pairs = [line.split("  ", 1) for line in lines]
-        return {name: digest for digest, name in pairs}
-    except (OSError, ValueError) as error:
-        raise InvalidDataError(
-            f"{file} is missing or damaged ({error}). Fix: {_REINSTALL}."
-        ) from error
-
-
-def _read_verified(file: Path, checksums: dict[str, str]) -> bytes:
-    """Read a file whose SHA-256 must be the one that was noted when it was packaged."""
-    content = file.read_bytes() if file.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != checksums.get(file.name):
-        raise InvalidDataError(f"{file} is not the file that was shipped. Fix: {_REINSTALL}.")
-    return content

@@ -154,20 +154,14 @@ def runs_with_model(recipe: str, dataset: str) -> list[Any]:
     from xraylib.training import runs
 
     name = get_dataset(dataset).name
-    here = [run for run in runs.list_runs(name, recipe, "strict") if run.model_file.exists()]
-    anew = " --overwrite" if name in runs.COMMITTED else ""
-    command = f"python -m xraylib train {recipe} --dataset {dataset}{anew}"
-    for run in here:
-        if not run.has_model:
-            raise InvalidDataError(
-                f"{run.model_file} is not what the run wrote. Fix: delete it, or train it "
-                f"again: {command}"
-            )
-    if not here:
+    usable = runs.with_model(name, recipe)
+    if not usable:
+        anew = " --overwrite" if name in runs.COMMITTED else ""
         raise NotFoundError(
-            f"no model of {recipe}, trained on {name}, is on this machine. Fix: {command}"
+            f"no model of {recipe}, trained on {name}, is on this machine. "
+            f"Fix: python -m xraylib train {recipe} --dataset {dataset}{anew}"
         )
-    return here
+    return usable
 
 
 def _load_run(folder: Path) -> "Predictor":

@@ -1,4 +1,4 @@
-"""Write files so that a reader sees the old or the whole new one, and hash them."""
+"""Write files so that a reader sees the old or the whole new one, hash and verify them."""
 
 import errno
 import hashlib
@@ -6,12 +6,12 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xraylib import paths
-from xraylib.errors import OperationFailedError
+from xraylib.errors import InvalidDataError, OperationFailedError
 
 _FIXES = {
     errno.ENOSPC: "free some disk space, or {elsewhere}",
@@ -25,6 +25,10 @@ _FIXES = {
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
 }
+
+# SHA-256 of the other files in a folder, in the form that `sha256sum --check` reads.
+CHECKSUM_FILE = "SHA256SUMS"
+_REINSTALL = "install the package again, or `git checkout` the file"
 
 # Cut, so that the name of a temporary file fits where the file's own name does.
 _NAME_LENGTH = 40
@@ -205,3 +209,52 @@ def _recover_folder(path: Path) -> None:
             if (aside / "old").exists() and not path.exists():
                 (aside / "old").replace(path)
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_verified(file: Path) -> bytes:
+    """Read a file of the package, whose SHA-256 must be the one that the folder notes.
+
+    Raises
+    ------
+    InvalidDataError
+        The file or the folder's `SHA256SUMS` is missing, damaged or another one.
+    """
+    checksums = _read_checksums(file.parent)
+    content = file.read_bytes() if file.is_file() else b""
+    if sha256_bytes(content) != checksums.get(file.name):
+        raise InvalidDataError(f"{file} is not the file that was shipped. Fix: {_REINSTALL}.")
+    return content
+
+
+def write_verified(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files of a folder and their checksums at once; its other files stay as they are.
+
+    Parameters
+    ----------
+    folder
+        Need not exist.
+    contents
+        The content of each file by its name.
+    """
+    checksums = _read_checksums(folder) if (folder / CHECKSUM_FILE).exists() else {}
+    with atomic_folder(folder) as new:
+        if folder.is_dir():
+            shutil.copytree(folder, new, dirs_exist_ok=True)
+        for name, content in contents.items():
+            (new / name).write_bytes(content)
+            checksums[name] = sha256_bytes(content)
+        lines = [f"{digest}  {name}\n" for name, digest in checksums.items()]
+        (new / CHECKSUM_FILE).write_text("".join(lines), encoding="ascii", newline="\n")
+
+
+def _read_checksums(folder: Path) -> dict[str, str]:
+    """Read SHA-256 by file name."""
+    file = folder / CHECKSUM_FILE
+    try:
+        lines = file.read_text(encoding="ascii").splitlines()
+        pairs = [line.split("  ", 1) for line in lines]
+        return {name: digest for digest, name in pairs}
+    except (OSError, ValueError) as error:
+        raise InvalidDataError(
+            f"{file} is missing or damaged ({error}). Fix: {_REINSTALL}."
+        ) from error

@@ -37,6 +37,8 @@ class Dataset:
     names : str
         How a file name is read: as `kermany`'s, as `nih`'s, or as saying nothing (`none`), so that
         each image has to count as its own patient.
+    reader : str
+        The key of `challenges.READERS` for a download that has lists instead of class folders.
     originals : str
         A list of the original files below `paths.DATA`, for copies that were brought to one size
         (see `audit.originals`).
@@ -59,6 +61,7 @@ class Dataset:
     by_hand: str = ""
     split: str | None = None
     names: str = "kermany"
+    reader: str = ""
     originals: str = ""
     version_3_names: str = ""
     expected: tuple[tuple[Counts, str], ...] = ()
@@ -165,6 +168,28 @@ _ALL = (
         "names",
         split="test",
         names="nih",
+    ),
+    Dataset(
+        name="rsna",
+        title="RSNA Pneumonia Detection Challenge: adults, classes and boxes of radiologists",
+        source="https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
+        licence="RSNA's terms: research and education, with attribution",
+        folder="rsna",
+        by_hand="accept the challenge's rules on Kaggle, download it and unpack it there",
+        split="test",
+        names="none",
+        reader="rsna",
+    ),
+    Dataset(
+        name="vindr-pcxr",
+        title="VinDr-PCXR: children under 10, findings of radiologists",
+        source="https://physionet.org/content/vindr-pcxr/1.0.0/",
+        licence="PhysioNet Credentialed Health Data License, which needs an agreement",
+        folder="vindr-pcxr",
+        by_hand="sign the data use agreement on PhysioNet, download it and unpack it there",
+        split="test",
+        names="none",
+        reader="vindr-pcxr",
     ),
 )
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}

@@ -139,6 +139,10 @@ def read_vindr_pcxr(folder: Path) -> pd.DataFrame:
     return _like_a_manifest(table, ["finding", "their_split", "view", "age"])
 
 
+# By `catalog.Dataset.reader`.
+READERS = {"rsna": read_rsna, "vindr-pcxr": read_vindr_pcxr}
+
+
 def _read(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """Read a list as text, with the columns that are needed."""
     if not file.exists():

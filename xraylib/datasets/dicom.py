@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ _TAIL = 0.005
 _RESERVE = 0.2
 
 _log = logging.getLogger(__name__)
+# What pydicom complains of is either of no account here or refused with a message of our own.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", category=UserWarning, module="pydicom")
 
 # A small file of this kind can unfold to any size.
 _DEFLATED = b"1.2.840.10008.1.2.1.99"

@@ -209,7 +209,8 @@ def _split_folders(root: Path) -> list[Path]:
 
 def _unpack_arrays(archive: Path, folder: Path) -> None:
     """Write the arrays of a MedMNIST file as split/class/<split>-<row>.png."""
-    with np.load(archive, allow_pickle=False) as arrays:
+    # Of a damaged archive, `np.load` leaves a file open that it opened itself.
+    with archive.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         for split in ("train", "val", "test"):
             pixels = arrays[f"{split}_images"]
             labels = arrays[f"{split}_labels"].reshape(-1)

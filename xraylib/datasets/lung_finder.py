@@ -4,8 +4,6 @@ The network is a small U-Net (see `training.lung_network`). It runs on LiteRT, s
 TensorFlow, JAX nor Keras is loaded.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,8 +14,10 @@ from scipy import ndimage
 
 from xraylib import paths
 from xraylib.datasets import lungs
-from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.errors import NotFoundError
+from xraylib.storage import read_verified
 
+MODEL_FILE = "lungs.tflite"
 # Height and width of the network's input and output in pixels.
 SIZE = 112
 # A pixel counts as lung from this probability on.
@@ -68,18 +68,7 @@ def load_network() -> Any:
         raise NotFoundError(
             "LiteRT is not on this machine, which finds the lungs. Fix: pip install ai-edge-litert."
         ) from error
-    file = paths.SHIPPED / "lungs.tflite"
-    try:
-        content = file.read_bytes()
-        expected = json.loads((paths.SHIPPED / "lungs.json").read_text())["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidDataError(
-            f"{file} or its lungs.json cannot be read. Fix: install the package again."
-        ) from error
-    if hashlib.sha256(content).hexdigest() != expected:
-        raise InvalidDataError(
-            f"{file} is not the file that the package came with. Fix: install the package again."
-        )
+    content = read_verified(paths.SHIPPED / MODEL_FILE)
     return Interpreter(model_content=content, num_threads=1).get_signature_runner()
 
 

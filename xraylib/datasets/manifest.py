@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from xraylib import paths
-from xraylib.datasets import phantom, shards
+from xraylib.datasets import challenges, phantom, shards
 from xraylib.datasets.catalog import Dataset, get_dataset
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.storage import atomic_write
@@ -159,6 +159,8 @@ def index(dataset: Dataset) -> pd.DataFrame:
     root = dataset.root
     if not root.is_dir():
         raise NotFoundError(f"{dataset.name}: no folder {root}. Fix: {dataset.fix}.")
+    if dataset.reader:
+        return _from_lists(dataset)
     if shards.is_shards(root):
         fix = "name the folder that they were written from"
         raise InvalidDataError(f"{root} holds shards, not image files. Fix: {fix}.")
@@ -188,6 +190,14 @@ def index(dataset: Dataset) -> pd.DataFrame:
     if dataset.names == "kermany":
         _check_one_version(root, ids)
     return manifest.sort_values("image_id", ignore_index=True)
+
+
+def _from_lists(dataset: Dataset) -> pd.DataFrame:
+    """Return the manifest of a download that has lists instead of class folders."""
+    table = challenges.READERS[dataset.reader](dataset.root)
+    files = [Path(path).relative_to(dataset.root).as_posix() for path in table["path"]]
+    hashes = _hashes(dataset.root, files, paths.CACHE / dataset.name)
+    return table.assign(sha256=hashes)[[*challenges.COLUMNS, "sha256"]]
 
 
 def _unique_ids(root: Path, files: list[str]) -> list[str]:
@@ -284,6 +294,8 @@ def count(dataset: Dataset) -> int:
     root = dataset.root
     if not root.is_dir() or not any(root.iterdir()):
         return 0
+    if dataset.reader:
+        return sum(1 for _ in root.rglob("*.dc*m"))
     return len(list_images(root, dataset.split))
 
 

@@ -95,7 +95,9 @@ def cut(pixels: np.ndarray, size: int, region: str = "lungs") -> np.ndarray:
         uint8 `(n, size, size, 1)`.
     """
     if region != "lungs":
-        raise NotFoundError(f"{region!r} cannot be cut from changed images. Fix: take region `lungs`.")
+        raise NotFoundError(
+            f"{region!r} cannot be cut from changed images. Fix: take region `lungs`."
+        )
     boxes = np.nan_to_num(lung_finder.find(pixels).boxes)
     return lungs.crop_boxes(pixels, boxes, size, margin=MARGIN)
 

@@ -122,7 +122,7 @@ def check_unknown(dataset: str, other: str) -> None:
     known = images_of_other[images_of_other["sha256"].isin(own)]
     if len(known):
         raise InvalidDataError(
-            f"{len(known)} of the {len(images_of_other)} images of {other} are images of {dataset}, "
-            f"the first is {known['path'].iloc[0]}. Fix: name images that no run has seen, or "
+            f"{len(known)} of the {len(images_of_other)} images of {other} are images of {dataset}"
+            f", the first is {known['path'].iloc[0]}. Fix: name images that no run has seen, or "
             "pass --allow-known-images."
         )

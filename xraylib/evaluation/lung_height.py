@@ -132,16 +132,16 @@ def standardised_fall(
     names = ("validation", "test", "fall", "share_val_rates", "share_test_rates")
     rows = []
     for recipe, part in framed.groupby("recipe", sort=False):
-        images = part.drop_duplicates(["split", "image_id"]).groupby(["split", "bin"]).size()
-        images = images.unstack(fill_value=0)
+        counts = part.drop_duplicates(["split", "image_id"]).groupby(["split", "bin"]).size()
+        images = counts.unstack(fill_value=0)
         images = images.reindex(index=SPLITS, columns=range(bins), fill_value=0)
         row: dict[str, object] = {
             "recipe": recipe,
             "column": column,
             "runs": part["seed"].nunique(),
-            "images_val": int(images.loc["val"].sum()),
-            "images_test": int(images.loc["test"].sum()),
-            "fewest_val": int(images.loc["val"].min()),
+            "images_val": int(images.loc["val"].to_numpy().sum()),
+            "images_test": int(images.loc["test"].to_numpy().sum()),
+            "fewest_val": int(images.loc["val"].to_numpy().min()),
         }
         values = _decomposed(part, np.ones((1, len(part))), bins)[:, 0]
         row |= dict(zip(names, values.tolist(), strict=True))

@@ -80,7 +80,8 @@ def read_labels(file: Path, manifest: pd.DataFrame) -> pd.DataFrame:
             image = table.loc[np.asarray(rows), "image_id"].iloc[0]
             raise InvalidDataError(f"{file}: {image} {what}. Fix: {LIST_FIX}.")
     pairs = zip(table["image_id"], table["boxes"], strict=True)
-    table = table.assign(boxes=[_boxes(text, f"{file}: {image}") for image, text in pairs])
+    boxes = [_boxes(text, f"{file}: {image}") for image, text in pairs]
+    table = table.assign(boxes=pd.Series(boxes, index=table.index, dtype=object))
     return table[list(COLUMNS)].astype({"nih_label": "int64"})
 
 
@@ -191,8 +192,8 @@ def auc_by_stratum(scores: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
         if by_seed.isna().any(axis=None):
             what = f"{recipe} did not score every image of the radiologists' list"
             raise InvalidDataError(f"{what}. Fix: run `external` again.")
-        patients = part.drop_duplicates("image_id").set_index("image_id")["patient"]
-        patients = patients[labels["image_id"]].to_numpy()
+        patient_of = part.drop_duplicates("image_id").set_index("image_id")["patient"]
+        patients = patient_of[labels["image_id"]].to_numpy()
         for contrast, taken, positive in _contrasts(labels):
             for stratum, inside in _strata(labels):
                 chosen = taken & inside
@@ -343,8 +344,8 @@ def localisation_in_boxes(
         row["boxes"] = sum(len(of_image) for of_image in boxes)
         row["area"] = float(measured["area"].iloc[0])
         for metric in ("pointing", "energy"):
-            row[metric] = float(measured.loc[metric, "value"])
-            row[f"{metric}_low"] = float(measured.loc[metric, "low"])
-            row[f"{metric}_high"] = float(measured.loc[metric, "high"])
+            row[metric] = float(measured["value"].loc[metric])
+            row[f"{metric}_low"] = float(measured["low"].loc[metric])
+            row[f"{metric}_high"] = float(measured["high"].loc[metric])
         rows.append(row)
     return pd.DataFrame(rows)

@@ -210,10 +210,10 @@ def checks(
     center = localisation(blobs, masks, patients)
     row: dict[str, float | str] = {"recipe": predictor.run.recipe, "n": len(pixels)}
     for name in ("pointing", "energy"):
-        row[name] = float(measured.loc[name, "value"])
-        row[f"{name}_center"] = float(center.loc[name, "value"])
-        row[f"{name}_low"] = float(measured.loc[name, "low"])
-        row[f"{name}_high"] = float(measured.loc[name, "high"])
+        row[name] = float(measured["value"].loc[name])
+        row[f"{name}_center"] = float(center["value"].loc[name])
+        row[f"{name}_low"] = float(measured["low"].loc[name])
+        row[f"{name}_high"] = float(measured["high"].loc[name])
     row["area"] = float(measured["area"].iloc[0])
     others = heat_maps(parameter_randomisation(predictor), pixels)
     row["rank_correlation"] = float(pd.Series(rank_correlation(maps, others)).mean())

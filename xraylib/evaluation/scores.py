@@ -59,7 +59,7 @@ def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
     NotFoundError
         There are no such runs.
     InvalidDataError
-        A table is damaged, or runs of one recipe and protocol have different identities.
+        A table is damaged.
     """
     chosen = [run for run in runs.list_runs(dataset) if recipes is None or run.recipe in recipes]
     if not chosen:
@@ -67,50 +67,13 @@ def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
         raise NotFoundError(
             f"no runs in {folder}. Fix: `make reproduce DATASET={catalog.reference(dataset)}`."
         )
-    _check_identities(chosen)
     parts = []
     for run in chosen:
-        version = run.settings.get("training_version", 1)
+        version = runs.identity(run).training_version
         parts.append(run.scores.assign(threshold=run.threshold, training_version=version))
     table = pd.concat(parts, ignore_index=True)
     check(table)
     return table
-
-
-def _identity(run: runs.Run) -> dict[str, object]:
-    """What decides a run's numbers besides recipe, protocol and seed.
-
-    Runs before training version 2 tell backend and precision in their line `hardware` only, such as
-    "CPU AMD EPYC, 2 cores · tensorflow · float32 · one device", and all had the full budget.
-    """
-    settings = run.settings
-    hardware = str(settings.get("hardware", "")).split(" · ")
-    if len(hardware) < 3:
-        hardware = ["unknown"] * 3
-    return {
-        "budget": settings.get("budget", "full"),
-        "backend": settings.get("backend", hardware[1]),
-        "precision": settings.get("precision", hardware[2]),
-        "initial weights": settings.get("init", "unknown"),
-        "training_version": settings.get("training_version", 1),
-    }
-
-
-def _check_identities(chosen: Collection[runs.Run]) -> None:
-    """Refuse runs of one recipe and protocol that no average may pool."""
-    first: dict[tuple[str, str], runs.Run] = {}
-    for run in chosen:
-        other = first.setdefault((run.recipe, run.protocol), run)
-        ours = _identity(run)
-        theirs = _identity(other)
-        differing = [name for name in ours if ours[name] != theirs[name]]
-        if differing:
-            name = differing[0]
-            raise InvalidDataError(
-                f"{run.folder} has the {name} {ours[name]}, but {other.folder.name} has "
-                f"{theirs[name]}: they cannot be averaged. Fix: delete one of the two folders, or "
-                "train all seeds in the same way."
-            )
 
 
 def load_external(dataset: str, other: str) -> pd.DataFrame:

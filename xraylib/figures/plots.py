@@ -438,13 +438,11 @@ def stale_note(board: pd.DataFrame) -> str:
     alone. `attrs["dataset"]` of the leaderboard is the name of its report.
     """
     versions = board.get("training_version", pd.Series(TRAINING_VERSION, index=board.index))
-    older = board[versions < TRAINING_VERSION]
-    if older.empty:
+    if not ((versions < TRAINING_VERSION) & (board["protocol"] == "strict")).any():
         return ""
-    note = "† Trained with an earlier version of the code"
-    kermany = str(board.attrs.get("dataset", "")).startswith("kermany")
-    if kermany and (older["protocol"] == "strict").any():
-        note += "; under strict, validation of these runs shares children with training"
+    note = "† Not trained again yet: an earlier version of the code"
+    if str(board.attrs.get("dataset", "")).startswith("kermany"):
+        note += ", whose validation images share children with the training images"
     return f"{note}."
 
 
@@ -495,6 +493,7 @@ def _leaderboard_label(row: pd.Series) -> str:
     weights = f"{init.replace('imagenet', 'ImageNet')} weights" if init != "none" else "no network"
     plural = "" if row["seeds"] == 1 else "s"
     older = row.get("training_version", TRAINING_VERSION) < TRAINING_VERSION
+    older = older and row["protocol"] == "strict"
     dagger = " †" if older else ""
     first = f"{recipe_label(row['recipe'])}, {row['protocol']}{dagger}"
     return f"{first}\n{weights}, {row['seeds']} run{plural}, n = {row['n_test']:,}"

@@ -11,7 +11,7 @@ import matplotlib.figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from xraylib.training.recipes import IMBALANCE_RECIPES, RECIPES
+from xraylib.training.recipes import IMBALANCE_RECIPES, LUNG_REGIONS, RECIPES
 
 DPI = 150
 # Dots an inch in a notebook, where a third of the bytes is enough.
@@ -63,6 +63,17 @@ RECIPE_COLOURS = {
     "flagship": "#111111",
     "resnet50v2": "#CC6677",
     "inceptionv3-tpu": "#999933",
+    "tiny-cnn-28-lungs": "#0077BB",
+    "tiny-cnn-28-lungs-annotated": "#33BBEE",
+    "tiny-cnn-28-lungs-exchanged": "#EE7733",
+    "tiny-cnn-28-lungs-hidden": "#CCBB44",
+    "mobilenetv2-frozen-lungs": "#004488",
+    "mobilenetv2-frozen-lungs-annotated": "#77AADD",
+    "mobilenetv2-frozen-lungs-exchanged": "#BB5566",
+    "mobilenetv2-frozen-lungs-hidden": "#C2A5CF",
+    "scratch-cnn-lungs": "#009988",
+    "kerasio-tpu-lungs": "#CC3311",
+    "mobilenetv2-small-lungs": "#225555",
 }
 _BASELINE = "#888888"
 # For recipes that a user adds, in the order of their names.
@@ -141,6 +152,9 @@ def recipe_label(name: str) -> str:
         return _LABELS[name]
     if name.endswith("-reframed"):
         return f"{recipe_label(name.removesuffix('-reframed'))}, re-framed"
+    for ending, region in LUNG_REGIONS.items():
+        if name.endswith(f"-{ending}"):
+            return f"{recipe_label(name.removesuffix(f'-{ending}'))}, {region}"
     return name
 
 

@@ -16,6 +16,7 @@ from xraylib import paths
 from xraylib.datasets import catalog
 from xraylib.errors import InvalidDataError
 from xraylib.evaluation import metrics, scores
+from xraylib.evaluation.claims import WIDEST_HALF_WIDTH
 from xraylib.figures import plots, style
 from xraylib.report import tables
 from xraylib.storage import atomic_write
@@ -65,7 +66,7 @@ def build(dataset: str) -> Path:
         "claims": claims.to_dict(orient="records"),
         "checklist": (folder / "checklist.md").exists(),
         "hardware": "; ".join(sorted(set("; ".join(board["hardware"]).split("; ")))),
-        "explained": tables.read_rows(dataset, "framing_explained"),
+        "widest": WIDEST_HALF_WIDTH,
         "overlay": len(tables.read_rows(dataset, "overlay")),
         "notebooks": list(_notebooks(folder)),
         "shipped": _shipped_model(dataset),
@@ -251,8 +252,8 @@ def _accuracy_table(match: re.Match[str]) -> str:
     if not file.exists():
         return match[0]
     board = pd.read_csv(file)
-    # The newest runs come first where a recipe has several rows.
-    board = board.sort_values(["training_version", "seeds"], ascending=False, kind="stable")
+    # The most runs come first where a recipe has several rows, as in `tables.leading_groups`.
+    board = board.sort_values("seeds", ascending=False, kind="stable")
     board = board.drop_duplicates(["recipe", "protocol"])
     rows = {(row["recipe"], row["protocol"]): row for row in board.to_dict(orient="records")}
     recipes = [recipe for recipe in RECIPES.values() if recipe.published]

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from PIL import Image
 from xraylib import paths
 from xraylib.evaluation import comparisons, metrics, scores
 from xraylib.evaluation.claims import claims as compare_claims
+from xraylib.evaluation.claims import made_on
+from xraylib.evaluation.resampling import over
 from xraylib.figures import style
 from xraylib.storage import atomic_write
 from xraylib.training import runs
 from xraylib.training.recipes import RECIPES
-from xraylib.training.runs import Run
+from xraylib.training.runs import Identity, Run
 from xraylib.training.thresholds import thresholds
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ _OTHER_METRICS = (
     "brier",
 )
 LEADERBOARD = (
-    ["recipe", "protocol", *IDENTITY, "seeds", "n_test", "n_effective"]
+    ["recipe", "protocol", *IDENTITY, "seeds", "over", "n_test", "n_effective"]
     + [f"{name}{end}" for name in ("auc", "accuracy") for end in _RANGES]
     + [f"{name}_patients_{end}" for name in ("auc", "accuracy") for end in ("low", "high")]
     + ["auc_seed_sd", "accuracy_seed_sd"]
@@ -48,8 +50,6 @@ LEADERBOARD = (
     + [f"{name}{end}" for name in _OTHER_METRICS for end in _RANGES]
     + ["average_precision", "threshold", "train_seconds", "hardware", "claimed_accuracy"]
 )
-_BACKENDS = ("tensorflow", "jax", "torch")
-_PRECISIONS = ("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16")
 # An image array with fewer pixels a side is a matrix of numbers, such as a confusion matrix.
 _SMALLEST_IMAGE = 16
 
@@ -58,10 +58,22 @@ _SMALLEST_IMAGE = 16
 class RunGroup:
     """Runs that differ in nothing but their seed, so that their numbers may be averaged."""
 
-    recipe: str
-    protocol: str
-    identity: Mapping[str, Any]
     runs: tuple[Run, ...]
+
+    @property
+    def identity(self) -> Identity:
+        """What decides the numbers of these runs, besides their seed."""
+        return runs.identity(self.runs[0])
+
+    @property
+    def recipe(self) -> str:
+        """The recipe of these runs."""
+        return self.runs[0].recipe
+
+    @property
+    def protocol(self) -> str:
+        """The protocol of these runs."""
+        return self.runs[0].protocol
 
     def select(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return the rows of a scores table that are of these runs."""
@@ -88,55 +100,32 @@ def group_runs(dataset: str, recipes: Collection[str] | None = None) -> list[Run
     Returns
     -------
     list of RunGroup
-        In the order of the recipes. A group never holds runs of different budgets, precisions,
-        backends, initial weights, training versions or settings of the recipe.
+        In the order of the recipes. The runs are those of `runs.list_runs`, so of one identity per
+        recipe and protocol. Runs of other settings of the recipe are in a group of their own.
     """
-    groups: dict[str, RunGroup] = {}
+    groups: dict[str, list[Run]] = {}
     for run in runs.list_runs(dataset):
         if run.protocol not in comparisons.PROTOCOLS:
             continue
         if recipes is not None and run.recipe not in recipes:
             continue
-        identity = _identity(run)
         settings = {
             "recipe": run.recipe,
             "protocol": run.protocol,
-            "identity": identity,
+            "choices": run.settings["choices"],
         }
-        key = runs.digest(settings | {"choices": run.settings["choices"]})
-        earlier = groups[key].runs if key in groups else ()
-        groups[key] = RunGroup(run.recipe, run.protocol, identity, (*earlier, run))
-    return list(groups.values())
+        groups.setdefault(runs.digest(settings), []).append(run)
+    return [RunGroup(tuple(members)) for members in groups.values()]
 
 
 def leading_groups(groups: Iterable[RunGroup]) -> list[RunGroup]:
-    """Keep one group per recipe and protocol: newest code, full budget, most runs."""
-
-    def merit(group: RunGroup) -> tuple[int, bool, int]:
-        full = group.identity["budget"] == "full"
-        return group.identity["training_version"], full, len(group.runs)
-
+    """Keep one group per recipe and protocol: the one with the most runs."""
     best: dict[tuple[str, str], RunGroup] = {}
     for group in groups:
         key = (group.recipe, group.protocol)
-        if key not in best or merit(group) > merit(best[key]):
+        if key not in best or len(group.runs) > len(best[key].runs):
             best[key] = group
     return list(best.values())
-
-
-def _identity(run: Run) -> dict[str, Any]:
-    """Read what decides a run's numbers; older runs name some of it in their hardware."""
-    settings = run.settings
-    hardware = str(settings.get("hardware", "")).split(" · ")
-    backend = next((word for word in hardware if word in _BACKENDS), "unknown")
-    precision = next((word for word in hardware if word in _PRECISIONS), "unknown")
-    return {
-        "init": settings["init"],
-        "budget": settings.get("budget", "full"),
-        "float_precision": settings.get("precision", precision),
-        "backend": settings.get("backend", backend),
-        "training_version": int(settings.get("training_version", 1)),
-    }
 
 
 def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFrame:
@@ -152,9 +141,9 @@ def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFr
     Returns
     -------
     pandas.DataFrame
-        One row for each recipe, protocol (`published`, `strict`) and identity of its runs, with the
-        columns `LEADERBOARD`. Values are means over seeds at each run's frozen threshold, with 95%
-        intervals (`metrics.evaluate`). Empty if none of `recipes` has run.
+        One row for each group of runs (`group_runs`), with the columns `LEADERBOARD`. Values are
+        means over seeds at each run's frozen threshold, with 95% intervals (`metrics.evaluate`);
+        `over` says what `_low` and `_high` are over. Empty if none of `recipes` has run.
     """
     names = None if recipes is None else list(recipes)
     groups = group_runs(dataset, names)
@@ -162,7 +151,7 @@ def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFr
     if groups:
         table = scores.load(dataset, names)
         rows = [_leaderboard_row(dataset, group, group.select(table)) for group in groups]
-        _warn_of_several(groups)
+        _warn_of_others(dataset, groups)
     elif names is None:
         scores.load(dataset)
     board = pd.DataFrame(rows, columns=LEADERBOARD)
@@ -170,15 +159,19 @@ def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFr
     return board
 
 
-def _warn_of_several(groups: list[RunGroup]) -> None:
-    """Name the recipes whose runs fill several rows, because a reader expects one."""
-    pairs = pd.Series([f"{group.recipe}, {group.protocol}" for group in groups])
-    for pair in pairs[pairs.duplicated()].unique():
-        log.warning(
-            "%s: runs of different settings are in rows of their own. Fix: train all of its seeds "
-            "with one budget, precision and backend",
-            pair,
-        )
+def _warn_of_others(dataset: str, groups: list[RunGroup]) -> None:
+    """Name the runs that are in no row or in another one, because a reader expects them in it."""
+    for group in leading_groups(groups):
+        stored = runs.all_runs(dataset, group.recipe, group.protocol)
+        others = len(stored) - len(group.runs)
+        if others:
+            log.warning(
+                "%s, %s: %d runs of different settings are not averaged with the others. "
+                "Fix: train all of its seeds with one recipe, budget, precision and backend",
+                group.recipe,
+                group.protocol,
+                others,
+            )
 
 
 def _leaderboard_row(dataset: str, group: RunGroup, table: pd.DataFrame) -> dict[str, Any]:
@@ -193,13 +186,19 @@ def _leaderboard_row(dataset: str, group: RunGroup, table: pd.DataFrame) -> dict
         for column, value in values.items():
             row[f"{metric}_{column}"] = value
     recipe = RECIPES.get(group.recipe)
-    claims = recipe.claims if recipe is not None and _is_kermany(dataset) else {}
+    claims = recipe.claims if recipe is not None and made_on(dataset) else {}
+    identity = group.identity
     settings = [run.settings for run in group.runs]
     return row | {
         "recipe": group.recipe,
         "protocol": group.protocol,
-        **group.identity,
+        "init": identity.init,
+        "budget": identity.budget,
+        "float_precision": identity.precision,
+        "backend": identity.backend,
+        "training_version": identity.training_version,
         "seeds": seeds,
+        "over": over(seeds),
         "n_test": round(len(test) / seeds),
         "n_effective": metrics.effective_size(test),
         "threshold": thresholds(table, "frozen").mean(),
@@ -209,26 +208,22 @@ def _leaderboard_row(dataset: str, group: RunGroup, table: pd.DataFrame) -> dict
     }
 
 
-def _is_kermany(dataset: str) -> bool:
-    """Whether the claims are about the images of this data set."""
-    return dataset.startswith("kermany")
-
-
 def claims(dataset: str) -> pd.DataFrame:
     """Compute the published values beside those of a report (see `evaluation.claims.claims`).
 
-    Of each recipe and protocol the runs of one identity are used (`leading_groups`).
+    The runs of each recipe and protocol are those of one group (`leading_groups`).
     """
     groups = leading_groups(group_runs(dataset))
     other_init = set()
     for group in groups:
         recipe = RECIPES.get(group.recipe)
-        init = str(group.identity["init"]).split(" ")[0]
-        if recipe is not None and group.protocol == "published" and recipe.init != init:
+        if recipe is None or group.protocol != "published":
+            continue
+        if not runs.init_matches(group.runs[0], recipe.init):
             other_init.add(group.recipe)
     everything = scores.load(dataset)
     chosen = pd.concat([group.select(everything) for group in groups], ignore_index=True)
-    return compare_claims(chosen, same_data=_is_kermany(dataset), other_init=other_init)
+    return compare_claims(chosen, same_data=made_on(dataset), other_init=other_init)
 
 
 def save_table(table: pd.DataFrame, dataset: str, name: str) -> None:

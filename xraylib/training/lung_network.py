@@ -77,14 +77,15 @@ def fit(pixels: np.ndarray, masks: np.ndarray, *, epochs: int = 10, seed: int = 
     """
     keras.utils.set_random_seed(seed)
     model = build()
-    steps = max(1, len(pixels) // 32)
+    size = min(32, len(pixels))
+    steps = len(pixels) // size
     rate = keras.optimizers.schedules.CosineDecay(2e-3, steps * epochs, alpha=0.01)
     model.compile(keras.optimizers.Adam(rate), _overlap_loss)
     images = resize(pixels)
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch])
         losses = [
-            float(model.train_on_batch(*batch)) for batch in _batches(images, masks, rng, size=32)
+            float(model.train_on_batch(*batch)) for batch in _batches(images, masks, rng, size)
         ]
         log.info("lung finder, epoch %d: loss %.4f", epoch + 1, np.mean(losses[-20:]))
     return model
@@ -210,7 +211,8 @@ def fit_and_measure(
     rows = np.array(sorted(masks))
     in_test = (manifest["split"] == "test").to_numpy()[rows]
     patients = manifest["patient"].to_numpy()[rows]
-    train, test = rows[~in_test], rows[in_test]
+    train = rows[~in_test]
+    test = rows[in_test]
     overlaps = np.full(len(manifest), np.nan)
     divided = GroupKFold(folds, shuffle=True, random_state=0).split(
         train, groups=patients[~in_test]

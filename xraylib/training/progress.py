@@ -213,7 +213,9 @@ class Progress:
 def _read(file: Path) -> tuple[Any, dict[str, list[np.ndarray]]]:
     """Read the state and the arrays of a checkpoint."""
     groups: dict[str, list[np.ndarray]] = {}
-    with np.load(file, allow_pickle=False) as saved:
+    # Of a damaged archive, `np.load` leaves a file open that it opened itself.
+    with file.open("rb") as stream:
+        saved = np.load(stream, allow_pickle=False)
         if not isinstance(saved, np.lib.npyio.NpzFile):
             raise ValueError("it is no archive of arrays")
         for group in ("model", "best", "optimizer"):
