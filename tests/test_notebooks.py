@@ -52,11 +52,8 @@ def test_an_executed_notebook_and_its_page(tmp_path):
     assert printed == "42 ['a b', 'c\"d']\n"
     # Results and no code; nothing is fetched.
     assert "42 [" in page and "What is shown?" in page and "data:image/png;base64," in page
-    assert not [
-        code
-        for code in ("secret", "depth = 41", "injected-parameters", "Picture.new")
-        if code in page
-    ]
+    hidden = ("secret", "depth = 41", "injected-parameters", "Picture.new")
+    assert not [code for code in hidden if code in page]
     assert (
         outside_references(page) == [] and "badge.svg" not in page and "https://a.example" in page
     )
