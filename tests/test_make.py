@@ -26,6 +26,8 @@ case "$1 $2 $3" in
 esac
 """
 NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("0*.ipynb"))
+# Notebook 09 is about Kermany's committed runs.
+OF_ANY_SET = [name for name in NOTEBOOKS if not name.startswith("09")]
 
 
 class Clone:
@@ -164,7 +166,7 @@ def test_folders_with_spaces_are_passed_on_whole(clone, tmp_path):
     places = {"XRAYLIB_REPORTS": "my reports", "XRAYLIB_DATA": str(tmp_path / "all my data")}
     command = ["reproduce", f"DATASET={films}"]
     calls = clone.calls(*command, **places)
-    assert ran(calls) == NOTEBOOKS
+    assert ran(calls) == OF_ANY_SET
     for call in calls:
         if call[2:3] == ["run-notebook"]:
             assert call[call.index("dataset") + 1] == str(films)
@@ -175,7 +177,7 @@ def test_folders_with_spaces_are_passed_on_whole(clone, tmp_path):
     assert " " not in report.parent.name
     # Nothing has changed, so nothing runs; with another parameter everything does.
     assert clone.calls(*command, **places) == []
-    assert ran(clone.calls(*command, "SEED=1", **places)) == NOTEBOOKS
+    assert ran(clone.calls(*command, "SEED=1", **places)) == OF_ANY_SET
 
 
 def test_a_place_given_to_make_is_a_place_given_in_the_environment(clone):
