@@ -1,7 +1,8 @@
-"""Rehearse Colab: each notebook's first cells in an environment with Colab's versions, from an empty folder.
+"""Rehearse Colab: notebooks in an environment with Colab's versions, from an empty folder.
 
-make colab runs it. Colab's kernel has imported Pillow, pandas and numpy before the first cell, so that a bootstrap that
-changed them would ask for a restart: it must not.
+`make colab` runs it. Of the notebooks in `WHOLE` every cell is run, of the others the bootstrap,
+the parameters and the imports. Colab's kernel has imported Pillow, pandas and numpy before the
+first cell, so a bootstrap that changed them would ask for a restart. This must not happen.
 """
 
 import importlib.metadata
@@ -25,10 +26,12 @@ STOCK = [
 ]
 STOCK += ["tensorflow-cpu==2.20.0", "matplotlib==3.10.0", "ipykernel==6.17.1", "ipython<9"]
 IMPORTED = ("numpy", "pandas", "pillow")
+# Notebooks that run in a minute or two, by their numbers.
+WHOLE = ("01", "02", "08")
 
 
 def rehearse(notebook):
-    """Run bootstrap, parameters and the first real cell of one notebook, as Colab's kernel would."""
+    """Run a notebook, or its first three code cells, as Colab's kernel would."""
     import numpy  # noqa: F401
     import pandas  # noqa: F401
     import PIL.Image  # noqa: F401
@@ -42,7 +45,8 @@ def rehearse(notebook):
         if cell["cell_type"] == "code"
     ]
     shell = InteractiveShell.instance()
-    for cell in code[:3]:
+    count = len(code) if Path(notebook).name.startswith(WHOLE) else 3
+    for cell in code[:count]:
         # There is no TPU here; what the notebook does without one is tried elsewhere.
         source = "".join(cell["source"]).replace(
             'device = "cpu"', 'sys.modules.pop("google.colab"); device = "cpu"'
@@ -51,7 +55,11 @@ def rehearse(notebook):
             sys.exit(f"{Path(notebook).name}: a cell failed")
     after = {name: importlib.metadata.version(name) for name in IMPORTED}
     assert before == after, f"the kernel would have to be restarted: {before} became {after}"
-    print(Path(notebook).name, "begins on Colab; keras", importlib.metadata.version("keras"))
+    print(
+        Path(notebook).name,
+        f"{count} cells run on Colab; keras",
+        importlib.metadata.version("keras"),
+    )
 
 
 def main(python):
@@ -63,12 +71,13 @@ def main(python):
         [python, "-c", "import sys; sys.exit(sys.version_info[:2] != (3, 12))"], check=False
     ).returncode:
         sys.exit(
-            f"{python} is not Python 3.12, which Colab has. Fix: make colab PYTHON=/path/to/python3.12"
+            f"{python} is not Python 3.12, which Colab has."
+            " Fix: make colab PYTHON=/path/to/python3.12"
         )
     subprocess.run([python, "-m", "venv", "--clear", venv], check=True)
     subprocess.run([venv / "bin/python", "-m", "pip", "install", "--quiet", *STOCK], check=True)
     place = {"XRAYLIB_REPOSITORY": str(ROOT), "PATH": f"{venv / 'bin'}:{os.environ['PATH']}"}
-    for notebook in sorted((ROOT / "notebooks").glob("0*.ipynb")):
+    for notebook in sorted((ROOT / "notebooks").glob("0[1-8]*.ipynb")):
         with tempfile.TemporaryDirectory() as empty:
             command = [venv / "bin/python", __file__, notebook]
             subprocess.run(command, check=True, cwd=empty, env={**os.environ, **place})
