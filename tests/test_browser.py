@@ -1,4 +1,4 @@
-"""Pages as a reader opens them: the report by double click, notebook 08 as an app; on a phone and a desk, offline."""
+"""The report and the app (notebook 08) as a reader opens them: offline, on a phone and a desk."""
 
 import os
 import shutil
