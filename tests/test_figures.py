@@ -274,7 +274,7 @@ def test_the_gap_is_drawn_with_both_ends_and_its_sign():
     assert ends == [(0.91, 0.95), (0.96, 0.98), (0.96, 1.0)]
     text = words(fig)
     assert "0.040 (0.020–0.060)" in text and "−0.010 (−0.030 to 0.010)" in text
-    assert "5 runs" in text and "624 test" in text
+    assert "5 runs, " in text and "validation images" in text and "624 test images" in text
 
 
 @pytest.mark.parametrize(

@@ -748,15 +748,24 @@ def view_gap(table: pd.DataFrame) -> Figure:
     for ax, recipe in zip(axes.flat, recipes, strict=True):
         lines = table[table["recipe"] == recipe]
         _gap_rows(ax, lines, views)
-        count = int(lines["runs"].min())
-        ax.set_title(f"{recipe_label(recipe)}, {count} run{'' if count == 1 else 's'}")
+        runs = _span_of_counts(lines["runs"], "run")
+        images = _span_of_counts(lines["n_val"], "validation image")
+        ax.set_title(f"{recipe_label(recipe)}, {runs}, {images}")
     axes.flat[-1].set_xlabel("AUC")
     _words_above(axes.flat[0], 0.7, "validation ", SPLIT_COLOURS["val"], "right")
     _words_above(axes.flat[0], 0.7, "test", SPLIT_COLOURS["test"], "left")
     _words_above(axes.flat[0], 1.03, "gap", INK, "left")
-    note = f"n = {table['n_val'].max():,} validation and {table['n_test'].max():,} test images. "
+    note = f"{_span_of_counts(table['n_test'], 'test image')}. "
     title = "Does the gap between validation and test close with the framing?"
     return head(fig, title, f"{note}Lines and brackets: 95% intervals.")
+
+
+def _span_of_counts(counts: pd.Series, thing: str) -> str:
+    """Write one count, or the smallest and the largest: `3 to 5 runs`."""
+    low = int(counts.min())
+    high = int(counts.max())
+    number = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{number} {thing}{'' if high == 1 else 's'}"
 
 
 def _words_above(ax: Axes, place: float, words: str, colour: str, side: str) -> None:
