@@ -25,9 +25,9 @@ case "$1 $2 $3" in
   "-m xraylib report") echo "$XRAYLIB_REPORTS/index.html" ;;
 esac
 """
-NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("0*.ipynb"))
-# Notebook 09 is about Kermany's committed runs.
-OF_ANY_SET = [name for name in NOTEBOOKS if not name.startswith("09")]
+ALL = sorted(path.name for path in (ROOT / "notebooks").glob("0*.ipynb"))
+# Notebook 09 is about Kermany's files alone.
+NOTEBOOKS = [name for name in ALL if not name.startswith("09")]
 
 
 class Clone:
@@ -39,7 +39,7 @@ class Clone:
         shutil.copy(ROOT / "Makefile", folder)
         for name in ("requirements.lock", "requirements-dev.lock", "pyproject.toml"):
             (folder / name).write_text(name)
-        for name in NOTEBOOKS:
+        for name in ALL:
             (folder / "notebooks" / name).touch()
         self.python = folder.parent / "fake python"
         self.python.write_text(PYTHON)
@@ -166,7 +166,7 @@ def test_folders_with_spaces_are_passed_on_whole(clone, tmp_path):
     places = {"XRAYLIB_REPORTS": "my reports", "XRAYLIB_DATA": str(tmp_path / "all my data")}
     command = ["reproduce", f"DATASET={films}"]
     calls = clone.calls(*command, **places)
-    assert ran(calls) == OF_ANY_SET
+    assert ran(calls) == NOTEBOOKS
     for call in calls:
         if call[2:3] == ["run-notebook"]:
             assert call[call.index("dataset") + 1] == str(films)
@@ -177,7 +177,7 @@ def test_folders_with_spaces_are_passed_on_whole(clone, tmp_path):
     assert " " not in report.parent.name
     # Nothing has changed, so nothing runs; with another parameter everything does.
     assert clone.calls(*command, **places) == []
-    assert ran(clone.calls(*command, "SEED=1", **places)) == OF_ANY_SET
+    assert ran(clone.calls(*command, "SEED=1", **places)) == NOTEBOOKS
 
 
 def test_a_place_given_to_make_is_a_place_given_in_the_environment(clone):
@@ -215,7 +215,7 @@ def test_committed_runs_that_change_give_another_report(clone, tmp_path):
     run.parent.mkdir(parents=True)
     run.write_text("{}")
     command = ["reproduce", "DATASET=kermany", f"XRAYLIB_REPORTS={tmp_path / 'my reports'}"]
-    assert ran(clone.calls(*command)) == [name for name in NOTEBOOKS if not name.startswith("05")]
+    assert ran(clone.calls(*command)) == [name for name in ALL if not name.startswith("05")]
     assert clone.calls(*command) == []
     run.write_text('{"threshold": 0.4}')
     assert clone.calls(*command) == [["-m", "xraylib", "report", "kermany"]]
