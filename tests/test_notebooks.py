@@ -224,7 +224,6 @@ def test_the_sentence_on_recalibration_counts_what_helps_and_what_harms():
 # The networks that the notebooks show in plain Keras, and the recipes whose networks they are.
 SHOWN = {
     "tiny_cnn": "tiny-cnn-28",
-    "scratch_cnn": "scratch-cnn",
     "separable_cnn": "kerasio-tpu",
     "mobilenetv2_small": "mobilenetv2-small",
     "resnet50v2": "resnet50v2",

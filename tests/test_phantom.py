@@ -146,7 +146,9 @@ def test_two_processes_may_write_the_same_folder_at_once(tmp_path):
         "phantom.write(sys.argv[1], phantom.PhantomSettings(20, 32))"
     )
     both = [start_python(code, tmp_path / "p") for _ in range(2)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    for process in both:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in both] == [0, 0]
     assert len(images(tmp_path / "p")) == 20
 
 
