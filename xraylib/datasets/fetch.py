@@ -11,12 +11,12 @@ import numpy as np
 import pooch
 import requests
 from PIL import Image
-from tqdm.auto import tqdm
 
 from xraylib import paths
 from xraylib.datasets import manifest, phantom
 from xraylib.datasets.catalog import Dataset, get_dataset
 from xraylib.errors import NotFoundError, OperationFailedError
+from xraylib.progress import tqdm
 from xraylib.storage import atomic_folder, atomic_write, storage_errors
 
 _log = logging.getLogger(__name__)

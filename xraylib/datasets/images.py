@@ -22,12 +22,12 @@ import pandas as pd
 import PIL
 from filelock import FileLock
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from tqdm.auto import tqdm
 
 from xraylib import paths, storage
 from xraylib.datasets import headers, shards
 from xraylib.datasets.dicom import MAX_PIXELS, is_dicom, read_dicom
 from xraylib.errors import InvalidDataError, NotFoundError, UnusableImageError
+from xraylib.progress import tqdm
 
 _log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from xraylib import paths
 from xraylib.datasets import challenges, phantom, shards
 from xraylib.datasets.catalog import Dataset, get_dataset
 from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.progress import tqdm
 from xraylib.storage import atomic_write
 
 _log = logging.getLogger(__name__)

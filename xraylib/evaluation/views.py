@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from scipy.stats import norm
-from tqdm.auto import tqdm
 
 from xraylib import paths
 from xraylib.datasets import catalog, images, manifest, regions
@@ -22,6 +21,7 @@ from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import metrics
 from xraylib.evaluation.resampling import delong
 from xraylib.evaluation.scores import check
+from xraylib.progress import tqdm
 from xraylib.storage import atomic_write
 from xraylib.training import runs
 from xraylib.training.predictor import load_predictor

@@ -13,10 +13,10 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.preprocessing import StandardScaler
-from tqdm.auto import tqdm
 
 from xraylib import paths
 from xraylib.datasets import images, regions
+from xraylib.progress import tqdm
 from xraylib.storage import atomic_write, storage_errors
 from xraylib.training import networks
 from xraylib.training.runs import TRAINING_VERSION, digest, versions

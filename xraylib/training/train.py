@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 from sklearn.metrics import log_loss, roc_auc_score
-from tqdm.auto import tqdm
 
 from xraylib import devices, paths
 from xraylib.datasets import audit, framing, regions, splits
 from xraylib.devices import Accelerator
 from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
+from xraylib.progress import tqdm
 from xraylib.storage import atomic_write, storage_errors
 from xraylib.training import networks, probe, recipes, runs
 from xraylib.training.progress import Progress
