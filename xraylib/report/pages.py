@@ -63,6 +63,7 @@ def build(dataset: str) -> Path:
         "rows": board.to_dict(orient="records"),
         "stale": plots.stale_note(board),
         "version": runs.TRAINING_VERSION,
+        "controls": [name for name in RECIPES if name.endswith(("-exchanged", "-hidden"))],
         "claims": claims.to_dict(orient="records"),
         "checklist": (folder / "checklist.md").exists(),
         "hardware": "; ".join(sorted(set("; ".join(board["hardware"]).split("; ")))),
