@@ -35,7 +35,6 @@ MAIN = (
     "06_view_gap",
     "06_leaderboard",
     "06_roc",
-    "06_scores",
     "06_subgroups",
     "06_reliability",
     "06_external",
