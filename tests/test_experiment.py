@@ -216,3 +216,17 @@ def test_a_users_folder_is_found_again_by_the_name_of_its_report(accelerator, tm
     assert catalog.reference(name) == path and catalog.reference("kermany") == "kermany"
     with pytest.raises(NotFoundError, match=f"Fix: .*{re.escape(path)}"):
         experiment.scores()
+
+
+def test_all_recipes_leave_out_what_needs_a_list_that_is_not_here(
+    accelerator, caplog, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XRAYLIB_DATA", str(tmp_path))
+    names = Experiment("kermany", accelerator, recipes=("all",)).recipes
+    assert "tiny-cnn-28-lungs" in names
+    assert "tiny-cnn-28-lungs-annotated" not in names
+    assert "tiny-cnn-28-lungs-annotated" in caplog.text and "kermany_lungs.csv" in caplog.text
+    assert (
+        "tiny-cnn-28-lungs-annotated"
+        in Experiment("kermany", accelerator, recipes=("all",), reuse=True).recipes
+    )

@@ -63,7 +63,10 @@ def test_the_exchanged_boxes_stay_in_their_class_and_split(phantom):
     assert (source != np.arange(len(phantom)))[sizes > 1].all()
 
 
-def test_drawn_boxes_are_read_where_they_are_and_the_rest_is_found(phantom, one_box, monkeypatch):
+def test_drawn_boxes_are_read_where_they_are_and_the_rest_is_found(
+    phantom, one_box, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XRAYLIB_DATA", str(tmp_path / "data"))
     drawn = pd.DataFrame({"image_id": phantom["image_id"][:3]})
     drawn = drawn.assign(top=0.1, bottom=0.1, left=0.1, right=0.1)
     phantom.attrs["dataset"] = "kermany"

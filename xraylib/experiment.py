@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from xraylib.datasets import audit, catalog, images, manifest, splits
+from xraylib.datasets import audit, catalog, images, manifest, regions, splits
 from xraylib.devices import Accelerator
 from xraylib.evaluation import scores
 from xraylib.figures.style import Figure
@@ -60,10 +60,21 @@ class Experiment:
     def __post_init__(self) -> None:
         catalog.get_dataset(self.dataset)
         get_budget(self.budget)
-        names = tuple(RECIPES) if tuple(self.recipes) == ("all",) else tuple(self.recipes)
+        names = tuple(self.recipes)
+        if names == ("all",):
+            names = tuple(RECIPES) if self.reuse else self._trainable()
         for name in names:
             get_recipe(name)
         object.__setattr__(self, "recipes", names)
+
+    def _trainable(self) -> tuple[str, ...]:
+        """Name all recipes, except those whose list of drawn boxes is not on this machine."""
+        file = regions.annotations_file(self.dataset)
+        if file.is_file():
+            return tuple(RECIPES)
+        drawn = [name for name in RECIPES if RECIPES[name].region == "annotated lungs"]
+        log.warning("%s are left out: there are no drawn lung boxes at %s", ", ".join(drawn), file)
+        return tuple(name for name in RECIPES if name not in drawn)
 
     @property
     def name(self) -> str:

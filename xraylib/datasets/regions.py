@@ -4,8 +4,9 @@ All regions are cut from the cached copy of `SOURCE_SIZE` pixels, so that they d
 alone.
 """
 
-import hashlib
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -62,19 +63,14 @@ def load(manifest: pd.DataFrame, size: int, region: str = "whole") -> np.ndarray
     name = (
         f"{images.fingerprint(manifest)}-{region.replace(' ', '-')}-{_digest(boxes)}-{size}px.npy"
     )
-    target = paths.CACHE / "regions" / name
-    with storage.storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.exists():
-                pixels = images.load_pixels(manifest, SOURCE_SIZE)
-                if region == "outside the lungs":
-                    cut = _outside(pixels, boxes, size)
-                else:
-                    cut = lungs.crop_boxes(pixels, boxes, size, margin=MARGIN)
-                with storage.atomic_write(target) as temporary, temporary.open("wb") as file:
-                    np.save(file, cut)
-    return np.load(target, mmap_mode="r")
+
+    def cut_all() -> np.ndarray:
+        pixels = images.load_pixels(manifest, SOURCE_SIZE)
+        if region == "outside the lungs":
+            return _outside(pixels, boxes, size)
+        return lungs.crop_boxes(pixels, boxes, size, margin=MARGIN)
+
+    return _cached(name, cut_all)
 
 
 def cut(pixels: np.ndarray, size: int, region: str = "lungs") -> np.ndarray:
@@ -127,8 +123,7 @@ def load_boxes(manifest: pd.DataFrame, *, annotated: bool = False) -> np.ndarray
         boxes[lost] = 0.0
     if not annotated:
         return boxes
-    dataset = catalog.get_dataset(manifest.attrs["dataset"])
-    file = paths.DATA / f"{dataset.name}_lungs.csv"
+    file = annotations_file(manifest.attrs["dataset"])
     if not file.is_file():
         raise NotFoundError(
             f"no lung boxes at {file}. Fix: put the list there, or take region `lungs`."
@@ -141,18 +136,32 @@ def load_boxes(manifest: pd.DataFrame, *, annotated: bool = False) -> np.ndarray
     return np.where(missing[:, None], boxes, drawn)
 
 
+def annotations_file(dataset: str) -> Path:
+    """Return where the list of drawn boxes of a data set belongs; it need not exist."""
+    return paths.DATA / f"{catalog.get_dataset(dataset).name}_lungs.csv"
+
+
 def _found_boxes(manifest: pd.DataFrame) -> np.ndarray:
-    finder = hashlib.sha256((paths.SHIPPED / "lungs.tflite").read_bytes()).hexdigest()[:8]
-    target = paths.CACHE / "regions" / f"{images.fingerprint(manifest)}-boxes-{finder}.npy"
+    """Find the lungs once, and keep a writable copy of the boxes."""
+    finder = storage.sha256(paths.SHIPPED / "lungs.tflite")[:8]
+    name = f"{images.fingerprint(manifest)}-boxes-{finder}.npy"
+
+    def find_all() -> np.ndarray:
+        return lung_finder.find(images.load_pixels(manifest, SOURCE_SIZE)).boxes
+
+    return np.array(_cached(name, find_all))
+
+
+def _cached(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return an array from the cache; of two processes that ask at once, one makes it."""
+    target = paths.CACHE / "regions" / name
     with storage.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not target.exists():
-                pixels = images.load_pixels(manifest, SOURCE_SIZE)
-                found = lung_finder.find(pixels).boxes
                 with storage.atomic_write(target) as temporary, temporary.open("wb") as file:
-                    np.save(file, found)
-    return np.load(target)
+                    np.save(file, make())
+    return np.load(target, mmap_mode="r")
 
 
 def _boxes_of_others(manifest: pd.DataFrame, boxes: np.ndarray) -> np.ndarray:
@@ -178,4 +187,4 @@ def _outside(pixels: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 def _digest(boxes: np.ndarray) -> str:
-    return hashlib.sha256(np.round(boxes, 4).tobytes()).hexdigest()[:8]
+    return storage.sha256_bytes(np.round(boxes, 4).tobytes())[:8]

@@ -577,7 +577,7 @@ def framing(comparison: pd.DataFrame, response: pd.DataFrame, board: pd.DataFram
     right.set_xticks(range(len(views) + 1), [*views, "official test,\nuncropped"])
     right.set_title("Validation normals, cropped at top and bottom")
     note = "Left: the threshold is 0.5 except in the last row. Right: the frozen threshold. "
-    title = "Why does accuracy fall on the official test? In part networks use the framing."
+    title = "What do evaluation and cropping change?"
     return head(fig, title, f"{note}Lines: 95% intervals.", colours)
 
 
