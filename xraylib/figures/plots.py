@@ -752,8 +752,8 @@ def view_gap(table: pd.DataFrame) -> Figure:
         images = _span_of_counts(lines["n_val"], "validation image")
         ax.set_title(f"{recipe_label(recipe)}, {runs}, {images}")
     axes.flat[-1].set_xlabel("AUC")
-    _words_above(axes.flat[0], 0.7, "validation ", SPLIT_COLOURS["val"], "right")
-    _words_above(axes.flat[0], 0.7, "test", SPLIT_COLOURS["test"], "left")
+    _words_above(axes.flat[0], 0.88, "validation ", SPLIT_COLOURS["val"], "right")
+    _words_above(axes.flat[0], 0.88, "test", SPLIT_COLOURS["test"], "left")
     _words_above(axes.flat[0], 1.03, "gap", INK, "left")
     note = f"{_span_of_counts(table['n_test'], 'test image')}. "
     title = "Does the gap between validation and test close with the framing?"
