@@ -142,6 +142,19 @@ HANDLING: dict[str, tuple[Corruption, tuple[Any, ...]]] = {
     "marker": (_marker, (0.04, 0.06, 0.08, 0.10, 0.14)),
 }
 CORRUPTIONS = MEDMNIST_C | HANDLING
+# The kinds that the flagship's augmentation imitates. All others measure what it was not taught.
+TAUGHT = (
+    "gaussian noise",
+    "speckle noise",
+    "shot noise",
+    "gaussian blur",
+    "brightness up",
+    "brightness down",
+    "contrast up",
+    "contrast down",
+    "gamma up",
+    "gamma down",
+)
 
 
 def corrupt(pixels: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
@@ -187,6 +200,32 @@ def corrupt(pixels: np.ndarray, name: str, severity: int, seed: int = 0) -> np.n
             parameters[severity - 1],
             rng,
         )
+    return corrupted
+
+
+def corrupt_each(pixels: np.ndarray, names: tuple[str, ...], seed: int = 0) -> np.ndarray:
+    """Corrupt each image in one of several ways at one of the severities, both drawn at random.
+
+    Parameters
+    ----------
+    pixels
+        uint8 ``(n, height, width, 1)``.
+    names
+        Keys of `CORRUPTIONS`.
+    seed
+        The same seed gives the same pixels.
+
+    Returns
+    -------
+    numpy.ndarray
+        As `pixels`.
+    """
+    rng = np.random.default_rng(seed)
+    corrupted = np.empty(pixels.shape, np.uint8)
+    for index, image in enumerate(pixels):
+        function, parameters = CORRUPTIONS[names[rng.integers(len(names))]]
+        parameter = parameters[rng.integers(len(parameters))]
+        corrupted[index, ..., 0] = function(np.ascontiguousarray(image[..., 0]), parameter, rng)
     return corrupted
 
 

@@ -124,6 +124,17 @@ def mobilenetv2_160(x: Any, size: int, weights: Weights) -> Any:
     return layers.Dropout(0.2)(x)
 
 
+def mobilenetv2_standardized(x: Any, size: int, weights: Weights) -> Any:
+    """MobileNetV2 on images of mean 0 and standard deviation 0.5, averaged over the image.
+
+    Brightness and contrast of an image therefore say nothing about its class.
+    """
+    x = Standardization()(x)
+    x = backbone(x, "mobilenetv2_standardized", size, weights, scaled=False)
+    x = layers.GlobalAveragePooling2D()(x)
+    return layers.Dropout(0.2)(x)
+
+
 def mobilenetv2_small(x: Any, size: int, weights: Weights) -> Any:
     """MobileNetV2, then max pooling and flattening, as the 176-image system publishes it."""
     x = backbone(x, "mobilenetv2_small", size, weights)
@@ -135,6 +146,21 @@ def resnet50v2(x: Any, size: int, weights: Weights) -> Any:
     """ResNet50V2 (2,048 channels), averaged over the image."""
     x = backbone(x, "resnet50v2", size, weights)
     return layers.GlobalAveragePooling2D()(x)
+
+
+class Standardization(layers.Layer):
+    """Gives each float image `(batch, size, size, 1)` the mean 0 and standard deviation 0.5.
+
+    An image of one grey becomes 0 everywhere.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """Standardise images of any range."""
+        ops = keras.ops
+        pixels = ops.cast(inputs, "float32")
+        centred = pixels - ops.mean(pixels, axis=(1, 2, 3), keepdims=True)
+        deviation = ops.sqrt(ops.mean(centred**2, axis=(1, 2, 3), keepdims=True))
+        return ops.cast(0.5 * centred / (deviation + 1.0), inputs.dtype)
 
 
 class FlipAlways(layers.RandomFlip):
@@ -186,6 +212,7 @@ NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
     "scratch_cnn": scratch_cnn,
     "mobilenetv2": mobilenetv2,
     "mobilenetv2_160": mobilenetv2_160,
+    "mobilenetv2_standardized": mobilenetv2_standardized,
     "mobilenetv2_small": mobilenetv2_small,
     "resnet50v2": resnet50v2,
     "resnet50v2_raw": resnet50v2_raw,
@@ -197,6 +224,7 @@ NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
 BACKBONES: dict[str, Callable[..., keras.Model]] = {
     "mobilenetv2": keras.applications.MobileNetV2,
     "mobilenetv2_160": keras.applications.MobileNetV2,
+    "mobilenetv2_standardized": keras.applications.MobileNetV2,
     "mobilenetv2_small": keras.applications.MobileNetV2,
     "resnet50v2": keras.applications.ResNet50V2,
     "resnet50v2_raw": keras.applications.ResNet50V2,
@@ -308,6 +336,60 @@ class RandomRendering(layers.Layer):
         return keras.random.uniform(shape, -limit, limit, seed=self.seeds, dtype="float32")
 
 
+class RandomDegradation(layers.Layer):
+    """Blurs images and adds noise at random in training, each image differently.
+
+    Of the images 30% are blurred: each is mixed, by a random share, with its average over a window
+    of about 5 × 5 pixels. Then 50% get Gaussian noise whose standard deviation is `noise` times
+    the square of a number from 0 to 1, and 25% get noise in proportion to each pixel.
+
+    Parameters
+    ----------
+    noise
+        The largest standard deviation of Gaussian noise, in grey levels of 255.
+    speckle
+        The largest standard deviation of proportional noise, as a share of the pixel.
+    """
+
+    def __init__(self, noise: float = 30.0, speckle: float = 0.25, **options: Any):
+        super().__init__(**options)
+        self.noise = noise
+        self.speckle = speckle
+        self.seeds = keras.random.SeedGenerator()
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Degrade float images `(batch, size, size, 1)` in 0…255."""
+        if not training:
+            return inputs
+        ops = keras.ops
+        images = ops.cast(inputs, "float32")
+        blurred = images
+        for _ in range(2):
+            blurred = ops.average_pool(blurred, 3, strides=1, padding="same")
+        images = images + self._sometimes(images, 0.3) * (blurred - images)
+        noise = keras.random.normal(ops.shape(images), seed=self.seeds)
+        additive = self.noise * self._sometimes(images, 0.5) ** 2
+        proportional = self.speckle * self._sometimes(images, 0.25)
+        images = images + noise * (additive + proportional * images)
+        return ops.cast(ops.clip(images, 0.0, 255.0), inputs.dtype)
+
+    def _sometimes(self, images: Any, share: float) -> Any:
+        """One number per image: from 0 to 1 for that share of the images, 0 for the others."""
+        shape = (keras.ops.shape(images)[0], 1, 1, 1)
+        chosen = keras.random.uniform(shape, seed=self.seeds) < share
+        strength = keras.random.uniform(shape, seed=self.seeds)
+        return keras.ops.where(chosen, strength, 0.0)
+
+
+def _degrading(low: float) -> list[layers.Layer]:
+    return [
+        RandomFraming(low),
+        layers.RandomRotation(0.02, fill_mode="constant"),
+        RandomRendering(gamma=2.2, contrast=0.5, brightness=0.2),
+        RandomDegradation(),
+    ]
+
+
 def _geometric() -> list[layers.Layer]:
     return [
         layers.RandomRotation(0.03, fill_mode="constant"),
@@ -326,6 +408,9 @@ AUGMENTATIONS: dict[str, Callable[[], keras.Sequential]] = {
     "reframe": lambda: _augmentation("reframe", RandomFraming()),
     "reframe-geometric": lambda: _augmentation("reframe_geometric", RandomFraming(), *_geometric()),
     "reframe-render": lambda: _augmentation("reframe_render", RandomFraming(), RandomRendering()),
+    "reframe-degrade": lambda: _augmentation("reframe_degrade", *_degrading(0.62)),
+    # For images that are cropped to the lungs already.
+    "jitter-degrade": lambda: _augmentation("jitter_degrade", *_degrading(0.85)),
 }
 
 

@@ -122,6 +122,8 @@ class Recipe:
         Which epoch is kept. `plain`: the lowest validation loss. `framing`: the highest AUC on
         validation images framed as the other class, on which the threshold is chosen as well.
         `worst`: the same, with the highest AUC in the worst of the three views of `framing.swaps`.
+        `robust`: the same, with a fourth view in which every image is corrupted, see
+        `corruptions.corrupt_each`.
     seeds
         How many seeds an experiment trains.
     claims
@@ -573,17 +575,18 @@ MOBILENET_FROZEN = Recipe(
 
 FLAGSHIP = Recipe(
     name="flagship",
-    title="MobileNetV2 at 160 px, head then all layers, random framing and rendering (ours)",
-    network="mobilenetv2_160",
-    size=224,
+    title="MobileNetV2 on the lungs' box at 128 px, trained on degraded images (ours)",
+    network="mobilenetv2_standardized",
+    size=128,
     phases=(
         Phase(epochs=1, learning_rate=1e-3, freeze_backbone=True),
-        Phase(epochs=10, learning_rate=2e-4, decay=True),
+        Phase(epochs=8, learning_rate=2e-4, decay=True),
     ),
     init="imagenet",
     patience=20,
-    augmentation="reframe-render",
-    validation="worst",
+    augmentation="jitter-degrade",
+    region="lungs",
+    validation="robust",
     seeds=5,
 )
 
@@ -672,6 +675,7 @@ _RECIPE_KINDS = {
     "patience": _WHOLE + _OR_NONE,
     "augmentation": _NAME + _OR_NONE,
     "imbalance": _NAME + _OR_NONE,
+    "region": _NAME,
     "split_strategy": _NAME,
     "validation": _NAME,
     "seeds": _WHOLE,

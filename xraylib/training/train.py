@@ -19,7 +19,8 @@ from filelock import FileLock
 from sklearn.metrics import log_loss, roc_auc_score
 
 from xraylib import devices, paths
-from xraylib.datasets import audit, framing, regions, splits
+from xraylib.datasets import audit, framing, images, regions, splits
+from xraylib.datasets.corruptions import TAUGHT, corrupt_each
 from xraylib.devices import Accelerator
 from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
 from xraylib.progress import tqdm
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 # Batches between two checkpoints within an epoch, so that a preemption never costs an hour.
 CHECKPOINT_STEPS = 2000
 IMBALANCE_METHODS = ("class_weight", "oversample", "undersample")
-VALIDATIONS = ("plain", "framing", "worst")
+VALIDATIONS = ("plain", "framing", "worst", "robust")
 SINGLE_FEATURES = ("majority class", "file size", "mean intensity")
 
 
@@ -392,12 +393,23 @@ class NetworkFit:
 
     def _swapped_views(self) -> dict[str, np.ndarray]:
         """Return validation images changed as the recipe's `validation` asks, by view."""
-        validation = self.job.recipe.validation
-        if validation == "plain":
+        recipe = self.job.recipe
+        if recipe.validation == "plain":
             return {}
-        pixels = np.asarray(self.pixels[self.val_rows])
+        source = self.pixels
+        if recipe.region != "whole":
+            source = images.load_pixels(self.job.manifest, regions.SOURCE_SIZE)
+        pixels = np.asarray(source[self.val_rows])
         views = framing.swaps(pixels, self.val_labels, self.job.seed)
-        return {"framing": views["framing"]} if validation == "framing" else views
+        if recipe.validation == "framing":
+            views = {"framing": views["framing"]}
+        if recipe.validation == "robust":
+            views["corrupted"] = corrupt_each(pixels, TAUGHT, self.job.seed)
+        if recipe.region != "whole":
+            # The lungs are found anew in every view.
+            for name, view in views.items():
+                views[name] = regions.cut(view, recipe.size, recipe.region)
+        return views
 
     def _score(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return P(pneumonia) of some rows of pixels."""
