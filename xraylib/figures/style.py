@@ -96,6 +96,7 @@ _LABELS = {
     "majority-class": "Majority class",
     "file-size": "File size",
     "mean-intensity": "Mean intensity",
+    "lung-box": "Position of the lungs' box",
 }
 
 

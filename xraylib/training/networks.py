@@ -407,6 +407,7 @@ AUGMENTATIONS: dict[str, Callable[[], keras.Sequential]] = {
     "geometric": lambda: _augmentation("geometric", *_geometric()),
     "reframe": lambda: _augmentation("reframe", RandomFraming()),
     "reframe-geometric": lambda: _augmentation("reframe_geometric", RandomFraming(), *_geometric()),
+    "render": lambda: _augmentation("render", RandomRendering()),
     "reframe-render": lambda: _augmentation("reframe_render", RandomFraming(), RandomRendering()),
     "reframe-degrade": lambda: _augmentation("reframe_degrade", *_degrading(0.62)),
     # For images that are cropped to the lungs already.

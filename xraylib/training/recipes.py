@@ -635,6 +635,8 @@ _ALL = (
     _single_feature("majority class"),
     _single_feature("file size"),
     _single_feature("mean intensity"),
+    # A control of the recipes that see the lungs' box.
+    _single_feature("lung box"),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _ALL}
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT_STEPS = 2000
 IMBALANCE_METHODS = ("class_weight", "oversample", "undersample")
 VALIDATIONS = ("plain", "framing", "worst", "robust")
-SINGLE_FEATURES = ("majority class", "file size", "mean intensity")
+SINGLE_FEATURES = ("majority class", "file size", "mean intensity", "lung box")
 
 
 @dataclass(frozen=True)
@@ -510,7 +510,10 @@ def _fit_probe(job: Job) -> Fitted:
     """Fit a linear probe, or a single-feature baseline."""
     started = time.perf_counter()
     recipe = job.recipe
-    if recipe.fit == "single-feature":
+    if recipe.network == "lung box":
+        # Distances from the four edges: where the lungs are and how large, without any pixel.
+        features = regions.load_boxes(job.manifest)
+    elif recipe.fit == "single-feature":
         features = audit.single_feature(job.manifest, recipe.network, recipe.size)
     else:
         features = probe.pooled(
