@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from xraylib.datasets import framing, phantom
-from xraylib.datasets.corruptions import CORRUPTIONS, HANDLING, MEDMNIST_C, corrupt
+from xraylib.datasets.corruptions import (
+    CORRUPTIONS,
+    HANDLING,
+    MEDMNIST_C,
+    TAUGHT,
+    corrupt,
+    corrupt_each,
+)
 from xraylib.errors import InvalidDataError, NotFoundError
 
 NOISE = ("gaussian noise", "speckle noise", "impulse noise", "shot noise")
@@ -175,6 +182,17 @@ def test_each_class_is_framed_and_rendered_as_the_other():
     np.testing.assert_array_equal(framing.swap_framing(across, np.array([0, 0])), across)
     assert np.ptp(framing.swap_framing(across, np.array([1, 1]))) < 0.9 * np.ptp(across)
     np.testing.assert_array_equal(framing.crop(films), films)
+
+
+def test_each_image_gets_one_of_the_named_corruptions(film):
+    pixels = np.repeat(film, 60, axis=0)
+    corrupted = corrupt_each(pixels, ("brightness up", "brightness down"), seed=1)
+    gain = corrupted.mean(axis=(1, 2, 3)) / film.mean()
+    assert 15 < (gain > 1).sum() < 45
+    assert len({image.tobytes() for image in corrupted}) == 10, "two kinds in five severities"
+    again = corrupt_each(pixels, ("brightness up", "brightness down"), seed=1)
+    np.testing.assert_array_equal(again, corrupted)
+    assert set(TAUGHT) < set(CORRUPTIONS)
 
 
 @pytest.mark.parametrize("severity", [0, -1, 6, 1.5])

@@ -72,7 +72,7 @@ def without_limits(content, size=224):
 def test_litert_answers_as_keras_does(phantom, accelerator):
     """Batch norm gets the statistics of images and random scales, which the converter folds."""
     keras.utils.set_random_seed(0)
-    model = networks.build("mobilenetv2_160", 224, "sigmoid")
+    model = networks.build("mobilenetv2_standardized", 128, "sigmoid")
     backbone = model.get_layer("backbone")
     norms = [norm for norm in backbone.layers if "BatchNormalization" in type(norm).__name__]
     rng = np.random.default_rng(0)

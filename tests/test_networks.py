@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), dtype=np.uint8)
 LARGE = [
     ("mobilenetv2_small", 64),
-    ("mobilenetv2_160", 64),
+    ("mobilenetv2_standardized", 64),
     ("resnet50v2", 32),
     ("resnet50v2_raw", 32),
     ("inceptionv3", 75),
@@ -157,12 +157,42 @@ def test_random_rendering_draws_gamma_contrast_and_brightness_for_each_image(acc
     assert -0.151 < shift.min() < -0.1 < 0.1 < shift.max() < 0.151
 
 
-def test_the_flagship_renders_with_gamma(accelerator):
-    rendering = AUGMENTATIONS[get_recipe("flagship").augmentation]().layers[-1]
+def test_the_flagship_is_taught_gamma_blur_and_noise(accelerator):
+    layers = AUGMENTATIONS[get_recipe("flagship").augmentation]().layers
+    kinds = {type(layer) for layer in layers}
+    assert {module.RandomFraming, module.RandomRendering, module.RandomDegradation} <= kinds
+    rendering = next(layer for layer in layers if isinstance(layer, module.RandomRendering))
     stripes = np.tile(np.float32([102, 127.5, 153])[None, :, None, None], (100, 1, 3, 1))
     low, middle, high = np.moveaxis(np.array(rendering(stripes, training=True))[:, :, 0, 0], 1, 0)
+    inside = (low > 0) & (high < 255)
     # Contrast and brightness keep the ratio of two steps at 1.
-    assert np.std((high - middle) / (middle - low)) > 0.02
+    assert np.std((high - middle)[inside] / (middle - low)[inside]) > 0.02
+
+
+def test_random_degradation_blurs_and_adds_noise_to_some_images(accelerator):
+    flat = np.full((400, 16, 16, 1), 128, np.float32)
+    noisy = np.array(module.RandomDegradation(speckle=0)(flat, training=True))
+    deviation = noisy.std(axis=(1, 2, 3))
+    assert 0.4 < (deviation > 1e-3).mean() < 0.6, "half of the images"
+    assert 20 < deviation.max() < 33
+    bright = np.array(module.RandomDegradation(noise=0)(flat, training=True)).std(axis=(1, 2, 3))
+    dark = np.array(module.RandomDegradation(noise=0)(flat / 4, training=True)).std(axis=(1, 2, 3))
+    assert 0.15 < (bright > 1e-3).mean() < 0.35, "a quarter of the images"
+    assert 3 < bright.max() / dark.max() < 5, "in proportion to the pixel"
+    stripes = np.tile(np.float32([0, 255])[None, None, :, None], (400, 16, 8, 1))
+    blurred = np.array(module.RandomDegradation(noise=0, speckle=0)(stripes, training=True))
+    contrast = np.ptp(blurred[:, 4, 4:12, 0], axis=1) / 255
+    assert 0.2 < (contrast < 0.999).mean() < 0.4, "three tenths of the images"
+
+
+def test_standardization_hides_brightness_and_contrast(accelerator):
+    images = np.random.default_rng(0).uniform(0, 200, (3, 8, 8, 1)).astype(np.float32)
+    standard = np.array(module.Standardization()(images))
+    np.testing.assert_allclose(standard.mean(axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(standard.std(axis=(1, 2, 3)), 0.5, rtol=0.03)
+    changed = np.array(module.Standardization()(0.5 * images + 40))
+    np.testing.assert_allclose(changed, standard, atol=0.05)
+    assert not np.array(module.Standardization()(np.full((1, 8, 8, 1), 90, np.float32))).any()
 
 
 def test_the_head_gives_the_probability_that_the_loss_sees(accelerator):

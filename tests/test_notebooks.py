@@ -228,7 +228,7 @@ SHOWN = {
     "mobilenetv2_small": "mobilenetv2-small",
     "resnet50v2": "resnet50v2",
     "inceptionv3": "inceptionv3-tpu",
-    "mobilenetv2_160": "flagship",
+    "mobilenetv2_standardized": "flagship",
 }
 
 
@@ -237,8 +237,10 @@ def shown():
     """The functions of the notebooks' cells that are tagged `network`."""
     found = {
         "keras": keras,
+        "RandomDegradation": networks.RandomDegradation,
         "RandomFraming": networks.RandomFraming,
         "RandomRendering": networks.RandomRendering,
+        "Standardization": networks.Standardization,
     }
     for path in STORED:
         for cell in code_of(path):

@@ -55,7 +55,7 @@ def test_a_recipe_names_only_what_there_is(recipe):
         assert used.augmentation in (None, *networks.AUGMENTATIONS)
         assert used.imbalance in (None, *IMBALANCE_METHODS)
         assert used.threshold_rule in ("youden", "sensitivity 0.95", 0.5)
-        assert used.validation in ("plain", "framing", "worst")
+        assert used.validation in ("plain", "framing", "robust")
         assert bool(used.phases) == (used.fit == "network")
     assert recipe.under("strict") == recipe and recipe.split_strategy in BY_PATIENT
 

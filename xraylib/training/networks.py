@@ -116,14 +116,6 @@ def mobilenetv2(x: Any, size: int, weights: Weights) -> Any:
     return layers.GlobalAveragePooling2D()(x)
 
 
-def mobilenetv2_160(x: Any, size: int, weights: Weights) -> Any:
-    """MobileNetV2 on 160 × 160 pixels of a larger image, so that a crop of it loses no detail."""
-    x = layers.Resizing(160, 160, antialias=True)(x)
-    x = backbone(x, "mobilenetv2_160", 160, weights)
-    x = layers.GlobalAveragePooling2D()(x)
-    return layers.Dropout(0.2)(x)
-
-
 def mobilenetv2_standardized(x: Any, size: int, weights: Weights) -> Any:
     """MobileNetV2 on images of mean 0 and standard deviation 0.5, averaged over the image.
 
@@ -211,7 +203,6 @@ NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
     "tiny_cnn": tiny_cnn,
     "scratch_cnn": scratch_cnn,
     "mobilenetv2": mobilenetv2,
-    "mobilenetv2_160": mobilenetv2_160,
     "mobilenetv2_standardized": mobilenetv2_standardized,
     "mobilenetv2_small": mobilenetv2_small,
     "resnet50v2": resnet50v2,
@@ -223,7 +214,6 @@ NETWORKS: dict[str, Callable[[Any, int, Weights], Any]] = {
 # Networks with a backbone, to which initial weights belong; elsewhere they are the whole network's.
 BACKBONES: dict[str, Callable[..., keras.Model]] = {
     "mobilenetv2": keras.applications.MobileNetV2,
-    "mobilenetv2_160": keras.applications.MobileNetV2,
     "mobilenetv2_standardized": keras.applications.MobileNetV2,
     "mobilenetv2_small": keras.applications.MobileNetV2,
     "resnet50v2": keras.applications.ResNet50V2,

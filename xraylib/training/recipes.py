@@ -121,9 +121,8 @@ class Recipe:
     validation
         Which epoch is kept. `plain`: the lowest validation loss. `framing`: the highest AUC on
         validation images framed as the other class, on which the threshold is chosen as well.
-        `worst`: the same, with the highest AUC in the worst of the three views of `framing.swaps`.
-        `robust`: the same, with a fourth view in which every image is corrupted, see
-        `corruptions.corrupt_each`.
+        `robust`: the same, with the highest AUC in the worst of four views: the three of
+        `framing.swaps`, and one in which every image is corrupted, see `corruptions.corrupt_each`.
     seeds
         How many seeds an experiment trains.
     claims

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # Batches between two checkpoints within an epoch, so that a preemption never costs an hour.
 CHECKPOINT_STEPS = 2000
 IMBALANCE_METHODS = ("class_weight", "oversample", "undersample")
-VALIDATIONS = ("plain", "framing", "worst", "robust")
+VALIDATIONS = ("plain", "framing", "robust")
 SINGLE_FEATURES = ("majority class", "file size", "mean intensity", "lung box")
 
 
@@ -400,10 +400,10 @@ class NetworkFit:
         if recipe.region != "whole":
             source = images.load_pixels(self.job.manifest, regions.SOURCE_SIZE)
         pixels = np.asarray(source[self.val_rows])
-        views = framing.swaps(pixels, self.val_labels, self.job.seed)
         if recipe.validation == "framing":
-            views = {"framing": views["framing"]}
-        if recipe.validation == "robust":
+            views = {"framing": framing.swap_framing(pixels, self.val_labels)}
+        else:
+            views = framing.swaps(pixels, self.val_labels, self.job.seed)
             views["corrupted"] = corrupt_each(pixels, TAUGHT, self.job.seed)
         if recipe.region != "whole":
             # The lungs are found anew in every view.
