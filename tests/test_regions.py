@@ -79,6 +79,20 @@ def test_drawn_boxes_are_read_where_they_are_and_the_rest_is_found(
     np.testing.assert_array_equal(boxes[3], BOX)
 
 
+def test_what_boxes_come_from_is_named_by_content(tmp_path, monkeypatch):
+    assert regions.sources("phantom", "whole") == {}
+    found = regions.sources("phantom", "lungs")
+    assert list(found) == ["lung_finder"]
+    assert len(found["lung_finder"]) == 12
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    (tmp_path / "phantom_lungs.csv").write_text("one list")
+    first = regions.sources("phantom", "annotated lungs")
+    (tmp_path / "phantom_lungs.csv").write_text("another list")
+    second = regions.sources("phantom", "annotated lungs")
+    assert first["lung_finder"] == second["lung_finder"] == found["lung_finder"]
+    assert first["lung_annotations"] != second["lung_annotations"]
+
+
 def test_an_unknown_region_is_refused_by_name(phantom):
     with pytest.raises(NotFoundError, match=r"no region 'heart'.*whole, lungs"):
         regions.load(phantom, 28, "heart")

@@ -98,6 +98,29 @@ def cut(pixels: np.ndarray, size: int, region: str = "lungs") -> np.ndarray:
     return lungs.crop_boxes(pixels, boxes, size, margin=MARGIN)
 
 
+def sources(dataset: str, region: str) -> dict[str, str]:
+    """Name what the boxes of a region come from, by 12 hex digits of each file's SHA-256.
+
+    Parameters
+    ----------
+    dataset : str
+        A name in the catalog.
+    region : str
+        One of `REGIONS`.
+
+    Returns
+    -------
+    dict
+        Empty for `whole`. Otherwise `lung_finder` and, for `annotated lungs`, `lung_annotations`.
+    """
+    if region == "whole":
+        return {}
+    files = {"lung_finder": paths.SHIPPED / lung_finder.MODEL_FILE}
+    if region == "annotated lungs":
+        files["lung_annotations"] = annotations_file(dataset)
+    return {name: storage.sha256(file)[:12] for name, file in files.items() if file.is_file()}
+
+
 def load_boxes(manifest: pd.DataFrame, *, annotated: bool = False) -> np.ndarray:
     """Return the box of the lungs of every image of a manifest.
 
@@ -143,7 +166,7 @@ def annotations_file(dataset: str) -> Path:
 
 def _found_boxes(manifest: pd.DataFrame) -> np.ndarray:
     """Find the lungs once, and keep a writable copy of the boxes."""
-    finder = storage.sha256(paths.SHIPPED / "lungs.tflite")[:8]
+    finder = storage.sha256(paths.SHIPPED / lung_finder.MODEL_FILE)[:8]
     name = f"{images.fingerprint(manifest)}-boxes-{finder}.npy"
 
     def find_all() -> np.ndarray:

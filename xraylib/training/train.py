@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 CHECKPOINT_STEPS = 2000
 IMBALANCE_METHODS = ("class_weight", "oversample", "undersample")
 VALIDATIONS = ("plain", "framing", "robust")
-SINGLE_FEATURES = ("majority class", "file size", "mean intensity", "lung box")
+LUNG_BOX = "lung box"
+SINGLE_FEATURES = ("majority class", "file size", "mean intensity", LUNG_BOX)
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,8 @@ def _plan(
         "split": runs.split_fingerprint(assigned),
         "training_version": runs.TRAINING_VERSION,
     }
+    region = "lungs" if chosen.network == LUNG_BOX else chosen.region
+    settings |= regions.sources(settings["dataset"], region)
     # Without hardware and versions, so that an interrupted run can continue elsewhere.
     settings["key"] = runs.digest(settings)
     settings["hardware"] = str(accelerator)
@@ -510,7 +513,7 @@ def _fit_probe(job: Job) -> Fitted:
     """Fit a linear probe, or a single-feature baseline."""
     started = time.perf_counter()
     recipe = job.recipe
-    if recipe.network == "lung box":
+    if recipe.network == LUNG_BOX:
         # Distances from the four edges: where the lungs are and how large, without any pixel.
         features = regions.load_boxes(job.manifest)
     elif recipe.fit == "single-feature":
