@@ -54,15 +54,6 @@ def test_the_margin_ends_at_the_image():
     np.testing.assert_array_equal(lungs.crop_boxes(gradient(), WHOLE, 100, 0.5), gradient())
 
 
-def test_overlap_is_intersection_over_union():
-    left, lower = [[0, 0, 0, 0.5]], [[0.5, 0, 0, 0]]
-    assert lungs.overlap(left, left) == pytest.approx(1)
-    assert lungs.overlap(left, lower) == pytest.approx(0.25 / 0.75)
-    assert lungs.overlap(left, [[0, 0, 0.6, 0]]) == pytest.approx(0)
-    two = lungs.overlap(np.array(left + left), np.array(left + lower))
-    np.testing.assert_allclose(two, [1, 1 / 3])
-
-
 @settings(max_examples=50, deadline=None)
 @given(
     top=st.integers(0, 20),
@@ -76,11 +67,6 @@ def test_the_box_of_a_mask_is_where_it_is_true(top, bottom, left, right):
     height, width = mask.shape
     expected = [top / height, bottom / height, left / width, right / width]
     np.testing.assert_allclose(lungs.box_of_mask(mask), expected, atol=1e-12)
-
-
-def test_an_empty_mask_has_no_box():
-    with pytest.raises(InvalidDataError, match="mask is empty"):
-        lungs.box_of_mask(np.zeros((4, 4), bool))
 
 
 HEADER = "image_id,top,bottom,left,right\n"

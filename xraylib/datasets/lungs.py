@@ -58,37 +58,10 @@ def crop_boxes(
     return crops
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes, row by row.
-
-    Parameters
-    ----------
-    a, b
-        Boxes, ``(n, 4)``, as shares of the image.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n,)``, from 0 (apart) to 1 (equal).
-    """
-    a = np.asarray(a, dtype=float)
-    b = np.asarray(b, dtype=float)
-    shared = _areas(np.maximum(a, b))
-    return shared / (_areas(a) + _areas(b) - shared)
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    heights = np.clip(1 - boxes[:, 0] - boxes[:, 1], 0, None)
-    widths = np.clip(1 - boxes[:, 2] - boxes[:, 3], 0, None)
-    return heights * widths
-
-
 def box_of_mask(mask: np.ndarray) -> np.ndarray:
     """Smallest box around the true pixels of a boolean mask ``(height, width)``, float ``(4,)``."""
     rows = np.flatnonzero(mask.any(axis=1))
     columns = np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        raise InvalidDataError("the mask is empty. Fix: leave out images without lungs.")
     height, width = mask.shape
     return np.array(
         [
