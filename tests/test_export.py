@@ -1,5 +1,6 @@
 """A trained network becomes the packaged model."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -12,10 +13,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from xraylib import cli, export, packaged, paths, prediction, storage
+from xraylib import export, packaged, paths, prediction, storage
 from xraylib.datasets import images, lung_finder
 from xraylib.errors import NotFoundError
-from xraylib.training import lung_network, networks, runs
+from xraylib.training import networks, runs
 from xraylib.training.recipes import Phase, get_recipe
 from xraylib.training.train import train
 
@@ -137,16 +138,18 @@ def test_the_network_that_finds_the_lungs_is_trained_and_packaged(
     for name in small_phantom["image_id"]:
         Image.fromarray(drawn).save(masks / f"{name}.png")
     networks_made = []
-    fit_and_measure = lung_network.fit_and_measure
+    monkeypatch.syspath_prepend(str(paths.ROOT / "benchmarks"))
+    training = importlib.import_module("train_lung_finder")
+    fit_and_measure = training.fit_and_measure
 
     def measure_briefly(*arguments):
         network, table = fit_and_measure(*arguments, folds=2, epochs=1)
         networks_made.append(network)
         return network, table
 
-    monkeypatch.setattr(lung_network, "fit_and_measure", measure_briefly)
+    monkeypatch.setattr(training, "fit_and_measure", measure_briefly)
     before = (folder / "lungs.tflite").read_bytes()
-    assert cli.main(["lungs", "--dataset", "phantom", "--masks", str(masks)]) == 0
+    training.main(["--dataset", "phantom", "--masks", str(masks)])
     assert "train, out of fold" in capsys.readouterr().out
     table = pd.read_csv(reports_here / "phantom" / "tables" / "lung_finder.csv")
     assert table["images"].tolist() == [
@@ -161,6 +164,8 @@ def test_the_network_that_finds_the_lungs_is_trained_and_packaged(
         answer = packaged_network(image=image[None])["lung"][0]
         np.testing.assert_allclose(answer, probability, atol=5e-3)
     assert packaged.load_packaged(folder).sha256 == packaged.load_packaged().sha256
+    boxes = np.array([[0, 0, 0, 0.5], [0.5, 0, 0, 0], [0, 0, 0.6, 0]])
+    np.testing.assert_allclose(training.overlap(boxes[[0, 0, 0]], boxes), [1, 1 / 3, 0])
     lung_finder.load_network.cache_clear()
 
 

@@ -25,6 +25,7 @@ from xraylib.training.recipes import RECIPES
 
 COMMITTED = paths.ROOT / "reports" / "kermany"
 CHOICES = {"network": "tiny_cnn", "size": 28, "batch_size": 32, "phases": [{"epochs": 3}]}
+CHOICES |= {"fit": "network", "head": "two-logits", "augmentation": None}
 here = pytest.mark.usefixtures("reports_here")
 
 
@@ -41,6 +42,8 @@ def made_run(
         "epoch,phase,loss,accuracy,val_loss,val_accuracy\n1,0,.7,.5,.75,.5\n"
     )
     about = {
+        "dataset": dataset,
+        "model_sha256": "",
         "recipe": recipe,
         "protocol": protocol,
         "seed": seed,

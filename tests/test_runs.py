@@ -141,7 +141,8 @@ def test_a_run_without_budget_backend_and_precision_is_full_and_its_hardware_nam
 
 
 def test_an_old_run_in_the_plain_folder_is_replaced_by_its_own_identity_alone(write):
-    old = write(hardware=OLD_LINE.format("mixed_bfloat16"))
+    written = write(hardware=OLD_LINE.format("mixed_bfloat16")).folder
+    old = runs.read_run(written.rename(written.with_name("strict-0")))
     other = write(precision="float32")
     assert other.folder.name == "strict-0-full-float32-tensorflow-init-random"
     assert runs.read_run(old.folder) == old
@@ -169,17 +170,14 @@ def test_a_run_that_replaces_another_replaces_all_of_it_or_nothing(write, monkey
 
 def test_a_missing_model_and_a_damaged_one_are_different_things(write):
     run = write()
-    other = write(seed=1)
     assert run.has_model
-    assert runs.with_model("phantom", "tiny-cnn-28") == [run, other]
     run.model_file.write_text("")
     assert run.model_state == "damaged"
     with pytest.raises(InvalidDataError, match=r"strict-0.model\.weights\.h5 is not .*Fix: "):
-        runs.with_model("phantom", "tiny-cnn-28")
+        assert run.has_model
     run.model_file.unlink()
     assert run.model_state == "missing"
     assert not run.has_model
-    assert runs.with_model("phantom", "tiny-cnn-28") == [other]
 
 
 DAMAGES = {
@@ -207,7 +205,7 @@ def test_a_damaged_run_is_named(write, content):
 def test_an_edited_run_is_refused_by_name(write, change):
     file = write().folder / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(InvalidDataError, match=r"strict-0.run\.json was changed.*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"strict-0.run\.json .*was changed.*Fix: "):
         runs.list_runs("phantom")
 
 
@@ -273,8 +271,8 @@ def test_a_cell_that_is_no_number_is_named_with_its_image_and_line(tmp_path, col
     bad = table([0.5, 0.6, 0.7], image_id=["a", "b", "c"]).reset_index(drop=True).astype(str)
     bad.loc[1, column] = cell
     bad.to_csv(tmp_path / "scores.csv", index=False)
-    expected = re.escape(f"scores.csv: b has {cell!r} as {column}")
-    with pytest.raises(InvalidDataError, match=f"{expected}.*1 rows.*line 3"):
+    expected = re.escape(f"{cell!r} as {column}")
+    with pytest.raises(InvalidDataError, match=f"scores.csv: b has .*{expected}.*1 rows.*line 3"):
         runs.read_scores(tmp_path / "scores.csv")
 
 

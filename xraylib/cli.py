@@ -207,23 +207,6 @@ _COMMANDS = {
         (_RECIPE, _TRAINED_ON),
         aliases=("ship",),
     ),
-    "lungs": _Command(
-        "train the network that finds the lungs, measure it, and put it into the package",
-        (
-            _argument(
-                "--dataset",
-                default="kermany",
-                type=_text,
-                help="name or path of the images to train on (kermany)",
-            ),
-            _argument(
-                "--masks",
-                type=_path,
-                metavar="FOLDER",
-                help="holds <image_id>.png, the lungs white; by default DATASET_lungs in the data",
-            ),
-        ),
-    ),
     "external": _Command(
         "external validation: score another data set",
         (

@@ -252,22 +252,6 @@ def export(options: argparse.Namespace) -> None:
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
-def lungs(options: argparse.Namespace) -> None:
-    """Train the network that finds the lungs, measure it, and put it into the package."""
-    name = _prepare(options.dataset)
-    from xraylib import export as exporting
-    from xraylib.datasets import manifest
-    from xraylib.report import tables
-    from xraylib.training import lung_network
-
-    masks = options.masks or paths.DATA / f"{name}_lungs"
-    network, table = lung_network.fit_and_measure(manifest.load(options.dataset), masks)
-    _print_table(table)
-    tables.save_table(table, name, "lung_finder")
-    exporting.package_lung_finder(network)
-    print(paths.SHIPPED / "lungs.tflite")
-
-
 def external(options: argparse.Namespace) -> None:
     """Score another data set, and compare with the official test."""
     name = _prepare(options.dataset, options.recipe)

@@ -231,7 +231,7 @@ def to_litert(model: keras.Model, training: np.ndarray) -> bytes:
 
 
 def package_lung_finder(network: keras.Model) -> None:
-    """Make a network of `lung_network.build` the one that comes with the package.
+    """Make a network of benchmarks/train_lung_finder.py the one that comes with the package.
 
     Writes `lungs.tflite` and its checksum to `paths.SHIPPED`. The network takes one `image`,
     float32 `(1, 112, 112, 1)` in 0…255, and gives `lung`, the probability of the same shape.

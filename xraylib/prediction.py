@@ -154,12 +154,11 @@ def runs_with_model(recipe: str, dataset: str) -> list[Any]:
     from xraylib.training import runs
 
     name = get_dataset(dataset).name
-    usable = runs.with_model(name, recipe)
+    usable = [run for run in runs.list_runs(name, recipe, "strict") if run.has_model]
     if not usable:
-        anew = " --overwrite" if name in runs.COMMITTED else ""
         raise NotFoundError(
             f"no model of {recipe}, trained on {name}, is on this machine. "
-            f"Fix: python -m xraylib train {recipe} --dataset {dataset}{anew}"
+            f"Fix: {runs.train_command(dataset, recipe)}"
         )
     return usable
 

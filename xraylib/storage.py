@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from xraylib import paths
 from xraylib.errors import InvalidDataError, OperationFailedError
@@ -46,6 +48,11 @@ def sha256(path: Path | str) -> str:
 def sha256_bytes(data: bytes) -> str:
     """SHA-256 of some bytes, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest(settings: Mapping[str, Any], digits: int = 12) -> str:
+    """Name settings by the first hexadecimal digits of the SHA-256 of their JSON."""
+    return sha256_bytes(json.dumps(settings, sort_keys=True).encode())[:digits]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Finding the lungs in an image: the box around them, by the network that comes with the package.
 
-The network is a small U-Net (see `training.lung_network`). It runs on LiteRT, so that neither
-TensorFlow, JAX nor Keras is loaded.
+The network is a small U-Net, trained by benchmarks/train_lung_finder.py. It runs on LiteRT, so that
+neither TensorFlow, JAX nor Keras is loaded.
 """
 
 from dataclasses import dataclass

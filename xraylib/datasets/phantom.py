@@ -11,7 +11,6 @@ centimetres: x runs to the image's right (the child's left), y down, from the mi
 of the first rib.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from xraylib.errors import InvalidDataError
-from xraylib.storage import atomic_folder, storage_errors
+from xraylib.storage import atomic_folder, digest, storage_errors
 
 # Part of every key: raise it whenever the same settings would give other bytes.
 VERSION = 4
@@ -85,8 +84,7 @@ class PhantomSettings:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that name these settings and the simulator's version."""
-        text = json.dumps(asdict(self) | {"version": VERSION}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest(asdict(self) | {"version": VERSION})
 
 
 _KINDS = ("normal", "bacteria", "virus")

@@ -6,10 +6,7 @@ are asked for, so a host opens those of its part of a batch only, and the order 
 of the seed, as everywhere. TensorFlow is not needed.
 """
 
-import hashlib
-import importlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from xraylib.errors import InvalidDataError, NotFoundError
-from xraylib.storage import atomic_write, storage_errors
+from xraylib.storage import atomic_write, sha256, storage_errors
 
 VERSION = 2
 _COLUMNS = ("image_id", "label", "patient", "kind", "split", "sha256")
-_SHARD = re.compile(r"shard-[0-9]{5,}\.arrayrecord")
+_TYPES = {"version": int, "size": int, "table": str, "shards": dict}
+_AGAIN = "Fix: delete the folder, or its .arrayrecord files, and write the shards again."
 
 Decode = Callable[[pd.DataFrame, int], Iterator[list[np.ndarray]]]
 
@@ -50,41 +48,28 @@ def write(
     images_per_shard : int
         How many images one file holds.
     """
-    _check_request(manifest, size, folder)
-    table = manifest[list(_COLUMNS)].to_csv(index=False)
-    settings = {
-        "version": VERSION,
-        "size": size,
-        "images_per_shard": images_per_shard,
-        "table": hashlib.sha256(table.encode()).hexdigest(),
-    }
+    resolved = folder.resolve()
+    if any(Path(path).resolve().is_relative_to(resolved) for path in manifest["path"] if path):
+        fix = "name another folder for the shards"
+        raise InvalidDataError(f"{folder} holds the images themselves. Fix: {fix}.")
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _write_text(folder / "images.csv", manifest[list(_COLUMNS)].to_csv(index=False))
+        settings: dict[str, Any] = {"version": VERSION, "size": size}
+        settings["table"] = sha256(folder / "images.csv")
         begun = folder / "begun.json"
-        if begun.exists() and _read_json(begun) != settings:
+        content = json.dumps(settings | {"images_per_shard": images_per_shard})
+        if begun.exists() and begun.read_text() != content:
             fix = "name another folder, or delete it"
             raise InvalidDataError(f"{folder} holds other images or another size. Fix: {fix}.")
-        _write_text(begun, json.dumps(settings))
-        _write_text(folder / "images.csv", table)
+        _write_text(begun, content)
         lengths = {}
         for number, start in enumerate(range(0, len(manifest), images_per_shard)):
             path = folder / f"shard-{number:05d}.arrayrecord"
             if not path.exists():
                 _write_shard(path, decode(manifest.iloc[start : start + images_per_shard], size))
             lengths[path.name] = path.stat().st_size
-        content = json.dumps(settings | {"shards": lengths}, indent=1)
-        _write_text(folder / "shards.json", f"{content}\n")
-
-
-def _check_request(manifest: pd.DataFrame, size: int, folder: Path) -> None:
-    """Refuse a size that is none, and a folder that holds the images to be read."""
-    if size < 1:
-        raise InvalidDataError(f"shards of {size} pixels. Fix: give --size a positive number.")
-    resolved = folder.resolve()
-    for parent in {Path(path).parent for path in manifest["path"] if path}:
-        if parent.resolve().is_relative_to(resolved):
-            fix = "name another folder for the shards"
-            raise InvalidDataError(f"{folder} holds the images themselves. Fix: {fix}.")
+        _write_text(folder / "shards.json", json.dumps(settings | {"shards": lengths}, indent=1))
 
 
 def _write_text(path: Path, content: str) -> None:
@@ -94,8 +79,7 @@ def _write_text(path: Path, content: str) -> None:
 
 def _write_shard(path: Path, chunks: Iterator[list[np.ndarray]]) -> None:
     with atomic_write(path) as temporary:
-        module = _array_record("array_record_module")
-        writer = module.ArrayRecordWriter(str(temporary), "group_size:1,zstd:3")
+        writer = _array_record()[0].ArrayRecordWriter(str(temporary), "group_size:1,zstd:3")
         for chunk in chunks:
             for image in chunk:
                 writer.write(image.tobytes())
@@ -107,12 +91,10 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
     Its paths are empty, and `attrs["shards"]` is the folder.
     """
-    settings = _read_settings(folder)
     path = folder / "images.csv"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != settings["table"]:
-        raise InvalidDataError(f"{path} is not what was written. Fix: write the shards again.")
-    types: dict[str, type] = dict.fromkeys(_COLUMNS, str)
-    types["label"] = int
+    if not path.is_file() or sha256(path) != _read_settings(folder)["table"]:
+        raise InvalidDataError(f"{path} is not what was written. {_AGAIN}")
+    types: dict[str, type] = dict.fromkeys(_COLUMNS, str) | {"label": int}
     manifest = pd.read_csv(path, dtype=types, keep_default_na=False)
     manifest.insert(1, "path", "")
     manifest.attrs["shards"] = str(folder)
@@ -132,24 +114,19 @@ class Shards:
                 f"{folder} holds images of {settings['size']} pixels, {size} are asked for. "
                 f"Fix: {fix}."
             )
-        paths = []
-        for name, length in settings["shards"].items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != length:
-                fix = "delete it and write the shards again"
-                raise InvalidDataError(f"{path} is missing or cut short. Fix: {fix}.")
-            paths.append(str(path))
         self.folder = folder
-        module = _array_record("array_record_data_source")
+        paths = [folder / name for name in settings["shards"]]
+        for path, length in zip(paths, settings["shards"].values(), strict=True):
+            if not path.is_file() or path.stat().st_size != length:
+                raise InvalidDataError(f"{path} is missing or cut short. {_AGAIN}")
         try:
-            self.source = module.ArrayRecordDataSource(paths)
+            self.source = _array_record()[1].ArrayRecordDataSource([str(path) for path in paths])
         except (RuntimeError, ValueError) as error:
             raise self._damaged(error) from error
         self.shape = (len(self.source), size, size, 1)
 
     def _damaged(self, error: Exception) -> InvalidDataError:
-        fix = f"delete the .arrayrecord files in {self.folder} and write the shards again"
-        return InvalidDataError(f"{self.folder}: a shard is damaged ({error}). Fix: {fix}.")
+        return InvalidDataError(f"{self.folder}: a shard is damaged ({error}). {_AGAIN}")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -167,39 +144,28 @@ class Shards:
         return np.asarray(self[:], dtype=dtype)
 
 
-def _read_json(path: Path) -> Any:
-    """Read a JSON file; None where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def _read_settings(folder: Path) -> dict[str, Any]:
     """Read `shards.json` and check all that is used of it: it may come from another machine."""
     path = folder / "shards.json"
-    settings = _read_json(path)
-    fix = "write the shards again"
-    if not isinstance(settings, dict):
-        raise InvalidDataError(f"{folder} holds no whole set of shards. Fix: {fix}.")
-    version = settings.get("version")
-    if version != VERSION:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        valid = all(isinstance(settings[key], kind) for key, kind in _TYPES.items())
+        valid = valid and settings["version"] == VERSION
+        valid = valid and all(name == Path(name).name for name in settings["shards"])
+    except (OSError, ValueError, KeyError, TypeError):
+        valid = False
+    if not valid:
         raise InvalidDataError(
-            f"{path} is of version {version}, this code reads {VERSION}. Fix: {fix}."
+            f"{path} is no whole set of shards of this version ({VERSION}). {_AGAIN}"
         )
-    known = {"size": int, "table": str, "shards": dict}
-    if not all(isinstance(settings.get(key), kind) for key, kind in known.items()):
-        raise InvalidDataError(f"{path} is damaged. Fix: {fix}.")
-    outside = [name for name in settings["shards"] if not _SHARD.fullmatch(name)]
-    if outside:
-        raise InvalidDataError(f"{path} names {outside[0]!r}, which is no shard here. Fix: {fix}.")
     return settings
 
 
-def _array_record(module: str) -> Any:
-    """Import a module of the optional dependency."""
+def _array_record() -> Any:
+    """Import the optional dependency."""
     try:
-        return importlib.import_module(f"array_record.python.{module}")
+        from array_record.python import array_record_data_source, array_record_module
     except ImportError as error:
         fix = 'pip install "xraylib-pneumonia[shards]"'
         raise NotFoundError(f"shards need array-record. Fix: {fix}.") from error
+    return array_record_module, array_record_data_source

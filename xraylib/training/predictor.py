@@ -60,18 +60,6 @@ class Predictor:
         return networks.predict_rows(self.model, head, pixels, np.arange(len(pixels)), 32)
 
 
-# What a model is built from, with its type in `run.json`.
-_CHOICES: dict[str, type | tuple[type, ...]] = {
-    "fit": str,
-    "network": str,
-    "size": int,
-    "head": str,
-    "augmentation": (str, type(None)),
-}
-# No image of a recipe is larger, and a larger one could need all memory.
-_LARGEST_SIZE = 1024
-
-
 def load_predictor(run: Run) -> Predictor:
     """Build the model of a run in code and load its verified weights; no stored code is executed.
 
@@ -80,9 +68,9 @@ def load_predictor(run: Run) -> Predictor:
     NotFoundError
         If the run sees no image, or needs a network or initial weights that are not here.
     InvalidDataError
-        If the model is missing or damaged, or the run is not one of this version of xraylib.
+        If the model is missing or damaged.
     """
-    choices = _checked_choices(run)
+    choices = run.settings["choices"]
     if choices["fit"] == "single-feature":
         raise NotFoundError(f"{run.recipe} sees no image. Fix: predict with another recipe.")
     if not run.has_model:
@@ -121,27 +109,6 @@ def _load_probe(run: Run) -> Predictor:
     if {name: value.shape for name, value in head.items()} != expected:
         raise _unreadable(run, ValueError("its arrays have other names or shapes"))
     return Predictor(run, frozen, head)
-
-
-def _checked_choices(run: Run) -> dict[str, Any]:
-    """Return the choices of a run after a check that a model can be built from them."""
-    file = run.folder / "run.json"
-    choices = run.settings["choices"]
-    wrong = [name for name, kind in _CHOICES.items() if not _is_of(choices, name, kind)]
-    others = {"dataset": str, "init": str, "model_sha256": str}
-    wrong += [name for name, kind in others.items() if not _is_of(run.settings, name, kind)]
-    if not wrong and not 0 < choices["size"] <= _LARGEST_SIZE:
-        wrong = ["size"]
-    if wrong:
-        raise InvalidDataError(
-            f"{file} has no usable {', '.join(wrong)}. "
-            "Fix: give the folder of a run that this version of xraylib trained."
-        )
-    return choices
-
-
-def _is_of(values: dict[str, Any], name: str, kind: type | tuple[type, ...]) -> bool:
-    return name in values and isinstance(values[name], kind)
 
 
 def _unreadable(run: Run, error: Exception) -> InvalidDataError:

@@ -3,6 +3,7 @@
 import json
 import logging
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,9 @@ from xraylib.storage import atomic_write
 
 log = logging.getLogger(__name__)
 
-# What a checkpoint holds besides arrays, with its type.
-_STATE: dict[str, type | tuple[type, ...]] = {
-    "phase": int,
-    "history": list,
-    "parts": list,
-    "best_loss": (float, int),
-    "best_epoch": int,
-    "hardware": str,
-}
+# Attributes that a checkpoint holds besides arrays.
+_STATE = ("phase", "history", "parts", "best_loss", "best_epoch", "hardware")
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 class Progress:
@@ -57,9 +52,12 @@ class Progress:
         self.best: list[np.ndarray] = []
         self.best_loss = np.inf
         self.best_epoch = -1
-        self._optimizer: list[np.ndarray] | None = None
+        self._optimizer: list[np.ndarray] = []
         if self.file.exists():
-            self._resume()
+            try:
+                self._resume()
+            except (OperationFailedError, *_DAMAGE) as error:
+                self._set_aside(error)
 
     @property
     def epoch(self) -> int:
@@ -73,27 +71,17 @@ class Progress:
 
     def begin_phase(self, number: int) -> None:
         """Enter a phase whose optimiser was just built; a resumed one gets its state back."""
-        if number == self.phase and self._optimizer is not None:
-            variables = self.model.optimizer.variables
-            if _shapes(variables) != [value.shape for value in self._optimizer]:
-                raise OperationFailedError(
-                    f"{self.file} holds the state of another optimiser. Fix: delete it; the run "
-                    "then starts anew."
-                )
-            _assign(variables, self._optimizer)
+        if number == self.phase and self._optimizer:
+            self._assign(self.model.optimizer.variables, self._optimizer)
         self.phase = number
-        self._optimizer = None
+        self._optimizer = []
 
     def phase_over(self, epochs: int, patience: int | None) -> bool:
         """Whether the phase has run its epochs, or `patience` of them without improvement."""
-        epochs_done = sum(row["phase"] == self.phase for row in self.history)
-        if epochs_done >= epochs:
-            return True
-        if patience is None:
-            return False
-        last = self.epoch - 1
-        last_before_phase = last - epochs_done
-        return last - max(self.best_epoch, last_before_phase) >= patience
+        done = sum(row["phase"] == self.phase for row in self.history)
+        first_without = max(self.best_epoch + 1, self.epoch - done)
+        is_tired = patience is not None and self.epoch - first_without >= patience
+        return done >= epochs or is_tired
 
     def end_part(
         self,
@@ -121,11 +109,11 @@ class Progress:
         self.parts.append((steps, float(loss), float(accuracy), seconds))
         if save:
             self._save()
-        counts, losses, accuracies, times = zip(*self.parts, strict=True)
+        counts, losses, accuracies, times = np.transpose(self.parts)
         return {
             "loss": np.average(losses, weights=counts),
             "accuracy": np.average(accuracies, weights=counts),
-            "seconds": sum(times),
+            "seconds": times.sum(),
         }
 
     def end_epoch(self, **measured: float) -> None:
@@ -149,89 +137,62 @@ class Progress:
     def end_phase(self, keep_best: bool) -> None:
         """Leave a phase with the best weights so far, or with the last."""
         if keep_best and self.best:
-            _assign(self.model.variables, self.best)
+            self._assign(self.model.variables, self.best)
         self.phase += 1
         self._save(with_optimizer=False)
 
     def _save(self, with_optimizer: bool = True) -> None:
         if devices.process()[0] != 0:
             return
-        state = {name: getattr(self, name) for name in _STATE}
+        arrays = {"state": np.array(json.dumps({name: getattr(self, name) for name in _STATE}))}
         groups = {"model": _values(self.model.variables), "best": self.best}
         if with_optimizer:
             groups["optimizer"] = _values(self.model.optimizer.variables)
-        arrays: dict[str, Any] = {"state": np.array(json.dumps(state))}
         for group, values in groups.items():
             arrays |= {f"{group}-{i}": value for i, value in enumerate(values)}
         with atomic_write(self.file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
 
     def _resume(self) -> None:
-        """Take up the checkpoint, or set it aside if it is damaged."""
-        try:
-            state, groups = _read(self.file)
-            self._check(state, groups)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            self._set_aside(error)
-            return
+        """Take up the checkpoint; nothing is changed if it is damaged or of another network."""
+        # Of a damaged archive, `np.load` leaves a file open that it opened itself.
+        with self.file.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
+            content = json.loads(str(saved["state"]))
+            state = {name: content[name] for name in _STATE}
+            model = _group(saved, "model")
+            best = _group(saved, "best")
+            optimizer = _group(saved, "optimizer")
+        self._assign(self.model.variables, model)
         before = state.pop("hardware")
         if before != self.hardware:
             run = self.file.parent.name
             log.warning("%s: begun on %s, continues on %s", run, before, self.hardware)
-        for name, value in state.items():
-            setattr(self, name, value)
-        self.best = groups["best"]
-        self._optimizer = groups["optimizer"] or None
+        vars(self).update(state, best=best, _optimizer=optimizer)
         log.info("going on after epoch %d", self.epoch)
-        _assign(self.model.variables, groups["model"])
 
-    def _check(self, state: Any, groups: dict[str, list[np.ndarray]]) -> None:
-        """Refuse what is not a checkpoint of this model with `ValueError`."""
-        if not isinstance(state, dict) or set(state) != set(_STATE):
-            raise ValueError("its state is incomplete")
-        if not all(isinstance(state[name], kind) for name, kind in _STATE.items()):
-            raise ValueError("its state has a wrong type")
-        shapes = _shapes(self.model.variables)
-        for group in ("model", "best"):
-            saved = [value.shape for value in groups[group]]
-            if saved != shapes and (saved or group == "model"):
-                raise ValueError("its weights have other shapes")
+    def _assign(self, variables: list[Any], values: list[np.ndarray]) -> None:
+        """Set variables, all or none."""
+        shapes = [tuple(variable.shape) for variable in variables]
+        if shapes != [value.shape for value in values]:
+            raise OperationFailedError(
+                f"{self.file} holds the state of another network or optimiser. Fix: delete it; "
+                "the run then starts anew."
+            )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
 
     def _set_aside(self, error: Exception) -> None:
         aside = self.file.with_name("checkpoint-damaged.npz")
-        reason = str(error) or type(error).__name__
         if devices.process()[0] == 0:
             self.file.replace(aside)
-        log.warning(
-            "%s is damaged (%s): it is kept as %s, and the run starts anew",
-            self.file,
-            reason,
-            aside.name,
-        )
+        text = "%s is damaged (%r): it is kept as %s, and the run starts anew"
+        log.warning(text, self.file, error, aside.name)
 
 
-def _read(file: Path) -> tuple[Any, dict[str, list[np.ndarray]]]:
-    """Read the state and the arrays of a checkpoint."""
-    groups: dict[str, list[np.ndarray]] = {}
-    # Of a damaged archive, `np.load` leaves a file open that it opened itself.
-    with file.open("rb") as stream:
-        saved = np.load(stream, allow_pickle=False)
-        if not isinstance(saved, np.lib.npyio.NpzFile):
-            raise ValueError("it is no archive of arrays")
-        for group in ("model", "best", "optimizer"):
-            count = sum(name.startswith(f"{group}-") for name in saved.files)
-            groups[group] = [saved[f"{group}-{i}"] for i in range(count)]
-        return json.loads(str(saved["state"])), groups
-
-
-def _shapes(variables: list[Any]) -> list[tuple[int, ...]]:
-    return [tuple(variable.shape) for variable in variables]
+def _group(saved: Mapping[str, np.ndarray], name: str) -> list[np.ndarray]:
+    """Return the arrays of a group, in the order in which they were saved."""
+    return [saved[key] for key in saved if key.startswith(f"{name}-")]
 
 
 def _values(variables: list[Any]) -> list[np.ndarray]:
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
-
-
-def _assign(variables: list[Any], values: list[np.ndarray]) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)

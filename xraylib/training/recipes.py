@@ -7,14 +7,13 @@ A recipe may hold parts of your own: a function for `network`, `augmentation`, `
 `threshold_rule`, see `part_name`.
 """
 
-import hashlib
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.storage import sha256_bytes
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def part_name(part: str | Callable[..., Any]) -> str:
         source = inspect.getsource(part)
     except (OSError, TypeError) as error:
         raise InvalidDataError(f"the source code of {label} cannot be read. {fix}") from error
-    name = f"{label}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    name = f"{label}-{sha256_bytes(source.encode())[:12]}"
     OWN_PARTS[name] = part
     return name
 
@@ -478,6 +477,7 @@ MOBILENET_SMALL = Recipe(
 
 # Fields of a published system that a variant of it does not inherit.
 _OF_THE_SYSTEM: dict[str, Any] = {
+    "source": "this repository",
     "url": "",
     "claims": {},
     "claimed_on": 0,
@@ -485,19 +485,26 @@ _OF_THE_SYSTEM: dict[str, Any] = {
     "stored_output": {},
     "published": {},
     "retained": (),
+    "corrected": (),
     "remark": "",
 }
 
 
+def _variant(recipe: Recipe, ending: str, words: str, **changes: Any) -> Recipe:
+    """Return a variant of a recipe, which makes no claim."""
+    fields = _OF_THE_SYSTEM | changes
+    return replace(recipe, name=recipe.name + ending, title=f"{recipe.title}, {words}", **fields)
+
+
 def _balanced(imbalance: str, short: str) -> Recipe:
     """Return the small experiment with a class-imbalance method."""
-    return replace(
+    return _variant(
         MOBILENET_SMALL,
-        name=f"{MOBILENET_SMALL.name}-{short}",
-        title=f"{MOBILENET_SMALL.title}, {imbalance.replace('_', ' ')}",
+        f"-{short}",
+        imbalance.replace("_", " "),
         source="the class-imbalance methods that its README names",
         imbalance=imbalance,
-        **_OF_THE_SYSTEM,
+        corrected=MOBILENET_SMALL.corrected,
     )
 
 
@@ -507,37 +514,29 @@ def _reframed(recipe: Recipe) -> Recipe:
     A phase ends after 20 epochs without a better one, because on swapped images the first epoch can
     be the best for long.
     """
-    augmentation = "reframe"
-    if recipe.augmentation is not None:
-        augmentation = f"reframe-{recipe.augmentation}"
-    return replace(
+    return _variant(
         recipe,
-        name=f"{recipe.name}-reframed",
-        title=f"{recipe.title}, framing made random in training (ours)",
-        source="this repository",
-        augmentation=augmentation,
+        "-reframed",
+        "framing made random in training (ours)",
+        augmentation=f"reframe-{recipe.augmentation}" if recipe.augmentation else "reframe",
         validation="framing",
         patience=20,
-        corrected=(),
-        **_OF_THE_SYSTEM,
     )
 
 
-TINY_REFRAMED = _reframed(TINY_CNN)
-
 # Between `tiny-cnn-28` and its re-framed twin: the validation alone, the augmentation alone.
-TINY_REFRAMED_VALIDATION = replace(
-    TINY_REFRAMED,
-    name="tiny-cnn-28-reframed-validation",
-    title=f"{TINY_CNN.title}, epoch and threshold chosen on re-framed images (ours)",
-    augmentation=TINY_CNN.augmentation,
+TINY_REFRAMED_VALIDATION = _variant(
+    TINY_CNN,
+    "-reframed-validation",
+    "epoch and threshold chosen on re-framed images (ours)",
+    validation="framing",
+    patience=20,
 )
-TINY_REFRAMED_TRAINING = replace(
-    TINY_REFRAMED,
-    name="tiny-cnn-28-reframed-training",
-    title=f"{TINY_CNN.title}, framing made random in training, epoch chosen as before (ours)",
-    patience=TINY_CNN.patience,
-    validation=TINY_CNN.validation,
+TINY_REFRAMED_TRAINING = _variant(
+    TINY_CNN,
+    "-reframed-training",
+    "framing made random in training, epoch chosen as before (ours)",
+    augmentation="reframe",
 )
 
 # The end of a recipe's name, by the region of the image that it sees.
@@ -552,15 +551,7 @@ LUNG_REGIONS = {
 def _on_region(recipe: Recipe, ending: str) -> Recipe:
     """Return a recipe that sees one region of each image, with nothing else changed."""
     region = LUNG_REGIONS[ending]
-    return replace(
-        recipe,
-        name=f"{recipe.name}-{ending}",
-        title=f"{recipe.title}, region: {region} (ours)",
-        source="this repository",
-        region=region,
-        corrected=(),
-        **_OF_THE_SYSTEM,
-    )
+    return _variant(recipe, f"-{ending}", f"region: {region} (ours)", region=region)
 
 
 MOBILENET_FROZEN = Recipe(
@@ -619,7 +610,7 @@ _ALL = (
     KERASIO,
     MOBILENET_FROZEN,
     FLAGSHIP,
-    TINY_REFRAMED,
+    _reframed(TINY_CNN),
     _reframed(SCRATCH_CNN),
     _reframed(KERASIO),
     _reframed(MOBILENET_SMALL),
@@ -656,30 +647,27 @@ def get_recipe(name: str) -> Recipe:
     return override(RECIPES[base], {key: value for key, _, value in pairs})
 
 
-# What `override` accepts for each field that it can change.
-_NAME = "a name"
-_FLAG = "true or false"
-_WHOLE = "a whole number of at least 1"
-_POSITIVE = "a number above 0"
-_OR_NONE = ", or none"
-_PHASE_KINDS = {
-    "epochs": _WHOLE,
-    "learning_rate": _POSITIVE,
-    "decay": _FLAG,
-    "freeze_backbone": _FLAG,
+# The fields that `override` can change, with their types.
+_PHASE_TYPES = {"epochs": int, "learning_rate": float, "decay": bool, "freeze_backbone": bool}
+_RECIPE_TYPES = {
+    "network": str,
+    "head": str,
+    "size": int,
+    "batch_size": int,
+    "patience": int,
+    "augmentation": str,
+    "imbalance": str,
+    "region": str,
+    "split_strategy": str,
+    "validation": str,
+    "seeds": int,
 }
-_RECIPE_KINDS = {
-    "network": _NAME,
-    "head": _NAME,
-    "size": _WHOLE,
-    "batch_size": _WHOLE,
-    "patience": _WHOLE + _OR_NONE,
-    "augmentation": _NAME + _OR_NONE,
-    "imbalance": _NAME + _OR_NONE,
-    "region": _NAME,
-    "split_strategy": _NAME,
-    "validation": _NAME,
-    "seeds": _WHOLE,
+_CAN_BE_NONE = ("patience", "augmentation", "imbalance")
+_ACCEPTED: dict[type, str] = {
+    str: "a name",
+    bool: "true or false",
+    int: "a whole number of at least 1",
+    float: "a number above 0",
 }
 
 
@@ -705,74 +693,40 @@ def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
     InvalidDataError
         If a value is not of the field's type.
     """
-    kinds = (_PHASE_KINDS if recipe.phases else {}) | _RECIPE_KINDS
-    unknown = sorted(set(changes) - set(kinds))
+    types = (_PHASE_TYPES if recipe.phases else {}) | _RECIPE_TYPES
+    unknown = sorted(set(changes) - set(types))
     if unknown:
         raise NotFoundError(
             f"{recipe.name} has no field {unknown[0]!r} to change. "
-            f"Fix: choose one of {', '.join(kinds)}."
+            f"Fix: choose one of {', '.join(types)}."
         )
     if not changes:
         return recipe
-    given = [key for key in kinds if key in changes]
-    values = {key: _parse(key, changes[key].strip(), kinds[key]) for key in given}
-    phase_values = {key: value for key, value in values.items() if key in _PHASE_KINDS}
-    recipe_values = {key: value for key, value in values.items() if key in _RECIPE_KINDS}
-    ending = "".join(f"+{key}={_text(value)}" for key, value in values.items())
-    changed = _OF_THE_SYSTEM | {
-        "name": recipe.name + ending,
-        "title": f"{recipe.title}, changed: {ending[1:].replace('+', ', ')}",
-        "source": "this repository",
-        "phases": tuple(replace(phase, **phase_values) for phase in recipe.phases),
-    }
-    return replace(recipe, **(changed | recipe_values))
+    values = {key: _parse(key, changes[key].strip(), types[key]) for key in types if key in changes}
+    of_phases = {key: value for key, value in values.items() if key in _PHASE_TYPES}
+    fields = {key: value for key, value in values.items() if key in _RECIPE_TYPES}
+    fields["phases"] = tuple(replace(phase, **of_phases) for phase in recipe.phases)
+    texts = [f"{key}={_text(value)}" for key, value in values.items()]
+    ending = "".join(f"+{text}" for text in texts)
+    return _variant(recipe, ending, f"changed: {', '.join(texts)}", **fields)
 
 
-def _parse(key: str, text: str, kind: str) -> Any:
-    """Read the text of a field; `InvalidDataError` unless it is of the kind."""
-    optional = kind.endswith(_OR_NONE)
-    if optional and text.lower() == "none":
+def _parse(key: str, text: str, kind: type) -> Any:
+    """Read the text of a field, which can be a part of a folder's and of a recipe's name."""
+    if key in _CAN_BE_NONE and text.lower() == "none":
         return None
-    parsers: dict[str, Callable[[str], Any]] = {
-        _NAME: _parse_name,
-        _FLAG: _parse_flag,
-        _WHOLE: _parse_whole,
-        _POSITIVE: _parse_positive,
-    }
     try:
-        value = parsers[kind.removesuffix(_OR_NONE)](text)
-    except ValueError as error:
-        raise InvalidDataError(f"{key}={text!r} cannot be used. Fix: give {kind}.") from error
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        value = None
+    # An empty name and the numbers up to 0 mean nothing.
+    is_empty = value is None or (kind is not bool and not value > kind())
+    if is_empty or set(text) & set("/+=\\"):
+        none = ", or none" if key in _CAN_BE_NONE else ""
+        raise InvalidDataError(f"{key}={text!r} cannot be used. Fix: give {_ACCEPTED[kind]}{none}.")
     return value
 
 
 def _text(value: Any) -> str:
     """Write a value so that `_parse` reads it."""
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def _parse_name(text: str) -> str:
-    """Accept a name that can be part of a folder's and of a recipe's name."""
-    if not text or set(text) & set("/+=\\"):
-        raise ValueError(text)
-    return text
-
-
-def _parse_flag(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
-
-
-def _parse_whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-def _parse_positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError(text)
-    return value
+    return value if isinstance(value, str) else str(value).lower()

@@ -14,11 +14,9 @@ the model
     `model.weights.h5` or `head.json`, ignored by git.
 """
 
-import hashlib
 import importlib
 import importlib.metadata
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +30,8 @@ import pandas as pd
 
 from xraylib import paths
 from xraylib.errors import InvalidDataError
-from xraylib.storage import atomic_folder, atomic_write
+from xraylib.storage import atomic_folder, atomic_write, digest, sha256_bytes
+from xraylib.storage import sha256 as file_sha256
 from xraylib.training.recipes import RECIPES, Recipe
 from xraylib.training.thresholds import thresholds
 
@@ -68,6 +67,29 @@ KNOWN_WEIGHTS = {
         "imagenet (recovered MobileNetV2)"
     ),
 }
+
+
+# What `run.json` must say, with its type, to be a run's.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "dataset": str,
+    "recipe": str,
+    "protocol": str,
+    "seed": int,
+    "init": str,
+    "threshold": (float, int),
+    "model_sha256": str,
+    "choices": dict,
+}
+# What a model is built from, within `choices`.
+_CHOICE_TYPES: dict[str, type | tuple[type, ...]] = {
+    "fit": str,
+    "network": str,
+    "size": int,
+    "head": str,
+    "augmentation": (str, type(None)),
+}
+# No image of a recipe is larger, and a larger one could need all memory.
+_LARGEST_SIZE = 1024
 
 
 class Identity(NamedTuple):
@@ -110,13 +132,7 @@ class Run:
     @property
     def model_file(self) -> Path:
         """Where its model is, or was on the machine that trained it."""
-        fit = self.settings["choices"].get("fit")
-        if fit not in MODEL_FILES:
-            raise InvalidDataError(
-                f"{self.folder / 'run.json'} names no known kind of model ({fit!r}). "
-                "Fix: give the folder of a run that this version of xraylib trained."
-            )
-        return self.folder / MODEL_FILES[fit]
+        return self.folder / MODEL_FILES[self.settings["choices"]["fit"]]
 
     @property
     def model_state(self) -> str:
@@ -140,12 +156,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command that trains it again."""
-        dataset = self.settings.get("dataset", "DATASET")
-        overwrite = " --overwrite" if dataset in COMMITTED else ""
-        return (
-            f"python -m xraylib train {self.recipe} --dataset {dataset} "
-            f"--protocol {self.protocol} --seed {self.seed}{overwrite}"
-        )
+        return train_command(self.settings["dataset"], self.recipe, self.protocol, self.seed)
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -163,22 +174,33 @@ class Run:
         return read_scores(self.folder / "scores.csv")
 
 
+def train_command(dataset: str, recipe: str, protocol: str = "strict", seed: int = 0) -> str:
+    """Return the command that trains a run, anew if it is a committed one."""
+    command = f"python -m xraylib train {recipe} --dataset {dataset} --protocol {protocol}"
+    overwrite = " --overwrite" if dataset in COMMITTED else ""
+    return f"{command} --seed {seed}{overwrite}"
+
+
 def identity(run: Run) -> Identity:
-    """Return what decides the numbers of a run, besides its seed.
+    """Return what decides the numbers of a run, besides its seed."""
+    return _identity(run.settings)
+
+
+def _identity(settings: Mapping[str, Any]) -> Identity:
+    """Read an identity from the content of `run.json`.
 
     A run that an older version wrote without budget, backend and precision was a full run; its
     line `hardware` names the other two.
     """
-    settings = run.settings
     hardware = settings.get("hardware", "").split(" · ")
     backend, precision = hardware[1:3] if len(hardware) >= 3 else ("tensorflow", "float32")
     return Identity(
-        recipe=run.recipe,
-        protocol=run.protocol,
+        recipe=settings["recipe"],
+        protocol=settings["protocol"],
         budget=settings.get("budget", "full"),
         backend=settings.get("backend", backend),
         precision=settings.get("precision", precision),
-        init=settings.get("init", "random"),
+        init=settings["init"],
         training_version=int(settings.get("training_version", 1)),
     )
 
@@ -209,14 +231,7 @@ def get_run(
 
 
 def list_runs(
-    dataset: str,
-    recipe: str | None = None,
-    protocol: str | None = None,
-    *,
-    budget: str | None = None,
-    backend: str | None = None,
-    precision: str | None = None,
-    init: str | None = None,
+    dataset: str, recipe: str | None = None, protocol: str | None = None, **wanted: str | None
 ) -> list[Run]:
     """Return finished runs, of one identity per recipe and protocol.
 
@@ -227,21 +242,21 @@ def list_runs(
     ----------
     dataset
         The name of a report.
-    recipe, protocol, budget, backend, precision
+    recipe, protocol
         Return runs of these alone; None accepts all.
-    init
-        Initial weights, as `init_matches` compares them.
+    wanted
+        `budget`, `backend`, `precision`: return runs of these alone. `init`: initial weights, as
+        `init_matches` compares them.
 
     Returns
     -------
     list of Run
         In the order of `RECIPES`, then of protocol and seed.
     """
-    asked = {"budget": budget, "backend": backend, "precision": precision}
-    asked = {name: value for name, value in asked.items() if value is not None}
+    init = wanted.pop("init", None)
     groups: dict[tuple[str, str], list[list[Run]]] = {}
     for key, members in group_by_identity(all_runs(dataset, recipe, protocol)).items():
-        fits = all(getattr(key, name) == value for name, value in asked.items())
+        fits = all(value in (None, getattr(key, name)) for name, value in wanted.items())
         if fits and init_matches(members[0], init):
             groups.setdefault((key.recipe, key.protocol), []).append(members)
     return [run for several in groups.values() for run in max(several, key=_preference)]
@@ -252,14 +267,6 @@ def all_runs(dataset: str, recipe: str | None = None, protocol: str | None = Non
     files = (paths.REPORTS / dataset / "runs").glob(f"{recipe or '*'}/*/run.json")
     runs = [read_run(file.parent) for file in files]
     return sorted((run for run in runs if protocol in (None, run.protocol)), key=_order)
-
-
-def with_model(dataset: str, recipe: str, protocol: str = "strict") -> list[Run]:
-    """Return the runs whose model is on this machine.
-
-    `InvalidDataError` if the model of one is damaged: another seed never takes its place.
-    """
-    return [run for run in list_runs(dataset, recipe, protocol) if run.has_model]
 
 
 def matches(run: Run, recipe: Recipe, budget: str, init: str | None = None) -> bool:
@@ -325,36 +332,37 @@ def _preference(runs: list[Run]) -> tuple[Any, ...]:
 def read_run(folder: Path) -> Run:
     """Read a finished run; `InvalidDataError` if its `run.json` is damaged, edited or of no run."""
     file = folder / "run.json"
-    fix = "Fix: restore it, or delete its folder and train again."
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         checksum = settings.pop("checksum", None)
-        run = Run(settings["recipe"], settings["protocol"], settings["seed"], folder, settings)
-        valid = isinstance(settings["choices"], dict) and isinstance(run.seed, int)
-        valid = valid and isinstance(run.recipe, str) and isinstance(run.protocol, str)
-        valid = valid and math.isfinite(run.threshold)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InvalidDataError(f"{file} is no run ({reason}). {fix}") from error
-    if not valid:
-        raise InvalidDataError(f"{file} is no run (a value has the wrong type). {fix}")
-    if checksum not in (None, digest(settings)):
-        raise InvalidDataError(f"{file} was changed after its run had written it. {fix}")
-    return run
+        choices = settings.get("choices")
+        wrong = _wrong_types(settings, _TYPES) or _wrong_types(choices, _CHOICE_TYPES)
+        if not wrong and choices["fit"] not in MODEL_FILES:
+            wrong = ["fit"]
+        if not wrong and not 0 < choices["size"] <= _LARGEST_SIZE:
+            wrong = ["size"]
+        if wrong:
+            raise ValueError(f"no usable {', '.join(wrong)}")
+        if checksum not in (None, digest(settings)):
+            raise ValueError("it was changed after its run had written it")
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidDataError(
+            f"{file} is no run ({error}). Fix: restore it, or delete its folder and train again."
+        ) from error
+    return Run(settings["recipe"], settings["protocol"], settings["seed"], folder, settings)
+
+
+def _wrong_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> list[str]:
+    """Name the values that are missing or of another type."""
+    return [name for name, kind in types.items() if not isinstance(values.get(name, ...), kind)]
 
 
 def same_run(settings: Mapping[str, Any]) -> Run | None:
     """Return the finished run of the same seed and identity, of any training version, or None."""
-    wanted = Run(
-        settings["recipe"],
-        settings["protocol"],
-        settings["seed"],
-        Path(),
-        dict(settings),
-    )
-    key = identity(wanted)._replace(training_version=0)
-    for run in all_runs(settings["dataset"], wanted.recipe, wanted.protocol):
-        if run.seed == wanted.seed and identity(run)._replace(training_version=0) == key:
+    key = _identity(settings)
+    for run in all_runs(settings["dataset"], key.recipe, key.protocol):
+        other = identity(run)._replace(training_version=key.training_version)
+        if run.seed == settings["seed"] and other == key:
             return run
     return None
 
@@ -391,7 +399,7 @@ def write_run(
             "model_sha256": file_sha256(model),
             "threshold": float(chosen),
         }
-        content["checksum"] = digest(plain(content))
+        content["checksum"] = digest(content)
         (new / "run.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return read_run(folder)
 
@@ -401,22 +409,18 @@ def _writing_folder(settings: Mapping[str, Any]) -> Path:
     predecessor = same_run(settings)
     if predecessor is not None:
         return predecessor.folder
-    usual = run_folder(*(settings[name] for name in ("dataset", "recipe", "protocol", "seed")))
-    init = settings.get("init", "random")
-    endings = {
-        "budget": settings.get("budget", "full"),
-        "precision": settings.get("precision", "float32"),
-        "backend": settings.get("backend", "tensorflow"),
-        "init": f"init-{init}",
-    }
-    left_out = {"budget": "full", "precision": "float32", "backend": "tensorflow"}
-    if init.split(" ")[0] == settings["choices"].get("init"):
-        left_out["init"] = endings["init"]
-    unusual = [text for name, text in endings.items() if text != left_out.get(name)]
-    folder = usual.with_name("-".join([usual.name, *map(_slug, unusual)]))
+    key = _identity(settings)
+    own_init = settings["choices"].get("init")
+    init = own_init if key.init.split(" ")[0] == own_init else key.init
+    endings = [key.budget, key.precision, key.backend, f"init-{init}"]
+    usual = ("full", "float32", "tensorflow", f"init-{own_init}")
+    unusual = [ending for ending in endings if ending not in usual]
+    folder = run_folder(settings["dataset"], key.recipe, key.protocol, settings["seed"])
+    name = folder.name
+    folder = folder.with_name("-".join([name, *map(_slug, unusual)]))
     if (folder / "run.json").exists():
         # It holds a run of an older version, which left every ending out.
-        folder = usual.with_name("-".join([usual.name, *map(_slug, endings.values())]))
+        folder = folder.with_name("-".join([name, *map(_slug, endings)]))
     return folder
 
 
@@ -451,34 +455,25 @@ def read_scores(file: Path) -> pd.DataFrame:
         raise InvalidDataError(
             f"{file} is not a scores table ({why}). Fix: delete it and train again."
         ) from error
-    for column in ("seed", "label", "score"):
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        bad = ~np.isfinite(numbers) | ((numbers % 1 != 0) & (column != "score"))
-        if bad.any():
-            row = table[bad].iloc[0]
-            raise InvalidDataError(
-                f"{file}: {row['image_id']} has {row[column]!r} as {column}, which is no number "
-                f"({int(bad.sum())} rows, the first in line {bad.idxmax() + 2}). "
-                "Fix: delete it, and run the command that wrote it again."
-            )
-        table[column] = numbers
+    columns = ["seed", "label", "score"]
+    numbers = table[columns].apply(pd.to_numeric, errors="coerce")
+    whole = (numbers[["seed", "label"]] % 1 == 0).all(axis=1)
+    bad = ~(whole & np.isfinite(numbers["score"]))
+    if bad.any():
+        row = table[bad].iloc[0]
+        cells = ", ".join(f"{row[column]!r} as {column}" for column in columns)
+        raise InvalidDataError(
+            f"{file}: {row['image_id']} has {cells}, of which one is no number "
+            f"({bad.sum()} rows, the first in line {np.flatnonzero(bad)[0] + 2}). "
+            "Fix: delete it, and run the command that wrote it again."
+        )
+    table[columns] = numbers
     return table.astype({"seed": "int64", "label": "int64", "score": "float64"})
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as JSON gives them back, so that read and fresh ones compare equal."""
     return json.loads(json.dumps(settings))
-
-
-def digest(settings: Mapping[str, Any], digits: int = 12) -> str:
-    """Name settings by the first hex digits of their SHA-256."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:digits]
-
-
-def file_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def weights_label(file: Path) -> str:
@@ -491,7 +486,7 @@ def split_fingerprint(assigned: pd.DataFrame) -> str:
     """Name images, patients, labels and splits by 16 hex digits."""
     columns = ["image_id", "sha256", "patient", "kind", "label", "split"]
     rows = assigned[columns].astype(str).agg("|".join, axis=1)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+    return sha256_bytes("\n".join(rows).encode())[:16]
 
 
 def versions(backend: str) -> dict[str, str]:

@@ -1,25 +1,38 @@
-"""A small network that finds the lungs in an image, and the box around them.
+"""Train the small network that finds the lungs, measure it, and put it into the package.
 
-It is trained on lung masks that people drew or reviewed (`v7labs/covid-19-xray-dataset`, CC BY
-4.0), joined to the images of the training folder. It sees no label of pneumonia. A classifier that
-gets only the box of the lungs cannot use how an image is framed.
+Usage: train_lung_finder.py [--dataset NAME|PATH] [--masks FOLDER]. FOLDER holds one black and white
+image per image of the data set, `<image_id>.png`, the lungs white; by default `DATASET_lungs` in
+the data folder. Writes `xraylib/weights/lungs.tflite` and the table `lung_finder` of the report.
+
+The packaged network is trained on lung masks that people drew or reviewed
+(`v7labs/covid-19-xray-dataset`, CC BY 4.0), joined to the images of the training folder. It sees no
+label of pneumonia. A classifier that gets only the box of the lungs cannot use how an image is
+framed.
 """
 
+import argparse
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
-from keras import layers
 from PIL import Image
 from scipy import ndimage
 from sklearn.model_selection import GroupKFold
 
-from xraylib.datasets import images, lungs
+from xraylib import devices, paths
+from xraylib.datasets import catalog, images, lungs
+from xraylib.datasets import manifest as manifests
 from xraylib.datasets.lung_finder import SIZE, boxes_of, resize
 from xraylib.errors import NotFoundError
+
+HARDWARE = devices.use()
+import keras  # noqa: E402
+from keras import layers  # noqa: E402
+
+from xraylib import export  # noqa: E402
+from xraylib.report import tables  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +180,9 @@ def load_masks(manifest: pd.DataFrame, folder: Path) -> dict[int, np.ndarray]:
         file = folder / f"{name}.png"
         if file.is_file():
             with Image.open(file) as image:
-                masks[row] = np.asarray(image.convert("L").resize((SIZE, SIZE))) > 0
+                mask = np.asarray(image.convert("L").resize((SIZE, SIZE))) > 0
+            if mask.any():
+                masks[row] = mask
     if not masks:
         raise NotFoundError(
             f"{folder} holds no lung mask of these images. Fix: put <image_id>.png there."
@@ -239,7 +254,7 @@ def _overlaps(
     """Overlap of found and drawn boxes, 0 where no lungs are found."""
     probability = network.predict(resize(pixels[rows]), batch_size=64, verbose=0)[..., 0]
     drawn = np.stack([lungs.box_of_mask(masks[row]) for row in rows])
-    return np.nan_to_num(lungs.overlap(boxes_of(probability).boxes, drawn))
+    return np.nan_to_num(overlap(boxes_of(probability).boxes, drawn))
 
 
 def _measured(part: str, overlaps: np.ndarray, images_of_part: pd.DataFrame) -> dict[str, object]:
@@ -251,3 +266,47 @@ def _measured(part: str, overlaps: np.ndarray, images_of_part: pd.DataFrame) -> 
         "share_above_085": (overlaps >= 0.85).mean(),
         "not_found": int((overlaps == 0).sum()),
     }
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes, row by row.
+
+    Parameters
+    ----------
+    a, b
+        Boxes, ``(n, 4)``, as shares of the image.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n,)``, from 0 (apart) to 1 (equal).
+    """
+    a = np.asarray(a, dtype=float)
+    b = np.asarray(b, dtype=float)
+    shared = _areas(np.maximum(a, b))
+    return shared / (_areas(a) + _areas(b) - shared)
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    heights = np.clip(1 - boxes[:, 0] - boxes[:, 1], 0, None)
+    widths = np.clip(1 - boxes[:, 2] - boxes[:, 3], 0, None)
+    return heights * widths
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, measure and package the network."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="kermany")
+    parser.add_argument("--masks", type=Path)
+    options = parser.parse_args(arguments)
+    name = catalog.get_dataset(options.dataset).name
+    masks = options.masks or paths.DATA / f"{name}_lungs"
+    network, table = fit_and_measure(manifests.load(options.dataset), masks)
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+    tables.save_table(table, name, "lung_finder")
+    export.package_lung_finder(network)
+    print(paths.SHIPPED / "lungs.tflite")
+
+
+if __name__ == "__main__":
+    main()
