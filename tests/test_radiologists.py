@@ -194,4 +194,3 @@ def test_intervals_are_those_over_runs_and_patients(monkeypatch):
     # Three equal runs know no more than one.
     columns = ["auc", "auc_low", "auc_high"]
     np.testing.assert_allclose(same[columns], alone[columns])
-    assert radiologists.MIN_RUNS == 3
