@@ -14,10 +14,11 @@ from xraylib.datasets import images, manifest
 from xraylib.datasets.phantom import PhantomSettings
 from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
 from xraylib.errors import InvalidDataError
-from xraylib.evaluation import comparisons, metrics
+from xraylib.evaluation import metrics
 from xraylib.evaluation.comparisons import COMPARISONS, protocol_comparison
 from xraylib.evaluation.resampling import delong
 
+data = definitions("01_eda")
 transfer = definitions("04_transfer_learning")
 evaluation = definitions("06_evaluation")
 shift = definitions("07_shift_and_trust")
@@ -348,7 +349,7 @@ def test_a_planted_framing_is_found_and_directions_come_from_train(
     )
     films = manifest.load("phantom")
     pixels = images.load_pixels(films, 48)
-    table = comparisons.shortcut_baselines(films, pixels).set_index(["feature", "split"])
+    table = data.shortcut_baselines(films, pixels).set_index(["feature", "split"])
     model = table.loc[("border of 1/16, linear model", "test")]
     if planted:
         assert (

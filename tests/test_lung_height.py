@@ -4,6 +4,8 @@ import pytest
 from notebook_code import definitions
 from scipy.stats import spearmanr
 
+from xraylib.errors import InvalidDataError
+
 lung_height = definitions("09_kermany_forensics")
 
 EDGES = (0.0, 0.72, 0.84, 1.0)
@@ -46,9 +48,9 @@ def test_specificity_is_counted_by_bin_and_split(tight_is_missed):
     sick["score"] = np.where(np.arange(len(sick)) % 4 == 0, 0.1, 0.9)
     boxes = pd.concat([boxes, boxes.assign(image_id="sick" + boxes["image_id"])])
     both = pd.concat([scores, sick])
-    # Rows of other splits, and images without a box, do not count.
-    others = pd.concat([scores.assign(image_id="no box"), scores.assign(split="swapped")])
-    table = lung_height.framing_by_lung_height(pd.concat([both, others]), boxes, EDGES)
+    # Rows of other protocols and splits, and images without a box, do not count.
+    others = pd.concat([scores.assign(protocol="published"), scores.assign(split="swapped")])
+    table = lung_height.framing_by_lung_height(pd.concat([both, others]), boxes, edges=EDGES)
     normal = table[table["diagnosis"] == "normal"]
     assert normal["split"].tolist() == ["val"] * 3 + ["test"] * 3
     assert normal["lung_height"].tolist() == ["0–0.72", "0.72–0.84", "0.84–1"] * 2
@@ -59,8 +61,10 @@ def test_specificity_is_counted_by_bin_and_split(tight_is_missed):
     assert (table["correct"] <= table["correct_high"]).all()
     pneumonia = table[table["diagnosis"] == "pneumonia"]
     assert pneumonia["correct"].tolist() == pytest.approx([0.75] * 6)
-    strict = lung_height.framing_by_lung_height(both.assign(threshold=0.05), boxes, EDGES)
+    strict = lung_height.framing_by_lung_height(both, boxes, threshold=0.05, edges=EDGES)
     assert (strict.loc[strict["diagnosis"] == "normal", "correct"] == 0).all()
+    with pytest.raises(InvalidDataError, match=r"no scored image has a lung box.*Fix: "):
+        lung_height.framing_by_lung_height(scores, boxes.assign(image_id="x" + boxes["image_id"]))
 
 
 def test_a_fall_that_follows_the_mix_is_explained_by_it_whoever_gives_the_rates(tight_is_missed):

@@ -86,7 +86,7 @@ LONG: set[str] = set()
 ONE_CALLER = {
     "commands.py:ood",
     "datasets/audit.py:patient_evidence",
-    "evaluation/comparisons.py:shortcut_baselines",
+    "evaluation/lung_height.py:framing_by_lung_height",
     "evaluation/ood.py:frozen_features",
 }
 _NO_TOKENS = {

@@ -248,9 +248,7 @@ def forest(
     order = [name for name in colours if name in names]
     for ax, (table, value, xlabel) in zip(axes, panels, strict=True):
         several = bool(table.duplicated(row).any())
-        low, high = (
-            (f"{value}_low", f"{value}_high") if f"{value}_low" in table else ("low", "high")
-        )
+        prefix = f"{value}_" if f"{value}_low" in table else ""
         size = 4.0 if several and len(order) > 2 else 6.0
         for _, entry in table.iterrows():
             colour = colours[entry[within]]
@@ -259,7 +257,7 @@ def forest(
                 # The lines of one row are spread over 70% of its height.
                 position = order.index(entry[within]) - (len(order) - 1) / 2
                 height += position * 0.7 / len(order)
-            ends = [entry[low], entry[high]]
+            ends = [entry[f"{prefix}low"], entry[f"{prefix}high"]]
             ax.plot(ends, [height, height], color=colour, linewidth=1.8, clip_on=False)
             ax.plot(entry[value], height, "o", color=colour, markersize=size, clip_on=False)
             if text:
@@ -270,7 +268,7 @@ def forest(
         if line is not None:
             ax.axvline(line, color=QUIET, linestyle=":", linewidth=1.2)
         if start is not None:
-            ax.set_xlim(max(0.0, min(start, float(table[low].min()) - 0.03)), 1.0)
+            ax.set_xlim(max(0.0, min(start, float(table[f"{prefix}low"].min()) - 0.03)), 1.0)
         for edge in range(1, len(labels)):
             ax.axhline(edge - 0.5, color=FAINT, linewidth=0.5, zorder=0)
         ax.set(xlabel=xlabel, ylim=(len(labels) - 0.5, -0.5))
