@@ -177,6 +177,18 @@ def test_of_two_runs_the_one_of_the_asked_budget_and_weights_is_read(accelerator
     assert reading(accelerator, "full").runs(replace(TINY, seeds=1)) == []
 
 
+def test_runs_of_further_seeds_are_read_as_well(accelerator, standing, caplog):
+    for seed, settings in ((5, {}), (6, {"budget": "full"})):
+        folder = standing.folder.with_name(f"strict-{seed}")
+        shutil.copytree(standing.folder, folder)
+        told = standing.settings | {"seed": seed} | settings
+        (folder / "run.json").write_text(json.dumps(told))
+        file = folder / "scores.csv"
+        file.write_text(file.read_text().replace(",strict,0,", f",strict,{seed},"))
+    assert [run.seed for run in reading(accelerator).runs(TINY)] == [0, 5]
+    assert "left out" not in caplog.text
+
+
 def test_a_model_is_found_where_it_lies(accelerator, standing):
     assert reading(accelerator).trained(TINY) == standing
     standing.model_file.unlink()

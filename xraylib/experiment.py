@@ -116,11 +116,18 @@ class Experiment:
         return {name: scores.load_external(self.name, name) for name in names}
 
     def runs(self, recipe: str | Recipe, protocol: str = "strict") -> list[Run]:
-        """Train one run per seed; with `reuse` load finished ones and warn about missing ones."""
+        """Train one run per seed; with `reuse` load all finished ones, and warn about missing ones.
+
+        A report may hold runs of more seeds than the recipe asks for.
+        """
         chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
         count = min(chosen.seeds, get_budget(self.budget).seeds or chosen.seeds)
-        seeds = range(self.seed, self.seed + count)
-        finished = [self._run(chosen, protocol, seed) for seed in seeds]
+        seeds = set(range(self.seed, self.seed + count))
+        if self.reuse:
+            standing = runs.list_runs(self.name, chosen.name, protocol, budget=self.budget)
+            further = [run for run in standing if runs.matches(run, chosen, self.budget)]
+            seeds |= {run.seed for run in further if run.seed >= self.seed}
+        finished = [self._run(chosen, protocol, seed) for seed in sorted(seeds)]
         return [run for run in finished if run is not None]
 
     def trained(self, recipe: str | Recipe, protocol: str = "strict") -> Run | None:

@@ -20,7 +20,7 @@ from xraylib.evaluation.resampling import (
     resampled_covariance,
     two_level,
     weighted_ranking,
-    weights_with_original,
+    weighted_runs,
     wilson_if_degenerate,
 )
 from xraylib.training.thresholds import thresholds
@@ -139,14 +139,14 @@ def resample(
             f"there are no scores of the {split} split. Fix: train the recipe again."
         )
     threshold_of = thresholds(scores, rule)
-    names, weights = weights_with_original(part["patient"].to_numpy(), resamples)
     by_seed = {}
-    for seed, run in part.groupby("seed"):
-        by_seed[int(str(seed))] = point_metrics(
+    for run, weights in weighted_runs(part, resamples):
+        seed = int(run["seed"].iloc[0])
+        by_seed[seed] = point_metrics(
             run["label"].to_numpy(),
             run["score"].to_numpy(),
             threshold_of[seed],
-            weights[:, np.searchsorted(names, run["patient"])],
+            weights,
             ranking=ranking,
         )
     values = {}
@@ -200,21 +200,6 @@ def ends(evaluated: pd.DataFrame, *names: str) -> dict[str, object]:
         columns[f"{name}_low"] = evaluated.loc[name, "low"]
         columns[f"{name}_high"] = evaluated.loc[name, "high"]
     return columns
-
-
-def share(part: pd.DataFrame, column: str) -> dict[str, float]:
-    """Share of images for which a column of 0 and 1 is 1, as mean over runs with intervals.
-
-    Returns what a row of `evaluate` contains; Wilson's interval for a share of exactly 0 or 1.
-    """
-    names, weights = weights_with_original(part["patient"].to_numpy(), RESAMPLES)
-    shares = []
-    for _, run in part.groupby("seed"):
-        own = weights[:, np.searchsorted(names, run["patient"])]
-        with np.errstate(invalid="ignore"):
-            shares.append(own @ run[column].to_numpy(dtype=np.float64) / own.sum(axis=1))
-    stacked = np.stack(shares)
-    return _with_wilson(_summary(stacked[:, 0], stacked[:, 1:]), len(names))
 
 
 def predictive(scores: pd.DataFrame, prevalences: Sequence[float]) -> pd.DataFrame:
@@ -296,8 +281,9 @@ def auc_interval(
     labels: np.ndarray, values: np.ndarray, patients: np.ndarray, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
     """AUC of one value per image `(n,)`, higher for positives, with its interval over patients."""
-    names, weights = weights_with_original(patients, resamples)
-    aucs, _ = weighted_ranking(labels == 1, values, weights[:, np.searchsorted(names, patients)])
+    images = pd.DataFrame({"patient": patients, "seed": 0})
+    ((_, weights),) = weighted_runs(images, resamples)
+    aucs, _ = weighted_ranking(labels == 1, values, weights)
     low, high = interval(aucs[1:])
     return float(aucs[0]), low, high
 

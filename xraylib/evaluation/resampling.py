@@ -8,9 +8,11 @@ An interval over runs and patients tells what the mean over other runs of the sa
 on other patients. See `two_level`.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 from scipy.stats import norm, rankdata, t
 from statsmodels.stats.proportion import proportion_confint
 
@@ -43,11 +45,16 @@ def bootstrap_weights(patients: int, resamples: int) -> np.ndarray:
     return weights
 
 
-def weights_with_original(patients: np.ndarray, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted patient names, and weights `(1 + resamples, names)` of which row 0 is 1."""
-    names = np.unique(patients)
-    original = np.ones(len(names))
-    return names, np.vstack([original, bootstrap_weights(len(names), resamples)])
+def weighted_runs(part: pd.DataFrame, resamples: int) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
+    """Yield the scores of each run of a recipe, with weights of its images.
+
+    The weights are `(1 + resamples, images)`. Row 0 is 1, and the others are those of resamples of
+    all patients in `part`, which the runs share.
+    """
+    names = np.unique(part["patient"])
+    weights = np.vstack([np.ones(len(names)), bootstrap_weights(len(names), resamples)])
+    for _, run in part.groupby("seed"):
+        yield run, weights[:, np.searchsorted(names, run["patient"])]
 
 
 def interval(resampled: np.ndarray) -> tuple[float, float]:
@@ -107,17 +114,44 @@ def two_level(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> fl
     return float(np.sqrt(spread + Z**2 * max(0.0, shared)))
 
 
-def half_width(by_run: np.ndarray, covariance: np.ndarray) -> float:
-    """Half width of the interval of a mean over runs, from the runs' covariance over patients.
+def p_value(difference: float, half: float) -> float:
+    """Two-sided p of a difference that belongs to its 95% interval with this half width."""
+    # What rounding leaves of two equal recipes is no difference.
+    if half <= 1e-9:
+        return float(abs(difference) < 1e-9)
+    return float(2 * norm.sf(Z * abs(difference) / half))
 
-    The interval is over runs and patients for `MIN_RUNS` or more runs, and over patients for fewer.
-    It is never narrower than over patients.
+
+def half_width(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> float:
+    """Half width of the interval of a mean over runs, or of the difference of two means.
+
+    The interval is over runs and patients where each mean is over `MIN_RUNS` or more runs, and
+    otherwise over patients. It is never narrower than over patients.
+
+    Parameters
+    ----------
+    by_run, covariance, second
+        As in `two_level`.
     """
-    # Rounding can leave a variance of zero just below it.
-    patients = Z * float(np.sqrt(max(0.0, covariance.mean())))
-    if len(by_run) < MIN_RUNS:
+    first = len(by_run) - second
+    contrast = np.full(len(by_run), 1 / first)
+    contrast[first:] = -1 / max(second, 1)
+    # Rounding can leave a variance of zero just below it; it is NaN where a class has one patient.
+    patients = Z * float(np.sqrt(np.maximum(0.0, contrast @ covariance @ contrast)))
+    if min(first, second or first) < MIN_RUNS:
         return patients
-    return max(patients, two_level(by_run, covariance))
+    return max(patients, two_level(by_run, covariance, second))
+
+
+def jackknife(without_one: np.ndarray) -> np.ndarray:
+    """Half widths over runs `(m,)`, from m values each computed without one of k runs, `(k, m)`.
+
+    They are 0 for fewer than `MIN_RUNS` runs.
+    """
+    runs = len(without_one)
+    if runs < MIN_RUNS:
+        return np.zeros(without_one.shape[1])
+    return student_quantile(runs) * np.sqrt((runs - 1) * without_one.var(axis=0))
 
 
 def resampled_covariance(resampled: np.ndarray) -> np.ndarray:
