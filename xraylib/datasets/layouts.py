@@ -306,7 +306,7 @@ def _read_table(dataset: Dataset) -> Layout:
     table["relative"] = list(_locate(file.parent, table["path"]))
     missing = table["relative"] == ""
     if len(table) and missing.all():
-        fix = f"write them as they are from {file.parent} on"
+        fix = f"write each path from the folder {file.parent} on"
         first = table["path"].iloc[0]
         raise InvalidDataError(
             f"{file}: none of its {len(table)} images is there, the first is {first}. Fix: {fix}."
