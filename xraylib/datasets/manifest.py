@@ -292,7 +292,9 @@ def _patients_and_kinds(
     if len(set(dicom_patients)) == 1:  # such as "Anonymous"
         dicom_patients = [""] * len(ids)
     regex = re.compile(dataset.patient_regex) if dataset.patient_regex else None
-    patients, sources, kinds = [], [], []
+    patients = []
+    sources = []
+    kinds = []
     images = layout.images
     rows = zip(
         ids,
