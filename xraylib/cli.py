@@ -79,6 +79,10 @@ def _setting(value: str) -> tuple[str, str]:
     return name, text
 
 
+def _classes(value: str) -> dict[str, str]:
+    return dict(_setting(pair) for pair in value.split(","))
+
+
 _SHARE = _number(float, 0, 1, "a number from 0 to 1")
 _NATURAL = _number(int, 0, 2**32 - 1, "a whole number from 0")
 _PIXELS = _number(int, 1, 4096, "a number of pixels from 1 to 4096")
@@ -103,7 +107,28 @@ _DATA_ACTIONS = {
             _argument("--source", default="default", help="default or kaggle"),
         ),
     ),
-    "verify": _Command("count a data set against what was published", (_NAME_OR_PATH,)),
+    "verify": _Command(
+        "show how a data set is understood; count it against what was published",
+        (
+            _NAME_OR_PATH,
+            _argument(
+                "--classes",
+                type=_classes,
+                metavar="NAME=0,NAME=1",
+                help="which classes are normal (0) and pneumonia (1); others are left out",
+            ),
+            _argument(
+                "--patient-regex",
+                metavar="REGEX",
+                help="the patient in a file's path: its first group, or all that it finds",
+            ),
+            _argument(
+                "--split",
+                help="train, val or test for all images; new makes a split by patient",
+            ),
+            _argument("--show", type=_NATURAL, default=20, help="files to name per reason (20)"),
+        ),
+    ),
     "audit": _Command(
         "read every file; list bad, duplicate and mislabelled ones",
         (
@@ -136,7 +161,7 @@ _COMMANDS = {
                 "--dataset",
                 default="phantom",
                 type=_text,
-                help="name, or path of a folder split/class/*.jpg (phantom)",
+                help="name, or path of a folder, CSV or description (phantom)",
             ),
             _argument("--budget", default="full", help="full or quick"),
             _argument("--seed", type=_NATURAL, default=0, help="first seed"),

@@ -45,12 +45,33 @@ def data_fetch(options: argparse.Namespace) -> None:
 
 
 def data_verify(options: argparse.Namespace) -> None:
-    """Count a data set against what was published."""
-    from xraylib.datasets import verify
+    """Show how a data set is understood; count it against what was published."""
+    from xraylib.answers import printable
+    from xraylib.datasets import catalog, verify
 
-    table = verify.verify(_find_dataset(options.name))
-    _print_table(table)
+    dataset = _find_dataset(options.name)
+    given = {"classes": options.classes, "patient_regex": options.patient_regex}
+    given["split"] = options.split
+    changed = any(value is not None for value in given.values())
+    if changed:
+        dataset = catalog.understand(dataset, **given)
+    table = verify.verify(dataset)
+    _print_table(table if dataset.expected else table.drop(columns="expected"))
+    for note in table.attrs["notes"]:
+        print(printable(note))
+    for reason, files in table.attrs["passed_over"].items():
+        print(printable(f"passed over: {len(files)} × {reason}"))
+        for file in files[: options.show]:
+            print(f"  {printable(file)}")
+        if len(files) > options.show:
+            print(f"  and {len(files) - options.show} more (--show)")
     print(f"fingerprint {table.attrs['fingerprint']}")
+    if changed:
+        print("\nTo use the data set like this, save these lines as a file that ends in .toml,")
+        print("and name that file wherever a data set is asked for:\n")
+        print(catalog.description(dataset))
+    if table.attrs["problem"]:
+        raise InvalidDataError(table.attrs["problem"])
 
 
 def data_audit(options: argparse.Namespace) -> None:

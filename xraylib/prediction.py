@@ -17,6 +17,7 @@ from PIL import Image
 
 from xraylib.answers import COLUMNS, HEAT_MAP_FAILED
 from xraylib.datasets import images
+from xraylib.datasets.files import list_folder
 from xraylib.errors import (
     InvalidDataError,
     NotFoundError,
@@ -31,25 +32,6 @@ if TYPE_CHECKING:
     from xraylib.training.predictor import Predictor
 
     Model = PackagedModel | Predictor
-
-# Files of a folder that are taken for images by their name; others by how their content begins.
-SUFFIXES = {
-    ".dcm",
-    ".dicom",
-    ".ima",
-    ".jfif",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".tif",
-    ".tiff",
-}
-
-# Folders of thumbnails and of resource forks that systems put beside images.
-_LITTER = {"@eaDir", "__MACOSX"}
-
-_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
-_DICOM_MARK = slice(128, 132)
 
 _BATCH = 32
 _READERS = 2
@@ -210,9 +192,11 @@ def list_files(paths: Iterable[str | Path]) -> tuple[list[str], list[str]]:
             )
         for match in _expand(text):
             if _is_folder(match):
-                found, others = _list_folder(match)
-                files += found or [match]
-                passed_over += others
+                listing = list_folder(match)
+                # Reading a folder that is closed, or a broken link, says what is wrong with it.
+                images_here = sorted(listing.images + listing.closed + listing.broken)
+                files += images_here or [match]
+                passed_over += [path for path, _ in listing.passed_over]
             else:
                 files.append(match)
     return files, passed_over
@@ -228,57 +212,11 @@ def _expand(path: str) -> list[str]:
     return sorted(matches.values()) or [path]
 
 
-def _list_folder(folder: str) -> tuple[list[str], list[str]]:
-    """List the images below a folder and what was passed over; links are followed once."""
-    files: list[str] = []
-    passed_over: list[str] = []
-    visited = {os.path.realpath(folder)}
-
-    def keep_unreadable(error: OSError) -> None:
-        files.append(error.filename)
-
-    for place, subfolders, names in os.walk(folder, onerror=keep_unreadable, followlinks=True):
-        entered = []
-        for name in sorted(subfolders):
-            subfolder = str(Path(place) / name)
-            target = os.path.realpath(subfolder)
-            if _is_hidden(name):
-                passed_over.append(subfolder + os.sep)
-            elif target not in visited:
-                visited.add(target)
-                entered.append(name)
-        subfolders[:] = entered
-        for name in names:
-            file = str(Path(place) / name)
-            is_image = not _is_hidden(name) and _looks_like_image(file)
-            (files if is_image else passed_over).append(file)
-    return sorted(files), sorted(passed_over)
-
-
 def _is_folder(path: str | Path) -> bool:
     try:
         return Path(path).is_dir()
     except OSError:  # a name that is too long, or a closed folder: reading it says so
         return False
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in _LITTER
-
-
-def _looks_like_image(file: str) -> bool:
-    """Tell an image by its suffix or, with any other or none, by its first bytes."""
-    path = Path(file)
-    if path.suffix.lower() in SUFFIXES:
-        return True
-    try:
-        if not path.is_file():  # to open a pipe would wait for its writer
-            return False
-        with path.open("rb") as stream:
-            start = stream.read(_DICOM_MARK.stop)
-    except OSError:
-        return False
-    return start.startswith(_IMAGE_STARTS) or start[_DICOM_MARK] == b"DICM"
 
 
 def answer_files(

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from xraylib import paths, storage
 from xraylib.datasets.catalog import DATASETS, Dataset, get_dataset
-from xraylib.datasets.images import CHANGED, decode, load_pixels, map_rows, read_bytes
+from xraylib.datasets.images import CHANGED, decode, load_pixels, map_rows, read_bytes, read_size
 from xraylib.datasets.manifest import image_id, index, other_readings, patient_and_kind
 from xraylib.errors import InvalidDataError, NotFoundError, UnusableImageError
 
@@ -386,8 +386,8 @@ def file_properties(manifest: pd.DataFrame) -> pd.DataFrame:
         raise InvalidDataError(f"shards hold no files to describe. Fix: {fix}.")
     rows = []
     for path in manifest["path"]:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            rows.append((image.width, image.height, Path(path).stat().st_size))
+        width, height = read_size(path)
+        rows.append((width, height, Path(path).stat().st_size))
     return pd.DataFrame(rows, columns=["width", "height", "bytes"], index=manifest.index)
 
 

@@ -5,14 +5,18 @@ Whom to cite stands in data/README.md.
 
 import difflib
 import hashlib
+import json
 import os
+import re
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from xraylib import paths
 from xraylib.datasets.phantom import PhantomSettings
-from xraylib.errors import NotFoundError
+from xraylib.errors import InvalidDataError, NotFoundError
 
 # Images by split: (normal, pneumonia), or the sum alone where no more is published.
 Counts = Mapping[str, tuple[int, int] | int]
@@ -33,7 +37,16 @@ class Dataset:
     by_hand : str
         How to get what cannot be fetched.
     split : str or None
-        The split of all images when there are no split folders.
+        The split of all images, whatever folders there are; `new` for one that is made by patient.
+    classes : mapping of str to int
+        The label (0 normal, 1 pneumonia) of each name of a class; other classes are left out.
+        Empty for the usual names.
+    patient_regex : str
+        What the patient is in a file's path below the folder: the first group, or all of it.
+    table : str
+        An absolute path of a CSV that lists the images of the folder.
+    given : str
+        The path by which a user named the data set.
     names : str
         How a file name is read: as `kermany`'s, as `nih`'s, or as saying nothing (`none`), so that
         each image has to count as its own patient.
@@ -60,6 +73,10 @@ class Dataset:
     kaggle: str = ""
     by_hand: str = ""
     split: str | None = None
+    classes: Mapping[str, int] = field(default_factory=dict)
+    patient_regex: str = ""
+    table: str = ""
+    given: str = ""
     names: str = "kermany"
     reader: str = ""
     originals: str = ""
@@ -73,6 +90,16 @@ class Dataset:
         if self.phantom:
             return paths.CACHE / f"phantom-{self.phantom.key}"
         return paths.DATA / self.folder
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a user's own, named by a path."""
+        return bool(self.given)
+
+    @property
+    def reference(self) -> str:
+        """What a user types for it."""
+        return self.given or self.name
 
     @property
     def fix(self) -> str:
@@ -193,12 +220,16 @@ _ALL = (
     ),
 )
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
-# Folders that this process has looked up by path, by the name of their report.
+_TABLES = (".csv", ".tsv")
+# What a description can set, as `understand` takes it.
+_SETTINGS = ("classes", "patient_regex", "split")
+_SPLITS = ("train", "val", "test", "new")
+# Folders and files that this process has looked up by path, by the name of their report.
 _FOLDERS: dict[str, Dataset] = {}
 
 
 def get_dataset(name: str | Path | Dataset) -> Dataset:
-    """Return the data set of that name, or one for the folder at that path.
+    """Return the data set of that name, or one for the folder, CSV or description at that path.
 
     The name of a folder's report, as `manifest.attrs["dataset"]` holds it, finds the folder again
     in the process that has looked the folder up by its path.
@@ -206,7 +237,9 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
     Raises
     ------
     NotFoundError
-        If there is neither a data set of that name nor a folder at that path.
+        If there is neither a data set of that name nor a folder or file at that path.
+    InvalidDataError
+        If a file is neither a CSV nor a description.
     """
     if isinstance(name, Dataset):
         return name
@@ -217,31 +250,138 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
     if "://" in str(name):
         fix = "mount it (`gcsfuse` for a bucket) and give the folder"
         raise NotFoundError(f"{name} is an address. Fix: {fix}.")
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    path = Path(name).expanduser()
+    if path.is_file():
+        dataset = _from_file(path.resolve())
+    elif path.is_dir():
+        dataset = _from_path(path.resolve(), path.resolve())
+    else:
         near = difflib.get_close_matches(str(name).rstrip("/\\"), DATASETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        fix = f"take one of {', '.join(DATASETS)}, or the path of a folder"
+        fix = f"take one of {', '.join(DATASETS)}, or the path of a folder, CSV or description"
         raise NotFoundError(f"{str(name)!r} is no data set and no folder.{hint} Fix: {fix}.")
-    folder = folder.resolve()
-    # Two folders of one name must not share an index or a quarantine list.
-    mark = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
-    title = _for_file_names(folder.name)
-    dataset = Dataset(
-        name=f"folder-{title}-{mark}",
-        title=f"Images in the folder {title}",
-        source="",
-        licence="",
-        folder=str(folder),
-        by_hand="put images there as <split>/<class>/<image>",
-    )
     _FOLDERS[dataset.name] = dataset
     return dataset
 
 
+def _from_path(given: Path, images: Path) -> Dataset:
+    """Return the data set of a folder or CSV, under the path by which it is called."""
+    # Two folders of one name must not share an index or a quarantine list.
+    mark = hashlib.sha256(os.fsencode(given)).hexdigest()[:8]
+    title = _for_file_names(given.name)
+    is_table = images.is_file()
+    return Dataset(
+        name=f"folder-{title}-{mark}",
+        title=f"Images in {'the folder ' if given.is_dir() else ''}{title}",
+        source="",
+        licence="",
+        folder=str(images.parent if is_table else images),
+        table=str(images) if is_table else "",
+        given=str(given),
+        by_hand="see `Your own radiographs` in data/README.md for the layouts that are read",
+    )
+
+
+def _from_file(file: Path) -> Dataset:
+    """Return the data set that a table of images, or a description, is about."""
+    suffix = file.suffix.lower()
+    if suffix in _TABLES:
+        return _from_path(file, file)
+    if suffix == ".toml":
+        return _read_description(file)
+    fix = "give the folder of the images, a CSV with the columns path and label, or a description"
+    if suffix == ".npz":
+        fix = (
+            f"for PneumoniaMNIST put it into {paths.DATA / 'downloads'}, run `python -m xraylib "
+            "data fetch pneumoniamnist` and name that; of other arrays write an image each"
+        )
+    raise InvalidDataError(f"{file} is neither a table nor a description. Fix: {fix}.")
+
+
+def _read_description(file: Path) -> Dataset:
+    """Read a description that a user wrote (data/README.md, `Your own radiographs`)."""
+    try:
+        settings = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        fix = "write it as data/README.md shows (`Your own radiographs`)"
+        raise InvalidDataError(
+            f"{file} is no description of images: {error}. Fix: {fix}."
+        ) from error
+    unknown = sorted(set(settings) - {"images", *_SETTINGS})
+    if unknown:
+        fix = f"use {', '.join(('images', *_SETTINGS))}"
+        raise InvalidDataError(f"{file}: {unknown[0]!r} is no setting. Fix: {fix}.")
+    location = settings.pop("images", ".")
+    images = file.parent / Path(str(location)).expanduser()
+    if not images.exists() or (images.is_file() and images.suffix.lower() not in _TABLES):
+        fix = "let images name a folder or a CSV, from the folder of this file on"
+        raise NotFoundError(f"{file}: images is {location!r}, which is neither. Fix: {fix}.")
+    return understand(_from_path(file, images.resolve()), **settings)
+
+
+def understand(
+    dataset: Dataset,
+    classes: Mapping[str, Any] | None = None,
+    patient_regex: str | None = None,
+    split: str | None = None,
+) -> Dataset:
+    """Return a data set that is read in another way; None keeps a setting.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Any.
+    classes : mapping of str to int, optional
+        The label, 0 or 1, of each class's name.
+    patient_regex : str, optional
+        Finds the patient in a file's path below the folder.
+    split : str, optional
+        `train`, `val` or `test` for all images, or `new` for a split that is made by patient.
+
+    Raises
+    ------
+    InvalidDataError
+        If a setting has no such value.
+    """
+    changes: dict[str, Any] = {}
+    if classes is not None:
+        is_mapping = isinstance(classes, Mapping)
+        if not is_mapping or sorted(set(map(str, classes.values()))) != ["0", "1"]:
+            fix = "name both classes, such as classes = {normal = 0, opacity = 1}"
+            raise InvalidDataError(f"classes is {classes!r}, not labels 0 and 1. Fix: {fix}.")
+        changes["classes"] = {name: int(label) for name, label in classes.items()}
+    if patient_regex is not None:
+        try:
+            re.compile(patient_regex)
+        except (re.error, TypeError) as error:
+            fix = r"give one whose first group is the patient, such as '^(\d+)_'"
+            message = f"patient_regex is {patient_regex!r}, no regular expression ({error})"
+            raise InvalidDataError(f"{message}. Fix: {fix}.") from error
+        changes["patient_regex"] = patient_regex
+    if split is not None:
+        if split not in _SPLITS:
+            fix = f"take one of {', '.join(_SPLITS)}"
+            raise InvalidDataError(f"split is {split!r}. Fix: {fix}.")
+        changes["split"] = split
+    return replace(dataset, **changes)
+
+
+def description(dataset: Dataset) -> str:
+    """Write a data set of a path as a description, which `get_dataset` reads."""
+    lines = [f"images = {json.dumps(dataset.table or dataset.folder, ensure_ascii=False)}"]
+    if dataset.classes:
+        pairs = [f"{json.dumps(name)} = {label}" for name, label in dataset.classes.items()]
+        lines.append(f"classes = {{{', '.join(pairs)}}}")
+    if dataset.patient_regex:
+        lines.append(f"patient_regex = {json.dumps(dataset.patient_regex)}")
+    if dataset.split:
+        lines.append(f"split = {json.dumps(dataset.split)}")
+    return "\n".join(lines)
+
+
 def reference(name: str) -> str:
-    """Return what a user types for the data set of a report: its name, or its folder's path."""
-    return _FOLDERS[name].folder if name in _FOLDERS else name
+    """Return what a user types for the data set of a report: its name, or its path."""
+    return _FOLDERS[name].given if name in _FOLDERS else name
 
 
 def _for_file_names(name: str) -> str:

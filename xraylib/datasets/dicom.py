@@ -1,14 +1,18 @@
 """DICOM files: one frame as 8-bit grey, and what the header says of the examination."""
 
+import hashlib
 import importlib.util
 import io
 import logging
+import secrets
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
+from filelock import FileLock
 from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
@@ -22,8 +26,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from xraylib import paths
 from xraylib.datasets import headers
 from xraylib.errors import UnusableImageError
+from xraylib.storage import atomic_write, storage_errors
 
 MAX_PIXELS = 40_000_000
 
@@ -319,6 +325,12 @@ def read_header(path: Path | str) -> dict[str, Any]:
         - patient_age: years, float
         - presentation_intent: ``FOR PRESENTATION`` or ``FOR PROCESSING``
     """
+    header = _read_tags(path, _HEADER_TAGS)
+    return header | {"patient_age": _years(header["patient_age"])} if header else {}
+
+
+def _read_tags(path: Path | str, tags: dict[str, str]) -> dict[str, Any]:
+    """Read some tags of a DICOM file as text, by their names here; empty of any other file."""
     with Path(path).open("rb") as file:
         data = file.read(_HEADER_BYTES)
     if not is_dicom(data) or _DEFLATED in data:
@@ -328,13 +340,48 @@ def read_header(path: Path | str) -> dict[str, Any]:
             io.BytesIO(data),
             force=True,
             stop_before_pixels=True,
-            specific_tags=list(_HEADER_TAGS.values()),
+            specific_tags=list(tags.values()),
         )
-        header = {name: str(dataset.get(tag) or "") or None for name, tag in _HEADER_TAGS.items()}
+        return {name: str(dataset.get(tag) or "") or None for name, tag in tags.items()}
     except Exception as error:  # as above
         _log.debug("%s: %r", path, error)
         return {}
-    return header | {"patient_age": _years(header["patient_age"])}
+
+
+def read_dicom_size(path: Path | str) -> tuple[int, int] | None:
+    """Read width and height from a DICOM header; None where it says neither."""
+    tags = _read_tags(path, {"width": "Columns", "height": "Rows"})
+    if not (tags.get("width") and tags.get("height")):
+        return None
+    return int(tags["width"]), int(tags["height"])
+
+
+def patient_pseudonym(path: Path | str) -> str:
+    """Give a name to the patient of a DICOM file; empty where the file names none.
+
+    It is a keyed hash of the tag PatientID. The key is random and stays on this machine
+    (`patients.key` in `XRAYLIB_DATA`), so that nobody else can try identifiers until one fits. The
+    identifier itself is written nowhere.
+    """
+    identifier = (_read_tags(path, {"patient": "PatientID"}).get("patient") or "").strip()
+    if not identifier:
+        return ""
+    digest = hashlib.blake2b(identifier.encode(), key=_key(paths.DATA), digest_size=6)
+    return f"dicom-{digest.hexdigest()}"
+
+
+@lru_cache
+def _key(folder: Path) -> bytes:
+    """Read the key of pseudonyms, which is made once."""
+    file = folder / "patients.key"
+    with storage_errors(file):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            if not file.is_file():
+                with atomic_write(file) as temporary:
+                    temporary.chmod(0o600)
+                    temporary.write_text(secrets.token_hex(32))
+    return file.read_bytes()[:64]
 
 
 _HEADER_BYTES = 1_000_000

@@ -25,7 +25,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from xraylib import paths, storage
 from xraylib.datasets import headers, shards
-from xraylib.datasets.dicom import MAX_PIXELS, is_dicom, read_dicom
+from xraylib.datasets.dicom import MAX_PIXELS, is_dicom, read_dicom, read_dicom_size
 from xraylib.errors import InvalidDataError, NotFoundError, UnusableImageError
 from xraylib.progress import tqdm
 
@@ -50,6 +50,7 @@ _SMALL_FILE = 16_384
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*")
+_START = 132  # so far DICOM's mark
 _PNG_END = b"IEND\xaeB`\x82"
 
 # Of 12 bits; a smaller maximum may be of a dark image or of fewer bits.
@@ -93,6 +94,28 @@ def read_gray(path: Path | str, size: int | None = None) -> np.ndarray:
         The file is no such image, damaged, too large, or of several pages or frames.
     """
     return decode(Path(path), read_bytes(Path(path)), size)
+
+
+def read_size(path: Path | str) -> tuple[int, int]:
+    """Read width and height of an image from its header, without decoding it.
+
+    Raises
+    ------
+    UnusableImageError
+        The file is no such image.
+    """
+    path = Path(path)
+    with path.open("rb") as stream:
+        start = stream.read(_START)
+    size = read_dicom_size(path) if is_dicom(start) else None
+    if size is None:
+        try:
+            with Image.open(path, formats=("JPEG", "PNG", "TIFF")) as image:
+                size = (image.width, image.height)
+        except (OSError, Image.DecompressionBombError) as error:
+            detail = "its size cannot be read from its header"
+            raise UnusableImageError(path, "unreadable", detail) from error
+    return size
 
 
 def read_bytes(path: Path) -> bytes:

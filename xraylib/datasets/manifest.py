@@ -1,55 +1,54 @@
-"""The manifest: one row per image, sorted by `image_id`, read from folders and file names.
+"""The manifest: one row per image, sorted by `image_id`, read from folders or a table.
 
 Its columns are `image_id` (str, unique), `path`, `label` (0 normal, 1 pneumonia), `patient`, `kind`
-(normal, bacteria, virus, unknown), `split` (train, val, test) and `sha256` (of the file). The names
-of Kermany's files are the only place where the patient is written down, so every patient-grouped
-number of this repository rests on `patient_and_kind`.
+(normal, bacteria, virus, unknown), `split` (train, val, test) and `sha256` (of the file); a table
+can add `age` and `view`. The names of Kermany's files are the only place where the patient is
+written down, so every patient-grouped number of this repository on these images rests on
+`patient_and_kind`.
 """
 
 import hashlib
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from xraylib import paths
 from xraylib.datasets import challenges, phantom, shards
 from xraylib.datasets.catalog import Dataset, get_dataset
+from xraylib.datasets.dicom import patient_pseudonym
+from xraylib.datasets.files import HIDDEN, RASTER_SUFFIXES, PassedOver
+from xraylib.datasets.layouts import FURTHER, Layout, read_layout
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.progress import tqdm
 from xraylib.storage import atomic_write
 
 _log = logging.getLogger(__name__)
 
-_SUFFIXES = (".jpeg", ".jpg", ".png")
-_CLASSES = {"normal": 0, "pneumonia": 1}
-_SPLITS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 _PNEUMONIA_KINDS = ("bacteria", "virus")
 
-_SUFFIX = re.compile(r"\.(jpe?g|png)$", re.IGNORECASE)
-_ROBOFLOW = re.compile(r"_(jpe?g|png)\.rf\.[0-9A-Za-z]+$")
-# What operating systems, file servers and notebooks leave in folders of images.
-_LITTER = re.compile(
-    r"\.|__MACOSX|@eaDir|#recycle|\$RECYCLE|SYNOPHOTO_THUMB|(Thumbs\.db|desktop\.ini)$",
-    re.IGNORECASE,
-)
+_SUFFIX = re.compile(r"\.(jpe?g|png|jfif|tiff?|dcm|dicom|ima)$", re.IGNORECASE)
+_ROBOFLOW = re.compile(r"_(jpe?g|png|tiff?|bmp|webp)\.rf\.[0-9A-Za-z]+$")
 
 _PNEUMONIA = re.compile(r"person([0-9]+)_(bacteria|virus)(?:_[0-9]+)+")
 _NORMAL = re.compile(r"(NORMAL2-IM|IM)-([0-9]+)(?:-[0-9]+)+")
 _VERSION_3 = re.compile(r"(NORMAL|BACTERIA|VIRUS)-([0-9]+)-[0-9]+")
 _NIH = re.compile(r"([0-9]+)_[0-9]+")  # <patient>_<follow-up>
 _SHA256 = re.compile("[0-9a-f]{64}")
+# Of a split that is made here: the share of the test, the seed, and the fewest patients per class
+# (one tests, one validates, one trains).
+_TEST_SHARE = 0.2
+_SPLIT_SEED = 0
+_FEWEST_PATIENTS = 3
 _LAST_NUMBER = re.compile(r"(.*?)([0-9]+)[^0-9]*")
 # The numbers (first, last) that the test folder of version 2 has in each series of names. The
 # training folder has none of them, so a name tells its folder even where a copy was split anew.
@@ -69,8 +68,9 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
     Parameters
     ----------
     name : str, Path or Dataset
-        A key of `catalog.DATASETS`, or the path of a folder {train,val,test}/{NORMAL,PNEUMONIA}/
-        with JPEG or PNG files, or of a folder that `shards.write` wrote.
+        A key of `catalog.DATASETS`; or the path of a folder with class folders, of a CSV, of a
+        description (data/README.md, *Your own radiographs*), or of a folder that `shards.write`
+        wrote.
 
     Returns
     -------
@@ -80,8 +80,8 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
     Raises
     ------
     InvalidDataError
-        If a split holds one class only, two images have one id, a name contradicts its folder, or
-        the folder mixes two versions of Kermany's data.
+        If a split holds one class only, a name contradicts its folder, or the folder mixes two
+        versions of Kermany's data; see `layouts.read_layout` for what no layout is.
     """
     dataset = get_dataset(name)
     if dataset.phantom:
@@ -89,22 +89,32 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
     if shards.is_shards(dataset.root):
         manifest = shards.read_manifest(dataset.root)
     else:
-        manifest = index(dataset)
-    manifest = _without_quarantined(dataset, manifest)
+        reading = read(dataset)
+        manifest = reading.manifest
+        _warn(dataset, reading)
+    manifest = without_quarantined(dataset, manifest)
     check_classes(dataset, manifest)
-    mislabelled = manifest[(manifest["label"] == 0) & manifest["kind"].isin(_PNEUMONIA_KINDS)]
-    if len(mislabelled):
-        first = mislabelled.iloc[0]
-        fix = f"move it, or run `python -m xraylib data audit {dataset.name}` to leave it out"
-        raise InvalidDataError(
-            f"{first['path']} lies among the normals but its name says {first['kind']}. Fix: {fix}."
-        )
-    if dataset.names != "none" and (manifest["patient"] == manifest["image_id"]).all():
-        _log.warning(
-            "%s: the names do not tell the patient; each image counts as its own", dataset.name
-        )
+    check_kinds(dataset, manifest)
     manifest.attrs["dataset"] = dataset.name
     return manifest
+
+
+def _warn(dataset: Dataset, reading: "Reading") -> None:
+    """Warn of what a reader of results should know of how a data set was understood."""
+    for remark in reading.remarks:
+        _log.warning("%s: %s", dataset.name, remark)
+    patientless = reading.patient_sources.count(NO_SOURCE)
+    if patientless and dataset.names != "none":
+        message = "%s: of %d of %d images nothing says the patient; each counts as its own"
+        _log.warning(message, dataset.name, patientless, len(reading.manifest))
+    if FOLDER_SOURCE in reading.patient_sources:
+        count = reading.patient_sources.count(FOLDER_SOURCE)
+        message = "%s: each folder below a class folder counts as one patient (%d images)"
+        _log.warning(message, dataset.name, count)
+    named = [file for file in reading.passed_over if file.reason != HIDDEN]
+    if named:
+        message = "%s: %d files are passed over, first %s (%s); `data verify` names them all"
+        _log.warning(message, dataset.name, len(named), *named[0])
 
 
 def quarantine_path(name: str | Path | Dataset) -> Path:
@@ -124,8 +134,8 @@ def read_quarantine(path: Path) -> set[str]:
     return set(table.loc[table["quarantine"], "image_id"])
 
 
-def _without_quarantined(dataset: Dataset, manifest: pd.DataFrame) -> pd.DataFrame:
-    """Drop the images of the quarantine list and say how many they are."""
+def without_quarantined(dataset: Dataset, manifest: pd.DataFrame) -> pd.DataFrame:
+    """Drop the images of a data set's quarantine list and say how many they are."""
     path = quarantine_path(dataset)
     if not path.exists():
         return manifest
@@ -139,100 +149,236 @@ def _without_quarantined(dataset: Dataset, manifest: pd.DataFrame) -> pd.DataFra
 def check_classes(dataset: Dataset, manifest: pd.DataFrame) -> None:
     """Refuse a data set without images, or with a split of one class only."""
     if manifest.empty:
-        raise InvalidDataError(f"{dataset.root} holds no JPEG or PNG image. Fix: {dataset.fix}.")
+        raise InvalidDataError(
+            f"{dataset.root} holds no JPEG, PNG, TIFF or DICOM image. Fix: {dataset.fix}."
+        )
     for split, labels in manifest.groupby("split")["label"]:
         if labels.nunique() < 2:
             only = "pneumonias" if labels.iloc[0] else "normals"
             fix = f"put images of both classes there, or take the {split} folder away"
+            if dataset.is_own:
+                fix += "; or let a split be made (--split new)"
             raise InvalidDataError(
-                f"{dataset.root}: the {split} split holds {only} only. Fix: {fix}."
+                f"{dataset.root}: the {split} split holds {only} only ({len(labels)}). Fix: {fix}."
             )
+
+
+def check_kinds(dataset: Dataset, manifest: pd.DataFrame) -> None:
+    """Refuse normals whose names say a kind of pneumonia."""
+    mislabelled = manifest[(manifest["label"] == 0) & manifest["kind"].isin(_PNEUMONIA_KINDS)]
+    if len(mislabelled):
+        first = mislabelled.iloc[0]
+        fix = f"move it, or run `python -m xraylib data audit {dataset.reference}` to leave it out"
+        raise InvalidDataError(
+            f"{first['path']} lies among the normals but its name says {first['kind']}. Fix: {fix}."
+        )
+
+
+# Where a patient can be read from, by precedence, as `Reading.patient_sources` says it.
+TABLE_SOURCE = "the table's column"
+REGEX_SOURCE = "the regular expression"
+DICOM_SOURCE = "the DICOM header, hashed"
+FOLDER_SOURCE = "the folder below the class folder"
+NAME_SOURCE = "the file name"
+NO_SOURCE = "nothing: the image counts as its own patient"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A data set as it was understood.
+
+    Attributes
+    ----------
+    manifest : pandas.DataFrame
+        All images, quarantined or not.
+    patient_sources : list of str
+        What the patient of each row was read from.
+    passed_over : list of PassedOver
+        Files and folders that are not read.
+    remarks : list of str
+        What was decided here, such as a split that was made.
+    """
+
+    manifest: pd.DataFrame
+    patient_sources: list[str]
+    passed_over: list[PassedOver]
+    remarks: list[str]
 
 
 def index(dataset: Dataset) -> pd.DataFrame:
     """Return the manifest of everything in the folder, quarantined or not.
 
-    Hashing reads every file, so the hashes are kept in `paths.CACHE` for as long as names, sizes
-    and times of change stay the same. `kind` may contradict `label` where a file lies in the wrong
-    folder.
+    `kind` may contradict `label` where a file lies in the wrong folder.
+    """
+    return read(dataset).manifest
+
+
+def read(dataset: Dataset) -> Reading:
+    """Return the manifest of everything in the folder and how it was understood.
+
+    Hashing reads every file, so hashes and the pseudonyms of DICOM patients are kept in
+    `paths.CACHE` for as long as names, sizes and times of change stay the same.
     """
     root = dataset.root
     if not root.is_dir():
         raise NotFoundError(f"{dataset.name}: no folder {root}. Fix: {dataset.fix}.")
     if dataset.reader:
-        return _from_lists(dataset)
+        table = _from_lists(dataset)
+        return Reading(table, [NO_SOURCE] * len(table), [], [])
     if shards.is_shards(root):
         fix = "name the folder that they were written from"
         raise InvalidDataError(f"{root} holds shards, not image files. Fix: {fix}.")
     try:
-        listing = list_images(root, dataset.split)
-        files = listing["relative"].tolist()
-        hashes = _hashes(root, files, paths.CACHE / dataset.name)
+        layout = read_layout(dataset)
+        files = layout.images["relative"].tolist()
+        hashes, dicom_patients = _contents(layout.root, files, paths.CACHE / dataset.name)
     except PermissionError as error:
         fix = "allow reading it, or move it away"
         raise InvalidDataError(f"cannot read {error.filename}. Fix: {fix}.") from error
-    ids = _unique_ids(root, files)
-    patients, kinds = _patients_and_kinds(dataset, ids, listing["folder"].tolist())
+    ids = _unique_ids(files)
+    patients, sources, kinds = _patients_and_kinds(dataset, layout, ids, dicom_patients)
     manifest = pd.DataFrame(
         {
             "image_id": ids,
-            "path": [str(root / file) for file in files],
-            "label": listing["label"].tolist(),
+            "path": [str(layout.root / file) for file in files],
+            "label": layout.images["label"].tolist(),
             "patient": patients,
             "kind": kinds,
-            "split": listing["split"].tolist(),
+            "split": layout.images["split"].tolist(),
             "sha256": hashes,
         }
     )
+    for column in FURTHER:
+        if column in layout.images:
+            manifest[column] = layout.images[column]
     # A normal image of another family's name is normal; a pneumonia without a kind is unknown.
     unread = ~manifest["kind"].isin(_PNEUMONIA_KINDS)
     manifest.loc[unread, "kind"] = manifest.loc[unread, "label"].map({0: "normal", 1: "unknown"})
     if dataset.names == "kermany":
         _check_one_version(root, ids)
-    return manifest.sort_values("image_id", ignore_index=True)
+    order = manifest["image_id"].argsort()
+    manifest = manifest.iloc[order].reset_index(drop=True)
+    remarks = _make_split(dataset, manifest) if dataset.is_own and len(manifest) else []
+    return Reading(manifest, [sources[row] for row in order], layout.passed_over, remarks)
 
 
 def _from_lists(dataset: Dataset) -> pd.DataFrame:
     """Return the manifest of a download that has lists instead of class folders."""
     table = challenges.READERS[dataset.reader](dataset.root)
     files = [Path(path).relative_to(dataset.root).as_posix() for path in table["path"]]
-    hashes = _hashes(dataset.root, files, paths.CACHE / dataset.name)
+    hashes, _ = _contents(dataset.root, files, paths.CACHE / dataset.name, patients=False)
     return table.assign(sha256=hashes)[[*challenges.COLUMNS, "sha256"]]
 
 
-def _unique_ids(root: Path, files: list[str]) -> list[str]:
-    """Name each image by its file's name, or by its path where several folders have that name."""
+def _unique_ids(files: list[str]) -> list[str]:
+    """Name each image by its file's name, else by its path, else by its path with the suffix."""
     names = [image_id(file) for file in files]
+    without_suffix = [_without_suffix(file) for file in files]
     images_per_name = Counter(names)
-    ids: dict[str, str] = {}
-    for file, name in zip(files, names, strict=True):
-        unique = name if images_per_name[name] == 1 else _without_suffix(file)
-        if unique in ids:
-            pair = f"{root / ids[unique]} and {root / file}"
-            fix = "rename one of them, or remove it if it is a copy"
-            raise InvalidDataError(f"{pair} have the same name {name!r}. Fix: {fix}.")
-        ids[unique] = file
-    return list(ids)
+    images_per_path = Counter(without_suffix)
+    ids = []
+    for file, name, path in zip(files, names, without_suffix, strict=True):
+        if images_per_name[name] == 1:
+            ids.append(name)
+        else:
+            ids.append(path if images_per_path[path] == 1 else _storable(file))
+    return ids
 
 
 def _patients_and_kinds(
-    dataset: Dataset, ids: list[str], folders: list[str]
-) -> tuple[list[str], list[str]]:
-    """Read patients from names, else take the folder below the class folder, else the image."""
+    dataset: Dataset, layout: Layout, ids: list[str], dicom_patients: list[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Read the patient of each image, what it was read from, and the kind."""
+    if len(set(dicom_patients)) == 1:  # such as "Anonymous"
+        dicom_patients = [""] * len(ids)
+    regex = re.compile(dataset.patient_regex) if dataset.patient_regex else None
     patients = []
+    sources = []
     kinds = []
-    in_folders = 0
-    for image, folder in zip(ids, folders, strict=True):
-        patient, kind = _READERS[dataset.names](image)
-        if patient == image_id(image):
-            patient = folder or image
-            in_folders += 1 if folder else 0
-        patients.append(patient)
-        kinds.append(kind)
-    if in_folders:
-        message = "%s: each folder below a class folder counts as one patient (%d images)"
-        _log.warning(message, dataset.name, in_folders)
-    return patients, kinds
+    images = layout.images
+    rows = zip(
+        ids,
+        images["relative"],
+        images["patient"],
+        images["folder"],
+        images["kind"],
+        dicom_patients,
+        strict=True,
+    )
+    for image, relative, listed, folder, kind, dicom_patient in rows:
+        named, named_kind = _READERS[dataset.names](image)
+        candidates = {
+            TABLE_SOURCE: listed,
+            REGEX_SOURCE: _first_group(regex, relative) if regex else "",
+            DICOM_SOURCE: dicom_patient,
+            FOLDER_SOURCE: folder,
+            NAME_SOURCE: named if named != image_id(image) else "",
+        }
+        source = next((name for name in candidates if candidates[name]), NO_SOURCE)
+        # Two files of one name in a folder, as JPEG and PNG, show one patient.
+        alone = image if image == image_id(relative) else _without_suffix(relative)
+        patients.append(_storable(candidates.get(source, alone)))
+        sources.append(source)
+        kinds.append(kind or named_kind)
+    return patients, sources, kinds
+
+
+def _first_group(regex: re.Pattern[str], path: str) -> str:
+    """Give what an expression finds in a path: its first group, or all of it."""
+    match = regex.search(path)
+    if match is None:
+        return ""
+    return (match[1] if regex.groups else match[0]) or ""
+
+
+def inseparable(manifest: pd.DataFrame) -> pd.Series:
+    """Number the groups of images that must stay in one split, in the index of the manifest.
+
+    Two images are linked if they show the same patient or have the same bytes. A group holds all
+    images that can be reached from one another through such links.
+    """
+    images = len(manifest)
+    patients = pd.factorize(manifest["patient"])[0]
+    contents = pd.factorize(manifest["sha256"])[0]
+    # The nodes of the graph are the images, then the patients, then the contents.
+    first_patient = images
+    first_content = first_patient + images
+    nodes = 3 * images
+    sources = np.tile(np.arange(images), 2)
+    targets = np.concatenate([first_patient + patients, first_content + contents])
+    ones = np.ones(len(sources))
+    links = coo_array((ones, (sources, targets)), shape=(nodes, nodes))
+    groups = connected_components(links, directed=False)[1]
+    return pd.Series(groups[:images], index=manifest.index)
+
+
+def _make_split(dataset: Dataset, manifest: pd.DataFrame) -> list[str]:
+    """Give a fifth of the patients of each class to the test where there is none; say so."""
+    splits = set(manifest["split"])
+    if "test" in splits or splits == {"val"} or (dataset.split and dataset.split != "new"):
+        return []
+    manifest.loc[manifest["split"] == "", "split"] = "train"
+    groups = inseparable(manifest)
+    label_of_group = manifest.groupby(groups)["label"].max()
+    patients = [label_of_group.index[label_of_group == label].to_numpy() for label in (0, 1)]
+    fewest = min(map(len, patients))
+    if fewest < _FEWEST_PATIENTS:
+        return [
+            f"there is no test, and none can be made of {fewest} patients of a class: "
+            f"{_FEWEST_PATIENTS} are needed"
+        ]
+    rng = np.random.default_rng(_SPLIT_SEED)
+    shares = [rng.permutation(members)[: _test_size(len(members))] for members in patients]
+    is_test = groups.isin(np.concatenate(shares))
+    manifest.loc[is_test, "split"] = "test"
+    return [
+        "there is no test, so one was made: a fifth of the patients of each class, "
+        f"{is_test.sum()} of {len(manifest)} images, always the same ones"
+    ]
+
+
+def _test_size(patients: int) -> int:
+    return max(1, round(_TEST_SHARE * patients))
 
 
 def _check_one_version(root: Path, ids: list[str]) -> None:
@@ -247,8 +393,13 @@ def _check_one_version(root: Path, ids: list[str]) -> None:
         )
 
 
-def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
-    """Give the SHA-256 of every file, from the cache where no file has changed."""
+def _contents(
+    root: Path, files: list[str], cache: Path, patients: bool = True
+) -> tuple[list[str], list[str]]:
+    """Give the SHA-256 of every file and the pseudonym of a DICOM file's patient, else nothing.
+
+    Both come from the cache where no file has changed.
+    """
     lines = []
     for file in files:
         stat = (root / file).stat()
@@ -257,31 +408,40 @@ def _hashes(root: Path, files: list[str], cache: Path) -> list[str]:
     listing = "\n".join(lines).encode("utf-8", "surrogateescape")
     remembered = cache / f"index-{hashlib.sha256(listing).hexdigest()[:16]}.csv"
     if remembered.exists():
-        hashes = _remembered_hashes(remembered, files)
-        if hashes is not None:
-            return hashes
+        contents = _remembered_contents(remembered, files)
+        if contents is not None:
+            return contents
     with ThreadPoolExecutor(max_workers=4) as pool:
-        work = pool.map(_sha256, [root / file for file in files])
-        hashes = list(tqdm(work, total=len(files), desc=f"hashing {root.name}", unit="image"))
+        work = pool.map(partial(_content, patients=patients), [root / file for file in files])
+        rows = list(tqdm(work, total=len(files), desc=f"hashing {root.name}", unit="image"))
+    table = pd.DataFrame(rows, columns=["sha256", "patient"], dtype=str)
     with atomic_write(remembered) as temporary:
-        table = pd.DataFrame({"relative": files, "sha256": hashes})
+        table.insert(0, "relative", files)
         table.to_csv(temporary, index=False, errors="surrogateescape")
-    return hashes
+    return table["sha256"].tolist(), table["patient"].tolist()
 
 
-def _remembered_hashes(remembered: Path, files: list[str]) -> list[str] | None:
+def _remembered_contents(remembered: Path, files: list[str]) -> tuple[list[str], list[str]] | None:
     """Read an index from the cache; None where it is damaged or of other files."""
     try:
         table = pd.read_csv(
             remembered, dtype=str, keep_default_na=False, encoding_errors="surrogateescape"
         )
         hashes: list[str] = table["sha256"].tolist()
+        # Indexes of sets without DICOM files were once written without patients.
+        patients = table["patient"].tolist() if "patient" in table else [""] * len(files)
         if table["relative"].tolist() == files and all(map(_SHA256.fullmatch, hashes)):
-            return hashes
+            return hashes, patients
     except (ValueError, KeyError):
         pass
     _log.warning("%s is damaged; the files are hashed anew", remembered)
     return None
+
+
+def _content(path: Path, patients: bool) -> tuple[str, str]:
+    """Hash a file and, if it can be DICOM, read who its patient is."""
+    may_be_dicom = patients and path.suffix.lower() not in RASTER_SUFFIXES
+    return _sha256(path), patient_pseudonym(path) if may_be_dicom else ""
 
 
 def _sha256(path: Path) -> str:
@@ -296,99 +456,7 @@ def count(dataset: Dataset) -> int:
         return 0
     if dataset.reader:
         return sum(1 for _ in root.rglob("*.dc*m"))
-    return len(list_images(root, dataset.split))
-
-
-def list_images(root: Path, split: str | None = None) -> pd.DataFrame:
-    """List what lies at `root`/split/class/image, or at `root`/class/image when all is one `split`.
-
-    Split folders are train, val (also valid, validation) and test, class folders NORMAL and
-    PNEUMONIA, in any case. Folders below a class folder are read as well. Hidden files, thumbnails
-    and the like are passed over.
-
-    Parameters
-    ----------
-    root : Path
-        The folder of the data set.
-    split : str, optional
-        The split of all images, where there are no split folders.
-
-    Returns
-    -------
-    pandas.DataFrame
-        `relative`: the path below `root`.
-        `split`: train, val or test.
-        `label`: 0 or 1.
-        `folder`: the first folder below the class folder, or "".
-
-    Raises
-    ------
-    InvalidDataError
-        If a class folder has another name, or there is no split folder at all.
-    """
-    rows = []
-    for folder, name in _split_folders(root, split).items():
-        for class_folder in _folders(folder):
-            label = _CLASSES.get(class_folder.name.lower())
-            if label is None:
-                fix = f"rename it, or move it out of {folder}"
-                raise InvalidDataError(
-                    f"{class_folder} is neither NORMAL nor PNEUMONIA. Fix: {fix}."
-                )
-            for file in _image_files(class_folder):
-                below = file.relative_to(class_folder).parts[:-1]
-                relative = file.relative_to(root).as_posix()
-                rows.append((relative, name, label, below[0] if below else ""))
-    return pd.DataFrame(rows, columns=["relative", "split", "label", "folder"])
-
-
-def _split_folders(root: Path, split: str | None) -> dict[Path, str]:
-    """Map the split folders to their splits; folders of other names with classes are named."""
-    if split:
-        return {root: split}
-    folders = _folders(root)
-    named = {folder: _SPLITS.get(folder.name.lower(), "") for folder in folders}
-    splits = {folder: name for folder, name in named.items() if name}
-    if not splits:
-        names = ", ".join(folder.name for folder in folders) or "no folder at all"
-        fix = "arrange the images as <split>/<class>/<image>, with classes NORMAL and PNEUMONIA"
-        raise InvalidDataError(
-            f"{root} holds neither train nor val nor test but: {names}. Fix: {fix}."
-        )
-    for folder in folders:
-        if folder not in splits and any(c.name.lower() in _CLASSES for c in _folders(folder)):
-            _log.warning("%s is not one of train, val, test and is left out", folder)
-    return splits
-
-
-def _image_files(class_folder: Path) -> list[Path]:
-    """List the images of a class folder and of the folders in it, and log what else lies there."""
-    images: list[Path] = []
-    others: list[Path] = []
-    for parent, folders, names in os.walk(class_folder, onerror=_raise):
-        for name in sorted(filter(_is_wanted, names)):
-            file = Path(parent, name)
-            is_image = file.suffix.lower() in _SUFFIXES and file.is_file()
-            (images if is_image else others).append(file)
-        folders[:] = sorted(filter(_is_wanted, folders))
-        # A linked folder is not entered: it could lead back here.
-        others += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]
-    if others:
-        message = "%s: %d entries are not images and are left out, first %s"
-        _log.warning(message, class_folder, len(others), others[0].name)
-    return images
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _is_wanted(name: str) -> bool:
-    return not _LITTER.match(name)
-
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and _is_wanted(path.name))
+    return len(read_layout(dataset).images)
 
 
 def image_id(filename: str) -> str:
@@ -400,8 +468,12 @@ def image_id(filename: str) -> str:
 
 
 def _without_suffix(name: str) -> str:
-    stem = _ROBOFLOW.sub("", _SUFFIX.sub("", name))
-    return stem.encode("utf-8", "xmlcharrefreplace").decode()
+    return _storable(_ROBOFLOW.sub("", _SUFFIX.sub("", name)))
+
+
+def _storable(name: str) -> str:
+    """Write bytes that are not UTF-8 as `&#…;`."""
+    return name.encode("utf-8", "xmlcharrefreplace").decode()
 
 
 def patient_and_kind(filename: str) -> tuple[str, str]:

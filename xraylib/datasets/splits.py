@@ -16,11 +16,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from xraylib.datasets.manifest import series_and_number
+from xraylib.datasets.manifest import inseparable, series_and_number
 from xraylib.errors import InvalidDataError, NotFoundError
 
 _log = logging.getLogger(__name__)
@@ -96,7 +94,10 @@ def check_disjoint(manifest: pd.DataFrame) -> None:
         if len(crossing):
             first = ", ".join(crossing["image_id"].head(4))
             count = crossing[column].nunique()
-            fix = "move all images of one patient, and all copies of one image, to one split"
+            fix = (
+                "move all images of one patient, and all copies of one image, to one split; of "
+                "your own images let a split be made (`data verify PATH --split new`)"
+            )
             raise InvalidDataError(f"{count} {units} are in two splits: {first}. Fix: {fix}.")
 
 
@@ -107,7 +108,7 @@ def _outside_test(manifest: pd.DataFrame) -> pd.DataFrame:
 def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Validate on one seventh of the patients outside the test folder, stratified by kind."""
     pool = _outside_test(manifest)
-    groups = _inseparable(pool)
+    groups = inseparable(pool)
     groups_per_class = groups.groupby(pool["label"]).nunique()
     folds = min(VALIDATION_FOLDS, groups_per_class.min()) if len(pool) else 0
     if folds < 2:
@@ -127,27 +128,6 @@ def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     return _with_splits(manifest, {"train": pool.index, "val": pool.index[validation]})
 
 
-def _inseparable(manifest: pd.DataFrame) -> pd.Series:
-    """Number the groups of images that must stay in one split.
-
-    Two images are linked if they show the same patient or have the same bytes. A group holds all
-    images that can be reached from one another through such links.
-    """
-    images = len(manifest)
-    patients = pd.factorize(manifest["patient"])[0]
-    contents = pd.factorize(manifest["sha256"])[0]
-    # The nodes of the graph are the images, then the patients, then the contents.
-    first_patient = images
-    first_content = first_patient + images
-    nodes = 3 * images
-    sources = np.tile(np.arange(images), 2)
-    targets = np.concatenate([first_patient + patients, first_content + contents])
-    ones = np.ones(len(sources))
-    links = coo_array((ones, (sources, targets)), shape=(nodes, nodes))
-    groups = connected_components(links, directed=False)[1]
-    return pd.Series(groups[:images], index=manifest.index)
-
-
 def _number_blocks(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Validate on the lowest seventh of each series of patient numbers, whatever the seed.
 
@@ -162,7 +142,7 @@ def _number_blocks(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
         )
     rank = named.groupby("series")["number"].rank(method="average", pct=True)
     lowest = rank.index[rank <= 1 / VALIDATION_FOLDS]
-    groups = _inseparable(pool)
+    groups = inseparable(pool)
     validation = groups.index[groups.isin(groups[lowest])]
     return _with_splits(manifest, {"train": pool.index, "val": validation})
 

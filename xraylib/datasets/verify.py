@@ -1,13 +1,15 @@
-"""Comparing a data set on this machine with what was published."""
+"""What a data set on this machine holds: as published, or as a user's own was understood."""
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from xraylib.datasets import images, manifest
+from xraylib.datasets import images, manifest, splits
 from xraylib.datasets.catalog import DATASETS, Counts, Dataset, get_dataset
+from xraylib.datasets.files import PassedOver, why_no_image
 from xraylib.errors import InvalidDataError
 
 _log = logging.getLogger(__name__)
@@ -45,34 +47,106 @@ def describe() -> pd.DataFrame:
 
 
 def verify(name: str | Path | Dataset) -> pd.DataFrame:
-    """Count the images of a data set against the published numbers.
+    """Count the images of a data set, against the published numbers where there are any.
+
+    Parameters
+    ----------
+    name : str, Path or Dataset
+        As for `manifest.load`.
 
     Returns
     -------
     pandas.DataFrame
-        `split`: train, val or test.
-        `label`: 0 normal, 1 pneumonia.
-        `images`: int, on this machine.
-        `expected`: Int64, missing where nothing is published.
+        One row per split and class.
+
+        - `split`: train, val or test.
+        - `label`: 0 normal, 1 pneumonia.
+        - `images`, `patients`: int, on this machine.
+        - `expected`: Int64, the published number of images, missing where there is none.
+
         `attrs["fingerprint"]` names the content, as `images.fingerprint` does.
+        `attrs["notes"]` is a list of str: how patients were read, and what was decided or is odd.
+        `attrs["passed_over"]` is a dict of the reasons why files are not read, each with a list of
+        paths.
+        `attrs["problem"]` is a str: why a data set of the user's cannot be trained on, or empty.
 
     Raises
     ------
     InvalidDataError
-        If the numbers differ from every known edition.
+        If the data set cannot be understood, or differs from every published edition.
     """
     dataset = get_dataset(name)
-    indexed = manifest.index(dataset)
-    manifest.check_classes(dataset, indexed)
-    table = indexed.groupby(["split", "label"]).size().rename("images").reset_index()
-    table.attrs["dataset"] = dataset.name
-    table.attrs["fingerprint"] = images.fingerprint(indexed)
+    reading = manifest.read(dataset)
+    rows = reading.manifest
+    if dataset.is_own:
+        rows = manifest.without_quarantined(dataset, rows)
+    manifest.check_classes(dataset, rows)
+    by_class = rows.groupby(["split", "label"])
+    table = by_class.agg(images=("image_id", "size"), patients=("patient", "nunique"))
+    table = table.reset_index()
     edition = _nearest_edition(dataset, table) if dataset.expected else {}
     expected = []
     for split, label in zip(table["split"], table["label"], strict=True):
-        by_class = edition.get(split)
-        expected.append(by_class[label] if isinstance(by_class, tuple) else None)
-    return table.assign(expected=pd.array(expected, dtype="Int64"))
+        due = edition.get(split)
+        expected.append(due[label] if isinstance(due, tuple) else None)
+    table = table.assign(expected=pd.array(expected, dtype="Int64"))
+    table.attrs = {
+        "dataset": dataset.name,
+        "fingerprint": images.fingerprint(rows),
+        "notes": list(_notes(reading, rows)),
+        "passed_over": _by_reason(reading.passed_over),
+        "problem": _problem(dataset, rows) if dataset.is_own else "",
+    }
+    return table
+
+
+def _notes(reading: manifest.Reading, rows: pd.DataFrame) -> Iterator[str]:
+    """Say how patients were read, and what was decided or is odd."""
+    yield from reading.remarks
+    for source, count in Counter(reading.patient_sources).most_common():
+        yield f"the patient of {count} images is read from {source}"
+    labels = rows.groupby("patient")["label"].nunique()
+    both = labels.index[labels > 1]
+    if len(both):
+        yield f"{len(both)} patients have images of both classes: {_some(both)}"
+    copies = rows[rows["sha256"].duplicated(keep=False)]
+    if len(copies):
+        yield f"{len(copies)} images are byte-identical to another: {_some(copies['image_id'])}"
+    conflicts = copies[copies.groupby("sha256")["label"].transform("nunique") > 1]
+    if len(conflicts):
+        fix = "`data audit` leaves them out"
+        yield f"{len(conflicts)} of these have copies of the other class: {fix}"
+
+
+def _some(names: pd.Index | pd.Series) -> str:
+    """List the first names."""
+    return ", ".join(map(str, names[:5])) + (", …" if len(names) > 5 else "")
+
+
+def _by_reason(passed_over: list[PassedOver]) -> dict[str, list[str]]:
+    """Collect the files that are not read by why they are not."""
+    reasons: dict[str, list[str]] = {}
+    for path, reason in passed_over:
+        reasons.setdefault(reason, []).append(path)
+    return reasons
+
+
+def _problem(dataset: Dataset, rows: pd.DataFrame) -> str:
+    """Say what would stop a training on a user's own images; empty where nothing would."""
+    reasons = rows["path"].map(why_no_image)
+    unreadable = rows[reasons != ""]
+    if len(unreadable):
+        fix = f"`python -m xraylib data audit {dataset.reference} --max-bad 1` leaves them out"
+        first = f"{unreadable['path'].iloc[0]} ({reasons[unreadable.index[0]]})"
+        return f"{len(unreadable)} images cannot be read, first {first}. Fix: {fix}."
+    is_test_only = set(rows["split"]) == {"test"}
+    try:
+        manifest.check_kinds(dataset, rows)
+        if not is_test_only:
+            splits.assign(rows, "strict", 0)
+    except InvalidDataError as error:
+        return str(error)
+    return ""
 
 
 def _nearest_edition(dataset: Dataset, table: pd.DataFrame) -> Counts:
