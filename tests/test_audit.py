@@ -175,24 +175,6 @@ def test_the_list_of_original_files_tells_image_and_patient(tmp_path, monkeypatc
     assert audit.originals("phantom") is None
 
 
-def test_file_features_that_predict_the_class_are_named(tmp_path):
-    rows = []
-    for number in range(12):
-        label = number % 2
-        path = tmp_path / f"{number}.png"
-        # Pneumonias are wider; heights do not differ by class.
-        Image.new("L", (20 + 10 * label, 20 + number // 2)).save(path)
-        rows.append({"path": str(path), "label": label, "split": "train"})
-    images = pd.DataFrame(rows)
-    findings = audit.file_feature_warnings(images)
-    assert any("width of the file predicts the class (AUC 1.000)" in line for line in findings)
-    assert not any("warning: height" in line for line in findings)
-    alike = audit.file_feature_warnings(images.iloc[[0, 0, 0]])
-    assert len(alike) == 1 and "one size" in alike[0]
-    # The test folder is not looked at.
-    assert len(audit.file_feature_warnings(images.assign(split="test").iloc[:0])) <= 1
-
-
 def test_single_features_are_what_their_names_say(tmp_path):
     rows, pixels = [], []
     for number, (width, height, value) in enumerate(
