@@ -188,14 +188,11 @@ def _file_values(numbers: pd.DataFrame) -> dict[str, np.ndarray]:
     """
     pixels = numbers["width"] * numbers["height"]
     bits = 8 * numbers["bytes"] / pixels
-    features = numbers.assign(
-        **{
-            "aspect ratio": numbers["width"] / numbers["height"],
-            "file size": numbers["bytes"],
-            "bits a pixel": bits,
-            "compression": np.log2(bits / (8 * numbers["encoded"] / SIZE**2)),
-        }
-    )
+    features = numbers.copy()
+    features["aspect ratio"] = numbers["width"] / numbers["height"]
+    features["file size"] = numbers["bytes"]
+    features["bits a pixel"] = bits
+    features["compression"] = np.log2(bits / (8 * numbers["encoded"] / SIZE**2))
     return {name: features[[name]].to_numpy(np.float32) for name in FILE}
 
 

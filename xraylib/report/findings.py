@@ -374,7 +374,7 @@ def _of_features(measured: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def feature_label(feature: Mapping[str, Any]) -> str:
+def feature_label(feature: Mapping[Any, Any]) -> str:
     """Name a row of the features for a reader."""
     name: str = feature["feature"]
     if feature["of"] == "originals":
