@@ -537,8 +537,48 @@ def _peak(films: Path, how: str, count: int) -> float:
     else:
         decoded = (Image.open(path).convert("L").resize((SIZE, SIZE)) for path in table["path"])
         np.stack([np.asarray(image) for image in decoded])
+    return _most_memory()
+
+
+def _most_memory() -> float:
+    """MB that this process has held at most."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1000
+
+
+def audit(films: Path, quick: bool) -> list[dict]:
+    """Time and memory of an audit of 1, 2, 4 and 8 times as many images, in fresh processes."""
+    least = 30 if quick else 300
+    repeats = 1 if quick else 3
+    rates: dict[int, list[float]] = {}
+    peaks: dict[int, list[float]] = {}
+    for times in (1, 2, 4, 8):
+        settings = phantom.PhantomSettings(images=times * least, size=112)
+        folder = phantom.write(films.parent / f"audited-{times}", settings)
+        measured = [_alone(_audited, folder) for _ in range(repeats)]
+        rates[times] = [times * least / seconds for seconds, _ in measured]
+        peaks[times] = [peak for _, peak in measured]
+    rows = []
+    for times in (2, 4, 8):
+        title = f"Audit of {times * least} images of 112 px"
+        rate = {"ours": rates[times], "peer": rates[1]}
+        fewer = f"the same, {least} images"
+        rows.append(
+            {"what": title, "against": fewer, "unit": "images/s", "more_is_better": True, **rate}
+        )
+        peak = {"ours": peaks[times], "peer": peaks[1]}
+        rows.append(row(f"Peak memory of the {title[0].lower()}{title[1:]}", fewer, "MB", peak))
+    return rows
+
+
+def _audited(folder: Path) -> tuple[float, float]:
+    """CPU-seconds of an audit, from the import on, and MB that this process has held at most."""
+    from xraylib.datasets import catalog
+    from xraylib.report import findings
+
+    start = time.process_time()
+    findings.audit_dataset(catalog.get_dataset(folder))
+    return time.process_time() - start, _most_memory()
 
 
 GROUPS = {
@@ -548,6 +588,7 @@ GROUPS = {
     "step": step,
     "allocator": allocator,
     "memory": memory,
+    "audit": audit,
     "shared": shared,
     "tutorial": tutorial,
 }

@@ -98,6 +98,23 @@ _TRAINED_ON = _argument(
     help="what it was trained on (kermany)",
 )
 
+_AUDIT = (
+    _NAME_OR_PATH,
+    _argument("--html", type=_path, metavar="FILE", help="write one page, readable offline"),
+    _argument(
+        "--scores",
+        type=_path,
+        metavar="FILE|RUN",
+        help="scores of a model (image_id or path, and score), for its leak-adjusted AUC",
+    ),
+    _argument(
+        "--fail-on",
+        choices=("leak", "fault", "shortcut"),
+        help="exit status 1 for a finding of this level or a worse one",
+    ),
+    _argument("--show", type=_NATURAL, default=20, help="unusable files to list (20)"),
+)
+
 _DATA_ACTIONS = {
     "list": _Command("what there is, and what lies on this machine"),
     "fetch": _Command(
@@ -130,16 +147,15 @@ _DATA_ACTIONS = {
         ),
     ),
     "audit": _Command(
-        "read every file; list bad, duplicate and mislabelled ones",
+        "the audit, then a quarantine list of the files that cannot be used",
         (
-            _NAME_OR_PATH,
+            *_AUDIT,
             _argument(
                 "--max-bad",
                 type=_SHARE,
                 default=0.01,
                 help="largest share of bad files (0.01)",
             ),
-            _argument("--show", type=_NATURAL, default=20, help="findings to print (20)"),
         ),
     ),
     "shard": _Command(
@@ -153,6 +169,7 @@ _DATA_ACTIONS = {
 }
 
 _COMMANDS = {
+    "audit": _Command("what betrays the classes of a data set: leaks, faults, shortcuts", _AUDIT),
     "train": _Command(
         "train a recipe with some seeds and add the runs to the report",
         (

@@ -74,29 +74,42 @@ def data_verify(options: argparse.Namespace) -> None:
         raise InvalidDataError(table.attrs["problem"])
 
 
-def data_audit(options: argparse.Namespace) -> None:
-    """Read every file; the quarantine list is written only if the audit passes."""
-    from xraylib.datasets import audit, images, manifest
+def data_audit(options: argparse.Namespace) -> int:
+    """Audit a data set; the quarantine list is written only if not too many files are bad."""
+    from xraylib.datasets import audit, manifest
 
-    dataset = _find_dataset(options.name)
-    files = manifest.index(dataset)
-    manifest.check_classes(dataset, files)
-    findings = audit.audit_files(files)
-    if findings.empty:
-        print("no file is unreadable, duplicate or mislabelled")
-    else:
-        _print_table(findings[["problem", "quarantine", "path", "detail"]].head(options.show))
-        _print_table(findings.groupby(["problem", "quarantine"]).size().reset_index(name="files"))
-    quarantine = manifest.quarantine_path(dataset)
-    audit.check_and_quarantine(findings, len(files), quarantine, options.max_bad)
-    if not findings.empty:
-        print(f"every finding: {quarantine}")
-    is_bad = files["image_id"].isin(manifest.read_quarantine(quarantine))
-    good = files[~is_bad].reset_index(drop=True)
-    for warning in audit.file_feature_warnings(good):
-        print(warning)
-    print("\nPatients and images shared by the published splits:")
-    _print_table(audit.leakage(good, images.load_pixels(good, 64)))
+    status, result = _audit(options)
+    quarantine = manifest.quarantine_path(_find_dataset(options.name))
+    audit.check_and_quarantine(result.files, result.total, quarantine, options.max_bad)
+    if not result.files.empty:
+        print(f"every file with a finding: {quarantine}")
+    return status
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Audit a data set: a table of findings, and a page; exit status 1 with `--fail-on`."""
+    return _audit(options)[0]
+
+
+def _audit(options: argparse.Namespace) -> tuple[int, Any]:
+    """Print the findings, write the page, and return the exit status and the audit."""
+    import shutil
+
+    from xraylib.report import audit_page, findings
+
+    result = findings.audit_dataset(_find_dataset(options.name), options.scores)
+    print(audit_page.terminal_table(result.findings, shutil.get_terminal_size((120, 24)).columns))
+    if not result.has("shortcut"):
+        print("\nno leak, fault or shortcut was found")
+    bad = result.files[result.files["quarantine"]].head(options.show)
+    if not bad.empty:
+        print()
+        _print_table(bad[["problem", "path", "detail"]])
+    if options.html:
+        audit_page.write_page(result, options.html)
+        print(f"\n{options.html}")
+    failed = options.fail_on is not None and result.has(options.fail_on)
+    return int(failed), result
 
 
 def data_shard(options: argparse.Namespace) -> None:
