@@ -26,8 +26,9 @@ def prediction():
 
 @pytest.fixture
 def gray():
-    """A wide image, dark at the left, that no turn, mirror or crop leaves as it is."""
-    ramp = np.linspace(20, 220, 120)[None] + np.linspace(0, 30, 80)[:, None]
+    """A wide image, dark at the left with a bright square, that every alteration changes."""
+    ramp = np.linspace(20, 200, 120)[None] + np.linspace(0, 30, 80)[:, None]
+    ramp[30:40, 20:30] = 230
     return Image.fromarray(ramp.astype(np.uint8))
 
 
