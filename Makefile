@@ -197,7 +197,7 @@ app: $(SETUP)  ## open the shipped model as a page in the browser (notebook 08; 
 fuzz: $(SETUP_DEV)  ## give predict 10,000 damaged files
 	XRAYLIB_FUZZ=10000 $(CALL_PY) -m pytest tests/test_predict.py -k damaged --timeout 1800
 
-prediction: $(SETUP_DEV)  ## measure what predict answers and costs (reports/prediction.json)
+prediction: $(SETUP_DEV)  ## measure what predict answers, also of altered files, and costs (reports/prediction.json, .csv)
 	$(CALL_PY) benchmarks/prediction.py
 
 bench: $(SETUP_DEV)  ## measure speed and memory (benchmarks/)

@@ -1,38 +1,293 @@
-"""`make prediction`: what `predict` answers, abstains from and costs, into reports/prediction.json.
+"""`make prediction`: what `xraylib.predict` answers, refuses and costs.
 
-Real images are taken where XRAYLIB_DATA has them (Kermany's copies and originals, NIH). Without
-them, the parts that need none are measured. Nothing here chose a limit of the model. The kind of
-OOD score was chosen after pages, noise and photographs like these, and the share of the test images
-that it flags, had been seen.
+It writes `reports/prediction.json`, and `reports/prediction.csv` with one row for each way in which
+the file of an image was altered. Real images are taken where XRAYLIB_DATA has them (Kermany's
+copies and originals, NIH). Without them, the parts that need none are measured. Nothing here chose
+a limit of the model. The kind of OOD score was chosen after pages, noise and photographs like
+these, and the share of the test images that it flags, had been seen.
 """
 
+import argparse
 import importlib.metadata
 import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pydicom
 from matplotlib import cbook
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 from sklearn.datasets import load_sample_images
+from tqdm.auto import tqdm
 
-from xraylib import devices, paths, prediction
+import xraylib
+from xraylib import devices, paths
 from xraylib.datasets import catalog, fetch, manifest
-from xraylib.packaged import PackagedModel, load_packaged
-from xraylib.storage import atomic_write
+from xraylib.evaluation.calibration import expected_error
+from xraylib.storage import atomic_write, sha256
+
+NORMAL = "looks normal"
+PNEUMONIA = "looks like pneumonia"
+UNDECIDED = "undecided"
+
+# Of each class, from which altered copies are made.
+ALTERED_IMAGES = 30
+STRANGERS = 60
+
+Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
-def answers(files: Iterable[Any], model: PackagedModel) -> pd.DataFrame:
-    """Answer files with a table, one row per file."""
-    return prediction.predict(files, model)
+class Alteration(NamedTuple):
+    """One way in which a person's file of an image differs from another's.
+
+    `write` writes an altered copy of an 8-bit grey image, and returns the file: its path is the
+    one that it is given, with a suffix.
+    """
+
+    kind: str
+    strength: str
+    refused: bool
+    write: Callable[[Image.Image, Path, np.random.Generator], Path]
+
+
+def _resize(image: Image.Image, rng: np.random.Generator, longer: int) -> Image.Image:
+    factor = longer / max(image.size)
+    return _enlarge(image, rng, factor)
+
+
+def _enlarge(
+    image: Image.Image,
+    rng: np.random.Generator,
+    factor: float,
+    filter_: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    return image.resize((round(image.width * factor), round(image.height * factor)), filter_)
+
+
+def _add_noise(image: Image.Image, rng: np.random.Generator, sigma: float) -> Image.Image:
+    noisy = np.asarray(image) + rng.normal(0, sigma, (image.height, image.width))
+    return Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
+
+
+def _blur(image: Image.Image, rng: np.random.Generator, pixels: float) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(pixels))
+
+
+def _add_bars(
+    image: Image.Image, rng: np.random.Generator, across: float, along: float, gray: int
+) -> Image.Image:
+    """Add bars of these shares of width and height on both sides."""
+    bars = (round(image.width * across), round(image.height * along))
+    return ImageOps.expand(image, bars, gray)
+
+
+def _collimate(image: Image.Image, rng: np.random.Generator, share: float) -> Image.Image:
+    """Blacken that share of the height and width on every side."""
+    across = round(image.width * share)
+    along = round(image.height * share)
+    inner = image.crop((across, along, image.width - across, image.height - along))
+    return ImageOps.expand(inner, (across, along), 0)
+
+
+def _contrast(image: Image.Image, rng: np.random.Generator, factor: float) -> Image.Image:
+    return ImageEnhance.Contrast(image).enhance(factor)
+
+
+def _gamma(image: Image.Image, rng: np.random.Generator, power: float) -> Image.Image:
+    return image.point([round(255 * (gray / 255) ** power) for gray in range(256)])
+
+
+def _mirror(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return ImageOps.mirror(image)
+
+
+def _turn(image: Image.Image, rng: np.random.Generator, degrees: int) -> Image.Image:
+    return image.rotate(degrees, expand=True)
+
+
+def _tilt(image: Image.Image, rng: np.random.Generator, degrees: int) -> Image.Image:
+    """Turn to the left or to the right, with black corners."""
+    return image.rotate(degrees * rng.choice([-1, 1]), Image.Resampling.BILINEAR)
+
+
+def _invert(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return ImageOps.invert(image)
+
+
+def _keep(
+    image: Image.Image, rng: np.random.Generator, box: tuple[float, float, float, float]
+) -> Image.Image:
+    """Crop to a box, in shares of width and height: left, top, right, bottom."""
+    left, top, right, bottom = box
+    width, height = image.size
+    corners = (left * width, top * height, right * width, bottom * height)
+    return image.crop(tuple(round(corner) for corner in corners))
+
+
+def _write_png(
+    image: Image.Image, stem: Path, rng: np.random.Generator, change: Change, **options: Any
+) -> Path:
+    file = stem.with_suffix(".png")
+    change(image, rng, **options).save(file, compress_level=1)
+    return file
+
+
+def _write_jpeg(image: Image.Image, stem: Path, rng: np.random.Generator, quality: int) -> Path:
+    file = stem.with_suffix(".jpeg")
+    image.save(file, quality=quality)
+    return file
+
+
+def _write_16_bits(
+    image: Image.Image, stem: Path, rng: np.random.Generator, bits: int, suffix: str
+) -> Path:
+    """Write values that use so many of 16 bits."""
+    file = stem.with_suffix(suffix)
+    values = np.asarray(image).astype(np.uint16) * 257
+    Image.fromarray(values >> (16 - bits)).save(file)
+    return file
+
+
+def _changes(
+    kind: str, change: Change, strengths: dict[str, dict[str, Any]], refused: bool = False
+) -> list[Alteration]:
+    """List one change in several strengths, stored as PNG."""
+    return [
+        Alteration(kind, strength, refused, partial(_write_png, change=change, **options))
+        for strength, options in strengths.items()
+    ]
+
+
+def _in_percent(*shares: float, **options: float) -> dict[str, dict[str, Any]]:
+    return {f"{share:.0%}": {"share": share, **options} for share in shares}
+
+
+def _bars(across: int, along: int, gray: int) -> dict[str, dict[str, Any]]:
+    """Bars of 5% and 10%, where `across` and `along` are 1 or 0."""
+    return {
+        f"{share:.0%}": {"across": across * share, "along": along * share, "gray": gray}
+        for share in (0.05, 0.1)
+    }
+
+
+def alterations() -> list[Alteration]:
+    """List every alteration: first those that should change no answer, then those to refuse."""
+    sizes = {f"{side} px": {"longer": side} for side in (512, 1024, 1536, 2048)}
+    nearest = {"factor": 3.0, "filter_": Image.Resampling.NEAREST}
+    enlarged = {"x2": {"factor": 2.0}, "x3": {"factor": 3.0}, "x3, nearest": nearest}
+    halves = {
+        "left": {"box": (0, 0, 0.5, 1)},
+        "right": {"box": (0.5, 0, 1, 1)},
+        "upper": {"box": (0, 0, 1, 0.5)},
+        "lower": {"box": (0, 0.5, 1, 1)},
+    }
+    kept = [
+        *_changes("resized, longer side", _resize, sizes),
+        *_changes("enlarged", _enlarge, enlarged),
+        *_changes("noise", _add_noise, {f"sigma {s}": {"sigma": s} for s in (2, 5)}),
+        *_changes("blur", _blur, {f"{p} px": {"pixels": p} for p in (0.5, 1)}),
+        *_changes("black border", _add_bars, _bars(1, 1, 0)),
+        *_changes("white border", _add_bars, _bars(1, 1, 255)),
+        *_changes("bars above and below", _add_bars, _bars(0, 1, 0)),
+        *_changes("bars left and right", _add_bars, _bars(1, 0, 0)),
+        *_changes("collimated", _collimate, _in_percent(0.05, 0.1)),
+        *_changes("contrast", _contrast, {f"x{f}": {"factor": f} for f in (0.5, 0.75, 1.25, 1.5)}),
+        *_changes("gamma", _gamma, {str(p): {"power": p} for p in (0.7, 1.4)}),
+        *_changes("mirrored", _mirror, {"": {}}),
+        *_changes("tilted", _tilt, {f"{d}°": {"degrees": d} for d in (5, 10)}),
+    ]
+    for quality in (90, 75, 50, 30):
+        write = partial(_write_jpeg, quality=quality)
+        kept.append(Alteration("JPEG", f"quality {quality}", False, write))
+    for suffix in (".png", ".tiff"):
+        for bits in (13, 14, 15, 16):
+            write = partial(_write_16_bits, bits=bits, suffix=suffix)
+            kept.append(Alteration(f"bits of 16, {suffix[1:].upper()}", str(bits), False, write))
+    turns = {f"{degrees}°": {"degrees": degrees} for degrees in (90, 180, 270)}
+    return [
+        *kept,
+        *_changes("turned", _turn, turns, refused=True),
+        *_changes("tilted far", _tilt, {"20°": {"degrees": 20}}, refused=True),
+        *_changes("inverted", _invert, {"": {}}, refused=True),
+        *_changes("one half", _keep, halves, refused=True),
+    ]
+
+
+def some_of_each_class(images: pd.DataFrame, count: int) -> list[str]:
+    """Paths of `count` images of each class, of as many patients, spread over the file names."""
+    chosen: list[str] = []
+    for _, of_class in images.drop_duplicates("patient").groupby("label"):
+        rows = np.linspace(0, len(of_class) - 1, min(count, len(of_class))).round().astype(int)
+        chosen += of_class.sort_values("image_id")["path"].iloc[rows].tolist()
+    return chosen
+
+
+def measure_alterations(files: Sequence[str]) -> pd.DataFrame:
+    """Answer altered copies of some images, and compare with the answers to the files themselves.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per kind and strength.
+
+        - `kind`, `strength`, `expected`: `same answer`, or `refused`.
+        - `n`: images; `answered`: copies that got an answer; `refused`, `errors`: that got none.
+        - `both`: of the answered copies, those whose image got an answer as well.
+        - `changed`: of both, answers that went from normal to pneumonia or back.
+        - `undecided`: of both, answers that went to or from undecided.
+        - `largest_difference`: of the probability, of both; missing where there are none.
+    """
+    before = xraylib.predict(files)
+    grays = [Image.open(file).convert("L") for file in files]
+    rows = []
+    for alteration in tqdm(alterations(), unit="alteration"):
+        with tempfile.TemporaryDirectory() as folder:
+            copies = []
+            for number, gray in enumerate(grays):
+                rng = np.random.default_rng(number)
+                copies.append(alteration.write(gray, Path(folder) / f"copy{number}", rng))
+            after = xraylib.predict(copies)
+        row = {"kind": alteration.kind, "strength": alteration.strength}
+        row["expected"] = "refused" if alteration.refused else "same answer"
+        rows.append(row | compare(before, after))
+    return pd.DataFrame(rows)
+
+
+def compare(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Any]:
+    """Count what changed between two tables of answers to as many images, in the same order."""
+    both = (before["status"] == "ok") & (after["status"] == "ok")
+    is_other = both & (before["answer"] != after["answer"])
+    by_undecided = is_other & ((before["answer"] == UNDECIDED) | (after["answer"] == UNDECIDED))
+    difference = (after["probability"] - before["probability"]).abs()[both].max()
+    return {
+        "n": len(after),
+        "answered": int((after["status"] == "ok").sum()),
+        "refused": int((after["status"] == "abstained").sum()),
+        "errors": int((after["status"] == "error").sum()),
+        "both": int(both.sum()),
+        "changed": int((is_other & ~by_undecided).sum()),
+        "undecided": int(by_undecided.sum()),
+        "largest_difference": round(float(difference), 4),
+    }
+
+
+def summarise_alterations(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Sum the strengths of each kind up, for the model card."""
+    groups = table.groupby(["kind", "expected"], sort=False)
+    summed = groups[["n", "refused", "errors", "both", "changed", "undecided"]].sum()
+    summed["strengths"] = groups["strength"].agg(lambda names: "; ".join(filter(None, names)))
+    summed["largest_difference"] = groups["largest_difference"].max()
+    known = summed.astype(object).where(summed.notna(), None)
+    return known.reset_index().to_dict(orient="records")
 
 
 def share(values: Any) -> float:
@@ -40,218 +295,221 @@ def share(values: Any) -> float:
     return round(float(np.mean(values)), 4)
 
 
-def others(place: Path) -> list[Path]:
-    """Pictures that are no radiographs: 60 of each kind."""
+def write_strangers(folder: Path) -> dict[str, list[Path]]:
+    """Write pictures that are no radiographs, `STRANGERS` of each kind."""
     rng = np.random.default_rng(1)
     photographs = [Image.fromarray(photo) for photo in load_sample_images().images]
-    photographs += [
-        Image.open(cbook.get_sample_data(name))
-        for name in ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png")
-    ]
-    found = []
-    for number in range(60):
-        photo = photographs[number % len(photographs)].convert("L")
-        width, height = (int(side * rng.uniform(0.4, 0.95)) for side in photo.size)
-        left, top = rng.integers(photo.width - width + 1), rng.integers(photo.height - height + 1)
-        page = Image.new("L", (850, 1100), 255)
-        font = ImageFont.load_default(int(rng.integers(12, 40)))
-        for y in range(40, 1060, int(font.size * 1.4)):
-            words = " ".join(
-                "".join(rng.choice(list("etaoinshrdlu"), rng.integers(2, 9))) for _ in range(12)
-            )
-            ImageDraw.Draw(page).text((40, y), words, fill=0, font=font)
-        side = int(rng.integers(4, 300))
-        noise = Image.fromarray(rng.integers(0, 256, (side, side), dtype=np.uint8)).resize(
-            (300, 300)
-        )
-        slope = np.add.outer(*(rng.uniform(-1, 1) * np.linspace(0, 255, 256) for _ in range(2)))
-        blank = Image.fromarray(np.clip(slope + rng.uniform(0, 255), 0, 255).astype(np.uint8))
-        crop = photo.crop((left, top, left + width, top + height))
-        for kind, picture in (
-            ("photograph", crop),
-            ("page", page),
-            ("noise", noise),
-            ("blank", blank),
-        ):
-            found.append(place / f"{kind}-{number}.png")
-            picture.save(found[-1])
-    return found
+    for name in ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png"):
+        photographs.append(Image.open(cbook.get_sample_data(name)))
+    files: dict[str, list[Path]] = {}
+    for number in range(STRANGERS):
+        pictures = {
+            "photograph": _part_of(photographs[number % len(photographs)].convert("L"), rng),
+            "page": _page(rng),
+            "noise": _coarse_noise(rng),
+            "blank": _slope(rng),
+        }
+        for kind, picture in pictures.items():
+            file = folder / f"{kind}-{number}.png"
+            picture.save(file)
+            files.setdefault(kind, []).append(file)
+    return files
 
 
-ALTERED = {
-    "on its side": lambda film: film.rotate(90, expand=True),
-    "upside down": ImageOps.flip,
-    "inverted": ImageOps.invert,
-    "one half": lambda film: film.crop((0, 0, film.width // 2, film.height)),
-    "turned by 20 degrees": lambda film: film.rotate(20),
-}
+def _part_of(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
+    width = int(photograph.width * rng.uniform(0.4, 0.95))
+    height = int(photograph.height * rng.uniform(0.4, 0.95))
+    left = rng.integers(photograph.width - width + 1)
+    top = rng.integers(photograph.height - height + 1)
+    return photograph.crop((left, top, left + width, top + height))
 
 
-def altered(films: list[str], model: PackagedModel) -> dict[str, float]:
-    """Share abstained of real films that are not as a frontal chest film should be."""
-    found = {}
-    for name, alter in ALTERED.items():
-        with tempfile.TemporaryDirectory() as folder:
-            files = [Path(folder) / f"{number}.png" for number in range(len(films))]
-            for film, file in zip(films, files, strict=True):
-                alter(Image.open(film).convert("L")).save(file)
-            found[name] = share(answers(files, model)["status"] == "abstained")
-    return {"n": len(films)} | found
+def _page(rng: np.random.Generator) -> Image.Image:
+    """Lines of made-up words on white."""
+    page = Image.new("L", (850, 1100), 255)
+    font = ImageFont.load_default(int(rng.integers(12, 40)))
+    letters = list("etaoinshrdlu")
+    for y in range(40, 1060, int(font.size * 1.4)):
+        words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(12)]
+        ImageDraw.Draw(page).text((40, y), " ".join(words), fill=0, font=font)
+    return page
 
 
-def formats(film: Path, place: Path) -> list[Path]:
-    """One film as PNG, TIFF, JPEG of quality 95 and DICOM."""
-    picture = Image.open(film).convert("L")
+def _coarse_noise(rng: np.random.Generator) -> Image.Image:
+    side = int(rng.integers(4, 300))
+    noise = rng.integers(0, 256, (side, side), dtype=np.uint8)
+    return Image.fromarray(noise).resize((300, 300))
+
+
+def _slope(rng: np.random.Generator) -> Image.Image:
+    """A grey that changes evenly from one corner to another."""
+    down = rng.uniform(-1, 1) * np.linspace(0, 255, 256)
+    across = rng.uniform(-1, 1) * np.linspace(0, 255, 256)
+    gray = np.add.outer(down, across) + rng.uniform(0, 255)
+    return Image.fromarray(np.clip(gray, 0, 255).astype(np.uint8))
+
+
+def write_formats(image: str | Path, folder: Path) -> list[Path]:
+    """Write one image as PNG, TIFF, JPEG of quality 95 and DICOM."""
+    gray = Image.open(image).convert("L")
     dicom = pydicom.Dataset()
     dicom.file_meta = pydicom.dataset.FileMetaDataset()
     dicom.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dicom.SOPClassUID, dicom.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.3"
-    dicom.Rows, dicom.Columns, dicom.SamplesPerPixel, dicom.PixelRepresentation = (
-        picture.height,
-        picture.width,
-        1,
-        0,
-    )
-    dicom.PhotometricInterpretation, dicom.BitsAllocated, dicom.BitsStored, dicom.HighBit = (
-        "MONOCHROME2",
-        8,
-        8,
-        7,
-    )
-    dicom.PixelData = picture.tobytes() + b"\0" * (picture.height * picture.width % 2)
+    dicom.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
+    dicom.SOPInstanceUID = "1.2.3"
+    dicom.Rows = gray.height
+    dicom.Columns = gray.width
+    dicom.SamplesPerPixel = 1
+    dicom.PixelRepresentation = 0
+    dicom.PhotometricInterpretation = "MONOCHROME2"
+    dicom.BitsAllocated = 8
+    dicom.BitsStored = 8
+    dicom.HighBit = 7
+    dicom.PixelData = gray.tobytes() + b"\0" * (gray.height * gray.width % 2)
     buffer = io.BytesIO()
     dicom.save_as(buffer, enforce_file_format=True)
-    files = [place / f"{film.stem}.{kind}" for kind in ("png", "tiff", "jpeg", "dcm")]
-    picture.save(files[0])
-    picture.save(files[1])
-    picture.save(files[2], quality=95)
+    stem = Path(image).stem
+    files = [folder / f"{stem}.{suffix}" for suffix in ("png", "tiff", "jpeg", "dcm")]
+    gray.save(files[0])
+    gray.save(files[1])
+    gray.save(files[2], quality=95)
     files[3].write_bytes(buffer.getvalue())
     return files
 
 
-def worth(told: pd.DataFrame, label: np.ndarray) -> dict[str, Any]:
-    """Measure answers: accuracy, Brier score, calibration error, coverage of the 95% sets.
+def measure_answers(answers: pd.DataFrame, labels: np.ndarray) -> dict[str, Any]:
+    """Measure answers to images whose class, 0 or 1, is known.
 
-    Answers whose label depends on the framing are counted apart.
+    Shares of `answered` and `undecided` are of all images. `accuracy` is of those that are called
+    one of the two classes, `brier` and `calibration_error` are of all that got a probability.
     """
-    changes = (told["message"] != "").to_numpy()
-    right = ((told["label"] == "pneumonia") == label).to_numpy()
-    probability = told["probability"].to_numpy()
-    held = told["prediction_set"]
-    bins = np.minimum((probability * 10).astype(int), 9)
-    gaps = [abs(probability[bins == one].sum() - label[bins == one].sum()) for one in range(10)]
-    found = {"accuracy": share(right), "brier": share((probability - label) ** 2)}
-    found |= {"label_hangs_on_framing": share(changes), "accuracy_of_those": share(right[changes])}
-    found |= {"accuracy_of_the_others": share(right[~changes])}
-    found |= {
-        "calibration_error": round(sum(gaps) / len(told), 4),
-        "set_empty": share(held == "neither"),
-    }
-    covered = {
-        name: held[label == (name == "pneumonia")].str.contains(name)
-        for name in ("normal", "pneumonia")
-    }
-    return found | {f"set_holds_{name}": share(values) for name, values in covered.items()}
+    is_answered = (answers["status"] == "ok").to_numpy()
+    given = answers["answer"].to_numpy()
+    measured = {"n": len(answers), "answered": share(is_answered)}
+    measured["undecided"] = share(is_answered & (given == UNDECIDED))
+    is_right = np.where(given == PNEUMONIA, labels == 1, labels == 0)
+    is_called = np.isin(given, (NORMAL, PNEUMONIA))
+    if is_called.any():
+        measured["accuracy"] = share(is_right[is_called])
+    for name, answer in (("looks_normal", NORMAL), ("looks_like_pneumonia", PNEUMONIA)):
+        right = is_right[given == answer]
+        measured[name] = {"n": len(right), "right": share(right) if len(right) else None}
+    probability = answers["probability"].to_numpy()[is_answered]
+    truth = labels[is_answered]
+    if is_answered.any():
+        error = expected_error(truth, probability, np.ones((1, len(truth))), debiased=False)
+        measured["brier"] = share((probability - truth) ** 2)
+        measured["calibration_error"] = share(error)
+    return measured
 
 
-def cost(films: list[str], model: PackagedModel) -> dict[str, Any]:
+def measure_copies(originals: list[Path]) -> dict[str, Any]:
+    """Compare the answers to original files with those to the data set's copies of them."""
+    path_of = manifest.load("kermany").set_index("image_id")["path"]
+    copies = [path_of[file.stem] for file in originals]
+    compared = compare(xraylib.predict(originals), xraylib.predict(copies))
+    spreads = []
+    for original in originals[:50]:
+        with tempfile.TemporaryDirectory() as folder:
+            probability = xraylib.predict(write_formats(original, Path(folder)))["probability"]
+        if probability.notna().all():
+            spreads.append(probability.max() - probability.min())
+    formats: dict[str, Any] = {"n": len(spreads)}
+    if spreads:
+        formats |= {"median": share(np.median(spreads)), "largest": share(np.max(spreads))}
+    return {"originals_and_copies": compared, "formats": formats}
+
+
+def measure_cost(files: list[str]) -> dict[str, Any]:
     """Cold start, throughput and memory of the command and of the call."""
     command = [sys.executable, "-m", "xraylib", "predict", "--json"]
-    cold = []
+    seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        subprocess.run([*command, films[0]], check=True, capture_output=True)
-        cold.append(time.perf_counter() - start)
+        subprocess.run([*command, files[0]], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    xraylib.predict(files[:32])
+    start = time.perf_counter()
+    xraylib.predict(files)
+    rate = len(files) / (time.perf_counter() - start)
+    return {
+        "cold_start_s": round(float(np.median(seconds)), 2),
+        "images_per_s": round(rate, 1),
+        "images": len(files),
+        "peak_mb": _peak_megabytes(["predict", "--json", *files]),
+    }
+
+
+def _peak_megabytes(arguments: list[str]) -> int:
+    """Run a command in another process; return its highest resident memory."""
     # Not getrusage, whose peak a child inherits from what started it.
-    peak = """
-import re, sys
+    code = """
+import sys
 from pathlib import Path
 from xraylib import cli
 status = cli.main(sys.argv[1:])
-print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+print(Path("/proc/self/status").read_text())
 sys.exit(status)
 """
     done = subprocess.run(
-        [sys.executable, "-c", peak, *command[3:], *films],
+        [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         check=True,
     )
-    answers(films[:32], model)
-    start = time.perf_counter()
-    answers(films, model)
-    rate = len(films) / (time.perf_counter() - start)
-    found = {
-        "cold_start_s": round(float(np.median(cold)), 2),
-        "images_per_s": round(rate, 1),
-        "images": len(films),
-    }
-    return found | {"peak_mb": int(done.stdout.splitlines()[-1]) // 1024}
+    return int(re.findall(r"VmHWM:\s+(\d+)", done.stdout)[-1]) // 1024
 
 
-def main() -> None:
-    """Measure everything and write the file."""
-    model = load_packaged()
-    found: dict[str, Any] = {}
-    version = importlib.metadata.version("ai-edge-litert")
-    found["model"], found["sha256"] = model.name, model.sha256
-    found["machine"] = (
-        f"{str(devices.use('cpu')).split(' · ')[0]} · LiteRT {version} on two threads"
-    )
+def measure(per_class: int) -> tuple[dict[str, Any], pd.DataFrame | None]:
+    """Measure everything; alterations are None where Kermany's images are not here."""
+    model_file = paths.SHIPPED / "model.tflite"
     phantom = manifest.load(fetch.fetch("phantom"))
-    found["phantom_answered"] = share(answers(phantom["path"], model)["status"] == "ok")
+    answers = xraylib.predict(phantom["path"])
+    version = importlib.metadata.version("ai-edge-litert")
+    cpu = str(devices.use("cpu")).split(" · ")[0]
+    measured: dict[str, Any] = {
+        "model": answers["model"].iloc[0],
+        "sha256": sha256(model_file),
+        "machine": f"{cpu} · LiteRT {version} on two threads",
+        "phantom_answered": share(answers["status"] == "ok"),
+        "abstained": {},
+    }
     with tempfile.TemporaryDirectory() as folder:
-        files = others(Path(folder))
-        told, kinds = answers(files, model), pd.Series([file.name.split("-")[0] for file in files])
-        abstained = (told["status"] == "abstained").groupby(kinds).agg(["mean", "size"])
-        found["abstained"] = {
-            kind: {"share": share(row["mean"]), "n": int(row["size"])}
-            for kind, row in abstained.iterrows()
-        }
-    films = list(phantom["path"])
+        for kind, pictures in write_strangers(Path(folder)).items():
+            abstained = share(xraylib.predict(pictures)["status"] == "abstained")
+            measured["abstained"][kind] = {"share": abstained, "n": len(pictures)}
+    files = list(phantom["path"])
+    altered = None
     for name in ("kermany", "nih"):
         if not catalog.get_dataset(name).root.is_dir():
             print(f"{name}: its images are not here, left out", file=sys.stderr)
             continue
         whole = manifest.load(name)
-        test = whole[whole["split"] == "test"] if name == "kermany" else whole
-        told = answers(test["path"], model)
-        ok = (told["status"] == "ok").to_numpy()
-        label = (test["label"] == 1).to_numpy()
-        found[name] = {"n": len(told), "answered": share(ok)} | worth(told[ok], label[ok])
+        test = whole[whole["split"] == "test"].reset_index(drop=True)
+        measured[name] = measure_answers(xraylib.predict(test["path"]), test["label"].to_numpy())
         if name == "kermany":
-            films = list(test["path"])
-            found["altered_abstained"] = altered(films[::4], model)
+            files = list(test["path"])
+            altered = measure_alterations(some_of_each_class(test, per_class))
+            measured["alterations"] = summarise_alterations(altered)
     originals = sorted((paths.DATA / "kermany_originals").rglob("*.jpeg"))
     if originals:
-        copies = manifest.load("kermany").set_index("image_id")["path"]
-        one, other = (
-            answers(originals, model),
-            answers([copies[file.stem] for file in originals], model),
-        )
-        apart, both = (
-            (one["probability"] - other["probability"]).abs(),
-            (one["label"] != "") & (other["label"] != ""),
-        )
-        agreed = {"n": len(one), "both_answered": int(both.sum()), "median": share(apart.median())}
-        found["originals_and_copies"] = agreed | {
-            "same_label": share((one["label"] == other["label"])[both])
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            made = [
-                answers(formats(film, Path(folder)), model)["probability"]
-                for film in originals[:50]
-            ]
-        spread = [each.max() - each.min() for each in made if each.notna().all()]
-        found["formats"] = {
-            "n": len(spread),
-            "median": share(np.median(spread)),
-            "largest": share(np.max(spread)),
-        }
-    found["cost"] = cost(films, model)
-    with atomic_write(paths.ROOT / "reports" / "prediction.json") as file:
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+        measured |= measure_copies(originals)
+    return measured | {"cost": measure_cost(files)}, altered
+
+
+def main() -> None:
+    """Measure everything and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--per-class", type=int, default=ALTERED_IMAGES, help="images to alter")
+    parser.add_argument("--into", type=Path, default=paths.ROOT / "reports", help="folder")
+    options = parser.parse_args()
+    measured, altered = measure(options.per_class)
+    if altered is not None:
+        with atomic_write(options.into / "prediction.csv") as file:
+            altered.to_csv(file, index=False)
+    with atomic_write(options.into / "prediction.json") as file:
+        file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(measured, indent=1))
 
 
 if __name__ == "__main__":

@@ -270,3 +270,97 @@ def test_the_response_to_a_dose_is_that_of_its_own_class(framed):
     assert rows["specificity"].tolist() == [1, 0, 0, 0] and (rows["sensitivity"] == 1).all()
     assert table.loc["swapped 0.76", "auc"] == 0 and table.loc["swapped 0.93", "auc"] == 1
     assert table["runs"].unique().tolist() == [3]
+
+
+def upper_half(pixels):
+    """A function of its own kind: no probability, and one column."""
+    return 100 * answer(pixels, 0)[:, None]
+
+
+def test_any_function_is_measured_in_every_view_by_its_own_score(small_phantom):
+    seen = set()
+
+    def noted(pixels):
+        seen.add((pixels.dtype.name, *pixels.shape[1:]))
+        return upper_half(pixels)
+
+    table = views.evaluate_function(noted, small_phantom, "test", size=28, threshold=40)
+    assert seen == {("uint8", 28, 28, 1)}
+    assert table["view"].tolist() == ["as it is", *FRAMING_VIEWS]
+    assert set(table["threshold"]) == {40}
+    test = small_phantom[small_phantom["split"] == "test"]
+    pixels = images.load_pixels(small_phantom, 224)[test.index]
+    for row in table.itertuples():
+        changed = FRAMING_VIEWS[row.view](pixels) if row.view in FRAMING_VIEWS else pixels
+        scores = upper_half(views.resized(changed, 28)).ravel()
+        positive = (scores >= 40).astype(int)
+        assert row.n == len(test)
+        assert row.auc == pytest.approx(sk.roc_auc_score(test["label"], scores))
+        assert row.sensitivity == pytest.approx(sk.recall_score(test["label"], positive))
+        assert row.specificity == pytest.approx(
+            sk.recall_score(test["label"], positive, pos_label=0)
+        )
+        assert row.auc_low <= row.auc <= row.auc_high
+        assert row.specificity_low <= row.specificity <= row.specificity_high
+
+
+def test_without_a_threshold_it_lies_between_the_classes(small_phantom, caplog):
+    table = views.evaluate_function(upper_half, small_phantom, "train")
+    train = small_phantom[small_phantom["split"] == "train"]
+    scores = upper_half(images.load_pixels(small_phantom, 224)[train.index]).ravel()
+    medians = [np.median(scores[train["label"] == label]) for label in (0, 1)]
+    assert table["threshold"].unique() == pytest.approx([np.mean(medians)])
+    rows = table.set_index("view").loc["as it is"]
+    # The score of normal is noticed, whichever of the two this one is.
+    said = "below that of normals" in caplog.text
+    caplog.clear()
+    other = views.evaluate_function(lambda pixels: -upper_half(pixels), small_phantom, "train")
+    assert ("below that of normals" in caplog.text) != said
+    assert other["auc"].iloc[0] == pytest.approx(1 - rows["auc"])
+
+
+def test_with_corruptions_each_severity_is_a_view_of_a_function(small_phantom, monkeypatch):
+    few = {name: CORRUPTIONS[name] for name in ("marker", "inversion")}
+    monkeypatch.setattr(views, "CORRUPTIONS", few)
+    table = views.evaluate_function(upper_half, small_phantom, with_corruptions=True)
+    assert table["view"].tolist() == ["as it is", *FRAMING_VIEWS, *FEW[1:]]
+    inverted = table.set_index("view").loc["inversion 1", "auc"]
+    assert inverted == pytest.approx(1 - table["auc"].iloc[0])
+
+
+def test_a_larger_network_sees_views_of_its_size_and_no_more_than_a_chunk(
+    small_phantom, monkeypatch
+):
+    monkeypatch.setattr(views, "CHUNK", 5)
+    shapes = set()
+
+    def noted(pixels):
+        shapes.add(pixels.shape[1:])
+        assert len(pixels) <= 5
+        return pixels.mean(axis=(1, 2, 3))
+
+    views.evaluate_function(noted, small_phantom, size=240)
+    assert shapes == {(240, 240, 1)}
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda pixels: np.zeros((len(pixels), 2)), r"an array \(\d+, 2\) for"),
+        (lambda pixels: 0.5, r"an array \(\) for"),
+        (lambda pixels: np.full(len(pixels), np.nan), "no numbers"),
+        (lambda pixels: ["normal"] * len(pixels), "a list"),
+        (lambda pixels: None, "no numbers|an array|NoneType"),
+    ],
+)
+def test_what_is_no_score_is_refused(small_phantom, function, said):
+    with pytest.raises(InvalidDataError, match=rf"the function returns .*({said}).* Fix: "):
+        views.evaluate_function(function, small_phantom)
+
+
+def test_a_split_without_two_classes_is_refused(small_phantom):
+    with pytest.raises(InvalidDataError, match=r"the tests split has no images\. Fix: .*test, "):
+        views.evaluate_function(upper_half, small_phantom, "tests")
+    normals = small_phantom[small_phantom["label"] == 0].reset_index(drop=True)
+    with pytest.raises(InvalidDataError, match=r"\d+ images, all of one class\. Fix: "):
+        views.evaluate_function(upper_half, normals)

@@ -83,6 +83,13 @@ def _classes(value: str) -> dict[str, str]:
     return dict(_setting(pair) for pair in value.split(","))
 
 
+def _output(value: str) -> tuple[int, str]:
+    index, _, ending = value.partition("/")
+    if not index.isdecimal() or ending not in ("sigmoid", "logit", "softmax"):
+        raise argparse.ArgumentTypeError(f"{value!r} is not INDEX/ENDING, such as 1/softmax")
+    return int(index), ending
+
+
 _SHARE = _number(float, 0, 1, "a number from 0 to 1")
 _NATURAL = _number(int, 0, 2**32 - 1, "a whole number from 0")
 _PIXELS = _number(int, 1, 4096, "a number of pixels from 1 to 4096")
@@ -268,8 +275,52 @@ _COMMANDS = {
         ),
     ),
     "framing": _Command(
-        "score validation images framed anew: the framing experiment",
-        (_RECIPES, _TRAINED_ON),
+        "score images framed anew: the framing experiment, of recipes or of a network of yours",
+        (
+            _argument(
+                "names",
+                nargs="+",
+                metavar="RECIPE",
+                type=_text,
+                help=f"{_RECIPE_HELP}. With --model: the data set or folder to score",
+            ),
+            _TRAINED_ON,
+            _argument(
+                "--model",
+                type=_path,
+                metavar="FILE",
+                help="a network of yours, .tflite or .onnx; no code from the file is run",
+            ),
+            _argument("--split", help="with --model: the split to score (test)"),
+            _argument(
+                "--threshold",
+                type=_SHARE,
+                help="with --model: pneumonia from this score on; by default between the classes",
+            ),
+            _argument(
+                "--corruptions",
+                action="store_true",
+                help="with --model: score every corruption at every severity as well",
+            ),
+            _argument(
+                "--scale",
+                choices=("0..1", "-1..1", "0..255", "imagenet"),
+                help="with --model: how its input is scaled; write --scale=-1..1",
+            ),
+            _argument(
+                "--size",
+                type=_PIXELS,
+                help="with --model: pixels of a side of its input, if the file leaves them open",
+            ),
+            _argument("--channels", type=int, choices=(1, 3), help="likewise: its grey channels"),
+            _argument(
+                "--output",
+                type=_output,
+                metavar="INDEX/ENDING",
+                help="with --model: which output is pneumonia, from 0, and whether it ends with "
+                "sigmoid, logit or softmax (0/sigmoid)",
+            ),
+        ),
     ),
     "corruptions": _Command(
         "score the test after corruptions of each severity",

@@ -299,19 +299,72 @@ def external(options: argparse.Namespace) -> None:
 
 
 def framing(options: argparse.Namespace) -> None:
-    """Score validation images framed anew."""
+    """Score images framed anew, with the runs of recipes or with a network of others."""
+    if options.model:
+        _framing_of_file(options)
+        return
+    for name in ("split", "threshold", "corruptions", "scale", "size", "channels", "output"):
+        value = getattr(options, name)
+        if value is not None and value is not False:
+            raise InvalidDataError(f"--{name} goes with --model. Fix: name its file, or leave out.")
+    _prepare(options.dataset, *options.names)
     from xraylib.evaluation import views
 
-    for recipe in _prepared_recipes(options):
+    for recipe in options.names:
         table = views.score_framing(recipe, options.dataset)
         _print_table(views.framing_response(table))
 
 
+def _framing_of_file(options: argparse.Namespace) -> None:
+    """Measure a network of others in every view; print the table and write it into the report."""
+    from xraylib.evaluation import foreign
+
+    if len(options.names) > 1:
+        raise InvalidDataError("--model scores one data set. Fix: name one data set or folder.")
+    network = foreign.load_network(
+        options.model,
+        scale=options.scale,
+        size=options.size,
+        channels=options.channels,
+        output=options.output,
+    )
+    name = _prepare(options.names[0])
+    from xraylib.datasets import manifest
+    from xraylib.evaluation import views
+    from xraylib.report import tables
+    from xraylib.storage import atomic_write
+
+    split = options.split or "test"
+    table = views.evaluate_function(
+        network,
+        manifest.load(options.names[0]),
+        split,
+        size=network.size,
+        threshold=options.threshold,
+        with_corruptions=options.corruptions,
+    )
+    chosen = "given"
+    if options.threshold is None:
+        chosen = "between the classes' medians on these images"
+    print(
+        f"{options.model} on {name}, {split}: {table['n'].iloc[0]} images, pneumonia from "
+        f"{table['threshold'].iloc[0]:.3f} on ({chosen}). 95% intervals over patients."
+    )
+    _print_table(tables.compact(table.drop(columns=["n", "threshold"])))
+    file = paths.REPORTS / name / "foreign" / f"{network.name}.csv"
+    with atomic_write(file) as temporary:
+        table.assign(model_sha256=network.sha256[:12]).to_csv(
+            temporary, index=False, float_format="%.6g"
+        )
+    print(file)
+
+
 def corruptions(options: argparse.Namespace) -> None:
     """Score the test after corruptions of each severity."""
+    _prepare(options.dataset, *options.recipes)
     from xraylib.evaluation import views
 
-    for recipe in _prepared_recipes(options):
+    for recipe in options.recipes:
         table = views.score_corruptions(recipe, options.dataset)
         _print_table(views.corruption_losses(table))
 
@@ -372,11 +425,6 @@ def _find_dataset(name: str) -> Any:
     if dataset.phantom:
         fetch.fetch(dataset)
     return dataset
-
-
-def _prepared_recipes(options: argparse.Namespace) -> list[str]:
-    _prepare(options.dataset, *options.recipes)
-    return options.recipes
 
 
 def _prepare(dataset: str, *recipes: str) -> str:

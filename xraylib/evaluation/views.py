@@ -1,12 +1,14 @@
-"""A finished run on changed images: cropped as in the framing experiment, corrupted, or otherwise.
+"""A model on changed images: cropped as in the framing experiment, corrupted, or otherwise.
 
-Nothing is trained or tuned here. Each run scores with its own model and its frozen threshold.
+Nothing is trained or tuned here. Each finished run scores with its own model and its frozen
+threshold. Any other function from images to scores is measured by `evaluate_function`.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,10 @@ from xraylib.training.predictor import load_predictor
 # A view changes uint8 images (n, SIZE, SIZE, 1) and returns as many of that shape.
 View = Callable[[np.ndarray], np.ndarray]
 
+# A function takes uint8 images (n, size, size, 1) and returns their scores (n,), higher for
+# pneumonia.
+ScoreFunction = Callable[[np.ndarray], np.ndarray]
+
 # Views are made at this size in pixels, for which the parameters of MedMNIST-C were set.
 SIZE = 224
 # So many images are changed and scored at once; 1,024 of them take 51 MB.
@@ -37,6 +43,10 @@ CHUNK = 1024
 ABOUT = ("recipe", "model", "seed", "threshold", "image_id", "patient", "label")
 # The column of the run's score of the unchanged image.
 CLEAN = "none 0"
+# The unchanged image in tables of results.
+UNCHANGED = "as it is"
+# Of intervals of one view.
+RESAMPLES = 500
 # Scoring 14 views of a large network takes an hour, so the framing experiment has three runs.
 FRAMING_RUNS = 3
 LOSSES = (
@@ -140,24 +150,163 @@ def score_views(
     tables = {run.seed: _scored_before(run, split, earlier, file, row_of) for run in chosen}
     to_do = [(run, view) for run in chosen for view in views if view not in tables[run.seed]]
     unfinished = {run.seed for run, _ in to_do}
-    predictors = {run.seed: load_predictor(run) for run in chosen if run.seed in unfinished}
+    functions = {run.seed: _function_of(run) for run in chosen if run.seed in unfinished}
     for run, view in tqdm(to_do, desc=recipe, unit="view"):
         table = tables[run.seed]
         rows = row_of[table["image_id"]].to_numpy()
-        size = run.settings["choices"]["size"]
-        region = run.settings["choices"].get("region", "whole")
-        scores = []
-        for start in range(0, len(rows), CHUNK):
-            changed = views[view](pixels[rows[start : start + CHUNK]])
-            if region == "whole":
-                seen = resized(changed, size)
-            else:
-                seen = regions.cut(changed, size, region)
-            scores.append(predictors[run.seed].score(seen))
-        tables[run.seed] = table.assign(**{view: np.concatenate(scores)})
+        scores = score(functions[run.seed], pixels, rows, views[view])
+        tables[run.seed] = table.assign(**{view: scores})
         with atomic_write(file) as temporary:
             pd.concat(tables.values()).to_csv(temporary, index=False, float_format="%.7g")
     return pd.concat(tables.values(), ignore_index=True)
+
+
+def _function_of(run: runs.Run) -> ScoreFunction:
+    """Return a run's model as a function of images of `SIZE` pixels."""
+    predictor = load_predictor(run)
+    size = run.settings["choices"]["size"]
+    region = run.settings["choices"].get("region", "whole")
+
+    def score_images(pixels: np.ndarray) -> np.ndarray:
+        if region == "whole":
+            return predictor.score(resized(pixels, size))
+        return predictor.score(regions.cut(pixels, size, region))
+
+    return score_images
+
+
+def score(
+    function: ScoreFunction, pixels: np.ndarray, rows: np.ndarray, view: View | None = None
+) -> np.ndarray:
+    """Score some rows of `pixels` with a function, as a view shows them, `CHUNK` at a time.
+
+    Returns
+    -------
+    numpy.ndarray
+        float64 `(len(rows),)`.
+
+    Raises
+    ------
+    InvalidDataError
+        The function returns something other than one finite number for each image.
+    """
+    scores = []
+    for start in range(0, len(rows), CHUNK):
+        part = pixels[rows[start : start + CHUNK]]
+        changed = part if view is None else view(part)
+        scores.append(_checked_scores(function(changed), len(part)))
+    return np.concatenate(scores)
+
+
+def _checked_scores(returned: Any, images: int) -> np.ndarray:
+    """Return what a function gave as float64 `(images,)`; `(images, 1)` is taken as well."""
+    fix = "return the score of pneumonia of each image, an array (n,) of finite numbers"
+    try:
+        scores = np.asarray(returned, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        given = type(returned).__name__
+        raise InvalidDataError(f"the function returns a {given}. Fix: {fix}.") from error
+    if scores.shape not in ((images,), (images, 1)):
+        given = f"an array {scores.shape} for {images} images"
+        raise InvalidDataError(f"the function returns {given}. Fix: {fix}.")
+    if not np.isfinite(scores).all():
+        raise InvalidDataError(f"the function returns scores that are no numbers. Fix: {fix}.")
+    return scores.ravel()
+
+
+def evaluate_function(
+    function: ScoreFunction,
+    manifest: pd.DataFrame,
+    split: str = "test",
+    *,
+    size: int = SIZE,
+    threshold: float | None = None,
+    with_corruptions: bool = False,
+) -> pd.DataFrame:
+    """Measure any function from images to scores in every view of the framing experiment.
+
+    Parameters
+    ----------
+    function : callable
+        Takes uint8 images `(n, size, size, 1)`, at most `CHUNK` at once, and returns a score for
+        each, higher for pneumonia: `(n,)` or `(n, 1)`, finite, in any range.
+    manifest : pandas.DataFrame
+        The whole manifest of a data set.
+    split : str
+        The split whose images are scored.
+    size : int
+        Height and width of the function's images in pixels. Views are made at `SIZE` pixels, or at
+        `size` if it is larger.
+    threshold : float, optional
+        From this score on an image is classified as pneumonia. By default the mean of the two
+        classes' median scores of the unchanged images: chosen on the images that are scored, so
+        that sensitivity and specificity of the unchanged images are optimistic.
+    with_corruptions : bool
+        Measure every corruption at every severity as well.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per view, first the unchanged images.
+
+        - `view`, `n`: the view and its images.
+        - `threshold`: the same for all views.
+        - `specificity`, `sensitivity`, `auc`: each with `_low` and `_high`, the 95% interval over
+          patients.
+
+    Raises
+    ------
+    InvalidDataError
+        The split has no images, or of one class only, or the function returns no scores.
+    """
+    part = manifest[manifest["split"] == split].assign(recipe="function", protocol="", seed=0)
+    _check_two_classes(part, split, manifest)
+    pixels = images.load_pixels(manifest, max(SIZE, size))
+    rows = np.flatnonzero(manifest["split"] == split)
+    views: dict[str, View] = dict(FRAMING_VIEWS)
+    if with_corruptions:
+        views |= corruption_views()
+
+    def score_images(changed: np.ndarray) -> np.ndarray:
+        return function(resized(changed, size))
+
+    scores = {UNCHANGED: score(score_images, pixels, rows)}
+    if threshold is None:
+        threshold = _between_classes(scores[UNCHANGED], part["label"].to_numpy())
+    for name, view in tqdm(views.items(), unit="view"):
+        scores[name] = score(score_images, pixels, rows, view)
+    table = []
+    for name, values in scores.items():
+        measured = metrics.evaluate(
+            part.assign(score=values), split=split, rule=threshold, resamples=RESAMPLES
+        )
+        row = {"view": name, "n": len(part), "threshold": threshold}
+        table.append(row | metrics.ends(measured, "specificity", "sensitivity", "auc"))
+    return pd.DataFrame(table)
+
+
+def _check_two_classes(part: pd.DataFrame, split: str, manifest: pd.DataFrame) -> None:
+    if part["label"].nunique() == 2:
+        return
+    held = f"{len(part)} images, all of one class" if len(part) else "no images"
+    splits = ", ".join(sorted(manifest["split"].unique()))
+    fix = f"take a split with both classes (there are: {splits})"
+    name = manifest.attrs.get("dataset", "the manifest")
+    raise InvalidDataError(f"{name}: the {split} split has {held}. Fix: {fix}.")
+
+
+def _between_classes(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of the two classes' median scores, and warn if they are the wrong way."""
+    normal = float(np.median(scores[labels == 0]))
+    pneumonia = float(np.median(scores[labels == 1]))
+    if pneumonia < normal:
+        log.warning(
+            "the median score of pneumonias (%.3g) is below that of normals (%.3g). "
+            "Fix: if it is the score of normal, pass that of pneumonia",
+            pneumonia,
+            normal,
+        )
+    return (normal + pneumonia) / 2
 
 
 def _scored_before(
@@ -363,7 +512,7 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for recipe, part in views.groupby("recipe", sort=False):
-        part = part.assign(split="val", protocol="strict").rename(columns={CLEAN: "as it is"})
+        part = part.assign(split="val", protocol="strict").rename(columns={CLEAN: UNCHANGED})
         for share in SHARES:
             swapped = part[f"columns {share}"].where(part["label"] == 1, part[f"rows {share}"])
             part = part.assign(**{f"swapped {share}": swapped})
@@ -371,7 +520,7 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
         for view in part.columns.drop([*ABOUT, "split", "protocol"]):
             ranked = view.startswith(("swapped", "as"))
             scored = part.assign(score=part[view])
-            measured = metrics.evaluate(scored, split="val", resamples=500, ranking=ranked)
+            measured = metrics.evaluate(scored, split="val", resamples=RESAMPLES, ranking=ranked)
             row = {"recipe": recipe, "view": view, "runs": run_count, "n": len(part) // run_count}
             rows.append(row | metrics.ends(measured, "specificity", "sensitivity", "auc"))
     return pd.DataFrame(rows)
