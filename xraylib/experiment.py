@@ -52,10 +52,8 @@ class Experiment:
     reuse: bool = False
     init: str | None = None
     overwrite: bool = True
-    # By split strategy and protocol: a seed, and the fingerprint of the split it gives here.
-    _splits: dict[tuple[str, str], tuple[int, str]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    # Fingerprints of the splits with the first seed, by split strategy and protocol.
+    _splits: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         catalog.get_dataset(self.dataset)
@@ -120,7 +118,7 @@ class Experiment:
 
         A report may hold runs of more seeds than the recipe asks for.
         """
-        chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        chosen = _recipe(recipe)
         count = min(chosen.seeds, get_budget(self.budget).seeds or chosen.seeds)
         seeds = set(range(self.seed, self.seed + count))
         if self.reuse:
@@ -132,13 +130,11 @@ class Experiment:
 
     def trained(self, recipe: str | Recipe, protocol: str = "strict") -> Run | None:
         """Train with the first seed; with `reuse` find a run whose model is on this machine."""
-        chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        chosen = _recipe(recipe)
         if not self.reuse:
             return self._run(chosen, protocol, self.seed)
-        for run in runs.list_runs(self.name, chosen.name, protocol):
-            if run.has_model:
-                return run
-        return None
+        finished = runs.list_runs(self.name, chosen.name, protocol)
+        return next((run for run in finished if run.has_model), None)
 
     def scores(self, recipes: Collection[str] | None = None) -> pd.DataFrame:
         """Load the scores of every run in the report, or of those of some recipes."""
@@ -177,7 +173,7 @@ class Experiment:
             See `tables.compact`.
         """
         if name is not None:
-            tables.save_table(table, self.name, name)
+            self.table(table, name)
         shown = tables.compact(table)
         return shown if columns is None else shown[columns.split()]
 
@@ -189,13 +185,7 @@ class Experiment:
         `patients` says whether images of patients can be seen (see `tables.save_figure`).
         """
         figure.caption = caption
-        tables.save_figure(
-            figure,
-            self.name,
-            name,
-            caption,
-            patients=patients,
-        )
+        tables.save_figure(figure, self.name, name, caption, patients=patients)
         _show_caption(caption)
         return figure
 
@@ -223,32 +213,21 @@ class Experiment:
         """Read a run if it is what would be trained; warn where it is not."""
         # Without `init`, a run from any initial weights is read, and `_warn` names them.
         init = None if self.init is None else self._init(recipe)
-        run = runs.get_run(
-            self.name,
-            recipe.name,
-            protocol,
-            seed,
-            budget=self.budget,
-            init=init,
-        )
+        wanted = {"budget": self.budget, "init": init}
+        run = runs.get_run(self.name, recipe.name, protocol, seed, **wanted)
         if run is not None and runs.matches(run, recipe, self.budget, init):
             self._warn(run, recipe)
             return run
-        wanted = f"with this recipe and budget {self.budget}"
-        if init is not None:
-            wanted += f", from the initial weights {init}"
-        overwrite = " --overwrite" if self.name in runs.COMMITTED else ""
+        weights = f", from the initial weights {init}" if init else ""
         log.warning(
-            "%s, %s: no run of seed %d %s, left out (reuse=True). "
-            "Fix: python -m xraylib train %s --dataset %s --protocol %s%s",
+            "%s, %s: no run of seed %d with this recipe and budget %s%s, left out (reuse=True). "
+            "Fix: %s",
             recipe.name,
             protocol,
             seed,
-            wanted,
-            recipe.name,
-            self.dataset,
-            protocol,
-            overwrite,
+            self.budget,
+            weights,
+            runs.train_command(self.dataset, recipe.name, protocol, seed),
         )
         return None
 
@@ -262,25 +241,25 @@ class Experiment:
         if not runs.init_matches(run, init):
             text = "%s: its initial weights are %s, the recipe's are %s"
             log.warning(text, run.folder, identity.init, init)
-        if self.has_images and not self._is_of_this_split(run):
+        strategy = run.settings["choices"]["split_strategy"]
+        # Other files or labels change every split, so that of one seed is enough to compare.
+        if not self.has_images or run.seed != self.seed:
+            return
+        if run.settings["split"] != self._fingerprint(strategy, run.protocol):
             text = "%s: its scores are of other files or labels than those on this machine"
             log.warning(text, run.folder)
 
-    def _is_of_this_split(self, run: Run) -> bool:
-        """Whether a run's split is the one that the files and labels on this machine give."""
-        strategy = run.settings["choices"]["split_strategy"]
-        key = (strategy, run.protocol)
-        # Other files or labels change every split, so that of one seed is enough to compare.
+    def _fingerprint(self, strategy: str, protocol: str) -> str:
+        """Return the fingerprint of the split that the files and labels on this machine give."""
+        key = (strategy, protocol)
         if key not in self._splits:
-            assigned = splits.assign(
-                self.manifest,
-                run.protocol,
-                run.seed,
-                split_strategy=strategy,
-            )
-            self._splits[key] = (run.seed, runs.split_fingerprint(assigned))
-        seed, fingerprint = self._splits[key]
-        return seed != run.seed or fingerprint == run.settings["split"]
+            assigned = splits.assign(self.manifest, protocol, self.seed, split_strategy=strategy)
+            self._splits[key] = runs.split_fingerprint(assigned)
+        return self._splits[key]
+
+
+def _recipe(recipe: str | Recipe) -> Recipe:
+    return get_recipe(recipe) if isinstance(recipe, str) else recipe
 
 
 def _show_caption(caption: str) -> None:

@@ -3,17 +3,23 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from filelock import FileLock
+
 from xraylib import paths
 from xraylib.errors import InvalidDataError, OperationFailedError
+
+log = logging.getLogger(__name__)
 
 _FIXES = {
     errno.ENOSPC: "free some disk space, or {elsewhere}",
@@ -129,6 +135,25 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
                 temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def cached_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return an array of the cache, memory-mapped; a missing or damaged one is made.
+
+    Of two processes that ask at once, one makes it.
+    """
+    with storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            try:
+                return np.load(file, mmap_mode="r")
+            except FileNotFoundError:
+                pass
+            except (ValueError, EOFError, OSError):
+                log.warning("%s is damaged: it is made again", file)
+            with atomic_write(file) as temporary:
+                np.save(temporary, make())
+            return np.load(file, mmap_mode="r")
 
 
 def _is_special(path: Path) -> bool:

@@ -130,7 +130,7 @@ def read_boxes(path: Path | str) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise NotFoundError(f"{path}: no such file. Fix: check the path of the lung boxes.")
+        raise NotFoundError(f"{path}: no such file. Fix: put the lung boxes there.")
     try:
         table = pd.read_csv(path, dtype={"image_id": str}, encoding="utf-8")
     except (ValueError, pd.errors.ParserError) as error:

@@ -5,12 +5,10 @@ alone.
 """
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from xraylib import paths, storage
 from xraylib.datasets import catalog, images, lung_finder, lungs
@@ -60,9 +58,9 @@ def load(manifest: pd.DataFrame, size: int, region: str = "whole") -> np.ndarray
     boxes = load_boxes(manifest, annotated=region == "annotated lungs")
     if region == "lungs of another image":
         boxes = _boxes_of_others(manifest, boxes)
-    name = (
-        f"{images.fingerprint(manifest)}-{region.replace(' ', '-')}-{_digest(boxes)}-{size}px.npy"
-    )
+    digest = storage.sha256_bytes(np.round(boxes, 4).tobytes())[:8]
+    shown = region.replace(" ", "-")
+    name = f"{images.fingerprint(manifest)}-{shown}-{digest}-{size}px.npy"
 
     def cut_all() -> np.ndarray:
         pixels = images.load_pixels(manifest, SOURCE_SIZE)
@@ -70,7 +68,7 @@ def load(manifest: pd.DataFrame, size: int, region: str = "whole") -> np.ndarray
             return _outside(pixels, boxes, size)
         return lungs.crop_boxes(pixels, boxes, size, margin=MARGIN)
 
-    return _cached(name, cut_all)
+    return storage.cached_array(paths.CACHE / "regions" / name, cut_all)
 
 
 def cut(pixels: np.ndarray, size: int, region: str = "lungs") -> np.ndarray:
@@ -146,12 +144,9 @@ def load_boxes(manifest: pd.DataFrame, *, annotated: bool = False) -> np.ndarray
         boxes[lost] = 0.0
     if not annotated:
         return boxes
-    file = annotations_file(manifest.attrs["dataset"])
-    if not file.is_file():
-        raise NotFoundError(
-            f"no lung boxes at {file}. Fix: put the list there, or take region `lungs`."
-        )
-    listed = lungs.read_boxes(file).set_index("image_id")[lungs.BOX_COLUMNS]
+    listed = lungs.read_boxes(annotations_file(manifest.attrs["dataset"])).set_index("image_id")[
+        lungs.BOX_COLUMNS
+    ]
     drawn = listed.reindex(manifest["image_id"]).to_numpy(dtype=float)
     missing = np.isnan(drawn).any(axis=1)
     if missing.any():
@@ -172,19 +167,7 @@ def _found_boxes(manifest: pd.DataFrame) -> np.ndarray:
     def find_all() -> np.ndarray:
         return lung_finder.find(images.load_pixels(manifest, SOURCE_SIZE)).boxes
 
-    return np.array(_cached(name, find_all))
-
-
-def _cached(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return an array from the cache; of two processes that ask at once, one makes it."""
-    target = paths.CACHE / "regions" / name
-    with storage.storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            if not target.exists():
-                with storage.atomic_write(target) as temporary, temporary.open("wb") as file:
-                    np.save(file, make())
-    return np.load(target, mmap_mode="r")
+    return np.array(storage.cached_array(paths.CACHE / "regions" / name, find_all))
 
 
 def _boxes_of_others(manifest: pd.DataFrame, boxes: np.ndarray) -> np.ndarray:
@@ -205,9 +188,4 @@ def _outside(pixels: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
         rows = slice(round(top * height), height - round(bottom * height))
         columns = slice(round(left * width), width - round(right * width))
         image[rows, columns] = 0
-    whole = np.zeros_like(boxes)
-    return lungs.crop_boxes(hidden, whole, size, margin=0.0)
-
-
-def _digest(boxes: np.ndarray) -> str:
-    return storage.sha256_bytes(np.round(boxes, 4).tobytes())[:8]
+    return lungs.crop_boxes(hidden, np.zeros_like(boxes), size, margin=0.0)

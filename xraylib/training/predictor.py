@@ -77,43 +77,34 @@ def load_predictor(run: Run) -> Predictor:
         raise InvalidDataError(
             f"{run.model_file} is missing. Fix: train it again on this machine: {run.command}"
         )
-    if choices["fit"] == "linear-probe":
-        return _load_probe(run)
+    load = _load_probe if choices["fit"] == "linear-probe" else _load_network
     try:
-        model = networks.build(
-            choices["network"],
-            choices["size"],
-            choices["head"],
-            augmentation=choices["augmentation"],
-        )
-        networks.load_weights(model, run.model_file)
-    except ValueError as error:
-        raise _unreadable(run, error) from error
+        return load(run, choices)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InvalidDataError(
+            f"{run.model_file} does not fit the network of its run ({error!r}). "
+            f"Fix: train it again: {run.command}"
+        ) from error
+
+
+def _load_network(run: Run, choices: dict[str, Any]) -> Predictor:
+    model = networks.build(
+        choices["network"],
+        choices["size"],
+        choices["head"],
+        augmentation=choices["augmentation"],
+    )
+    networks.load_weights(model, run.model_file)
     return Predictor(run, model, None)
 
 
-def _load_probe(run: Run) -> Predictor:
+def _load_probe(run: Run, choices: dict[str, Any]) -> Predictor:
     """Load a linear probe with the frozen network that it was fitted on."""
-    choices = run.settings["choices"]
-    weights = networks.find_weights(
-        choices["network"],
-        run.settings["init"],
-        run.settings.get("init_file"),
-    )
-    try:
-        frozen = probe.extractor(choices["network"], choices["size"], weights, run.seed)
-        head = probe.load_head(run.model_file)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise _unreadable(run, error) from error
+    init_file = run.settings.get("init_file")
+    weights = networks.find_weights(choices["network"], run.settings["init"], init_file)
+    frozen = probe.extractor(choices["network"], choices["size"], weights, run.seed)
+    head = probe.load_head(run.model_file)
     expected = {"coefficients": (frozen.output.shape[-1],), "intercept": ()}
     if {name: value.shape for name, value in head.items()} != expected:
-        raise _unreadable(run, ValueError("its arrays have other names or shapes"))
+        raise ValueError("its arrays have other names or shapes")
     return Predictor(run, frozen, head)
-
-
-def _unreadable(run: Run, error: Exception) -> InvalidDataError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return InvalidDataError(
-        f"{run.model_file} does not fit the network of its run ({reason}). "
-        f"Fix: train it again: {run.command}"
-    )

@@ -1,14 +1,12 @@
 """The linear probe: a calibrated logistic regression on features of a frozen network."""
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
@@ -17,11 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from xraylib import paths
 from xraylib.datasets import images, regions
 from xraylib.progress import tqdm
-from xraylib.storage import atomic_write, storage_errors
+from xraylib.storage import atomic_write, cached_array
 from xraylib.training import networks
 from xraylib.training.runs import TRAINING_VERSION, digest, versions
-
-log = logging.getLogger(__name__)
 
 BATCH = 32
 
@@ -74,30 +70,12 @@ def pooled(
     if region != "whole":
         key["region"] = region
     file = paths.CACHE / "features" / f"{network}-{size}-{digest(key, 16)}.npy"
-    with storage_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock"):
-        features = _cached(file, len(manifest))
-        if features is None:
-            frozen = extractor(network, size, weights, seed)
-            features = describe(frozen, regions.load(manifest, size, region))
-            with atomic_write(file) as temporary:
-                np.save(temporary, features)
-    return features
 
+    def compute() -> np.ndarray:
+        frozen = extractor(network, size, weights, seed)
+        return describe(frozen, regions.load(manifest, size, region))
 
-def _cached(file: Path, rows: int) -> np.ndarray | None:
-    """Return the features of a file; None if there are none, or the file is damaged."""
-    if not file.exists():
-        return None
-    try:
-        features = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError):
-        features = None
-    if features is None or features.ndim != 2 or len(features) != rows:
-        log.warning("%s is damaged: its features are computed again", file)
-        return None
-    return features
+    return np.array(cached_array(file, compute))
 
 
 def extractor(network: str, size: int, weights: networks.Weights, seed: int) -> keras.Model:
@@ -190,12 +168,16 @@ def fit(
     models = []
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=3000).fit(scaled_train, labels[train])
-        row = {"strength": strength}
-        row |= _measure(model, scaled_train, labels[train], "")
-        row |= _measure(model, scaled_val, labels[val], "val_")
-        rows.append(row)
         models.append(model)
-    history = pd.DataFrame(rows)
+        rows.append(
+            (
+                strength,
+                *_measure(model, scaled_train, labels[train]),
+                *_measure(model, scaled_val, labels[val]),
+            )
+        )
+    columns = ["strength", "loss", "accuracy", "val_loss", "val_accuracy"]
+    history = pd.DataFrame(rows, columns=columns)
     best = models[int(history["val_loss"].to_numpy().argmin())]
     margins = best.decision_function(scaled_val)
     platt = LogisticRegression(C=1e6).fit(margins[:, None], labels[val])
@@ -207,17 +189,11 @@ def fit(
 
 
 def _measure(
-    model: LogisticRegression,
-    features: np.ndarray,
-    labels: np.ndarray,
-    prefix: str,
-) -> dict[str, float]:
-    """Return loss and accuracy of a fitted model, under names with a prefix."""
+    model: LogisticRegression, features: np.ndarray, labels: np.ndarray
+) -> tuple[float, float]:
+    """Return loss and accuracy of a fitted model."""
     probability = model.predict_proba(features)[:, 1]
-    return {
-        f"{prefix}loss": log_loss(labels, probability),
-        f"{prefix}accuracy": accuracy_score(labels, probability > 0.5),
-    }
+    return log_loss(labels, probability), accuracy_score(labels, probability > 0.5)
 
 
 def predict_probability(head: dict[str, np.ndarray], features: np.ndarray) -> np.ndarray:
