@@ -162,8 +162,8 @@ def learning_curves(
         ax.text(0.72, 1.02, "train ", color=QUIET, ha="right", **above)
         ax.text(0.72, 1.02, "validation", color="#000000", **above)
     axes[0].set_ylabel("cross-entropy loss")
-    losses = together[["loss", "val_loss"]]
-    if losses.max(axis=None) > 10 * losses.min(axis=None) > 0:
+    losses = together[["loss", "val_loss"]].to_numpy(dtype=float)
+    if np.nanmax(losses) > 10 * np.nanmin(losses) > 0:
         axes[0].set_yscale("log")
         axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[0].yaxis.set_minor_formatter(NullFormatter())
@@ -261,7 +261,7 @@ def forest(
             ax.plot(ends, [height, height], color=colour, linewidth=1.8, clip_on=False)
             ax.plot(entry[value], height, "o", color=colour, markersize=size, clip_on=False)
             if text:
-                written = style.interval(entry[value], *ends, decimals=2)
+                written = style.interval(entry[value], ends[0], ends[1], decimals=2)
                 beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "fontsize": 8}
                 ink = colour if several else INK
                 ax.text(1.03, height, written, color=ink, va="center", **beside)
