@@ -30,6 +30,8 @@ from xraylib.training.runs import TRAINING_VERSION
 OVER_PATIENTS = "Lines: 95% intervals over patients, and over runs if there are three or more."
 # Runs above which their lines are thin and their median is drawn.
 MANY = 4
+# Runs up to which a circle marks the best epoch of each.
+CIRCLED = 5
 _LEGEND_COLUMNS = 4
 
 
@@ -162,8 +164,8 @@ def learning_curves(
         ax.text(0.72, 1.02, "train ", color=QUIET, ha="right", **above)
         ax.text(0.72, 1.02, "validation", color="#000000", **above)
     axes[0].set_ylabel("cross-entropy loss")
-    losses = together[["loss", "val_loss"]]
-    if losses.max(axis=None) > 10 * losses.min(axis=None) > 0:
+    losses = together[["loss", "val_loss"]].to_numpy(dtype=float)
+    if np.nanmax(losses) > 10 * np.nanmin(losses) > 0:
         axes[0].set_yscale("log")
         axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[0].yaxis.set_minor_formatter(NullFormatter())
@@ -173,21 +175,21 @@ def learning_curves(
 
 
 def _curves(ax: Axes, runs: list[pd.DataFrame], column: str, colour: str) -> None:
-    """Draw one column of each run: of few with the best epoch, of many thinly with the median."""
-    if len(runs) > MANY:
-        for run in runs:
-            ax.plot(run["epoch"], run[column], color=colour, linewidth=0.6, alpha=0.3)
-        median = pd.concat(runs).groupby("epoch")[column].median()
-        ax.plot(median.index, median, color=colour, linewidth=2.2)
-        return
-    for run, dash in zip(runs, DASHES, strict=False):
-        marker = "o" if len(run) < 8 else None
-        look: dict[str, Any] = {"linewidth": 1.2, "marker": marker, "markersize": 4}
-        ax.plot(run["epoch"], run[column], linestyle=dash, color=colour, **look)
-        if column.startswith("val_"):
+    """Draw one column of each run: few runs by dashes, many thinly with their median."""
+    many = len(runs) > MANY
+    for position, run in enumerate(runs):
+        look: dict[str, Any] = {"linewidth": 0.6, "alpha": 0.3}
+        if not many:
+            marker = "o" if len(run) < 8 else None
+            look = {"linewidth": 1.2, "linestyle": DASHES[position], "marker": marker}
+        ax.plot(run["epoch"], run[column], color=colour, markersize=4, **look)
+        if len(runs) <= CIRCLED and column.startswith("val_"):
             best = run.iloc[_best_epoch(run)]
             ring: dict[str, Any] = {"markerfacecolor": "white", "markersize": 6, "zorder": 5}
             ax.plot(best["epoch"], best[column], "o", color=INK, **ring)
+    if many:
+        median = pd.concat(runs).groupby("epoch")[column].median()
+        ax.plot(median.index, median, color=colour, linewidth=2.2)
 
 
 def _best_epoch(run: pd.DataFrame) -> int:
@@ -202,9 +204,10 @@ def _curves_note(names: list[str], swapped: bool, last_kept: bool) -> str:
     """Say what dashes and rings mean, and which epoch was kept."""
     rule = "best AUC on re-framed validation" if swapped else "lowest validation loss"
     kept = "The last epoch was kept." if last_kept else f"The epoch with the {rule} was kept."
+    if len(names) <= CIRCLED:
+        kept = f"{kept} Circle: {rule}."
     if len(names) > MANY:
         return f"Bold: median of {len(names)} runs. {kept}"
-    kept = f"{kept} Circle: {rule}."
     if len(names) == 1:
         return kept
     words = zip(names, ("solid", "dashed", "dash-dotted", "dotted"), strict=False)
@@ -261,7 +264,7 @@ def forest(
             ax.plot(ends, [height, height], color=colour, linewidth=1.8, clip_on=False)
             ax.plot(entry[value], height, "o", color=colour, markersize=size, clip_on=False)
             if text:
-                written = style.interval(entry[value], *ends, decimals=2)
+                written = style.interval(entry[value], ends[0], ends[1], decimals=2)
                 beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "fontsize": 8}
                 ink = colour if several else INK
                 ax.text(1.03, height, written, color=ink, va="center", **beside)
