@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -98,8 +99,8 @@ class Dataset:
 
     @property
     def reference(self) -> str:
-        """What a user types for it."""
-        return self.given or self.name
+        """What a user types for it in a command."""
+        return shlex.quote(self.given) if self.given else self.name
 
     @property
     def fix(self) -> str:

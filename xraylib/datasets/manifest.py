@@ -289,7 +289,7 @@ def _patients_and_kinds(
     dataset: Dataset, layout: Layout, ids: list[str], dicom_patients: list[str]
 ) -> tuple[list[str], list[str], list[str]]:
     """Read the patient of each image, what it was read from, and the kind."""
-    if len(set(dicom_patients)) == 1:  # such as "Anonymous"
+    if len(set(dicom_patients) - {""}) == 1:  # such as "Anonymous"
         dicom_patients = [""] * len(ids)
     regex = re.compile(dataset.patient_regex) if dataset.patient_regex else None
     patients = []
