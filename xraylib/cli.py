@@ -185,7 +185,17 @@ _COMMANDS = {
             _argument(
                 "--threshold",
                 type=_SHARE,
-                help="on the probability; by default the model's own, chosen on validation",
+                help="on the probability, for a label; by default that of a trained run",
+            ),
+            _argument(
+                "--prevalence",
+                type=_SHARE,
+                help="share of pneumonias where the images come from; by default the training's",
+            ),
+            _argument(
+                "--strict-domain",
+                action="store_true",
+                help="no answer, instead of a notice, for adults and other unusual populations",
             ),
             _argument("--json", action="store_true", help="one JSON object per line"),
             _argument(

@@ -173,17 +173,19 @@ def predict(options: argparse.Namespace) -> int:
     if not files:
         raise NotFoundError("the list on standard input is empty. Fix: give one path per line.")
     model = prediction.load_model(options.model, options.dataset)
+    model = prediction.configure(model, options.prevalence, options.strict_domain)
     threshold = model.threshold if options.threshold is None else options.threshold
+    settings = prediction.settings_of(model, threshold)
     failures = 0
     with ExitStack() as stack:
         stack.enter_context(_signals_as_interrupts())
         table = None
         if options.csv:
-            table = answers.AnswerTable(options.csv, files, model.sha256, threshold)
+            table = answers.AnswerTable(options.csv, files, settings)
             stack.enter_context(table)
             files = table.remaining(files)
         if not options.json:
-            print(answers.heading(model.name, threshold))
+            print(answers.heading(settings, getattr(model, "record", "")))
         progress = tqdm(files, unit="image", disable=None if len(files) > 50 else True)
         for row in prediction.answer_files(progress, model, threshold, options.heatmap):
             failures += answers.is_failure(row)
