@@ -33,7 +33,7 @@ ORDER = (
     {"figures"},
     {"report"},
     {"experiment", "answers", "packaged"},
-    {"prediction"},
+    {"prediction", "gate"},
     {"export"},
     {"app", "commands"},
     {"cli"},

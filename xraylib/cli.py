@@ -214,7 +214,16 @@ _COMMANDS = {
     ),
     "export": _Command(
         "make the run of the best validation the model that comes with the package",
-        (_RECIPE, _TRAINED_ON),
+        (
+            _RECIPE,
+            _TRAINED_ON,
+            _argument(
+                "--others",
+                default="nih",
+                type=_text,
+                help="images of another population, whose pixels teach the gate (nih)",
+            ),
+        ),
         aliases=("ship",),
     ),
     "lungs": _Command(

@@ -249,7 +249,8 @@ def export(options: argparse.Namespace) -> None:
     from xraylib.datasets import manifest
 
     runs = prediction.runs_with_model(options.recipe, options.dataset)
-    exporting.package(exporting.best_run(runs), manifest.load(options.dataset))
+    run = exporting.best_run(runs)
+    exporting.package(run, manifest.load(options.dataset), manifest.load(options.others))
     for file in sorted(paths.SHIPPED.iterdir()):
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 

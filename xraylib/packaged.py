@@ -150,9 +150,9 @@ class PackagedModel:
     def _decide(self, log_odds: float) -> str:
         """Choose the answer: the limits lie on the evidence, and no answer contradicts P."""
         shifted = self._shifted(log_odds)
-        if log_odds <= self.limits["normal_up_to"] and shifted <= 0:
+        if log_odds < self.limits["normal_up_to"] and shifted < 0:
             return NORMAL
-        if log_odds >= self.limits["pneumonia_from"] and shifted >= 0:
+        if log_odds > self.limits["pneumonia_from"] and shifted > 0:
             return PNEUMONIA
         return UNDECIDED
 
