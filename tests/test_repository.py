@@ -33,7 +33,7 @@ ORDER = (
     {"figures"},
     {"report"},
     {"experiment", "answers", "packaged"},
-    {"prediction", "gate"},
+    {"prediction", "gate", "measurements"},
     {"export"},
     {"app", "commands"},
     {"cli"},

@@ -8,6 +8,7 @@ not train on; what is reported of the test is measured after that.
 import hashlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 
-from xraylib import gate, paths
+from xraylib import gate, measurements, paths
 from xraylib.datasets import images, lung_finder, regions, splits
 from xraylib.datasets.framing import swap_framing
 from xraylib.errors import NotFoundError
@@ -61,10 +62,17 @@ def best_run(candidates: Sequence[runs.Run]) -> runs.Run:
     return max(candidates, key=worst_view_auc)
 
 
-def package(run: runs.Run, manifest: pd.DataFrame, others: pd.DataFrame) -> PackagedModel:
+def package(
+    run: runs.Run,
+    manifest: pd.DataFrame,
+    others: pd.DataFrame,
+    radiologists_list: Path | None = None,
+) -> PackagedModel:
     """Make a run of the flagship the packaged model, in `paths.SHIPPED`.
 
-    Its `run.json` has, as `answers`, what `limits_of` chooses.
+    Its `run.json` has, as `answers`, what `limits_of` chooses, and what answers mention: how often
+    each was `right` on the official test, and what is known `elsewhere`. Both are measured when
+    all limits are chosen.
 
     Parameters
     ----------
@@ -74,7 +82,9 @@ def package(run: runs.Run, manifest: pd.DataFrame, others: pd.DataFrame) -> Pack
         Of the data set that it was trained on.
     others
         Of another population, whose upright, complete chest images the gate lets pass. It learns
-        from the pixels of `taught_half`; nothing else is used.
+        from the pixels of `gate.taught_half`; nothing else is used.
+    radiologists_list
+        Of the other images, see `radiologists.read_labels`; by default nothing is known elsewhere.
 
     Raises
     ------
@@ -93,7 +103,7 @@ def package(run: runs.Run, manifest: pd.DataFrame, others: pd.DataFrame) -> Pack
     pixels = images.load_pixels(manifest, regions.SOURCE_SIZE)
     training = pixels[np.flatnonzero(assigned["split"] == "train")]
     validation_rows = np.flatnonzero(assigned["split"] == "val")
-    foreign = images.load_pixels(others, regions.SOURCE_SIZE)[taught_half(others)]
+    foreign = images.load_pixels(others, regions.SOURCE_SIZE)[gate.taught_half(others)]
 
     network = load_predictor(run).model
     content = to_litert(
@@ -114,21 +124,25 @@ def package(run: runs.Run, manifest: pd.DataFrame, others: pd.DataFrame) -> Pack
         validation["label"].to_numpy(),
         validation["patient"].to_numpy(),
     )
+    frozen = build_packaged(settings, content)
+    test = np.flatnonzero(assigned["split"] == "test")
+    settings["answers"]["right"] = measurements.right_answers(
+        frozen.answer(pixels[test]),
+        assigned["label"].to_numpy()[test],
+    )
+    if radiologists_list is not None:
+        settings["answers"]["elsewhere"] = _known_elsewhere(frozen, others, radiologists_list)
     write_packaged(paths.SHIPPED, settings, content)
     return load_packaged(paths.SHIPPED)
 
 
-def taught_half(others: pd.DataFrame) -> np.ndarray:
-    """Say which images of another population belong to the patients that the gate learns from.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool `(n,)`, true for all images of a random half of the patients.
-    """
-    patients = np.sort(others["patient"].unique())
-    chosen = np.random.default_rng(0).permutation(patients)[: len(patients) // 2]
-    return others["patient"].isin(chosen).to_numpy()
+def _known_elsewhere(model: PackagedModel, others: pd.DataFrame, file: Path) -> dict[str, Any]:
+    """AUC against radiologists by view, and the number of images."""
+    table = measurements.agreement_with_radiologists(model, others, file)
+    whole = table[table["stratum"] == "all"]
+    count = int((whole["positives"] + whole["negatives"]).sum())
+    pairs = zip(table["stratum"].astype(str), table["auc"], strict=True)
+    return {"images": count, **{stratum: float(auc) for stratum, auc in pairs}}
 
 
 def _features(network: keras.Model) -> gate.Network:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -82,6 +83,19 @@ def teach(
         domain.bias[1:] - domain.bias[:1],
     )
     return gate, difference
+
+
+def taught_half(others: pd.DataFrame) -> np.ndarray:
+    """Say which images of another population belong to the patients that the gate learns from.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool `(n,)`, true for all images of a random half of the patients.
+    """
+    patients = np.sort(others["patient"].unique())
+    chosen = np.random.default_rng(0).permutation(patients)[: len(patients) // 2]
+    return others["patient"].isin(chosen).to_numpy()
 
 
 def describe(network: Network, side: int, pixels: np.ndarray) -> np.ndarray:
