@@ -28,11 +28,11 @@ from matplotlib import cbook
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 from sklearn.datasets import load_sample_images
 from tqdm.auto import tqdm
+from xraylib.evaluation.calibration import expected_error
 
 import xraylib
 from xraylib import devices, paths
 from xraylib.datasets import catalog, fetch, manifest
-from xraylib.evaluation.calibration import expected_error
 from xraylib.storage import atomic_write, sha256
 
 NORMAL = "looks normal"

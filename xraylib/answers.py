@@ -3,7 +3,7 @@
 import csv
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +15,12 @@ from xraylib.storage import atomic_write, storage_errors
 COLUMNS = (
     "path",
     "status",
+    "answer",
     "probability",
+    "prevalence",
     "label",
     "threshold",
-    "prediction_set",
-    "ood_score",
-    "lowest",
-    "highest",
+    "notice",
     "model",
     "model_sha256",
     "preprocessing",
@@ -47,23 +46,32 @@ def rounded(row: dict[str, Any]) -> dict[str, Any]:
     shown = {}
     for name, value in row.items():
         shown[name] = round(float(value), 6) if isinstance(value, float) else value
-    if row["status"] != "ok":
+    if row.get("status", "ok") != "ok":
         shown["probability"] = None
     return shown
 
 
-def heading(model: str, threshold: float) -> str:
-    """Say above the answers whose they are."""
-    return f"P(pneumonia) by {model}, threshold {threshold:.3f}. Not a medical device."
+def heading(settings: Mapping[str, Any], record: str = "") -> str:
+    """Say above the answers whose they are, and how often each kind of them was right."""
+    title = f"P(pneumonia) by {settings['model']}"
+    if settings["prevalence"] != "":
+        title += f" at a prevalence of {settings['prevalence']:.3g}"
+    if settings["threshold"] != "":
+        title += f", threshold {settings['threshold']:.3f}"
+    return "\n".join(filter(None, [f"{title}. Not a medical device.", record]))
 
 
 def describe(row: dict[str, Any]) -> str:
     """Say an answer in one line, with nothing in it that a terminal would obey."""
     if row["status"] == "error":
         return printable(row["message"])
-    outcome = f"{row['probability']:.3f}  {row['label']}" if row["label"] else "abstained"
-    reason = f": {row['message']}" if row["message"] else ""
-    return printable(f"{row['path']}  {outcome}{reason}")
+    if row["status"] == "ok":
+        named = ", ".join(filter(None, (row["answer"], row["label"])))
+        outcome = f"{row['probability']:.3f}  {named}"
+    else:
+        outcome = "no answer"
+    reasons = "; ".join(filter(None, (row["message"], row["notice"])))
+    return printable(f"{row['path']}  {outcome}{': ' if reasons else ''}{reasons}")
 
 
 def printable(text: str) -> str:
@@ -96,8 +104,9 @@ class AnswerTable:
         Where the table is or will be.
     inputs : collection of str
         The images to answer; the table may be none of them.
-    model_sha256, threshold
-        As in the rows to come: a table of another model or threshold is refused.
+    expected : dict
+        What the rows to come have as `model_sha256` (its first 12 digits), `threshold` and
+        `prevalence`: a table of another model, threshold or prevalence is refused.
 
     Raises
     ------
@@ -109,8 +118,7 @@ class AnswerTable:
         self,
         file: Path,
         inputs: Collection[str],
-        model_sha256: str,
-        threshold: float,
+        expected: Mapping[str, Any],
     ) -> None:
         if file.is_dir():
             raise InvalidDataError(f"--csv {file} is a folder. Fix: name a file.")
@@ -120,10 +128,7 @@ class AnswerTable:
             )
         self.file = file
         self.answered: set[str] = set()
-        self._expected = {
-            "model_sha256": model_sha256[:12],
-            "threshold": str(round(float(threshold), 6)),
-        }
+        self._expected = {name: str(value) for name, value in rounded(dict(expected)).items()}
         self._stream: IO[str] | None = None
         self._begun = file.is_file() and file.stat().st_size > 0
 

@@ -122,6 +122,13 @@ _AUDIT = (
     _argument("--show", type=_NATURAL, default=20, help="unusable files to list (20)"),
 )
 
+_OTHERS = _argument(
+    "--others",
+    default="nih",
+    type=_text,
+    help="images of another population; the pixels of half of them teach the gate (nih)",
+)
+
 _DATA_ACTIONS = {
     "list": _Command("what there is, and what lies on this machine"),
     "fetch": _Command(
@@ -234,7 +241,17 @@ _COMMANDS = {
             _argument(
                 "--threshold",
                 type=_SHARE,
-                help="on the probability; by default the model's own, chosen on validation",
+                help="on the probability, for a label; by default that of a trained run",
+            ),
+            _argument(
+                "--prevalence",
+                type=_SHARE,
+                help="share of pneumonias where the images come from; by default the training's",
+            ),
+            _argument(
+                "--strict-domain",
+                action="store_true",
+                help="no answer, instead of a notice, for adults and other unusual populations",
             ),
             _argument("--json", action="store_true", help="one JSON object per line"),
             _argument(
@@ -253,8 +270,12 @@ _COMMANDS = {
     ),
     "export": _Command(
         "make the run of the best validation the model that comes with the package",
-        (_RECIPE, _TRAINED_ON),
+        (_RECIPE, _TRAINED_ON, _OTHERS),
         aliases=("ship",),
+    ),
+    "measure": _Command(
+        "measure the packaged model: its answers on the test, what its gate refuses",
+        (_TRAINED_ON, _OTHERS),
     ),
     "external": _Command(
         "external validation: score another data set",

@@ -207,17 +207,19 @@ def predict(options: argparse.Namespace) -> int:
     if not files:
         raise NotFoundError("the list on standard input is empty. Fix: give one path per line.")
     model = prediction.load_model(options.model, options.dataset)
+    model = prediction.configure(model, options.prevalence, options.strict_domain)
     threshold = model.threshold if options.threshold is None else options.threshold
+    settings = prediction.settings_of(model, threshold)
     failures = 0
     with ExitStack() as stack:
         stack.enter_context(_signals_as_interrupts())
         table = None
         if options.csv:
-            table = answers.AnswerTable(options.csv, files, model.sha256, threshold)
+            table = answers.AnswerTable(options.csv, files, settings)
             stack.enter_context(table)
             files = table.remaining(files)
         if not options.json:
-            print(answers.heading(model.name, threshold))
+            print(answers.heading(settings, getattr(model, "record", "")))
         progress = tqdm(files, unit="image", disable=None if len(files) > 50 else True)
         for row in prediction.answer_files(progress, model, threshold, options.heatmap):
             failures += answers.is_failure(row)
@@ -281,9 +283,30 @@ def export(options: argparse.Namespace) -> None:
     from xraylib.datasets import manifest
 
     runs = prediction.runs_with_model(options.recipe, options.dataset)
-    exporting.package(exporting.best_run(runs), manifest.load(options.dataset))
+    run = exporting.best_run(runs)
+    others = manifest.load(options.others)
+    labels = paths.DATA / f"{others.attrs['dataset']}_rsna.csv"
+    known = labels if labels.is_file() else None
+    exporting.package(run, manifest.load(options.dataset), others, known)
     for file in sorted(paths.SHIPPED.iterdir()):
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure the packaged model: its answers on the test, and what its gate refuses."""
+    _prepare(options.dataset)
+    from xraylib import gate, measurements, packaged
+    from xraylib.datasets import manifest
+
+    others = manifest.load(options.others)
+    tables = measurements.measure(
+        packaged.load_packaged(),
+        manifest.load(options.dataset),
+        others,
+        gate.taught_half(others),
+    )
+    for table in tables:
+        _print_table(table)
 
 
 def external(options: argparse.Namespace) -> None:

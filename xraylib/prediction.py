@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from xraylib.answers import COLUMNS, HEAT_MAP_FAILED
-from xraylib.datasets import images
+from xraylib.datasets import dicom, images
 from xraylib.datasets.files import list_folder
 from xraylib.errors import (
     InvalidDataError,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
     Model = PackagedModel | Predictor
 
+# Years. The packaged model was trained on children.
+ADULT = 19
+
 _BATCH = 32
 _READERS = 2
 
@@ -44,6 +48,9 @@ def predict(
     model: "Model | None" = None,
     threshold: float | None = None,
     heat_maps: Path | None = None,
+    *,
+    prevalence: float | None = None,
+    strict_domain: bool = False,
 ) -> pd.DataFrame:
     """Answer image files, one frontal radiograph each, with a table.
 
@@ -54,9 +61,16 @@ def predict(
     model : optional
         As `load_model` gives it; by default the packaged model.
     threshold : float, optional
-        On the probability, in [0, 1]; by default the model's own, chosen on validation.
+        On the probability, in [0, 1]; by default that of the trained run. The packaged model has
+        none, because it has three answers.
     heat_maps : Path, optional
         A folder, into which each image is written under its heat map.
+    prevalence : float, optional
+        The share of pneumonias, in (0, 1), where the images come from; of the packaged model. By
+        default that of its training.
+    strict_domain : bool
+        Let the packaged model give no answer for images of another population than that of its
+        training, such as adults, instead of a notice.
 
     Returns
     -------
@@ -65,24 +79,67 @@ def predict(
 
         path : the file
         status : ok, abstained or error
+        answer : looks normal, undecided or looks like pneumonia
         probability : of pneumonia, in [0, 1]; NaN where there is no answer
-        label : pneumonia or normal, the probability's side of the threshold; else empty
+        prevalence : the share of pneumonias that the probability supposes
+        label : pneumonia or normal, the probability's side of the threshold
         threshold : in [0, 1]
-        prediction_set : the classes in whose range on validation the probability lies
-        ood_score : how unlike the training images; 1 is usual for them
-        lowest, highest : of the probability over further framings of the image
+        notice : what should be known of images of this population
         model, model_sha256 : what answered
         preprocessing : how the image was prepared
-        message : why there is no answer, or what makes it doubtful
+        message : why there is no answer, or what went wrong with the heat map
 
-        What a model does not know stays empty: a trained run knows neither limits nor framings.
+        What does not apply is empty: a trained run has a threshold and a label, the packaged model
+        has an answer and a prevalence, and a label only where a threshold is given.
+
+    Raises
+    ------
+    InvalidDataError
+        If `prevalence` is no share, or is asked of a trained run, as is `strict_domain`.
     """
     named = [paths] if isinstance(paths, str | Path) else paths
     files, passed_over = list_files(named)
     if passed_over:
         _log.info("%d files are no images: %s", len(passed_over), ", ".join(passed_over))
-    rows = answer_files(files, model or load_packaged(), threshold, heat_maps)
+    model = configure(model or load_packaged(), prevalence, strict_domain)
+    rows = answer_files(files, model, threshold, heat_maps)
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def configure(
+    model: "Model",
+    prevalence: float | None = None,
+    strict_domain: bool = False,
+) -> "Model":
+    """Return the packaged model for images of a prevalence, and strict on their population or not.
+
+    Parameters
+    ----------
+    model
+        As `load_model` gives it.
+    prevalence, strict_domain
+        As in `predict`.
+
+    Raises
+    ------
+    InvalidDataError
+        If `prevalence` is no share, or something is asked of a trained run.
+    """
+    if prevalence is None and not strict_domain:
+        return model
+    if not isinstance(model, PackagedModel):
+        raise InvalidDataError(
+            f"{model.name} is a trained run, which knows neither prevalence nor population. "
+            "Fix: take the packaged model."
+        )
+    if prevalence is None:
+        prevalence = model.prevalence
+    if not 0 < prevalence < 1:
+        raise InvalidDataError(
+            f"a prevalence of {prevalence:g} leaves nothing to predict. "
+            "Fix: give a share between 0 and 1."
+        )
+    return replace(model, prevalence=prevalence, strict_domain=strict_domain)
 
 
 def load_model(name: str | Path | None = None, dataset: str = "kermany") -> "Model":
@@ -231,6 +288,7 @@ def answer_files(
     others go on. See `predict` for the parameters and for what the columns hold.
     """
     limit = model.threshold if threshold is None else threshold
+    settings = settings_of(model, limit)
     if heat_maps is not None:
         with storage_errors(heat_maps):
             heat_maps.mkdir(parents=True, exist_ok=True)
@@ -241,24 +299,34 @@ def answer_files(
             contents = list(pool.map(read, batch))
             answers = iter(_answer_readable(contents, model))
             for file, content in zip(batch, contents, strict=True):
-                row = _empty_row(file, model, limit)
+                row = dict.fromkeys(COLUMNS, "") | {"path": str(file), "probability": np.nan}
+                row |= settings
                 if isinstance(content, str):
                     yield row | {"status": "error", "message": content}
                     continue
                 answer = next(answers)
-                heat_map = answer.pop("heat_map", None)
-                row |= _decide(answer, limit)
+                heat_map = answer.get("heat_map")
+                row |= _decide(answer, content.header, model, limit)
                 if heat_maps is not None and heat_map is not None:
-                    row["message"] = _and_heat_map(row, heat_maps, content, heat_map)
+                    row["message"] = _and_heat_map(row, heat_maps, content.pixels, heat_map)
                 yield row
 
 
-def _read_or_reason(file: str | Path, size: int) -> np.ndarray | str:
-    """Read an image as uint8 `(size, size, 1)`, or say why it cannot be read."""
+@dataclass(frozen=True)
+class _Content:
+    """An image as uint8 `(size, size, 1)`, and what its DICOM header says (`dicom.read_header`)."""
+
+    pixels: np.ndarray
+    header: dict[str, Any]
+
+
+def _read_or_reason(file: str | Path, size: int) -> _Content | str:
+    """Read an image, or say why it cannot be read."""
     try:
         if _is_folder(file):
             raise _no_image_in(Path(file))
-        return images.read_gray(file, size)[..., None]
+        pixels = images.read_gray(file, size)[..., None]
+        return _Content(pixels, dicom.read_header(file))
     except XraylibError as error:
         return str(error)
     except MemoryError:
@@ -276,33 +344,55 @@ def _no_image_in(folder: Path) -> UnusableImageError:
     return UnusableImageError(folder, "unreadable", "there is no image in this folder", fix)
 
 
-def _answer_readable(contents: list[np.ndarray | str], model: "Model") -> list[dict[str, Any]]:
-    pixels = [content for content in contents if isinstance(content, np.ndarray)]
+def _answer_readable(contents: list[_Content | str], model: "Model") -> list[dict[str, Any]]:
+    pixels = [content.pixels for content in contents if isinstance(content, _Content)]
     return model.answer(np.stack(pixels)) if pixels else []
 
 
-def _empty_row(file: str | Path, model: "Model", threshold: float) -> dict[str, Any]:
-    return dict.fromkeys(COLUMNS, "") | {
-        "path": str(file),
-        "probability": np.nan,
-        "threshold": threshold,
+def settings_of(model: "Model", threshold: float | None) -> dict[str, Any]:
+    """Give the columns that are equal in all rows of a call; empty where they do not apply."""
+    return {
+        "prevalence": getattr(model, "prevalence", ""),
+        "threshold": "" if threshold is None else threshold,
         "model": model.name,
         "model_sha256": model.sha256[:12],
         "preprocessing": f"gray, squashed to {model.size} x {model.size}, antialiased",
     }
 
 
-def _decide(answer: dict[str, Any], threshold: float) -> dict[str, Any]:
-    """Add the label to a model's answer; keep nothing that could pass for one if it abstains."""
-    if answer.get("status", "ok") != "ok":
-        kept = ("status", "message", "ood_score")
-        return {name: answer[name] for name in kept if name in answer}
-    is_pneumonia = answer["probability"] >= threshold
-    label = "pneumonia" if is_pneumonia else "normal"
-    decided = answer | {"status": "ok", "label": label}
-    if answer.get("lowest", threshold) < threshold <= answer.get("highest", threshold):
-        decided["message"] = "the label changes with the framing"
-    return decided
+def _decide(
+    answer: dict[str, Any],
+    header: dict[str, Any],
+    model: "Model",
+    threshold: float | None,
+) -> dict[str, Any]:
+    """Turn a model's answer into that row's values; nothing that could pass for one if it abstains.
+
+    Of a trained run's answer only `probability` is there.
+    """
+    refusal = dicom.not_frontal_chest(header) or answer.get("message")
+    if refusal:
+        return {"status": "abstained", "message": refusal}
+    row = {"status": "ok", "probability": answer["probability"]}
+    if isinstance(model, PackagedModel):
+        row["answer"] = answer["answer"]
+        row["notice"] = _notice(answer, header, model)
+        if row["notice"] and model.strict_domain:
+            return {"status": "abstained", "message": row["notice"]}
+    if threshold is not None:
+        row["label"] = "pneumonia" if answer["probability"] >= threshold else "normal"
+    return row
+
+
+def _notice(answer: dict[str, Any], header: dict[str, Any], model: PackagedModel) -> str:
+    """Say that an image is of another population than the children of the training."""
+    reasons = []
+    age = header.get("patient_age")
+    if age is not None and age >= ADULT:
+        reasons.append("an adult by the file's header")
+    if answer["is_outside"]:
+        reasons.append("unlike the training images, as those of adults or of another hospital are")
+    return f"{' and '.join(reasons)}: {model.elsewhere}" if reasons else ""
 
 
 def _and_heat_map(

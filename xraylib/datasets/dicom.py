@@ -6,6 +6,7 @@ import io
 import logging
 import secrets
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -400,3 +401,36 @@ def _years(age: str | None) -> float | None:
     if not age or not age[:-1].isdigit() or age[-1] not in _UNITS_PER_YEAR:
         return None
     return int(age[:-1]) / _UNITS_PER_YEAR[age[-1]]
+
+
+# Computed and digital radiography, and the older name of radiographic imaging.
+_RADIOGRAPHS = ("CR", "DX", "RG")
+_LATERAL = ("LATERAL", "LL", "RL", "LLD", "RLD", "LLO", "RLO")
+
+
+def not_frontal_chest(header: Mapping[str, Any]) -> str:
+    """Say why, by its header, an image is no frontal chest radiograph made for people to look at.
+
+    Parameters
+    ----------
+    header
+        From `read_header`; what it does not say counts for nothing.
+
+    Returns
+    -------
+    str
+        The reason and its fix, or an empty text.
+    """
+    modality = (header.get("modality") or "").upper()
+    body_part = (header.get("body_part") or "").upper()
+    view = (header.get("view_position") or "").upper()
+    intent = (header.get("presentation_intent") or "").upper()
+    if modality and modality not in _RADIOGRAPHS:
+        return "its header names another modality than radiography. Fix: give a radiograph"
+    if body_part and not {"CHEST", "THORAX", "LUNG"} & set(body_part.replace("_", " ").split()):
+        return "its header names another body part. Fix: give a chest radiograph"
+    if view in _LATERAL:
+        return "its header names a lateral view. Fix: give a frontal one (AP or PA)"
+    if intent == "FOR PROCESSING":
+        return "its header says raw, for processing. Fix: export it for presentation"
+    return ""

@@ -123,8 +123,15 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
     same_model = measured.get("sha256") == settings["answers"]["sha256"]
     if not same_model:
         measured = {}
-    alterations = measured.get("alterations") if dataset == "kermany" else None
-    return settings | {"measured": measured.get(dataset), "alterations": alterations}
+    settings["measured"] = measured.get(dataset)
+    settings["alterations"] = measured.get("alterations") if dataset == "kermany" else None
+    sha256 = settings["answers"]["sha256"][:12]
+    for name, table in (("quality", "packaged"), ("gate", "gate")):
+        measured_file = tables.report_folder(dataset) / "tables" / f"{table}.csv"
+        rows = pd.read_csv(measured_file, dtype={"model": str}) if measured_file.exists() else None
+        if rows is not None and (rows["model"] == sha256).all():
+            settings[name] = rows.to_dict(orient="records")
+    return settings
 
 
 def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
