@@ -191,8 +191,8 @@ flagship: $(SETUP)  ## train the model that comes with the package anew, from Ke
 	$(CALL_PY) -m xraylib train flagship --dataset kermany --overwrite
 	$(CALL_PY) -m xraylib ship flagship
 
-app: $(SETUP)  ## open the shipped model as a page in the browser (notebook 08; on this machine only)
-	cd notebooks && $(CALL_PY) -m voila 08_predict.ipynb
+app: $(SETUP)  ## open the packaged model as a page in the browser (notebook 08; on this machine only)
+	$(CALL_PY) -m xraylib.app
 
 fuzz: $(SETUP_DEV)  ## give predict 10,000 damaged files
 	XRAYLIB_FUZZ=10000 $(CALL_PY) -m pytest tests/test_predict.py -k damaged --timeout 1800
