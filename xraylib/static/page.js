@@ -56,7 +56,7 @@ function table(caption, headings, rows) {
 function curve(margins, label) {
   const space = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(space, "svg");
-  svg.setAttribute("viewBox", "0 0 320 130");
+  svg.setAttribute("viewBox", "0 0 340 142");
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", label);
   const first = margins[0].margin;
@@ -75,9 +75,9 @@ function curve(margins, label) {
     draw("text", { x: 34, y: y(level) + 4, "text-anchor": "end" }, String(level));
   }
   for (const percent of [-10, 0, 10, 20]) {
-    draw("text", { x: x(percent / PERCENT), y: 114, "text-anchor": "middle" }, `${percent}%`);
+    draw("text", { x: x(percent / PERCENT), y: 119, "text-anchor": "middle" }, `${percent}%`);
   }
-  draw("text", { x: 175, y: 128, "text-anchor": "middle" }, "box enlarged by, on each side");
+  draw("text", { x: 175, y: 137, "text-anchor": "middle" }, "box enlarged by, on each side");
   for (const row of margins) {
     draw("circle", { cx: x(row.margin), cy: y(row.probability), r: 3.5, class: slug(row.answer) });
   }
@@ -188,11 +188,11 @@ function showAnswer(card, message, buffers) {
   }
   card.picture = address(buffers[0], "image/jpeg");
   const alt = `${card.name}: the image that was given; answer: ${message.answer}`;
-  card.element.prepend(create("img", { src: card.picture, alt, class: "xr-thumbnail" }));
+  card.element.prepend(create("img", { src: card.picture, alt }));
   const details = create("details", {}, create("summary", {}, "Why this answer?"));
   details.append(card.explanation);
   details.addEventListener("toggle", () => card.ask(details), { once: true });
-  card.body.append(details);
+  card.element.append(details);
 }
 
 function render({ model, el }) {
