@@ -33,7 +33,7 @@ ORDER = (
     {"figures"},
     {"report"},
     {"experiment", "answers", "packaged"},
-    {"prediction"},
+    {"prediction", "gate", "measurements"},
     {"explanation"},
     {"export"},
     {"app", "commands", "page"},

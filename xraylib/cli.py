@@ -94,6 +94,13 @@ _TRAINED_ON = _argument(
     help="what it was trained on (kermany)",
 )
 
+_OTHERS = _argument(
+    "--others",
+    default="nih",
+    type=_text,
+    help="images of another population; the pixels of half of them teach the gate (nih)",
+)
+
 _DATA_ACTIONS = {
     "list": _Command("what there is, and what lies on this machine"),
     "fetch": _Command(
@@ -220,8 +227,12 @@ _COMMANDS = {
     ),
     "export": _Command(
         "make the run of the best validation the model that comes with the package",
-        (_RECIPE, _TRAINED_ON),
+        (_RECIPE, _TRAINED_ON, _OTHERS),
         aliases=("ship",),
+    ),
+    "measure": _Command(
+        "measure the packaged model: its answers on the test, what its gate refuses",
+        (_TRAINED_ON, _OTHERS),
     ),
     "lungs": _Command(
         "train the network that finds the lungs, measure it, and put it into the package",

@@ -272,9 +272,30 @@ def export(options: argparse.Namespace) -> None:
     from xraylib.datasets import manifest
 
     runs = prediction.runs_with_model(options.recipe, options.dataset)
-    exporting.package(exporting.best_run(runs), manifest.load(options.dataset))
+    run = exporting.best_run(runs)
+    others = manifest.load(options.others)
+    labels = paths.DATA / f"{others.attrs['dataset']}_rsna.csv"
+    known = labels if labels.is_file() else None
+    exporting.package(run, manifest.load(options.dataset), others, known)
     for file in sorted(paths.SHIPPED.iterdir()):
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure the packaged model: its answers on the test, and what its gate refuses."""
+    _prepare(options.dataset)
+    from xraylib import gate, measurements, packaged
+    from xraylib.datasets import manifest
+
+    others = manifest.load(options.others)
+    tables = measurements.measure(
+        packaged.load_packaged(),
+        manifest.load(options.dataset),
+        others,
+        gate.taught_half(others),
+    )
+    for table in tables:
+        _print_table(table)
 
 
 def lungs(options: argparse.Namespace) -> None:

@@ -98,7 +98,7 @@ class Explanation:
         lines = [f"The file has {width:,} × {height:,} pixels, width by height."]
         lines += [_compared(row) for row in self.measures.itertuples()]
         if self.answer == NO_ANSWER:
-            return [f"No answer: {self.message}.", *lines]
+            return lines
         return [*lines, self.on_margins(), self.on_changes()]
 
     def figure(self) -> Any:

@@ -93,7 +93,8 @@ class PackagedModel:
             One for each image:
 
             status : `ok` or `abstained`
-            message : why there is no answer, else empty
+            reason : the key of `GATE` for which there is no answer, else empty
+            message : the same in words
             answer : one of `ANSWERS`
             probability : of pneumonia, calibrated, at `prevalence`
             log_odds : the same before the shift to `prevalence`; the limits lie on it
@@ -103,7 +104,7 @@ class PackagedModel:
             box : of the lungs, `(4,)`: top, bottom, left, right as shares of the image
             heat_map : float32 `(224, 224)` in [0, 1], of the whole image
 
-            Where no lungs are found there are `status` and `message` only.
+            Where no lungs are found there are `status`, `reason` and `message` only.
         """
         found = lung_finder.find(pixels)
         rows = zip(pixels, found.boxes, found.area, found.certainty, strict=True)
@@ -127,7 +128,8 @@ class PackagedModel:
         certainty: float,
     ) -> dict[str, Any]:
         if not has_lungs(box, area):
-            return {"status": "abstained", "message": f"no lungs are found: {GATE['other']}"}
+            message = f"no lungs are found: {GATE['other']}"
+            return {"status": "abstained", "reason": "other", "message": message}
         outputs = self.network(
             views=two_views(image[None], box[None], self.limits["input"])[0],
             lungs=np.array([area, certainty, *box], np.float32),
@@ -135,10 +137,11 @@ class PackagedModel:
         log_odds = self._calibrated(outputs["log_odds"].item())
         gate = dict(zip(GATE, softmax(outputs["gate"].ravel()), strict=True))
         domain = outputs["domain"].item() - self.limits["domain_limit"]
-        refusal = self._refusal(gate)
+        reason = self._reason_to_refuse(gate)
         return {
-            "status": "abstained" if refusal else "ok",
-            "message": refusal,
+            "status": "abstained" if reason else "ok",
+            "reason": reason,
+            "message": GATE[reason] if reason else "",
             "answer": self._decide(log_odds),
             "probability": float(expit(self._shifted(log_odds))),
             "log_odds": log_odds,
@@ -160,17 +163,17 @@ class PackagedModel:
     def _decide(self, log_odds: float) -> str:
         """Choose the answer: the limits lie on the evidence, and no answer contradicts P."""
         shifted = self._shifted(log_odds)
-        if log_odds <= self.limits["normal_up_to"] and shifted <= 0:
+        if log_odds < self.limits["normal_up_to"] and shifted < 0:
             return NORMAL
-        if log_odds >= self.limits["pneumonia_from"] and shifted >= 0:
+        if log_odds > self.limits["pneumonia_from"] and shifted > 0:
             return PNEUMONIA
         return UNDECIDED
 
-    def _refusal(self, gate: dict[str, float]) -> str:
-        """Say why the image gets no answer; empty where it gets one."""
+    def _reason_to_refuse(self, gate: dict[str, float]) -> str:
+        """Name the entry of `GATE` for which the image gets no answer; empty where it gets one."""
         if gate[OK] >= self.limits["gate_limit"]:
             return ""
-        return GATE[max(gate, key=gate.__getitem__)]
+        return max(gate, key=gate.__getitem__)
 
     @property
     def elsewhere(self) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from xraylib import answers, explanation, paths, prediction
 from xraylib.datasets import images, regions
-from xraylib.packaged import PackagedModel, load_packaged
+from xraylib.packaged import UNDECIDED, PackagedModel, load_packaged
 
 # Megabytes.
 LARGEST = 50
@@ -107,22 +107,13 @@ def describe(model: PackagedModel) -> dict[str, Any]:
     return {
         "largest": LARGEST,
         "model": f"{model.name}, file {model.sha256[:12]}",
-        "record": record(model),
+        "record": _sentence(model.record or "how often it is right was not measured"),
         "caveats": [
             f"Trained on children of one hospital. Of other hospitals and of adults: "
             f"{model.elsewhere}.",
             explanation.heat_map_caveat(known),
         ],
     }
-
-
-def record(model: PackagedModel) -> str:
-    """Say in one line how often the answers were right on the official test."""
-    rates = model.limits.get("right") or {}
-    if not rates:
-        return "How often the answers are right was not measured on the official test."
-    shares = [f"“{name}” {rate['share']:.1%} of {rate['n']}" for name, rate in rates.items()]
-    return f"Right on the official test of the same hospital: {', '.join(shares)}."
 
 
 def words(row: dict[str, Any], model: PackagedModel) -> dict[str, str]:
@@ -133,10 +124,12 @@ def words(row: dict[str, Any], model: PackagedModel) -> dict[str, str]:
         f"Probability of pneumonia {row['probability']:.2f}, where {row['prevalence']:.0%} of such "
         "images show pneumonia."
     )
-    rate = (model.limits.get("right") or {}).get(row["answer"])
-    if rate:
+    rate = (model.limits.get("right") or {}).get(row["answer"]) or {}
+    if row["answer"] == UNDECIDED:
+        meaning += " The model leaves this open, because such probabilities are too often wrong."
+    elif rate.get("share") is not None:
         meaning += (
-            f" On the official test {rate['share']:.1%} of {rate['n']} such answers were right."
+            f" On the official test {rate['share']:.1%} of {rate['n']} such answers are right."
         )
     return {"answer": row["answer"], "meaning": meaning, "notice": _sentence(row["notice"])}
 

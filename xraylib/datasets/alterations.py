@@ -81,7 +81,9 @@ def lean(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.rotate(rng.uniform(-7, 7), Image.Resampling.BILINEAR)
 
 
-def tilt(image: Image.Image, rng: np.random.Generator, low: float = 14, high: float = 60) -> Image:
+def tilt(
+    image: Image.Image, rng: np.random.Generator, low: float = 14, high: float = 60
+) -> Image.Image:
     """Turn by `low` to `high` degrees in either direction; the corners are black."""
     angle = rng.uniform(low, high) * rng.choice([-1, 1])
     return image.rotate(angle, Image.Resampling.BILINEAR, expand=rng.random() < 0.5)
@@ -250,8 +252,9 @@ def strangers(size: int, count: int = 60, seed: int = 1) -> Iterator[tuple[str, 
 def _page(rng: np.random.Generator) -> Image.Image:
     page = Image.new("L", (850, 1100), 255)
     draw = ImageDraw.Draw(page)
-    font = ImageFont.load_default(int(rng.integers(12, 40)))
-    for y in range(40, 1060, int(font.size * 1.4)):
+    height = int(rng.integers(12, 40))
+    font = ImageFont.load_default(height)
+    for y in range(40, 1060, int(height * 1.4)):
         letters = rng.choice(list("etaoinshrdlu "), 90)
         draw.text((40, y), "".join(letters), fill=0, font=font)
     return ImageOps.invert(page) if rng.random() < 0.3 else page

@@ -189,7 +189,8 @@ function showAnswer(card, message, buffers) {
   card.picture = address(buffers[0], "image/jpeg");
   const alt = `${card.name}: the image that was given; answer: ${message.answer}`;
   card.element.prepend(create("img", { src: card.picture, alt }));
-  const details = create("details", {}, create("summary", {}, "Why this answer?"));
+  const question = message.reason ? "What does the model see?" : "Why this answer?";
+  const details = create("details", {}, create("summary", {}, question));
   details.append(card.explanation);
   details.addEventListener("toggle", () => card.ask(details), { once: true });
   card.element.append(details);

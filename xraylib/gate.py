@@ -1,0 +1,162 @@
+"""Two linear layers on a trained network's features, which say what image they are of.
+
+The *gate* recognises upright, complete, frontal chest images, and says what is wrong with others.
+The *domain* separates the images of training from those of another hospital. Both learn from
+changes that cost no label and from pixels alone: no label and no score of the classifier is used.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from xraylib.datasets import alterations, lung_finder
+from xraylib.packaged import GATE, OK, has_lungs, two_views
+from xraylib.progress import tqdm
+
+# From float32 `(n, 2, side, side, 1)` to features `(n, 2, k)` of the two views.
+Network = Callable[[np.ndarray], np.ndarray]
+
+# So many images are changed in each way; of the images as they are, twice as many are taken.
+TAKEN = 1200
+# Of the images as they are, this share is changed slightly.
+_CHANGED = 0.5
+_CHUNK = 256
+# Inverse strength of the penalty on standardised features.
+_PENALTY = 0.01
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer: `kernel`, float32 `(features, outputs)`, and `bias`, float32 `(outputs,)`."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+
+
+def teach(
+    network: Network,
+    side: int,
+    training: np.ndarray,
+    others: np.ndarray,
+) -> tuple[Linear, Linear]:
+    """Fit the gate and the domain.
+
+    Parameters
+    ----------
+    network : callable
+        The trained network without its head.
+    side : int
+        Height and width of its input in pixels.
+    training : numpy.ndarray
+        Images of the run's training patients, uint8 `(n, 224, 224, 1)`.
+    others : numpy.ndarray
+        Images of another population, likewise. They are good images to the gate.
+
+    Returns
+    -------
+    gate, domain : Linear
+        Log odds of each entry of `GATE`, and one output that is large for other populations.
+    """
+    features: list[np.ndarray] = []
+    kinds: list[str] = []
+    is_other: list[bool] = []
+    examples = list(_examples(training, others))
+    for kind, from_others, pixels, change in tqdm(examples, desc="gate", unit="kind"):
+        changed = pixels if change is None else alterations.change_each(pixels, change)
+        described = describe(network, side, changed)
+        described = described[~np.isnan(described).any(axis=1)]
+        features.append(described)
+        kinds += [kind] * len(described)
+        is_other += [from_others] * len(described)
+    table = np.concatenate(features)
+    named = np.array(kinds)
+    gate = _fit(table, np.array([list(GATE).index(kind) for kind in kinds]), len(GATE))
+    good = named == OK
+    domain = _fit(table[good], np.array(is_other)[good].astype(int), 2)
+    difference = Linear(
+        domain.kernel[:, 1:] - domain.kernel[:, :1],
+        domain.bias[1:] - domain.bias[:1],
+    )
+    return gate, difference
+
+
+def taught_half(others: pd.DataFrame) -> np.ndarray:
+    """Say which images of another population belong to the patients that the gate learns from.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool `(n,)`, true for all images of a random half of the patients.
+    """
+    patients = np.sort(others["patient"].unique())
+    chosen = np.random.default_rng(0).permutation(patients)[: len(patients) // 2]
+    return others["patient"].isin(chosen).to_numpy()
+
+
+def describe(network: Network, side: int, pixels: np.ndarray) -> np.ndarray:
+    """Give the features of images: of both views, then what the lung finder says.
+
+    Parameters
+    ----------
+    network, side
+        As in `teach`.
+    pixels : numpy.ndarray
+        uint8 `(n, 224, 224, 1)`.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 `(n, 2 k + 6)`; missing (NaN) where no lungs are found.
+    """
+    parts = []
+    for start in range(0, len(pixels), _CHUNK):
+        chunk = pixels[start : start + _CHUNK]
+        found = lung_finder.find(chunk)
+        lungs = np.column_stack([found.area, found.certainty, found.boxes])
+        views = two_views(chunk, np.nan_to_num(found.boxes), side)
+        seen = network(views).reshape(len(chunk), -1)
+        described = np.concatenate([seen, lungs], axis=1).astype(np.float32)
+        pairs = zip(found.boxes, found.area, strict=True)
+        described[[not has_lungs(box, area) for box, area in pairs]] = np.nan
+        parts.append(described)
+    return np.concatenate(parts)
+
+
+def _examples(
+    training: np.ndarray,
+    others: np.ndarray,
+) -> Iterator[tuple[str, bool, np.ndarray, alterations.Change | None]]:
+    """Yield kinds of examples: their entry of `GATE`, whether of others, images and change."""
+    rng = np.random.default_rng(0)
+    for from_others, pixels in ((False, training), (True, others)):
+        order = rng.permutation(len(pixels))
+        as_they_are = pixels[np.sort(order[: 2 * TAKEN])]
+        changed = pixels[np.sort(order[: round(_CHANGED * 2 * TAKEN)])]
+        yield OK, from_others, as_they_are, None
+        yield OK, from_others, changed, alterations.slightly
+        for kind in alterations.REFUSED:
+            some = pixels[np.sort(rng.permutation(len(pixels))[:TAKEN])]
+            yield kind, from_others, some, partial(alterations.refused, kind=kind)
+    yield "other", False, alterations.unusual_images(TAKEN, training.shape[1]), None
+
+
+def _fit(features: np.ndarray, classes: np.ndarray, count: int) -> Linear:
+    """Fit a multinomial logistic regression; a class without examples is never likely."""
+    scaler = StandardScaler().fit(features)
+    model = LogisticRegression(C=_PENALTY, class_weight="balanced", max_iter=300)
+    model.fit(scaler.transform(features), classes)
+    coefficients = model.coef_
+    intercepts = model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn gives one line for two classes
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    kernel = np.zeros((features.shape[1], count))
+    bias = np.full(count, -100.0)
+    kernel[:, model.classes_] = coefficients.T / scaler.scale_[:, None]
+    bias[model.classes_] = intercepts - coefficients @ (scaler.mean_ / scaler.scale_)
+    return Linear(kernel.astype(np.float32), bias.astype(np.float32))

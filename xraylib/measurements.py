@@ -1,0 +1,256 @@
+"""How good the packaged model is: its answers, its probability, and what its gate refuses.
+
+Nothing here chooses a limit of the model. `measure` writes the tables `packaged` and `gate` of the
+report; `export` copies the numbers that answers mention into the model's `run.json`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+
+from xraylib.datasets import alterations, images
+from xraylib.evaluation import metrics, radiologists
+from xraylib.evaluation.calibration import expected_error
+from xraylib.evaluation.resampling import interval, share_interval, weights_with_original
+from xraylib.packaged import ANSWERS, NORMAL, PNEUMONIA, UNDECIDED, PackagedModel
+from xraylib.report.tables import save_table
+
+# Every image of the test is changed in each way; the kinds that are made up have so many.
+MADE_UP = 120
+_RESAMPLES = 1000
+
+# Ways to change test images, and the gate's name for each; empty where it should let them pass.
+_CHANGES: dict[str, tuple[str, alterations.Change]] = {
+    "as it is": ("", lambda image, rng: image),
+    "noise, blur, border, slight crop or turn": ("", alterations.slightly),
+    "turned by 10°": ("", lambda image, rng: _tilted(image, rng, 10)),
+    "turned by 20°": ("tilted", lambda image, rng: _tilted(image, rng, 20)),
+    "turned by 90° to the left": ("turned left", lambda image, rng: image.rotate(90)),
+    "turned by 90° to the right": ("turned right", lambda image, rng: image.rotate(-90)),
+    "turned by 180°": ("upside down", lambda image, rng: image.rotate(180)),
+    "mirrored upside down": ("upside down", lambda image, rng: ImageOps.flip(image)),
+    "inverted": ("inverted", lambda image, rng: ImageOps.invert(image)),
+    "one half": ("cut", alterations.halve),
+}
+
+
+def _tilted(image: Image.Image, rng: np.random.Generator, degrees: float) -> Image.Image:
+    return image.rotate(degrees * rng.choice([-1, 1]), Image.Resampling.BILINEAR)
+
+
+def right_answers(answers: list[dict[str, Any]], labels: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Count how often each answer was right.
+
+    Parameters
+    ----------
+    answers
+        From `PackagedModel.answer`.
+    labels
+        `(n,)`, 0 for normal and 1 for pneumonia.
+
+    Returns
+    -------
+    dict
+        By answer that says a class: `n`, how often it was given, and `share`, how often it was
+        right, or None where it was never given.
+    """
+    given = _given(answers)
+    rates = {}
+    for name, label in ((NORMAL, 0), (PNEUMONIA, 1)):
+        chosen = given == name
+        share = float((labels[chosen] == label).mean()) if chosen.any() else None
+        rates[name] = {"n": int(chosen.sum()), "share": share}
+    return rates
+
+
+def _given(answers: list[dict[str, Any]]) -> np.ndarray:
+    """The answer to each image, or `abstained`."""
+    return np.array([a["answer"] if a["status"] == "ok" else "abstained" for a in answers])
+
+
+def agreement_with_radiologists(
+    model: PackagedModel,
+    others: pd.DataFrame,
+    file: Path,
+) -> pd.DataFrame:
+    """Measure how the model ranks images that radiologists re-read: lung opacity against normal.
+
+    Parameters
+    ----------
+    model : PackagedModel
+    others : pandas.DataFrame
+        A manifest. An image without lungs counts as undecided.
+    file : pathlib.Path
+        The list of `radiologists.read_labels`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows of `radiologists.auc_by_stratum`: all images, and by view.
+    """
+    labels = radiologists.read_labels(file, others)
+    answers = model.answer(images.load_pixels(others, model.size))
+    scores = others[["image_id", "patient"]].assign(
+        recipe=model.name,
+        seed=0,
+        score=[answer.get("log_odds", 0.0) for answer in answers],
+    )
+    table = radiologists.auc_by_stratum(scores, labels)
+    is_asked = (table["contrast"] == "opacity against normal") & (
+        table["stratum"].isin(["all", *radiologists.VIEWS])
+    )
+    return table[is_asked].reset_index(drop=True)
+
+
+def measure(
+    model: PackagedModel,
+    manifest: pd.DataFrame,
+    others: pd.DataFrame,
+    is_taught: np.ndarray,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measure the packaged model and write the tables `packaged` and `gate` of its report.
+
+    Parameters
+    ----------
+    model : PackagedModel
+    manifest : pandas.DataFrame
+        Of the data set that it was trained on; the official test is measured.
+    others : pandas.DataFrame
+        Of another population.
+    is_taught : numpy.ndarray
+        bool `(len(others),)`: images of patients whose pixels taught the gate, which are left out.
+
+    Returns
+    -------
+    answers, gate : pandas.DataFrame
+        See `measure_answers` and `measure_gate`.
+    """
+    rows = np.flatnonzero(manifest["split"] == "test")
+    test = manifest.iloc[rows]
+    pixels = np.asarray(images.load_pixels(manifest, model.size)[rows])
+    answers = measure_answers(
+        model.answer(pixels),
+        test["label"].to_numpy(),
+        test["patient"].to_numpy(),
+    )
+    foreign = images.load_pixels(others, model.size)[~is_taught]
+    strangers = others["patient"].to_numpy()[~is_taught]
+    gate = measure_gate(model, pixels, test["patient"].to_numpy(), foreign, strangers)
+    dataset = manifest.attrs["dataset"]
+    save_table(answers, dataset, "packaged")
+    save_table(gate, dataset, "gate")
+    return answers, gate
+
+
+def measure_answers(
+    answers: list[dict[str, Any]],
+    labels: np.ndarray,
+    patients: np.ndarray,
+) -> pd.DataFrame:
+    """Measure answers to images whose class is known.
+
+    Parameters
+    ----------
+    answers
+        From `PackagedModel.answer`.
+    labels, patients
+        `(n,)`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per `measure`, with `n` images, `value`, and `low` and `high`, its interval over
+        patients: the share of each answer and how often it was right; of the images that got one,
+        the AUC, the expected calibration error and the Brier score.
+    """
+    given = _given(answers)
+    rows = []
+
+    def add(measure: str, n: int, values: tuple[float, float, float]) -> None:
+        value, low, high = values
+        rows.append({"measure": measure, "n": n, "value": value, "low": low, "high": high})
+
+    for name in (*ANSWERS, "abstained"):
+        add(f"share: {name}", len(given), share_interval(given == name, patients))
+    for name, label in ((NORMAL, 0), (PNEUMONIA, 1)):
+        chosen = given == name
+        if chosen.any():
+            right = share_interval(labels[chosen] == label, patients[chosen])
+            add(f"right: {name}", int(chosen.sum()), right)
+    decided = np.isin(given, [UNDECIDED, "abstained"])
+    add("share: undecided or abstained", len(given), share_interval(decided, patients))
+    answered = given != "abstained"
+    probability = np.array([a["probability"] for a in answers if a["status"] == "ok"])
+    names, weights = weights_with_original(patients[answered], _RESAMPLES)
+    of_images = weights[:, np.searchsorted(names, patients[answered])]
+    truth = labels[answered]
+    count = int(answered.sum())
+    add("AUC", count, metrics.auc_interval(truth, probability, patients[answered]))
+    losses = {
+        "expected calibration error": expected_error(truth, probability, of_images, debiased=False),
+        "Brier score": of_images @ (probability - truth) ** 2 / of_images.sum(axis=1),
+    }
+    for name, values in losses.items():
+        add(name, count, (float(values[0]), *interval(values[1:])))
+    return pd.DataFrame(rows)
+
+
+def measure_gate(
+    model: PackagedModel,
+    pixels: np.ndarray,
+    patients: np.ndarray,
+    others: np.ndarray,
+    patients_of_others: np.ndarray,
+) -> pd.DataFrame:
+    """Measure what the gate refuses.
+
+    Parameters
+    ----------
+    model : PackagedModel
+    pixels, others : numpy.ndarray
+        Images of the test and of another population, uint8 `(n, size, size, 1)`.
+    patients, patients_of_others : numpy.ndarray
+        Their patients, `(n,)`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per `kind` of images.
+
+        - `n`: images.
+        - `refused`: share that gets no answer, `low` and `high`: its interval over patients.
+        - `reason`: of the refused, the share whose message names what was done to them; missing
+          where nothing was.
+        - `noticed`: of the others, the share that is called of another population.
+    """
+    rows = []
+    for kind, reason, changed, owners in _kinds(pixels, patients, others, patients_of_others):
+        answers = model.answer(changed)
+        is_refused = np.array([answer["status"] != "ok" for answer in answers])
+        refused, low, high = share_interval(is_refused, np.asarray(owners))
+        row = {"kind": kind, "n": len(answers), "refused": refused, "low": low, "high": high}
+        row["reason"] = np.nan
+        if reason and is_refused.any():
+            row["reason"] = np.mean([a.get("reason") == reason for a in answers if a["message"]])
+        outside = [answer["is_outside"] for answer in answers if answer["status"] == "ok"]
+        row["noticed"] = np.mean(outside) if outside else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _kinds(
+    pixels: np.ndarray,
+    patients: np.ndarray,
+    others: np.ndarray,
+    patients_of_others: np.ndarray,
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """Yield kinds of images: a name, the gate's name for it, pixels and patients."""
+    for kind, (reason, change) in _CHANGES.items():
+        yield kind, reason, alterations.change_each(pixels, change, seed=1), patients
+    yield "another hospital, patients that taught nothing", "", others, patients_of_others
+    for kind, pictures in alterations.strangers(pixels.shape[1], MADE_UP):
+        yield kind, "other", pictures, np.arange(len(pictures))
