@@ -99,6 +99,8 @@ class Explanation:
         lines += [_compared(row) for row in self.measures.itertuples()]
         if self.answer == NO_ANSWER:
             return lines
+        if self.heat_map is not None and not self.heat_map.any():
+            lines.append("No part of the lungs' box speaks for pneumonia: the heat map is empty.")
         return [*lines, self.on_margins(), self.on_changes()]
 
     def figure(self) -> Any:

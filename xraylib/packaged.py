@@ -134,7 +134,11 @@ class PackagedModel:
             views=two_views(image[None], box[None], self.limits["input"])[0],
             lungs=np.array([area, certainty, *box], np.float32),
         )
-        log_odds = self._calibrated(outputs["log_odds"].item())
+        raw_log_odds = outputs["log_odds"].item()
+        log_odds = self._calibrated(raw_log_odds)
+        # The head's bias is shared out evenly, so that the map's mean is the image's log odds.
+        cam = outputs["heat"][0]
+        cam = cam - cam.mean() + raw_log_odds
         gate = dict(zip(GATE, softmax(outputs["gate"].ravel()), strict=True))
         domain = outputs["domain"].item() - self.limits["domain_limit"]
         reason = self._reason_to_refuse(gate)
@@ -149,7 +153,7 @@ class PackagedModel:
             "domain": domain,
             "gate": gate,
             "box": box,
-            "heat_map": _in_whole(outputs["heat"][0], box, self.size),
+            "heat_map": _in_whole(cam, box, self.size),
         }
 
     def _calibrated(self, log_odds: float) -> float:

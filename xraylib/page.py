@@ -92,7 +92,10 @@ class Page(anywidget.AnyWidget):
         explained = explanation.explain_pixels(row, shape, pixels, self._model)
         reply = {"reply": "explain", "id": number, "margin": regions.MARGIN} | explained.record()
         heat = explained.heat_map
-        self.send(reply, buffers=[] if heat is None else [_coloured(heat, shape)])
+        if heat is None or not heat.any():
+            self.send(reply)
+        else:
+            self.send(reply, buffers=[_coloured(heat, shape)])
 
 
 def list_examples() -> dict[str, Path]:
