@@ -38,7 +38,8 @@ def file(tmp_path):
 def answer(file, images, model=None, threshold=0.25, stop_after=None):
     """Answer what a table lacks; returns the images that were answered now."""
     model = model or Constant()
-    with answers.AnswerTable(file, images, model.sha256, threshold) as table:
+    settings = prediction.settings_of(model, threshold)
+    with answers.AnswerTable(file, images, settings) as table:
         remaining = table.remaining(images)[:stop_after]
         for row in prediction.answer_files(remaining, model, threshold):
             table.write(answers.rounded(row))
@@ -60,7 +61,7 @@ def test_a_stopped_table_is_continued_and_ends_as_the_uninterrupted_one(images, 
 
 def test_each_row_is_on_the_disk_before_the_next_is_asked_for(images, file):
     model = Constant()
-    with answers.AnswerTable(file, images, model.sha256, 0.25) as table:
+    with answers.AnswerTable(file, images, prediction.settings_of(model, 0.25)) as table:
         assert file.read_text().count("\n") == 1
         for number, row in enumerate(prediction.answer_files(images, model), start=2):
             table.write(answers.rounded(row))
@@ -89,7 +90,7 @@ def test_errors_and_images_that_changed_are_answered_again(images, file):
     assert (table["status"] == "ok").all()
 
 
-def test_a_table_of_another_model_or_threshold_is_refused(images, file):
+def test_a_table_of_another_model_threshold_or_prevalence_is_refused(images, file):
     answer(file, images, stop_after=1)
     before = file.read_bytes()
     other = Constant()
@@ -98,6 +99,10 @@ def test_a_table_of_another_model_or_threshold_is_refused(images, file):
         answer(file, images, other)
     with pytest.raises(InvalidDataError, match=r"threshold 0\.25, not 0\.5\. Fix: "):
         answer(file, images, threshold=0.5)
+    rarer = Constant()
+    rarer.prevalence = 0.1
+    with pytest.raises(InvalidDataError, match=r"prevalence .*, not 0\.1\. Fix: "):
+        answer(file, images, rarer)
     assert file.read_bytes() == before
 
 
@@ -173,17 +178,34 @@ def test_a_spreadsheet_takes_no_name_for_a_formula(file, tmp_path, monkeypatch):
     assert answer(file, names) == []
 
 
+ROW = dict.fromkeys(answers.COLUMNS, "") | {"path": "x", "status": "ok", "probability": 0.25}
+
+
 def test_names_are_printed_on_one_line_and_command_no_terminal():
-    row = {
-        "path": "a\n\x1b[31mb\u202ec\x9b字.png",
-        "status": "ok",
-        "probability": 0.25,
-        "label": "normal",
-        "message": "",
-    }
+    row = ROW | {"path": "a\n\x1b[31mb\u202ec\x9b字.png", "label": "normal"}
     line = answers.describe(row)
     assert line == r"a\n\x1b[31mb\u202ec\x9b字.png  0.250  normal"
-    error = row | {"status": "error", "message": "a\rb: damaged"}
-    assert answers.describe(error) == r"a\rb: damaged"
-    abstained = row | {"label": "", "message": "unlike", "path": "x"}
-    assert answers.describe(abstained) == "x  abstained: unlike"
+    assert answers.describe(row | {"status": "error", "message": "a\rb: damaged"}) == (
+        r"a\rb: damaged"
+    )
+
+
+def test_a_line_has_the_answer_and_what_should_be_known():
+    assert answers.describe(ROW | {"answer": "looks normal"}) == "x  0.250  looks normal"
+    both = ROW | {"answer": "undecided", "label": "normal", "notice": "an adult"}
+    assert answers.describe(both) == "x  0.250  undecided, normal: an adult"
+    abstained = ROW | {"status": "abstained", "probability": float("nan"), "message": "inverted"}
+    assert answers.describe(abstained) == "x  no answer: inverted"
+
+
+def test_the_heading_names_the_model_its_prevalence_and_how_often_it_was_right():
+    settings = {"model": "m", "prevalence": 0.1234, "threshold": ""}
+    lines = answers.heading(settings, "right: 97%").splitlines()
+    assert lines == [
+        "P(pneumonia) by m at a prevalence of 0.123. Not a medical device.",
+        "right: 97%",
+    ]
+    settings = {"model": "m", "prevalence": "", "threshold": 0.5}
+    assert answers.heading(settings) == (
+        "P(pneumonia) by m, threshold 0.500. Not a medical device."
+    )

@@ -500,3 +500,37 @@ def test_a_big_endian_file_is_read():
     film.PixelData = WIDE.astype(">u2").tobytes()
     expected = read(dicom(WIDE, bits=12))
     np.testing.assert_array_equal(read(saved(film, enforce_file_format=True)), expected)
+
+
+@pytest.mark.parametrize(
+    ("header", "named"),
+    [
+        ({"modality": "MR"}, "modality"),
+        ({"modality": "CT", "body_part": "CHEST"}, "modality"),
+        ({"body_part": "KNEE"}, "body part"),
+        ({"view_position": "LATERAL"}, "lateral"),
+        ({"view_position": "LL"}, "lateral"),
+        ({"view_position": "rl"}, "lateral"),
+        ({"presentation_intent": "FOR PROCESSING"}, "processing"),
+    ],
+)
+def test_a_header_can_say_that_it_is_no_frontal_chest(header, named):
+    reason = reader.not_frontal_chest(header)
+    assert named in reason
+    assert "Fix: " in reason
+    # Nothing of the header is copied.
+    assert not any(value in reason for value in header.values())
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        dict.fromkeys(("modality", "body_part", "view_position", "presentation_intent")),
+        {"modality": "DX", "body_part": "CHEST", "view_position": "AP"},
+        {"modality": "CR", "body_part": "chest_pa", "view_position": "PA"},
+        {"modality": "RG", "body_part": "THORAX", "presentation_intent": "FOR PRESENTATION"},
+    ],
+)
+def test_a_header_that_says_a_frontal_chest_or_nothing_passes(header):
+    assert reader.not_frontal_chest(header) == ""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from xraylib.datasets import regions
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.training import networks, probe
 from xraylib.training.runs import Run
@@ -45,15 +46,24 @@ class Predictor:
 
     @property
     def size(self) -> int:
-        """Height and width of its images in pixels."""
+        """Height and width in pixels of the images that `answer` takes."""
+        if self.region != "whole":
+            return regions.SOURCE_SIZE
         return self.run.settings["choices"]["size"]
+
+    @property
+    def region(self) -> str:
+        """The region of its images that the network sees, see `regions.load`."""
+        return self.run.settings["choices"].get("region", "whole")
 
     def answer(self, pixels: np.ndarray) -> list[dict[str, Any]]:
         """Return the uncalibrated score of each image, in the form that `xraylib.predict` asks."""
+        if self.region != "whole":
+            pixels = regions.cut(pixels, self.run.settings["choices"]["size"], self.region)
         return [{"probability": score} for score in self.score(pixels)]
 
     def score(self, pixels: np.ndarray) -> np.ndarray:
-        """Return P(pneumonia), float64 `(n,)`, of uint8 pixels `(n, size, size, 1)`."""
+        """Return P(pneumonia), float64 `(n,)`, of uint8 pixels of the recipe's size and region."""
         if self.head is not None:
             return probe.predict_probability(self.head, probe.describe(self.model, pixels))
         head = self.run.settings["choices"]["head"]
