@@ -134,16 +134,16 @@ export OMP_NUM_THREADS ?= 1
 # 07 shows tables of lung heights and radiologists' labels that 09 writes.
 $(BUILD)/07_shift_and_trust.ipynb: | $(BUILD)/09_kermany_forensics.ipynb
 else
-# Three read the runs and tables that the others leave.
-LAST := $(BUILD)/06_evaluation.ipynb $(BUILD)/07_shift_and_trust.ipynb $(BUILD)/08_predict.ipynb
+# Two read the runs and tables that the others leave.
+LAST := $(BUILD)/06_evaluation.ipynb $(BUILD)/07_shift_and_trust.ipynb
 $(LAST): | $(filter-out $(LAST),$(PAGES))
 endif
 
-$(BUILD)/09%: private PARAMETERS = -p dataset $(call quote,$(DATASET))
-# Otherwise 09 would take those of 07, which waits for it.
-$(BUILD)/09%: MORE =
+$(BUILD)/08% $(BUILD)/09%: private PARAMETERS = -p dataset $(call quote,$(DATASET))
+# Otherwise these two would take those of the notebooks that wait for them.
+$(BUILD)/08% $(BUILD)/09%: MORE =
 
-$(BUILD)/03% $(BUILD)/04% $(BUILD)/06% $(BUILD)/07% $(BUILD)/08%: MORE = $(TRAINING)
+$(BUILD)/03% $(BUILD)/04% $(BUILD)/06% $(BUILD)/07%: MORE = $(TRAINING)
 
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(BUILD)/parameters | $(SETUP)
 	@echo "$*: running on "$(call quote,$(DATASET))

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     arguments
         Options of Voilà, such as `--port=8899`.
     """
-    from voila.app import main as serve
+    from voila.app import main as serve  # type: ignore[import-untyped]
 
     folders = (str(_TEMPLATES), os.environ.get("JUPYTER_PATH"))
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, folders))

@@ -130,7 +130,8 @@ class Explanation:
         flipped = self.margins[self.margins["answer"] != self.answer]
         if flipped.empty:
             return f"{text}, and the answer does not change."
-        nearest = flipped.loc[(flipped["margin"] - regions.MARGIN).abs().idxmin()]
+        distances = np.abs(flipped["margin"].to_numpy() - regions.MARGIN)
+        nearest = flipped.iloc[int(distances.argmin())]
         return (
             f"{text}. The answer becomes {nearest['answer']!r} with a box that is "
             f"{_margin_words(nearest['margin'])}."
@@ -227,9 +228,13 @@ def explain_pixels(
     """
     (seen,) = model.answer(pixels[None])
     box = seen.get("box")
-    is_answered = row["status"] == "ok"
-    margins = _answers_by_margin(pixels, box, model) if is_answered else []
-    changes = _answers_by_change(pixels, model) if is_answered else []
+    margins = []
+    changes = []
+    heat_map = None
+    if box is not None and row["status"] == "ok":
+        margins = _answers_by_margin(pixels, box, model)
+        changes = _answers_by_change(pixels, model)
+        heat_map = seen["heat_map"]
     known = model.limits.get("reference", {})
     return Explanation(
         name=Path(row["path"]).name,
@@ -240,7 +245,7 @@ def explain_pixels(
         measures=_compare(pixels, box, known),
         margins=pd.DataFrame(margins, columns=["margin", "probability", "answer"]),
         changes=pd.DataFrame(changes, columns=["change", "probability", "answer"]),
-        heat_map=seen["heat_map"] if is_answered else None,
+        heat_map=heat_map,
         caveat=heat_map_caveat(known),
         **_outcome(row),
     )
@@ -433,10 +438,9 @@ def _compare(pixels: np.ndarray, box: np.ndarray | None, known: dict[str, Any]) 
         measured = measure(pixels[None], box[None]).iloc[0]
         quantiles = known.get("measures", {})
         for name in MEASURES:
-            row = {"measure": name, "value": float(measured[name])}
-            for class_name in CLASSES:
-                row[class_name] = _share_below(row["value"], quantiles.get(name), class_name)
-            rows.append(row)
+            value = float(measured[name])
+            shares = {kind: _share_below(value, quantiles.get(name), kind) for kind in CLASSES}
+            rows.append({"measure": name, "value": value} | shares)
     return pd.DataFrame(rows, columns=["measure", "value", *CLASSES])
 
 
@@ -469,7 +473,9 @@ def _margin_words(margin: float) -> str:
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Give the rows of a table; a missing number is None, which JSON knows."""
     rows = table.round(4).astype(object)
-    return rows.where(table.notna(), None).to_dict("records")
+    rows = rows.where(table.notna(), None)
+    columns = [str(name) for name in rows]
+    return [dict(zip(columns, values, strict=True)) for values in rows.to_numpy()]
 
 
 def _localisation(dataset: str) -> dict[str, Any]:
@@ -477,12 +483,12 @@ def _localisation(dataset: str) -> dict[str, Any]:
     file = paths.REPORTS / dataset / "tables" / _LOCALISATION
     if not file.is_file():
         return {}
-    table = pd.read_csv(file, index_col="map")
-    row = table.loc["heat map"]
+    rows = pd.read_csv(file, index_col="map").to_dict("index")
+    heat_map = rows["heat map"]
     return {
         "heat_map": {
-            "images": int(row["images"]),
-            "pointing": float(row["pointing"]),
-            "position_prior": float(table["pointing"].loc["position prior"]),
+            "images": int(heat_map["images"]),
+            "pointing": float(heat_map["pointing"]),
+            "position_prior": float(rows["position prior"]["pointing"]),
         }
     }

@@ -50,12 +50,12 @@ def explanation(
         dpi=style.DPI,
         layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06),
     )
-    upper, lower = fig.subfigures(2, 1)
-    left, middle, right = upper.subplots(1, 3)
+    halves = fig.subfigures(2, 1, squeeze=False)
+    left, middle, right = halves[0, 0].subplots(1, 3)
     _draw_image(left, image, box)
     _draw_heat_map(middle, heat_map)
     _draw_margins(right, margins)
-    left, right = lower.subplots(1, 2)
+    left, right = halves[1, 0].subplots(1, 2)
     _draw_measures(left, measures)
     _draw_changes(right, changes)
     fig = plots.head(fig, title, f"{_LEGEND} {note}" if len(margins) else note)
