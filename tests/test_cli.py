@@ -191,6 +191,11 @@ def test_fields_of_a_recipe_are_set_by_name(monkeypatch):
             ["predict", __file__, "--model", "mobilenetv2-frozen"],
             "no model of mobilenetv2-frozen, trained on",
         ),
+        (["predict", "film.png", "--prevalence", "0"], "prevalence"),
+        (["predict", "film.png", "--prevalence", "1"], "prevalence"),
+        (["export", "vgg99"], "vgg99'"),
+        (["measure", "--dataset", "nosuch"], "nosuch'"),
+        (["measure", "--dataset", "phantom"], "nih"),
         (["external", "vgg99"], "vgg99'"),
         (["external", "tiny-cnn-28"], "nih"),
         (["corruptions", "tiny-cnn-28", "vgg99"], "vgg99'"),
@@ -334,8 +339,10 @@ def test_the_command_answers_in_every_form(tmp_path, run):
             assert heat_map.size == (224, 224)
     status, out, complaints = run("predict", image, tmp_path / "none.png")
     assert status == 1
-    assert f"{image}  0.130  normal" in out
-    assert "threshold 0.986" in out
+    named = f"{lines[0]['probability']:.3f}  {lines[0]['answer']}"
+    assert f"{image}  {named}" in out
+    assert f"prevalence of {lines[0]['prevalence']:.3g}" in out
+    assert "right on the official test" in out
     assert "none.png: no such file. Fix: " in complaints[0]
 
 
@@ -407,7 +414,8 @@ def test_a_stopped_command_keeps_its_answers_and_goes_on(tmp_path, number):
     assert out.count(".jpeg") in (IMAGES_TO_ANSWER - kept, IMAGES_TO_ANSWER + 1 - kept)
     written = pd.read_csv(table)
     assert written["path"].tolist() == sorted(map(str, images.iterdir()))
-    assert (written["label"] == "normal").all()
+    assert (written["status"] == "ok").all()
+    assert written["answer"].nunique() == 1
 
 
 def in_shell(line, folder):
@@ -462,6 +470,20 @@ def test_devices_and_pipes_take_the_table_and_stay_what_they_are(tmp_path):
     assert Path("/dev/null").is_char_device()
 
 
+def test_a_prevalence_moves_every_probability_and_is_named(run, tmp_path):
+    image = EXAMPLES / "pneumonia.jpeg"
+    _, out, _ = run("predict", image, "--json")
+    usual = json.loads(out)
+    table = tmp_path / "rare.csv"
+    _, out, _ = run("predict", image, "--json", "--prevalence", "0.05", "--csv", table)
+    rare = json.loads(out)
+    assert rare["prevalence"] == 0.05 != usual["prevalence"]
+    assert rare["probability"] < usual["probability"]
+    status, _, complaints = run("predict", image, "--csv", table)
+    assert status == 1
+    assert "prevalence 0.05" in complaints[0]
+
+
 class NotebookStream(io.StringIO):
     """Standard output in a notebook: it can be written and flushed, and no more."""
 
@@ -473,7 +495,7 @@ def test_commands_run_in_a_notebook(monkeypatch):
     stream = NotebookStream()
     monkeypatch.setattr("sys.stdout", stream)
     assert cli.main(["predict", str(EXAMPLES / "normal.jpeg")]) == 0
-    assert "normal.jpeg  0.130  normal" in stream.getvalue()
+    assert "normal.jpeg  " in stream.getvalue()
 
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -10,36 +10,76 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from builders import scores
+from conftest import SMALL_PHANTOM
 from PIL import Image
+from scipy.special import expit
 
-from xraylib import cli, export, packaged, paths, prediction, storage
-from xraylib.datasets import images, lung_finder
+from xraylib import cli, export, gate, packaged, paths, prediction, storage
+from xraylib.datasets import images, lung_finder, manifest, splits
+from xraylib.datasets.framing import swap_framing
+from xraylib.datasets.phantom import PhantomSettings
 from xraylib.errors import NotFoundError
 from xraylib.training import lung_network, networks, runs
-from xraylib.training.recipes import Phase, get_recipe
-from xraylib.training.train import train
+from xraylib.training.recipes import get_recipe
 
-RECIPE = replace(
-    get_recipe("flagship"),
-    name="exported",
-    init="random",
-    phases=(Phase(1, 1e-3),),
-    validation="plain",
-)
+CHOICES = runs.plain(get_recipe("flagship").settings())
 
 
 @pytest.fixture(scope="module")
-def run(phantom, accelerator):
-    return train(RECIPE, phantom, accelerator)
+def network(phantom, accelerator):
+    """The flagship with random weights; batch norm has the statistics of images, random scales."""
+    keras.utils.set_random_seed(0)
+    model = networks.build("mobilenetv2_standardized", 128, "sigmoid")
+    backbone = model.get_layer("backbone")
+    rng = np.random.default_rng(0)
+    for norm in backbone.layers:
+        if "BatchNormalization" in type(norm).__name__:
+            norm.momentum = 0.0
+            norm.gamma.assign(rng.uniform(0.8, 1.2, norm.gamma.shape))
+            norm.beta.assign(rng.normal(0, 0.1, norm.beta.shape))
+    pixels = np.asarray(images.load_pixels(phantom, 128)[:12])
+    standardized = networks.Standardization()(pixels.astype(np.float32))
+    backbone(keras.ops.repeat(standardized, 3, axis=-1), training=True)
+    return model
 
 
 @pytest.fixture(scope="module")
-def exported(run, phantom, tmp_path_factory):
+def run(network, tmp_path_factory):
+    """A run whose model is `network`."""
+    folder = tmp_path_factory.mktemp("run")
+    network.save_weights(folder / "model.weights.h5")
+    settings = {
+        "dataset": "phantom",
+        "recipe": "flagship",
+        "protocol": "strict",
+        "seed": 0,
+        "choices": CHOICES,
+        "init": "random",
+        "train_seconds": 1.0,
+    }
+    table = scores(n=30).assign(recipe="flagship", protocol="strict")[list(runs.SCORE_COLUMNS)]
+    history = pd.DataFrame({"epoch": [1]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XRAYLIB_REPORTS", str(folder / "reports"))
+        return runs.write_run(settings, history, table, "youden", folder / "model.weights.h5")
+
+
+@pytest.fixture(scope="module")
+def others():
+    """Images of another population: another phantom."""
+    settings = PhantomSettings(images=24, size=64, seed=5)
+    return manifest.load(replace(SMALL_PHANTOM, name="others", phantom=settings))
+
+
+@pytest.fixture(scope="module")
+def exported(run, phantom, others, tmp_path_factory):
     """The folder of the packaged model that the run became."""
     folder = Path(shutil.copytree(paths.SHIPPED, tmp_path_factory.mktemp("package") / "weights"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "SHIPPED", folder)
-        export.package(run, phantom)
+        patch.setattr(gate, "TAKEN", 8)
+        export.package(run, phantom, others)
     # The network that finds the lungs is packaged by itself, and stays as it is.
     content = storage.read_verified(folder / lung_finder.MODEL_FILE)
     assert content == (paths.SHIPPED / lung_finder.MODEL_FILE).read_bytes()
@@ -58,64 +98,98 @@ def test_the_packaged_networks_are_small_and_their_checksums_are_right():
     assert settings["answers"]["sha256"] == packaged.load_packaged().sha256
 
 
-def log_odds(probability):
-    return np.log(probability / (1 - probability))
-
-
-def without_limits(content, size=224):
-    settings = {"recipe": "r", "dataset": "d", "seed": 0, "choices": {"size": size}}
-    limits = {"framings": export.VIEWS, "input": 160} | export._NO_LIMITS
-    return packaged.build_packaged(settings | {"answers": limits}, content)
-
-
-@pytest.mark.slow
-def test_litert_answers_as_keras_does(phantom, accelerator):
-    """Batch norm gets the statistics of images and random scales, which the converter folds."""
-    keras.utils.set_random_seed(0)
-    model = networks.build("mobilenetv2_160", 224, "sigmoid")
-    backbone = model.get_layer("backbone")
-    norms = [norm for norm in backbone.layers if "BatchNormalization" in type(norm).__name__]
-    rng = np.random.default_rng(0)
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.gamma.assign(rng.uniform(0.8, 1.2, norm.gamma.shape))
-        norm.beta.assign(rng.normal(0, 0.1, norm.beta.shape))
-    pixels = images.load_pixels(phantom, 224)[:12]
-    small = keras.ops.image.resize(np.asarray(pixels, np.float32), (160, 160))
-    backbone(keras.ops.repeat(small / 127.5 - 1, 3, axis=-1), training=True)
+def test_litert_answers_as_keras_does(network, phantom):
+    model = keras.models.clone_model(network)
+    model.set_weights(network.get_weights())
+    pixels = np.asarray(images.load_pixels(phantom, 128)[:12])
     # What half precision makes of a weight, both compute with.
     for variable in model.weights:
         variable.assign(variable.numpy().astype(np.float16).astype(np.float32))
     expected = networks.predict_rows(model, "sigmoid", pixels, np.arange(12), 4)
-    answers = without_limits(export.to_litert(model, np.asarray(pixels))).answer(pixels)
-    probability = np.array([answer["probability"] for answer in answers])
+    rng = np.random.default_rng(0)
+    size = 2 * 1280 + 6
+    kernel = rng.normal(0, 0.01, (size, len(packaged.GATE))).astype(np.float16)
+    layer = gate.Linear(kernel.astype(np.float32), np.arange(8, dtype=np.float32))
+    domain = gate.Linear(kernel[:, :1].astype(np.float32), np.ones(1, np.float32))
+    network = packaged.load_network(export.to_litert(model, layer, domain))
+    lungs = rng.uniform(0, 1, 6).astype(np.float32)
+    log_odds = []
+    for first, second in zip(pixels, pixels[::-1], strict=True):
+        outputs = network(views=np.stack([first, second]).astype(np.float32), lungs=lungs)
+        log_odds.append(outputs["log_odds"].item())
+        described = np.concatenate([outputs["features"].ravel(), lungs])
+        kinds = described @ layer.kernel + layer.bias
+        np.testing.assert_allclose(outputs["gate"][0], kinds, atol=0.02)
+        assert outputs["domain"].item() == pytest.approx(kinds[0] + 1, abs=0.02)
     # Half precision once more, of the folded weights, and 53 layers whose outputs are normalised.
-    np.testing.assert_allclose(probability, expected, atol=1e-2)
+    np.testing.assert_allclose(expit(log_odds), expected, atol=1e-2)
     assert np.ptp(expected) > 0.05
-    assert np.corrcoef(probability, expected)[0, 1] > 0.98
+    assert np.corrcoef(expit(log_odds), expected)[0, 1] > 0.98
 
 
-@pytest.mark.slow
-def test_limits_are_those_of_validation(run, exported, phantom):
+def test_limits_are_those_of_validation(exported, phantom):
     model = packaged.load_packaged(exported)
-    scores = run.scores[run.scores["split"] == "val"]
-    validation = scores.merge(phantom[["image_id", "path"]])
-    table = prediction.predict(validation["path"], model)
-    # A hundredth, but never none: one by its OOD score, and one by its framings.
-    assert (table["ood_score"] > model.limits["ood_limit"]).sum() <= 1
-    assert (table["status"] != "ok").sum() <= 2
-    slope, intercept = model.limits["calibration"]
-    # So little training may leave a slope below zero, which turns the order of the scores round.
-    margin = np.sign(slope) * (log_odds(validation["score"]) - log_odds(run.threshold))
-    is_pneumonia = table["label"] == "pneumonia"
-    # Half precision may move what lies nearer to the threshold to its other side.
-    is_clear = (table["status"] == "ok") & (margin.abs() > 0.02)
-    assert (is_pneumonia == (margin > 0))[is_clear].all()
-    expected = 1 / (1 + np.exp(-(slope * log_odds(run.threshold) + intercept)))
-    assert model.threshold == pytest.approx(expected)
+    assigned = splits.assign(phantom, "strict", 0, split_strategy=CHOICES["split_strategy"])
+    rows = np.flatnonzero(assigned["split"] == "val")
+    labels = phantom["label"].to_numpy()[rows]
+    pixels = np.asarray(images.load_pixels(phantom, model.size)[rows])
+    plain = model.answer(pixels)
+    both = [*plain, *model.answer(swap_framing(pixels, labels))]
+    seen = [answer for answer in both if "log_odds" in answer]
+    truth = np.tile(labels, 2)[["log_odds" in answer for answer in both]]
+    given = np.array([answer["answer"] for answer in seen])
+    for name, other in ((packaged.NORMAL, 1), (packaged.PNEUMONIA, 0)):
+        assert (given == name)[truth == other].mean() <= export.WRONG
+    assert model.prevalence == pytest.approx(truth.mean())
+    refused = [answer["status"] != "ok" for answer in plain if "gate" in answer]
+    assert np.mean(refused) <= export.REFUSED
+    outside = [answer["is_outside"] for answer in plain if "gate" in answer]
+    assert np.mean(outside) <= export.REFUSED
 
 
-@pytest.mark.slow
+def test_how_often_answers_were_right_is_that_of_the_test(exported, phantom):
+    model = packaged.load_packaged(exported)
+    test = phantom[phantom["split"] == "test"]
+    table = prediction.predict(test["path"], model)
+    for name, label in ((packaged.NORMAL, 0), (packaged.PNEUMONIA, 1)):
+        rate = model.limits["right"][name]
+        given = (table["answer"] == name).to_numpy()
+        assert rate["n"] == given.sum()
+        if given.any():
+            assert rate["share"] == pytest.approx((test["label"] == label)[given].mean())
+
+
+def test_the_calibration_of_the_lowest_held_out_loss_is_chosen():
+    rng = np.random.default_rng(0)
+    odds = rng.normal(0, 2, 4000)
+    patients = np.arange(4000)
+    for slope, intercept, method in (
+        (1.0, 0.0, "raw"),
+        (3.0, 0.0, "temperature"),
+        (2.0, 1.5, "platt"),
+    ):
+        labels = (rng.random(4000) < expit(slope * odds + intercept)).astype(int)
+        chosen = export.choose_calibration(odds, labels, patients)
+        losses = chosen["log_loss"]
+        assert losses[chosen["method"]] == min(losses.values())
+        if method != "raw":
+            assert chosen["method"] in (method, "platt")
+            assert chosen["slope"] == pytest.approx(slope, rel=0.15)
+        assert chosen["intercept"] == pytest.approx(intercept, abs=0.25)
+        assert losses["raw"] >= min(losses.values())
+
+
+def test_half_of_the_patients_of_others_teach_with_all_their_images():
+    table = pd.DataFrame({"patient": np.repeat([f"p{n}" for n in range(30)], 3)})
+    taught = gate.taught_half(table)
+    by_patient = table.assign(taught=taught).groupby("patient")["taught"].mean()
+    assert set(by_patient) == {0.0, 1.0}
+    assert by_patient.sum() == 15
+    shuffled = table.sample(frac=1, random_state=0)
+    again = pd.Series(gate.taught_half(shuffled), shuffled.index)
+    assert (again.sort_index() == taught).all()
+
+
 def test_the_settings_are_the_runs_and_name_the_weights_that_were_exported(run, exported):
     settings = json.loads((exported / "run.json").read_text())
     assert settings["trained_model_sha256"] == run.settings["model_sha256"]
@@ -164,12 +238,11 @@ def test_the_network_that_finds_the_lungs_is_trained_and_packaged(
     lung_finder.load_network.cache_clear()
 
 
-@pytest.mark.slow
-def test_another_network_is_refused(run, phantom):
+def test_another_network_is_refused(run, phantom, others):
     choices = run.settings["choices"] | {"head": "two-logits"}
     other = replace(run, settings=run.settings | {"choices": choices})
     with pytest.raises(NotFoundError, match=r"another network\. Fix: package the flagship"):
-        export.package(other, phantom)
+        export.package(other, phantom, others)
 
 
 def test_the_best_run_has_the_best_worst_view_at_its_best_epoch(tmp_path):

@@ -436,16 +436,28 @@ def test_page_and_model_card_say_what_the_leaderboard_says(page):
 @here
 def test_the_card_describes_the_model_that_is_in_the_package(monkeypatch, tmp_path):
     made_run("scratch-cnn", dataset="kermany")
-    answers = {"sha256": "0" * 64, "threshold": 0.4321}
+    answers = {"sha256": "0" * 64, "prevalence": 0.4321}
     shipped = {"dataset": "kermany", "recipe": "scratch-cnn", "protocol": "strict", "seed": 7}
     shipped |= {"weights": "float16", "threshold": 0.1234, "answers": answers}
     monkeypatch.setattr(paths, "SHIPPED", tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(shipped))
+    quality = {"model": "0" * 12, "measure": "right: normal", "n": 9, "value": 0.987}
+    gate = {"model": "0" * 12, "kind": "turned by 45°", "n": 8, "refused": 0.876}
+    for name, row in (("packaged", quality), ("gate", gate)):
+        tables.save_table(pd.DataFrame([row | {"low": 0.5, "high": 1.0}]), "kermany", name)
     pages.build("kermany")
     file = tables.report_folder("kermany") / "model_card.md"
     card = file.read_text(encoding="utf-8")
-    for words in ("seed 7 of `scratch-cnn`", "0.123", "0.432"):
+    for words in ("seed 7 of `scratch-cnn`", "0.432", "| right: normal | 9 | 0.987 (0.5", "0.876"):
         assert words in card
+    # Measurements of another model are not shown.
+    tables.save_table(
+        pd.DataFrame([quality | {"model": "1" * 12, "low": 0.5, "high": 1.0}]),
+        "kermany",
+        "packaged",
+    )
+    pages.build("kermany")
+    assert "0.987" not in file.read_text(encoding="utf-8")
     (tmp_path / "run.json").write_text(json.dumps(shipped | {"dataset": "other"}))
     pages.build("kermany")
     assert "comes with the package" not in file.read_text(encoding="utf-8")

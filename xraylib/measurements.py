@@ -127,7 +127,7 @@ def measure(
     Returns
     -------
     answers, gate : pandas.DataFrame
-        See `measure_answers` and `measure_gate`.
+        See `measure_answers` and `measure_gate`; `model` has the first 12 digits of its SHA-256.
     """
     rows = np.flatnonzero(manifest["split"] == "test")
     test = manifest.iloc[rows]
@@ -140,9 +140,9 @@ def measure(
     foreign = images.load_pixels(others, model.size)[~is_taught]
     strangers = others["patient"].to_numpy()[~is_taught]
     gate = measure_gate(model, pixels, test["patient"].to_numpy(), foreign, strangers)
-    dataset = manifest.attrs["dataset"]
-    save_table(answers, dataset, "packaged")
-    save_table(gate, dataset, "gate")
+    for name, table in (("packaged", answers), ("gate", gate)):
+        table.insert(0, "model", model.sha256[:12])
+        save_table(table, manifest.attrs["dataset"], name)
     return answers, gate
 
 

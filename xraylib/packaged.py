@@ -104,7 +104,8 @@ class PackagedModel:
             box : of the lungs, `(4,)`: top, bottom, left, right as shares of the image
             heat_map : float32 `(224, 224)` in [0, 1], of the whole image
 
-            Where no lungs are found there are `status`, `reason` and `message` only.
+            Where no lungs are found there are `status`, `reason`, `message` and an empty
+            `heat_map` only.
         """
         found = lung_finder.find(pixels)
         rows = zip(pixels, found.boxes, found.area, found.certainty, strict=True)
@@ -129,7 +130,12 @@ class PackagedModel:
     ) -> dict[str, Any]:
         if not has_lungs(box, area):
             message = f"no lungs are found: {GATE['other']}"
-            return {"status": "abstained", "reason": "other", "message": message}
+            return {
+                "status": "abstained",
+                "reason": "other",
+                "message": message,
+                "heat_map": np.zeros((self.size, self.size), np.float32),
+            }
         outputs = self.network(
             views=two_views(image[None], box[None], self.limits["input"])[0],
             lungs=np.array([area, certainty, *box], np.float32),
@@ -280,7 +286,7 @@ def build_packaged(settings: dict[str, Any], model: bytes) -> PackagedModel:
         name=f"{settings['recipe']} {settings['dataset']} {settings['seed']}",
         sha256=hashlib.sha256(model).hexdigest(),
         limits=limits,
-        network=_load_network(model),
+        network=load_network(model),
         prevalence=limits["prevalence"],
     )
 
@@ -291,7 +297,8 @@ def write_packaged(folder: Path, settings: dict[str, Any], model: bytes) -> None
     write_verified(folder, {MODEL_FILE: model, SETTINGS_FILE: settings_text.encode()})
 
 
-def _load_network(model: bytes) -> Callable[..., dict[str, np.ndarray]]:
+def load_network(model: bytes) -> Callable[..., dict[str, np.ndarray]]:
+    """Make the content of a `model.tflite` a function, see `export.to_litert`."""
     try:
         from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
     except ImportError as error:

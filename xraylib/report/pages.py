@@ -118,10 +118,13 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if settings.get("dataset") != dataset:
         return None
-    measured_file = paths.ROOT / "reports" / "prediction.json"
-    measured = json.loads(measured_file.read_text()) if measured_file.exists() else {}
-    same_model = measured.get("sha256") == settings["answers"]["sha256"]
-    return settings | {"measured": measured.get(dataset) if same_model else None}
+    sha256 = settings["answers"]["sha256"][:12]
+    for name, table in (("quality", "packaged"), ("gate", "gate")):
+        measured_file = tables.report_folder(dataset) / "tables" / f"{table}.csv"
+        rows = pd.read_csv(measured_file, dtype={"model": str}) if measured_file.exists() else None
+        if rows is not None and (rows["model"] == sha256).all():
+            settings[name] = rows.to_dict(orient="records")
+    return settings
 
 
 def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
