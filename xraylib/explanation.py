@@ -126,7 +126,8 @@ class Explanation:
         high = self.margins["probability"].max()
         tightest = _margin_words(MARGINS[0])
         loosest = _margin_words(MARGINS[-1])
-        text = f"With a box from {tightest} to {loosest}, P is {low:.2f} to {high:.2f}"
+        ends = dict.fromkeys([f"{low:.2f}", f"{high:.2f}"])
+        text = f"With a box from {tightest} to {loosest}, P is {' to '.join(ends)}"
         flipped = self.margins[self.margins["answer"] != self.answer]
         if flipped.empty:
             return f"{text}, and the answer does not change."
