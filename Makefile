@@ -134,16 +134,16 @@ export OMP_NUM_THREADS ?= 1
 # 07 shows tables of lung heights and radiologists' labels that 09 writes.
 $(BUILD)/07_shift_and_trust.ipynb: | $(BUILD)/09_kermany_forensics.ipynb
 else
-# Three read the runs and tables that the others leave.
-LAST := $(BUILD)/06_evaluation.ipynb $(BUILD)/07_shift_and_trust.ipynb $(BUILD)/08_predict.ipynb
+# Two read the runs and tables that the others leave.
+LAST := $(BUILD)/06_evaluation.ipynb $(BUILD)/07_shift_and_trust.ipynb
 $(LAST): | $(filter-out $(LAST),$(PAGES))
 endif
 
-$(BUILD)/09%: private PARAMETERS = -p dataset $(call quote,$(DATASET))
-# Otherwise 09 would take those of 07, which waits for it.
-$(BUILD)/09%: MORE =
+$(BUILD)/08% $(BUILD)/09%: private PARAMETERS = -p dataset $(call quote,$(DATASET))
+# Otherwise these two would take those of the notebooks that wait for them.
+$(BUILD)/08% $(BUILD)/09%: MORE =
 
-$(BUILD)/03% $(BUILD)/04% $(BUILD)/06% $(BUILD)/07% $(BUILD)/08%: MORE = $(TRAINING)
+$(BUILD)/03% $(BUILD)/04% $(BUILD)/06% $(BUILD)/07%: MORE = $(TRAINING)
 
 $(BUILD)/%.ipynb: notebooks/%.ipynb $(SOURCES) $(BUILD)/parameters | $(SETUP)
 	@echo "$*: running on "$(call quote,$(DATASET))
@@ -191,8 +191,8 @@ flagship: $(SETUP)  ## train the model that comes with the package anew, from Ke
 	$(CALL_PY) -m xraylib train flagship --dataset kermany --overwrite
 	$(CALL_PY) -m xraylib ship flagship
 
-app: $(SETUP)  ## open the shipped model as a page in the browser (notebook 08; on this machine only)
-	cd notebooks && $(CALL_PY) -m voila 08_predict.ipynb
+app: $(SETUP)  ## open the packaged model as a page in the browser (notebook 08; on this machine only)
+	$(CALL_PY) -m xraylib.app
 
 fuzz: $(SETUP_DEV)  ## give predict 10,000 damaged files
 	XRAYLIB_FUZZ=10000 $(CALL_PY) -m pytest tests/test_predict.py -k damaged --timeout 1800

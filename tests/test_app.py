@@ -56,15 +56,13 @@ def app():
         port = free.getsockname()[1]
     manager = "--LimitedKernelManager"
     command = [
-        *(sys.executable, "-m", "voila", "08_predict.ipynb", "--no-browser", f"--port={port}"),
+        *(sys.executable, "-m", "xraylib.app", "--no-browser", f"--port={port}"),
         f"{manager}.max_kernels=1",
         f"{manager}.cull_idle_timeout=15",
         f"{manager}.cull_interval=1",
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, cwd=ROOT / "notebooks", env=environment, stderr=subprocess.DEVNULL
-    ) as server:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as server:
         for _ in range(300):
             time.sleep(0.2)
             with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from urllib.parse import urlsplit
 
+import pandas as pd
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
@@ -116,8 +117,8 @@ def app():
     """The address of notebook 08, served as `make app` serves it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "voila", "08_predict.ipynb", "--no-browser", f"--port={port}"]
-    with subprocess.Popen(command, cwd=ROOT / "notebooks", stderr=subprocess.DEVNULL) as server:
+    command = [sys.executable, "-m", "xraylib.app", "--no-browser", f"--port={port}"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as server:
         for _ in range(300):
             time.sleep(0.2)
             with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
@@ -127,49 +128,85 @@ def app():
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    """A film, the same as DICOM, a file that is none, and one that is too large."""
-    place = tmp_path_factory.mktemp("films")
+def given(tmp_path_factory):
+    """An image, the same as DICOM, a file that is none, and one that is too large, in order."""
+    folder = tmp_path_factory.mktemp("given")
     for name in ("pneumonia.jpeg", "pneumonia.dcm"):
-        shutil.copy(ROOT / "data" / "examples" / name, place)
-    (place / "<b>bad.jpg").write_text("no picture")
-    with (place / "huge.png").open("wb") as file:
+        shutil.copy(ROOT / "data" / "examples" / name, folder)
+    (folder / "<b>bad.jpg").write_text("no picture")
+    with (folder / "huge.png").open("wb") as file:
         file.truncate(51_000_000)
-    return place
+    return [folder / name for name in ("pneumonia.jpeg", "<b>bad.jpg", "huge.png", "pneumonia.dcm")]
+
+
+def open_app(tab, app, width):
+    """Open the page of the app, and return its field for files."""
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.goto(app, timeout=120_000)
+    field = tab.get_by_label("images", exact=True)
+    expect(field).to_be_attached(timeout=120_000)
+    return field
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1400])
-def test_the_app_answers_in_a_browser_and_asks_for_nothing_outside(tab, app, films, width):
-    tab.set_viewport_size({"width": width, "height": 900})
-    tab.goto(app)
-    field = tab.get_by_label("images", exact=True)
-    expect(field).to_be_visible(timeout=60_000)
+def test_the_app_answers_in_order_and_asks_no_other_host_for_anything(tab, app, given, width):
+    field = open_app(tab, app, width)
+    assert tab.title() == "Pneumonia on a chest X-ray?"
+    assert tab.locator("h1").all_inner_texts() == ["Pneumonia on a chest X-ray?"]
     expect(tab.get_by_text("not a medical device")).to_be_visible()
+    status = tab.get_by_role("status")
+    assert status.get_attribute("aria-live") == "polite"
 
-    # The field and, once there is an answer, its slider are reached and used by keyboard alone.
-    tab.keyboard.press("Tab")
-    expect(field).to_be_focused()
-    field.set_input_files(films / "pneumonia.jpeg")
-    expect(tab.get_by_text("probability of pneumonia")).to_have_count(1, timeout=30_000)
-    picture = tab.locator("img").first
-    before = picture.get_attribute("src")
-    tab.keyboard.press("Tab")
-    tab.keyboard.press("End")
-    expect(picture).not_to_have_attribute("src", before)
-
-    field.set_input_files([films / name for name in ("pneumonia.dcm", "<b>bad.jpg", "huge.png")])
-    expect(tab.get_by_role("heading", level=3)).to_have_text(
-        ["huge.png", "<b>bad.jpg", "pneumonia.dcm", "pneumonia.jpeg"], timeout=30_000
-    )
+    field.set_input_files(given)
+    expect(status).to_contain_text("4 of 4 answered. pneumonia.dcm: ", timeout=60_000)
+    expect(tab.get_by_role("progressbar")).to_be_hidden()
+    expect(tab.get_by_role("heading", level=2)).to_have_text([path.name for path in given])
+    answers = tab.locator(".xr-answer")
+    expect(answers.nth(1)).to_have_text("no answer")
+    assert answers.nth(0).inner_text() == answers.nth(3).inner_text(), "one image twice"
     expect(tab.get_by_text("No JPEG, PNG, TIFF or DICOM file")).to_be_visible()
     expect(tab.get_by_text("51 MB. Fix: give files of at most 50 MB")).to_be_visible()
-    expect(tab.get_by_text("Pneumonia: probability of pneumonia 1.000.")).to_have_count(2)
 
-    assert tab.evaluate(MEASURE)["overflow"] <= 0
-    outside = {url for url in tab.asked if not url.startswith((app, "data:", "blob:"))}
-    blocked = {said.split(" ")[0] for said in tab.complaints if said.endswith(" csp")}
-    assert outside <= blocked, "only what the browser refuses to send"
+    seen = tab.evaluate(MEASURE)
+    assert seen["overflow"] <= 0
+    assert seen["smallest"] >= 11
+    assert len(seen["pictures"]) == 2
+    assert all(alt for alt, _, _ in seen["pictures"])
+    assert {url for url in tab.asked if not url.startswith((app, "data:", "blob:"))} == set()
+
+
+@pytest.mark.slow
+def test_an_answer_is_explained_by_keyboard_and_the_table_is_downloaded(tab, app):
+    field = open_app(tab, app, 1400)
+    tab.keyboard.press("Tab")
+    expect(field).to_be_focused()
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    expect(tab.get_by_role("status")).to_contain_text("4 of 4", timeout=60_000)
+    answered = tab.locator("li", has_text="Probability of pneumonia").first
+    answered.locator("summary").focus()
+    tab.keyboard.press("Enter")
+    slider = answered.get_by_role("slider", name="Crop: make the box")
+    expect(slider).to_be_visible(timeout=60_000)
+    output = answered.locator("output")
+    expect(output).to_contain_text("5% larger on each side (as answered)")
+    frame = answered.locator(".xr-frame")
+    before = frame.bounding_box()
+    slider.focus()
+    tab.keyboard.press("Home")
+    expect(output).to_contain_text("10% smaller on each side: ")
+    assert frame.bounding_box()["height"] < before["height"]
+    expect(answered.get_by_role("table")).to_contain_text("darker by 40 grey levels")
+    assert all(alt for alt, _, _ in tab.evaluate(MEASURE)["pictures"])
+
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Download the answers").click()
+    rows = pd.read_csv(download.value.path())
+    assert rows["path"].tolist() == tab.get_by_role("heading", level=2).all_inner_texts()
+    tab.get_by_role("button", name="Clear").click()
+    expect(tab.get_by_role("heading", level=2)).to_have_count(0)
+    assert {url for url in tab.asked if not url.startswith((app, "data:", "blob:"))} == set()
 
 
 @pytest.mark.slow

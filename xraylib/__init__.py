@@ -29,17 +29,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xraylib.experiment import Experiment
+    from xraylib.explanation import explain
     from xraylib.prediction import load_model, predict
     from xraylib.training.recipes import RECIPES
 
 __version__ = "0.1.0"
 
-__all__ = ["RECIPES", "Experiment", "load_model", "predict"]
+__all__ = ["RECIPES", "Experiment", "explain", "load_model", "predict"]
 
 # Imported when first used: Keras must not load before `devices.use` has chosen its backend.
 _MODULES = {
     "Experiment": "xraylib.experiment",
     "RECIPES": "xraylib.training.recipes",
+    "explain": "xraylib.explanation",
     "load_model": "xraylib.prediction",
     "predict": "xraylib.prediction",
 }

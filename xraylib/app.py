@@ -1,11 +1,38 @@
-"""Notebook 08 as an app: the limits of its server, which `notebooks/voila.json` asks for."""
+"""Notebook 08 as an app: `python -m xraylib.app`, and the limits of its server.
 
+`notebooks/voila.json` asks for the limits.
+"""
+
+import os
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
 from traitlets import Integer
+
+from xraylib.paths import ROOT
+
+# Where Voilà finds the template `offline`, which asks no other host for anything.
+_TEMPLATES = Path(__file__).resolve().parent / "static"
+
+
+def main(arguments: list[str]) -> None:
+    """Serve notebook 08 with Voilà until it is stopped.
+
+    Parameters
+    ----------
+    arguments
+        Options of Voilà, such as `--port=8899`.
+    """
+    from voila.app import main as serve  # type: ignore[import-untyped]
+
+    folders = (str(_TEMPLATES), os.environ.get("JUPYTER_PATH"))
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, folders))
+    os.chdir(ROOT / "notebooks")
+    serve(["08_predict.ipynb", "--template=offline", *arguments])
 
 
 class LimitedKernelManager(AsyncMappingKernelManager):
@@ -46,3 +73,7 @@ def limit_memory(size: int) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         if soft == resource.RLIM_INFINITY or soft > size:
             resource.setrlimit(resource.RLIMIT_AS, (size, hard))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

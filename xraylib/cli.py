@@ -266,6 +266,12 @@ _COMMANDS = {
                 metavar="DIR",
                 help="write each image under its heat map into this folder",
             ),
+            _argument(
+                "--explain",
+                type=_path,
+                metavar="DIR",
+                help="say below each answer what would change it, and draw that into this folder",
+            ),
         ),
     ),
     "export": _Command(

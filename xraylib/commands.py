@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -198,9 +199,10 @@ def predict(options: argparse.Namespace) -> int:
 
     from xraylib import answers, prediction
 
-    if options.heatmap and options.model:
+    if options.model and (options.heatmap or options.explain):
+        option = "--heatmap" if options.heatmap else "--explain"
         raise InvalidDataError(
-            "--heatmap: the packaged model draws them. Fix: leave --model out, or see notebook 07."
+            f"{option} needs the packaged model. Fix: leave --model out, or see notebook 07."
         )
     named = _paths_on_stdin() if options.paths == ["-"] else options.paths
     files, passed_over = prediction.list_files(named)
@@ -222,10 +224,11 @@ def predict(options: argparse.Namespace) -> int:
             print(answers.heading(settings, getattr(model, "record", "")))
         progress = tqdm(files, unit="image", disable=None if len(files) > 50 else True)
         for row in prediction.answer_files(progress, model, threshold, options.heatmap):
+            explained = _explain(row, model, options.explain) if options.explain else {}
             failures += answers.is_failure(row)
             if table:
                 table.write(answers.rounded(row))
-            _print_answer(row, options.json)
+            _print_answer(row, options.json, explained)
     for path in passed_over:
         _log.info("passed over, no image or hidden: %s", answers.printable(path))
     if passed_over:
@@ -241,15 +244,35 @@ def _paths_on_stdin() -> list[str]:
     return [line for line in lines if line]
 
 
-def _print_answer(row: dict[str, Any], as_json: bool) -> None:
+def _explain(row: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
+    """Explain the answer to a file, and draw that into a folder; empty for an unreadable file.
+
+    A figure that cannot be written is a message of the row, as a heat map is.
+    """
+    from xraylib import answers, explanation
+
+    if row["status"] == "error":
+        return {}
+    explained = explanation.explain(row["path"], model, row)
+    try:
+        explanation.write_figure(explained, row["path"], folder)
+    except OperationFailedError as error:
+        failure = f"{answers.HEAT_MAP_FAILED} ({error})"
+        row["message"] = "; ".join(filter(None, (row["message"], failure)))
+    return {"explanation": explained.record()}
+
+
+def _print_answer(row: dict[str, Any], as_json: bool, explained: dict[str, Any]) -> None:
     from xraylib import answers
 
     if as_json:
-        print(json.dumps(answers.rounded(row)), flush=True)
+        print(json.dumps(answers.rounded(row) | explained), flush=True)
     elif row["status"] == "error":
         print(f"xraylib: {answers.describe(row)}", file=sys.stderr)
     else:
         print(answers.describe(row), flush=True)
+        for line in explained.get("explanation", {}).get("lines", ()):
+            print(f"    {answers.printable(line)}", flush=True)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold
 
-from xraylib import gate, measurements, paths
+from xraylib import explanation, gate, measurements, paths
 from xraylib.datasets import images, lung_finder, regions, splits
 from xraylib.datasets.framing import swap_framing
 from xraylib.errors import NotFoundError
@@ -71,8 +71,8 @@ def package(
     """Make a run of the flagship the packaged model, in `paths.SHIPPED`.
 
     Its `run.json` has, as `answers`, what `limits_of` chooses, and what answers mention: how often
-    each was `right` on the official test, and what is known `elsewhere`. Both are measured when
-    all limits are chosen.
+    each was `right` on the official test, what is known `elsewhere`, and the `reference` that
+    explanations compare with. They are measured when all limits are chosen.
 
     Parameters
     ----------
@@ -130,6 +130,7 @@ def package(
         frozen.answer(pixels[test]),
         assigned["label"].to_numpy()[test],
     )
+    settings["answers"]["reference"] = explanation.reference(assigned)
     if radiologists_list is not None:
         settings["answers"]["elsewhere"] = _known_elsewhere(frozen, others, radiologists_list)
     write_packaged(paths.SHIPPED, settings, content)

@@ -111,6 +111,16 @@ class PackagedModel:
         rows = zip(pixels, found.boxes, found.area, found.certainty, strict=True)
         return [self._answer_image(*row) for row in rows]
 
+    def answer_in_boxes(self, image: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any]]:
+        """Answer one image, uint8 `(224, 224, 1)`, as if its lungs lay in other boxes, `(n, 4)`.
+
+        Returns what `answer` does, one dict for each box.
+        """
+        found = lung_finder.find(image[None])
+        area = found.area[0]
+        certainty = found.certainty[0]
+        return [self._answer_image(image, box, area, certainty) for box in boxes]
+
     def _answer_image(
         self,
         image: np.ndarray,
@@ -130,7 +140,11 @@ class PackagedModel:
             views=two_views(image[None], box[None], self.limits["input"])[0],
             lungs=np.array([area, certainty, *box], np.float32),
         )
-        log_odds = self._calibrated(outputs["log_odds"].item())
+        raw_log_odds = outputs["log_odds"].item()
+        log_odds = self._calibrated(raw_log_odds)
+        # The head's bias is shared out evenly, so that the map's mean is the image's log odds.
+        cam = outputs["heat"][0]
+        cam = cam - cam.mean() + raw_log_odds
         gate = dict(zip(GATE, softmax(outputs["gate"].ravel()), strict=True))
         domain = outputs["domain"].item() - self.limits["domain_limit"]
         reason = self._reason_to_refuse(gate)
@@ -145,7 +159,7 @@ class PackagedModel:
             "domain": domain,
             "gate": gate,
             "box": box,
-            "heat_map": _in_whole(outputs["heat"][0], box, self.size),
+            "heat_map": _in_whole(cam, box, self.size),
         }
 
     def _calibrated(self, log_odds: float) -> float:

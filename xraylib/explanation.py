@@ -1,0 +1,495 @@
+"""Why the packaged model gave an answer: what the image is like, and what would change the answer.
+
+Nothing here explains a disease. An image is compared with the training images, and answered again
+after small changes that no radiologist would mind.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageEnhance, ImageFilter
+from scipy import ndimage
+
+from xraylib import paths, prediction
+from xraylib.datasets import images, lungs, regions
+from xraylib.errors import InvalidDataError
+from xraylib.packaged import PackagedModel, load_packaged
+from xraylib.storage import atomic_write, storage_errors
+
+# The box of the lungs is enlarged by these shares of its height and width on each side.
+MARGINS = tuple(round(percent / 100, 2) for percent in range(-10, 21))
+
+# What is measured of an image, as a sentence that says the value.
+MEASURES = {
+    "lung_height": "The lungs fill {:.0%} of the image's height",
+    "brightness": "The mean grey level of the lungs' box is {:.0f} of 255",
+    "contrast": "The grey levels of the lungs' box have a standard deviation of {:.0f}",
+    "sharpness": "Its sharpness, the logarithm of the Laplacian's variance, is {:.2f}",
+}
+
+CLASSES = ("normal", "pneumonia")
+NO_ANSWER = "no answer"
+
+# Side in pixels at which an image's lungs are measured, that of the classifier's input.
+_SIDE = 128
+# Quantiles of the training images that are kept: the 0%, 5%, …, 100% ones.
+_QUANTILES = np.linspace(0, 1, 21)
+
+_LOCALISATION = "nih_localisation.csv"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an image got its answer.
+
+    Attributes
+    ----------
+    name : str
+        The file's name.
+    shape : tuple of int
+        The file's height and width in pixels.
+    image : numpy.ndarray
+        uint8 `(224, 224)`, as the model reads it.
+    answer : str
+        One of `packaged.ANSWERS`, or `no answer`.
+    probability : float
+        Of pneumonia; NaN where there is no answer.
+    message : str
+        Why there is no answer, else empty.
+    box : numpy.ndarray or None
+        Of the lungs: top, bottom, left, right as shares of the image. None if none were found;
+        then `measures` has no rows.
+    measures : pandas.DataFrame
+        One row per entry of `MEASURES`: `measure`, `value`, and `normal` and `pneumonia`, the
+        share of the training images of each class with a lower value (NaN if unknown).
+    margins : pandas.DataFrame
+        One row per entry of `MARGINS`: `margin`, `probability`, `answer`. No rows without answer.
+    changes : pandas.DataFrame
+        One row per entry of `CHANGES`: `change`, `probability`, `answer`. No rows without answer.
+    heat_map : numpy.ndarray or None
+        float32 `(224, 224)` in [0, 1]. None without answer.
+    caveat : str
+        How far the heat map can be trusted, in one sentence.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    image: np.ndarray
+    answer: str
+    probability: float
+    message: str
+    box: np.ndarray | None
+    measures: pd.DataFrame
+    margins: pd.DataFrame
+    changes: pd.DataFrame
+    heat_map: np.ndarray | None
+    caveat: str
+
+    def lines(self) -> list[str]:
+        """Say the explanation in sentences."""
+        height, width = self.shape
+        lines = [f"The file has {width:,} × {height:,} pixels, width by height."]
+        lines += [_compared(row) for row in self.measures.itertuples()]
+        if self.answer == NO_ANSWER:
+            return lines
+        if self.heat_map is not None and not self.heat_map.any():
+            lines.append("No part of the lungs' box speaks for pneumonia: the heat map is empty.")
+        return [*lines, self.on_margins(), self.on_changes()]
+
+    def figure(self) -> Any:
+        """Draw the explanation, as a Matplotlib figure."""
+        from xraylib.figures import explained
+
+        title = f"{self.name}: {self.answer}"
+        if self.answer != NO_ANSWER:
+            title += f", P(pneumonia) = {self.probability:.2f}"
+        measures = self.measures.assign(label=self.measures["measure"].str.replace("_", " "))
+        note = self.message if self.answer == NO_ANSWER else self.caveat
+        return explained.explanation(
+            title,
+            (self.image, self.heat_map),
+            self.box,
+            (measures, self.margins, self.changes),
+            f"{note} Not a medical device.",
+        )
+
+    def on_margins(self) -> str:
+        """Say how the answer depends on the box of the lungs."""
+        low = self.margins["probability"].min()
+        high = self.margins["probability"].max()
+        tightest = _margin_words(MARGINS[0])
+        loosest = _margin_words(MARGINS[-1])
+        ends = dict.fromkeys([f"{low:.2f}", f"{high:.2f}"])
+        text = f"With a box from {tightest} to {loosest}, P is {' to '.join(ends)}"
+        flipped = self.margins[self.margins["answer"] != self.answer]
+        if flipped.empty:
+            return f"{text}, and the answer does not change."
+        distances = np.abs(flipped["margin"].to_numpy() - regions.MARGIN)
+        nearest = flipped.iloc[int(distances.argmin())]
+        return (
+            f"{text}. The answer becomes {nearest['answer']!r} with a box that is "
+            f"{_margin_words(nearest['margin'])}."
+        )
+
+    def on_changes(self) -> str:
+        """Say which changes of the image change the answer."""
+        flipped = self.flips()
+        if flipped.empty:
+            return f"None of {len(self.changes)} small changes of the image changes the answer."
+        listed = [f"{row.change} ({row.answer})" for row in flipped.itertuples()]
+        return (
+            f"{len(flipped)} of {len(self.changes)} small changes of the image change the answer: "
+            f"{', '.join(listed)}."
+        )
+
+    def flips(self) -> pd.DataFrame:
+        """Return the rows of `changes` whose answer is another."""
+        return self.changes[self.changes["answer"] != self.answer]
+
+    def record(self) -> dict[str, Any]:
+        """Return the explanation as values that JSON can hold, without pixels."""
+        return {
+            "box": None if self.box is None else [round(float(side), 4) for side in self.box],
+            "measures": _records(self.measures),
+            "margins": _records(self.margins),
+            "changes": _records(self.changes),
+            "on_margins": self.on_margins() if len(self.margins) else "",
+            "lines": self.lines(),
+            "caveat": self.caveat,
+        }
+
+
+def explain(
+    file: Path | str,
+    model: PackagedModel | None = None,
+    row: dict[str, Any] | None = None,
+) -> Explanation:
+    """Explain the answer to one image file.
+
+    Parameters
+    ----------
+    file : Path or str
+        JPEG, PNG, TIFF or DICOM.
+    model : PackagedModel, optional
+        By default the packaged model.
+    row : dict, optional
+        The file's answer, if `prediction.answer_files` gave it already.
+
+    Raises
+    ------
+    UnusableImageError
+        If the file cannot be read.
+    InvalidDataError
+        If the model is not the packaged one, which alone has what an explanation needs.
+
+    Examples
+    --------
+    >>> explained = explain("data/examples/normal.jpeg")
+    >>> explained.changes.columns.tolist()
+    ['change', 'probability', 'answer']
+    """
+    model = model or load_packaged()
+    if not isinstance(model, PackagedModel):
+        raise InvalidDataError(
+            f"{model.name} is a trained run, which has no limits to explain. "
+            "Fix: take the packaged model, or see notebook 07."
+        )
+    whole = images.read_gray(file)
+    pixels = images.read_gray(file, model.size)[..., None]
+    if row is None:
+        (row,) = prediction.answer_files([file], model)
+    return explain_pixels(row, whole.shape, pixels, model)
+
+
+def explain_pixels(
+    row: dict[str, Any],
+    shape: tuple[int, ...],
+    pixels: np.ndarray,
+    model: PackagedModel,
+) -> Explanation:
+    """Explain the answer to an image that was read already.
+
+    Parameters
+    ----------
+    row
+        The image's answer, of `prediction.answer_files`.
+    shape
+        The file's height and width in pixels.
+    pixels
+        uint8 `(224, 224, 1)`.
+    model
+        The packaged model.
+    """
+    (seen,) = model.answer(pixels[None])
+    box = seen.get("box")
+    margins = []
+    changes = []
+    heat_map = None
+    if box is not None and row["status"] == "ok":
+        margins = _answers_by_margin(pixels, box, model)
+        changes = _answers_by_change(pixels, model)
+        heat_map = seen["heat_map"]
+    known = model.limits.get("reference", {})
+    return Explanation(
+        name=Path(row["path"]).name,
+        shape=(int(shape[0]), int(shape[1])),
+        image=pixels[..., 0],
+        message=row["message"],
+        box=box,
+        measures=_compare(pixels, box, known),
+        margins=pd.DataFrame(margins, columns=["margin", "probability", "answer"]),
+        changes=pd.DataFrame(changes, columns=["change", "probability", "answer"]),
+        heat_map=heat_map,
+        caveat=heat_map_caveat(known),
+        **_outcome(row),
+    )
+
+
+def reference(manifest: pd.DataFrame) -> dict[str, Any]:
+    """Measure the training images, for the packaged model to compare images with.
+
+    Parameters
+    ----------
+    manifest : pandas.DataFrame
+        A whole manifest, from `manifest.load`, with images on this machine. Its rows of the split
+        `train` are measured.
+
+    Returns
+    -------
+    dict
+        For `run.json`, under `answers`, as `reference`:
+
+        n : number of training images, by class
+        measures : by measure and class, the 0%, 5%, …, 100% quantiles
+        heat_map : of the committed table of heat maps in radiologists' boxes: `images`, and the
+            share of images whose peak lies in a box, for the heat map (`pointing`) and for a map
+            that sees no image (`position_prior`); left out where there is no such table
+    """
+    rows = np.flatnonzero(manifest["split"] == "train")
+    pixels = images.load_pixels(manifest, regions.SOURCE_SIZE)[rows]
+    measured = measure(pixels, regions.load_boxes(manifest)[rows])
+    labels = manifest["label"].to_numpy()[rows]
+    quantiles: dict[str, dict[str, list[float]]] = {name: {} for name in MEASURES}
+    for label, class_name in enumerate(CLASSES):
+        of_class = measured[labels == label]
+        for name in MEASURES:
+            values = np.quantile(of_class[name], _QUANTILES)
+            quantiles[name][class_name] = [round(float(value), 4) for value in values]
+    counts = {name: int((labels == label).sum()) for label, name in enumerate(CLASSES)}
+    return {"n": counts, "measures": quantiles} | _localisation(manifest.attrs["dataset"])
+
+
+def measure(pixels: np.ndarray, boxes: np.ndarray) -> pd.DataFrame:
+    """Measure images: one row per image, one column per entry of `MEASURES`.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray
+        uint8 `(n, 224, 224, 1)`.
+    boxes : numpy.ndarray
+        Of the lungs, `(n, 4)`.
+    """
+    crops = lungs.crop_boxes(pixels, boxes, _SIDE, margin=0.0)[..., 0].astype(np.float32)
+    sharpness = [np.log10(ndimage.laplace(crop).var() + 1e-3) for crop in crops]
+    return pd.DataFrame(
+        {
+            "lung_height": 1 - boxes[:, 0] - boxes[:, 1],
+            "brightness": crops.mean(axis=(1, 2)),
+            "contrast": crops.std(axis=(1, 2)),
+            "sharpness": np.array(sharpness),
+        }
+    )
+
+
+def heat_map_caveat(known: dict[str, Any]) -> str:
+    """Say how far heat maps can be trusted, by the entry `reference` of a packaged model."""
+    tested = known.get("heat_map")
+    if not tested:
+        return "The heat map is not a finding: whether it points at disease was not measured."
+    return (
+        f"The heat map is not a finding: in {tested['images']} images of adults its peak lay in a "
+        f"radiologist's box in {tested['pointing']:.0%}, and the peak of a map that sees no image "
+        f"in {tested['position_prior']:.0%}."
+    )
+
+
+def write_figure(explained: Explanation, path: str, folder: Path) -> Path:
+    """Draw an explanation into a folder, under the image's name and a digest of its path.
+
+    Raises
+    ------
+    OperationFailedError
+        If the folder cannot be written.
+    """
+    from xraylib.figures import style
+
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    stem = os.fsencode(Path(path).stem)[:80].decode("utf-8", "ignore")
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    file = folder / f"{stem}-{digest}.png"
+    with atomic_write(file) as temporary:
+        figure = explained.figure()
+        temporary.write_bytes(style.png(figure, figure.caption))
+    return file
+
+
+def _gamma(image: np.ndarray, power: float) -> np.ndarray:
+    return np.round(255 * (image / 255.0) ** power).astype(np.uint8)
+
+
+def _shifted(image: np.ndarray, by: int) -> np.ndarray:
+    return np.clip(image.astype(int) + by, 0, 255).astype(np.uint8)
+
+
+def _contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    return np.asarray(ImageEnhance.Contrast(Image.fromarray(image)).enhance(factor))
+
+
+def _filtered(image: np.ndarray, kernel: ImageFilter.Filter) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).filter(kernel))
+
+
+def _noisy(image: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(scale=5, size=image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+def _saved_as_jpeg(image: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=30)
+    with Image.open(file) as saved:
+        return np.asarray(saved)
+
+
+def _turned(image: np.ndarray, degrees: float) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR))
+
+
+# Small changes of an image, uint8 `(224, 224)`, each with its name.
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "darker by 40 grey levels": lambda image: _shifted(image, -40),
+    "brighter by 40 grey levels": lambda image: _shifted(image, 40),
+    "dark parts brighter (gamma 0.7)": lambda image: _gamma(image, 0.7),
+    "dark parts darker (gamma 1.4)": lambda image: _gamma(image, 1.4),
+    "half the contrast": lambda image: _contrast(image, 0.5),
+    "contrast × 1.5": lambda image: _contrast(image, 1.5),
+    "blurred (1 pixel of 224)": lambda image: _filtered(image, ImageFilter.GaussianBlur(1)),
+    "sharpened": lambda image: _filtered(image, ImageFilter.UnsharpMask(2, 150)),
+    "noise of 5 grey levels": _noisy,
+    "saved as JPEG, quality 30": _saved_as_jpeg,
+    "turned by 5° to the left": lambda image: _turned(image, 5),
+    "turned by 5° to the right": lambda image: _turned(image, -5),
+    "mirrored": np.fliplr,
+}
+
+
+def _answers_by_margin(
+    pixels: np.ndarray,
+    box: np.ndarray,
+    model: PackagedModel,
+) -> list[dict[str, Any]]:
+    """Answer an image in boxes of each margin; the gate, which sees the image, is not asked."""
+    boxes = np.stack([_with_margin(box, margin) for margin in MARGINS])
+    rows = []
+    for margin, moved in zip(MARGINS, model.answer_in_boxes(pixels, boxes), strict=True):
+        probability = moved.get("probability", np.nan)
+        answer = moved.get("answer", NO_ANSWER)
+        rows.append({"margin": margin, "probability": probability, "answer": answer})
+    return rows
+
+
+def _answers_by_change(pixels: np.ndarray, model: PackagedModel) -> list[dict[str, Any]]:
+    """Answer an image after each change, as a file that was changed so would be answered."""
+    changed = np.stack([change(pixels[..., 0])[..., None] for change in CHANGES.values()])
+    outcomes = model.answer(changed)
+    return [
+        {"change": name} | _outcome(outcome)
+        for name, outcome in zip(CHANGES, outcomes, strict=True)
+    ]
+
+
+def _outcome(answered: dict[str, Any]) -> dict[str, Any]:
+    """Give the answer and its probability; none where the model abstains."""
+    if answered["status"] != "ok":
+        return {"probability": np.nan, "answer": NO_ANSWER}
+    return {"probability": answered["probability"], "answer": answered["answer"]}
+
+
+def _with_margin(box: np.ndarray, margin: float) -> np.ndarray:
+    """Enlarge a box so that, with the usual margin added, it is `margin` larger on each side."""
+    top, bottom, left, right = box
+    scale = (1 + 2 * margin) / (1 + 2 * regions.MARGIN)
+    vertical = (scale - 1) / 2 * (1 - top - bottom)
+    horizontal = (scale - 1) / 2 * (1 - left - right)
+    return np.array([top - vertical, bottom - vertical, left - horizontal, right - horizontal])
+
+
+def _compare(pixels: np.ndarray, box: np.ndarray | None, known: dict[str, Any]) -> pd.DataFrame:
+    """Measure one image, and say which share of the training images of each class has less."""
+    rows = []
+    if box is not None:
+        measured = measure(pixels[None], box[None]).iloc[0]
+        quantiles = known.get("measures", {})
+        for name in MEASURES:
+            value = float(measured[name])
+            shares = {kind: _share_below(value, quantiles.get(name), kind) for kind in CLASSES}
+            rows.append({"measure": name, "value": value} | shares)
+    return pd.DataFrame(rows, columns=["measure", "value", *CLASSES])
+
+
+def _share_below(
+    value: float,
+    quantiles: dict[str, list[float]] | None,
+    class_name: str,
+) -> float:
+    if not quantiles:
+        return float("nan")
+    return float(np.interp(value, quantiles[class_name], _QUANTILES))
+
+
+def _compared(row: Any) -> str:
+    sentence = MEASURES[row.measure].format(row.value)
+    if np.isnan(row.normal):
+        return f"{sentence}."
+    return (
+        f"{sentence}. {row.normal:.0%} of the normal training images and {row.pneumonia:.0%} of "
+        "those with pneumonia have less."
+    )
+
+
+def _margin_words(margin: float) -> str:
+    if margin == 0:
+        return "as found"
+    return f"{abs(margin):.0%} {'larger' if margin > 0 else 'smaller'} on each side"
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Give the rows of a table; a missing number is None, which JSON knows."""
+    rows = table.round(4).astype(object)
+    rows = rows.where(table.notna(), None)
+    columns = [str(name) for name in rows]
+    return [dict(zip(columns, values, strict=True)) for values in rows.to_numpy()]
+
+
+def _localisation(dataset: str) -> dict[str, Any]:
+    """Read the committed table that says whether heat maps point at what radiologists mark."""
+    file = paths.REPORTS / dataset / "tables" / _LOCALISATION
+    if not file.is_file():
+        return {}
+    rows = pd.read_csv(file, index_col="map").to_dict("index")
+    heat_map = rows["heat map"]
+    return {
+        "heat_map": {
+            "images": int(heat_map["images"]),
+            "pointing": float(heat_map["pointing"]),
+            "position_prior": float(rows["position prior"]["pointing"]),
+        }
+    }
