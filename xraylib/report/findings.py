@@ -1,0 +1,99 @@
+"""What a report tells of one data set: `findings.toml`, with its numbers and figures from tables.
+
+The file holds `title`, `sentence` (the finding in one), `lead` and a list `finding`. `lead` and each
+finding hold `name`, `title`, `text`, `more` (for those who want to know more), `table` (a file that
+the text quotes) and `figure`. A figure names its `table`, a condition `where` for
+`DataFrame.query`, and the arguments of `story.lines` (with `x`) or `story.dots`. Texts take numbers
+by `{{ value("tables/claims.csv", "recipe=… column=…") }}`, see `values.marked_value`.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from xraylib.errors import NotFoundError
+from xraylib.figures import story
+from xraylib.report import tables, values
+
+# Figures of findings: their names begin so, and the page shows them with their finding.
+PREFIX = "00_"
+# Sharper than other figures, because a page shows them larger than they are drawn.
+_DPI = 220
+
+
+def load(dataset: str, *, marked: bool = False) -> dict[str, Any]:
+    """Read `findings.toml` of a report and write the numbers into its texts.
+
+    Parameters
+    ----------
+    dataset
+        Name of the report.
+    marked
+        Whether each number is put into a marker, for a Markdown file.
+
+    Returns
+    -------
+    dict
+        What the file holds; empty if the report has none.
+    """
+    file = tables.report_folder(dataset) / "findings.toml"
+    if not file.exists():
+        return {}
+    return _written(tomllib.loads(file.read_text(encoding="utf-8")), dataset, marked)
+
+
+def _written(item: Any, dataset: str, marked: bool) -> Any:
+    """Write the numbers into every text of a TOML file."""
+    if isinstance(item, dict):
+        return {key: _written(inner, dataset, marked) for key, inner in item.items()}
+    if isinstance(item, list):
+        return [_written(inner, dataset, marked) for inner in item]
+    return write(item, dataset, marked=marked) if isinstance(item, str) else item
+
+
+def write(text: str, dataset: str, *, marked: bool = False) -> str:
+    """Write the numbers of a report into a text, see the head of this module."""
+
+    def value(file: str, words: str) -> str:
+        number = values.marked_value(f"{dataset}/{file}", words)
+        return f"<!-- value:{dataset}/{file} {words} -->{number}<!-- end -->" if marked else number
+
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
+    return template.render(value=value).strip()
+
+
+def draw(told: Mapping[str, Any], dataset: str) -> None:
+    """Draw the figures of the lead and of each finding, with their titles as captions."""
+    for part in [told["lead"], *told["finding"]]:
+        spec = dict(part["figure"])
+        table = _rows(tables.report_folder(dataset) / f"tables/{spec.pop('table')}.csv", spec)
+        figure = story.lines(table, **spec) if "x" in spec else story.dots(table, **spec)
+        tables.save_figure(figure, dataset, PREFIX + part["name"], part["caption"], dpi=_DPI)
+
+
+def _rows(file: Path, spec: dict[str, Any]) -> pd.DataFrame:
+    """Read the rows that a figure shows, in the order of its recipes."""
+    if not file.exists():
+        raise NotFoundError(f"{file} is not there. Fix: run `make reproduce`, which writes it.")
+    table = pd.read_csv(file)
+    if "where" in spec:
+        table = table.query(spec.pop("where"))
+    if "recipes" in spec:
+        recipes = spec.pop("recipes")
+        table = table[table["recipe"].isin(recipes)]
+        table = table.sort_values("recipe", key=lambda names: names.map(recipes.index))
+    return _by_split(table) if spec.get("within") == "split" and "split" not in table else table
+
+
+def _by_split(table: pd.DataFrame) -> pd.DataFrame:
+    """Turn columns `val` and `test`, with their intervals, into two rows."""
+    parts = []
+    for split in ("val", "test"):
+        columns = {split: "value", f"{split}_low": "value_low", f"{split}_high": "value_high"}
+        part = table[["recipe", "view", *columns]].rename(columns=columns)
+        parts.append(part.assign(split=split))
+    return pd.concat(parts, ignore_index=True)
