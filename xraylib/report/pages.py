@@ -30,10 +30,10 @@ PREVALENCES = (0.05, 0.2, 0.625)
 # What Hugging Face calls a licence; it calls others `other`.
 _LICENCES = {"CC BY 4.0": "cc-by-4.0", "Apache-2.0": "apache-2.0"}
 # Blocks of a Markdown file that a template writes.
-_BLOCK = re.compile(r"(<!-- (accuracy|findings|others):(\S+) [^>]*-->)\n.*?(<!-- end \2 -->)", re.S)
+_BLOCK = re.compile(r"(<!-- (accuracy|findings):(\S+) [^>]*-->)\n.*?(<!-- end \2 -->)", re.S)
 _VALUE = re.compile(r"(<!-- value:(\S+) (.*?) *-->).*?(<!-- end -->)", re.DOTALL)
 _SECTION = re.compile(r"^\[(\w+)\]\n", re.MULTILINE)
-_CITED = re.compile(r'^([\w-]+): "?(.*?)"?$', re.MULTILINE)
+_CITED = re.compile(r'^(?:  - )?([\w-]+): "?(.*?)"?$', re.MULTILINE)
 
 
 def build(dataset: str) -> Path:
@@ -52,6 +52,7 @@ def build(dataset: str) -> Path:
         "about": _dataset_facts(dataset),
         "notes": _notes(dataset),
         "told": told,
+        "others": _others(folder),
         "cited": _citation(),
         "stale": plots.stale_note(board),
         "version": runs.TRAINING_VERSION,
@@ -64,8 +65,7 @@ def build(dataset: str) -> Path:
         "notebooks": list(_notebooks(folder)),
         "shipped": _shipped_model(dataset),
     }
-    facts |= _system_facts(board, claims) | _others(dataset)
-    facts |= _result_facts(dataset, board) | _file_facts(folder)
+    facts |= _system_facts(board, claims) | _result_facts(dataset, board) | _file_facts(folder)
     for name in ("model_card.md", "index.html"):
         text = _environment().get_template(f"{name}.j2").render(facts)
         with atomic_write(folder / name) as temporary:
@@ -139,12 +139,12 @@ def _system_facts(board: pd.DataFrame, claims: pd.DataFrame) -> dict[str, Any]:
     return {"systems": systems, "measured": measured, "verdicts": verdicts}
 
 
-def _others(dataset: str) -> dict[str, Any]:
+def _others(folder: Path) -> list[dict[str, str]]:
     """Read what others report on the same images, from `others.csv`."""
-    file = tables.report_folder(dataset) / "others.csv"
+    file = folder / "others.csv"
     if not file.exists():
-        return {"others": []}
-    return {"others": list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))}
+        return []
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
 
 
 def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
@@ -256,10 +256,10 @@ def _percent(share: float) -> str:
 def write_readme_table(readme: Path) -> None:
     """Rewrite what a Markdown file takes from the reports; the rest of it is left alone.
 
-    `<!-- accuracy:<dataset> … -->`, `<!-- findings:… -->` and `<!-- others:… -->` begin a block
-    that a template writes; `<!-- end accuracy -->` and so on end it. `<!-- value:<file> … -->`
-    begins a value, see `values.marked_value`. What refers to a report that is not on this machine
-    stays as it is.
+    `<!-- accuracy:<dataset> … -->` and `<!-- findings:<dataset> … -->` begin a block that a
+    template writes; `<!-- end accuracy -->` and `<!-- end findings -->` end it.
+    `<!-- value:<file> … -->` begins a value, see `values.marked_value`. What refers to a report
+    that is not on this machine stays as it is.
     """
     text = readme.read_text(encoding="utf-8")
     written = _BLOCK.sub(_written_block, text)
@@ -283,7 +283,7 @@ def _written_block(match: re.Match[str]) -> str:
         "version": runs.TRAINING_VERSION,
         "told": findings.load(dataset, marked=True),
     }
-    facts |= _system_facts(board, claims) | _others(dataset)
+    facts |= _system_facts(board, claims)
     lines = _environment().get_template("readme.md.j2").render(facts)
     return f"{opening}\n{lines.strip()}\n{closing}"
 
