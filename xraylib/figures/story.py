@@ -7,7 +7,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from xraylib.figures import plots
-from xraylib.figures.style import DASHES, SPLIT_COLOURS, Figure, recipe_colours, recipe_label, styled
+from xraylib.figures.style import (
+    DASHES,
+    SPLIT_COLOURS,
+    Figure,
+    recipe_colours,
+    recipe_label,
+    styled,
+)
 
 # Inches. The page shows a figure about as wide as it is on a phone.
 _WIDTH = 4.6
@@ -74,7 +81,8 @@ def _label_ends(ax: Axes, ends: list[tuple[float, str, str]], place: float) -> N
     lowest = 0.0
     for value, name, colour in sorted(ends):
         # A number stays with its unit.
-        text = textwrap.fill(name.replace(" px", "\u00a0px"), _LABEL_LETTERS)
+        joined = name.replace(" px", "\u00a0px")
+        text = textwrap.fill(joined, _LABEL_LETTERS, break_on_hyphens=False)
         half = 0.035 * (text.count("\n") + 1)
         height = max(value, lowest + half)
         lowest = height + half

@@ -1,10 +1,11 @@
 """What a report tells of one data set: `findings.toml`, with its numbers and figures from tables.
 
-The file holds `title`, `sentence` (the finding in one), `lead` and a list `finding`. `lead` and each
-finding hold `name`, `title`, `text`, `more` (for those who want to know more), `table` (a file that
-the text quotes) and `figure`. A figure names its `table`, a condition `where` for
-`DataFrame.query`, and the arguments of `story.lines` (with `x`) or `story.dots`. Texts take numbers
-by `{{ value("tables/claims.csv", "recipe=… column=…") }}`, see `values.marked_value`.
+The file holds `title`, `sentence` (the finding in one), `others` (about `others.csv`), `lead` and a
+list `finding`. The lead and each finding hold `name`, `text`, `more` (what the page folds), `table`
+(a file that the text quotes), `caption` and `figure`; a finding has `title` and `caveat` as well.
+A figure names its `table`, a condition `where` for `DataFrame.query`, and the arguments of
+`story.lines` (with `x`) or `story.dots`. Texts take numbers by
+`{{ value("tables/claims.csv", "recipe=… column=…") }}`, see `values.marked_value`.
 """
 
 import tomllib
@@ -17,7 +18,8 @@ import pandas as pd
 
 from xraylib.errors import NotFoundError
 from xraylib.figures import story
-from xraylib.report import tables, values
+from xraylib.report import tables
+from xraylib.report.values import marked_value
 
 # Figures of findings: their names begin so, and the page shows them with their finding.
 PREFIX = "00_"
@@ -25,15 +27,16 @@ PREFIX = "00_"
 _DPI = 220
 
 
-def load(dataset: str, *, marked: bool = False) -> dict[str, Any]:
+def load(dataset: str, pattern: str) -> dict[str, Any]:
     """Read `findings.toml` of a report and write the numbers into its texts.
 
     Parameters
     ----------
     dataset
         Name of the report.
-    marked
-        Whether each number is put into a marker, for a Markdown file.
+    pattern
+        What is written for each number: a text with `{number}` and perhaps `{file}` and `{words}`,
+        which name its place in the reports.
 
     Returns
     -------
@@ -43,24 +46,24 @@ def load(dataset: str, *, marked: bool = False) -> dict[str, Any]:
     file = tables.report_folder(dataset) / "findings.toml"
     if not file.exists():
         return {}
-    return _written(tomllib.loads(file.read_text(encoding="utf-8")), dataset, marked)
+    return _written(tomllib.loads(file.read_text(encoding="utf-8")), dataset, pattern)
 
 
-def _written(item: Any, dataset: str, marked: bool) -> Any:
+def _written(item: Any, dataset: str, pattern: str) -> Any:
     """Write the numbers into every text of a TOML file."""
     if isinstance(item, dict):
-        return {key: _written(inner, dataset, marked) for key, inner in item.items()}
+        return {key: _written(inner, dataset, pattern) for key, inner in item.items()}
     if isinstance(item, list):
-        return [_written(inner, dataset, marked) for inner in item]
-    return write(item, dataset, marked=marked) if isinstance(item, str) else item
+        return [_written(inner, dataset, pattern) for inner in item]
+    return write(item, dataset, pattern) if isinstance(item, str) else item
 
 
-def write(text: str, dataset: str, *, marked: bool = False) -> str:
-    """Write the numbers of a report into a text, see the head of this module."""
+def write(text: str, dataset: str, pattern: str = "{number}") -> str:
+    """Write the numbers of a report into a text, see `load`."""
 
     def value(file: str, words: str) -> str:
-        number = values.marked_value(f"{dataset}/{file}", words)
-        return f"<!-- value:{dataset}/{file} {words} -->{number}<!-- end -->" if marked else number
+        place = f"{dataset}/{file}"
+        return pattern.format(number=marked_value(place, words), file=place, words=words)
 
     template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(text)
     return template.render(value=value).strip()

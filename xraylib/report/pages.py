@@ -44,7 +44,7 @@ def build(dataset: str) -> Path:
         board.to_csv(temporary, index=False, float_format="%.9g")
     claims = tables.claims(dataset)
     tables.save_table(claims, dataset, "claims")
-    told = findings.load(dataset)
+    told = findings.load(dataset, '<span class="number">{number}</span>')
     if told:
         findings.draw(told, dataset)
     facts = {
@@ -276,12 +276,12 @@ def _written_block(match: re.Match[str]) -> str:
     if not (folder / "leaderboard.csv").exists():
         return match[0]
     board = pd.read_csv(folder / "leaderboard.csv")
-    claims = pd.DataFrame(tables.read_rows(dataset, "claims"))
+    claims = pd.read_csv(folder / "tables" / "claims.csv")
     facts = {
         "block": name,
         "folder": f"reports/{dataset}",
         "version": runs.TRAINING_VERSION,
-        "told": findings.load(dataset, marked=True),
+        "told": findings.load(dataset, "<!-- value:{file} {words} -->{number}<!-- end -->"),
     }
     facts |= _system_facts(board, claims)
     lines = _environment().get_template("readme.md.j2").render(facts)

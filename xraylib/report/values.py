@@ -18,8 +18,8 @@ def marked_value(file: str, words: str) -> str:
         A CSV or JSON file below `reports/`.
     words
         `name=value` pairs as in a shell. Of a CSV file, `column` names the value and all other
-        pairs the row by its columns; `where` is a condition for `DataFrame.query` instead. `take` is
-        `min` or `max` if several rows may match. Of a JSON file, `key` holds the keys, joined by
+        pairs the row by its columns; `where` is a condition for `DataFrame.query` instead. `take`
+        is `min` or `max` if several rows may match. Of a JSON file, `key` holds the keys, joined by
         dots. `format`: a Python format (`.3f`, the default; `.0%`), with `interval:` before it for
         the value and its interval, or `span:` for the interval alone.
 
