@@ -524,26 +524,41 @@ def test_the_committed_page_depends_on_committed_files_only(monkeypatch, tmp_pat
 
 STORY = """
 title = "What was found"
-sentence = "Its AUC is {{ value('leaderboard.csv', 'recipe=tiny-cnn-28 protocol=strict column=auc format=.2f') }}."
+sentence = '''Its AUC is {{ value("leaderboard.csv",
+  "recipe=tiny-cnn-28 protocol=strict column=auc format=.2f") }}.'''
 [lead]
 name = "lead"
 text = "Text of the lead."
 more = "More of the lead."
 table = "some"
 caption = "Lead & caption."
-figure = { table = "some", recipes = ["tiny-cnn-28", "scratch-cnn"], x = "dose", value = "auc", title = "Lead", \
-xlabel = "dose", labels = { "a" = "none", "b" = "much" } }
+[lead.figure]
+table = "some"
+recipes = ["tiny-cnn-28", "scratch-cnn"]
+x = "dose"
+value = "auc"
+title = "Lead"
+xlabel = "dose"
+labels = { "a" = "none", "b" = "much" }
 [[finding]]
 name = "gap"
 title = "A finding."
-text = "It is {{ value('tables/some.csv', 'recipe=tiny-cnn-28 dose=b column=auc format=interval:.2f') }}."
+text = '''It is {{ value("tables/some.csv",
+  "recipe=tiny-cnn-28 dose=b column=auc format=interval:.2f") }}.'''
 caveat = "The caveat."
 more = "More of it."
 table = "some"
 caption = "Both splits."
-figure = { table = "pairs", row = "view", value = "value", within = "split", title = "Gap", xlabel = "AUC", \
-names = { val = "validation", test = "test" }, labels = { whole = "whole image" } }
-""".replace("\\\n", "")
+[finding.figure]
+table = "pairs"
+row = "view"
+value = "value"
+within = "split"
+title = "Gap of Tiny CNN, 28 px"
+xlabel = "AUC"
+names = { val = "validation", test = "test" }
+labels = { whole = "whole image" }
+"""
 
 
 @pytest.fixture
@@ -587,8 +602,6 @@ def test_page_and_readme_tell_the_findings_with_the_numbers_of_their_tables(told
 
 def test_a_figure_of_a_finding_shows_the_rows_of_its_table_in_their_order(told):
     story = findings.load("made-up", "{number}")
-    for part in (story["lead"], story["finding"][0]):
-        part["figure"]["title"] = "Of Tiny CNN, 28 px"
     findings.draw(story, "made-up")
     facts = tables.figure_facts(told / "figures" / "00_gap.png")
     assert list(facts["runs"]) == ["tiny-cnn-28"]

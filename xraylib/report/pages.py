@@ -1,6 +1,5 @@
 """What a reader opens: a report's page and model card, and what Markdown files take from it."""
 
-import csv
 import json
 import re
 from collections import defaultdict
@@ -135,16 +134,16 @@ def _system_facts(board: pd.DataFrame, claims: pd.DataFrame) -> dict[str, Any]:
     if (FLAGSHIP.name, "strict") in measured:
         systems.append(FLAGSHIP)
     accuracy = claims[claims["metric"] == "accuracy"].set_index("recipe")
-    verdicts = accuracy["verdict"].fillna("").to_dict()
+    verdicts = accuracy["verdict"].dropna().to_dict()
     return {"systems": systems, "measured": measured, "verdicts": verdicts}
 
 
-def _others(folder: Path) -> list[dict[str, str]]:
-    """Read what others report on the same images, from `others.csv`."""
+def _others(folder: Path) -> list[dict[Any, str]]:
+    """Read what others report on the same images, from `others.csv`, as it is written there."""
     file = folder / "others.csv"
     if not file.exists():
         return []
-    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+    return pd.read_csv(file, dtype=str, keep_default_na=False).to_dict(orient="records")
 
 
 def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
@@ -230,7 +229,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _value(value: Any, decimals: int = 2) -> str:
+def _value(value: Any, decimals: int = 3) -> str:
     """Write a number, the words of a claim in quotes, or a dash for NaN."""
     try:
         return style.number(float(value), decimals)
