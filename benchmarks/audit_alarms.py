@@ -19,7 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 from xraylib import errors
 from xraylib.datasets import catalog, image_features, manifest, phantom
 from xraylib.evaluation import shortcuts
-from xraylib.report import findings
+from xraylib.report import dataset_audit
 
 IMAGES = 200
 # Patients of a data set with random labels.
@@ -30,7 +30,7 @@ def warns(folder: Path, seed: int, framing_shift: bool) -> bool:
     """Audit a new phantom."""
     settings = phantom.PhantomSettings(IMAGES, image_features.SIZE, seed, framing_shift)
     written = phantom.write(folder / f"{seed}-{framing_shift}", settings)
-    return findings.audit_dataset(catalog.get_dataset(written)).has("shortcut")
+    return dataset_audit.audit_dataset(catalog.get_dataset(written)).has("shortcut")
 
 
 def warns_of_random_labels(

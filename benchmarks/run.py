@@ -574,10 +574,10 @@ def audit(films: Path, quick: bool) -> list[dict]:
 def _audited(folder: Path) -> tuple[float, float]:
     """CPU-seconds of an audit, from the import on, and MB that this process has held at most."""
     from xraylib.datasets import catalog
-    from xraylib.report import findings
+    from xraylib.report import dataset_audit
 
     start = time.process_time()
-    findings.audit_dataset(catalog.get_dataset(folder))
+    dataset_audit.audit_dataset(catalog.get_dataset(folder))
     return time.process_time() - start, _most_memory()
 
 

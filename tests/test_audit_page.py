@@ -15,7 +15,7 @@ from xraylib.datasets import catalog, image_features
 from xraylib.datasets.phantom import PhantomSettings, write
 from xraylib.evaluation import shortcuts
 from xraylib.paths import ROOT
-from xraylib.report import audit_page, findings
+from xraylib.report import audit_page, dataset_audit
 
 
 def save(folder, name, seed, quality=80, side=64):
@@ -47,7 +47,7 @@ def spoilt(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def audited(spoilt):
-    return findings.audit_dataset(catalog.get_dataset(spoilt))
+    return dataset_audit.audit_dataset(catalog.get_dataset(spoilt))
 
 
 def test_the_findings_are_ranked_and_name_what_was_planted(audited):
@@ -104,7 +104,7 @@ def test_the_command_fails_on_what_it_is_told(spoilt, tmp_path, capfd):
 
 def test_a_phantom_without_a_shift_gives_no_warning(tmp_path):
     settings = PhantomSettings(images=160, size=64, seed=3, framing_shift=False)
-    audit = findings.audit_dataset(catalog.get_dataset(write(tmp_path / "plain", settings)))
+    audit = dataset_audit.audit_dataset(catalog.get_dataset(write(tmp_path / "plain", settings)))
     assert not audit.has("shortcut"), audit.findings["finding"].tolist()
     assert len(audit.features) > 5
 
@@ -125,7 +125,7 @@ def test_tags_of_the_acquisition_are_measured_and_never_shown(tmp_path):
     table, _ = shortcuts.measure(features.images, shortcuts.all_values(features))
     row = table.set_index("feature").loc["Manufacturer"]
     assert row["level"] == "acquisition" and row["auc"] == 1 and row["warns"]
-    rows = findings._of_features(table.assign(of="files"))
+    rows = dataset_audit._of_features(table.assign(of="files"))
     assert rows[0]["level"] == "leak" and "DICOM tag Manufacturer" in rows[0]["finding"]
     assert not re.search("SECRET|ID-|MAKER", str(rows) + str(files))
 

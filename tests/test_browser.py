@@ -31,6 +31,11 @@ MEASURE = """() => ({
   pictures: [...document.images].map(i => [i.getAttribute('alt'), i.naturalWidth, i.clientWidth]),
   smallest: Math.min(...[...document.querySelectorAll('p, td, th, a, li, figcaption, dd')]
     .filter(e => e.offsetParent).map(e => parseFloat(getComputedStyle(e).fontSize))),
+  screens: document.documentElement.scrollHeight / window.innerHeight,
+  cut: [...document.querySelectorAll('h1, h2, h3, p, td, th, a, li, img, span, summary')]
+    .filter(e => e.offsetParent && !e.closest('.scroll, .jp-OutputArea-output, pre'))
+    .filter(e => e.getBoundingClientRect().right > window.innerWidth + 1)
+    .map(e => (e.textContent || e.src).slice(0, 60)),
 })"""
 LOADED = """async () => {
   document.querySelectorAll('img').forEach(i => { i.loading = 'eager' })
@@ -96,6 +101,9 @@ def test_a_page_opens_offline_and_is_readable(tab, pages, which, width):
         assert own_width > 0 and shown_width <= width, alt
     assert seen["overflow"] <= 0
     assert seen["smallest"] >= 11
+    if which == "report":
+        assert seen["cut"] == []
+        assert seen["screens"] <= {1400: 8, 400: 12}[width]
 
 
 @pytest.mark.slow
@@ -106,7 +114,12 @@ def test_the_check_finds_what_is_wrong(tab, tmp_path):
         "<script>console.error('bad'); fetch('https://example.org/x').catch(() => {})</script>"
     )
     seen = see(tab, page, 400)
-    assert seen["overflow"] > 400 and seen["smallest"] == 8 and seen["pictures"][0][:2] == ["", 0]
+    assert (
+        seen["overflow"] > 400
+        and seen["cut"] == ["wide"]
+        and seen["smallest"] == 8
+        and seen["pictures"][0][:2] == ["", 0]
+    )
     said = " ".join(tab.complaints)
     assert "bad" in said and "ERR_FILE_NOT_FOUND" in said
     assert "https://example.org/x" in tab.asked

@@ -19,7 +19,8 @@ from sklearn import metrics as sk
 from xraylib import paths
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import claims
-from xraylib.report import pages, tables
+from xraylib.figures.story import lines
+from xraylib.report import findings, pages, tables, values
 from xraylib.training import runs
 from xraylib.training.recipes import RECIPES
 
@@ -295,17 +296,17 @@ def test_of_several_training_versions_page_and_card_take_the_newest(tmp_path):
     folder = runs.run_folder("kermany", "tiny-cnn-28", "strict", 3)
     new = board.loc[("strict", runs.TRAINING_VERSION), "auc"]
     assert new == pytest.approx(recomputed([folder])["auc"])
-    assert f"<b>{new:.3f}</b>" in text
-    assert f"{new:.3f} (" in card
-    assert text.count("tiny-cnn-28 †") == 0 and text.count("scratch-cnn †") == 1
+    assert f"<b>{new:.2f}</b>" in text
+    assert f"{new:.2f} (" in card
+    assert text.count("Tiny CNN, 28 px †") == 0 and text.count("Scratch CNN †") == 1
     assert "share children with the training images" in text
     table = tables.claims("kermany").query("recipe == 'tiny-cnn-28'")
     claim = table.set_index("metric").loc["accuracy"]
     assert claim["strict"] == pytest.approx(board.loc[("strict", 2), "accuracy"])
     readme = tmp_path / "README.md"
-    readme.write_text("<!-- accuracy:kermany x -->\n<!-- end -->\n")
+    readme.write_text("<!-- accuracy:kermany x -->\n<!-- end accuracy -->\n")
     pages.write_readme_table(readme)
-    assert f"{board.loc[('strict', 2), 'accuracy']:.3f} (" in readme.read_text()
+    assert f"{board.loc[('strict', 2), 'accuracy']:.2f} (" in readme.read_text()
     assert readme.read_text().count(" †") == 1 and "share children" in readme.read_text()
 
 
@@ -403,15 +404,16 @@ def test_the_page_shows_the_figures_of_every_notebook_and_none_of_patients(page)
 def test_the_page_needs_nothing_from_outside_and_its_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     assert outside_references(text) == [] and Page(text).all("script") == []
-    links = {about["href"] for about in Page(text).all("a") if not about["href"].startswith("#")}
+    targets = [about["href"] for about in Page(text).all("a")]
+    links = {target for target in targets if not target.startswith(("#", "https:"))}
     assert links >= {
         "model_card.md",
         "leaderboard.csv",
         "tables/claims.csv",
         "notebooks/01_eda.html",
     }
-    anchors = {about["href"][1:] for about in Page(text).all("a") if about["href"].startswith("#")}
-    assert anchors <= {about.get("id") for about in Page(text).all("h2")}
+    anchors = {target[1:] for target in targets if target.startswith("#")}
+    assert anchors <= {about.get("id") for _, about in Page(text).tags}
     assert all((page.parent / link).exists() for link in links)
 
 
@@ -421,10 +423,10 @@ def test_page_and_model_card_say_what_the_leaderboard_says(page):
         (page.parent / "model_card.md").read_text(encoding="utf-8"),
     )
     for row in tables.leaderboard("made-up").to_dict(orient="records"):
-        interval = f"({row['auc_low']:.3f}–{row['auc_high']:.3f})"
-        assert f'<b>{row["auc"]:.3f}</b> <span class="interval">{interval}</span>' in text
+        interval = f"({row['auc_low']:.2f}–{row['auc_high']:.2f})"
+        assert f'<b>{row["auc"]:.2f}</b> <span class="interval">{interval}</span>' in text
         if row["protocol"] == "strict":
-            assert f"{row['auc']:.3f} {interval}" in card
+            assert f"{row['auc']:.2f} {interval}" in card
             ppv = (
                 row["sensitivity"]
                 * 0.05
@@ -470,15 +472,15 @@ def test_the_card_describes_the_model_that_is_in_the_package(monkeypatch, tmp_pa
 def test_what_is_known_of_one_data_set_comes_from_its_note():
     made_run(dataset="kermany")
     folder = tables.report_folder("kermany")
-    sections = ("use", "data", "selection", "methods", "limits", "published")
+    sections = ("use", "data", "selection", "methods", "limits")
     text = "Head of the note.\n"
     text += "".join(f"\n[{name}]\nSaid under {name}.\n" for name in sections)
     (folder / "note.txt").write_text(text)
     page = pages.build("kermany").read_text(encoding="utf-8")
     card = (folder / "model_card.md").read_text(encoding="utf-8")
     for name in sections:
-        assert (f"Said under {name}." in page) == (name in ("methods", "published"))
-        assert (f"Said under {name}." in card) == (name not in ("methods", "published"))
+        assert (f"Said under {name}." in page) == (name == "methods")
+        assert (f"Said under {name}." in card) == (name != "methods")
     assert "Head of the note." in page and "Head of the note." in card and "[use]" not in card
 
 
@@ -535,9 +537,107 @@ def test_the_committed_page_depends_on_committed_files_only(monkeypatch, tmp_pat
     assert pages.build("kermany").read_bytes() == before
 
 
+STORY = """
+title = "What was found"
+sentence = '''Its AUC is {{ value("leaderboard.csv",
+  "recipe=tiny-cnn-28 protocol=strict column=auc format=.2f") }}.'''
+[lead]
+name = "lead"
+text = "Text of the lead."
+more = "More of the lead."
+table = "some"
+caption = "Lead & caption."
+[lead.figure]
+table = "some"
+recipes = ["tiny-cnn-28", "scratch-cnn"]
+x = "dose"
+value = "auc"
+title = "Lead"
+xlabel = "dose"
+labels = { "a" = "none", "b" = "much" }
+[[finding]]
+name = "gap"
+title = "A finding."
+text = '''It is {{ value("tables/some.csv",
+  "recipe=tiny-cnn-28 dose=b column=auc format=interval:.2f") }}.'''
+caveat = "The caveat."
+more = "More of it."
+table = "some"
+caption = "Both splits."
+[finding.figure]
+table = "pairs"
+row = "view"
+value = "value"
+within = "split"
+title = "Gap of Tiny CNN, 28 px"
+xlabel = "AUC"
+names = { val = "validation", test = "test" }
+labels = { whole = "whole image" }
+"""
+
+
+@pytest.fixture
+def told(three_recipes):
+    """A report with a lead, a finding and what others report; its README."""
+    some = pd.DataFrame({"recipe": ["tiny-cnn-28", "scratch-cnn"] * 2, "dose": list("aabb")})
+    some = some.assign(auc=[0.9, 0.8, 0.7, -0.6], auc_low=-0.65, auc_high=0.95)
+    pairs = pd.DataFrame({"recipe": ["tiny-cnn-28"], "view": ["whole"]})
+    for split, value in (("val", 0.9), ("test", 0.8)):
+        pairs = pairs.assign(**{split: value, f"{split}_low": 0.7, f"{split}_high": 0.95})
+    for name, table in (("some", some), ("pairs", pairs)):
+        tables.save_table(table, "made-up", name)
+    (three_recipes / "findings.toml").write_text(STORY)
+    (three_recipes / "others.csv").write_text(
+        "system,trained_on,auc_train,auc,accuracy,source,url\n"
+        "Theirs,other images,0.975,0.980,,Their paper,https://example.org/paper\n"
+    )
+    return three_recipes
+
+
+def test_page_and_readme_tell_the_findings_with_the_numbers_of_their_tables(told, tmp_path):
+    text = pages.build("made-up").read_text(encoding="utf-8")
+    auc = tables.leaderboard("made-up").set_index(["recipe", "protocol"])["auc"]
+    value = f"{auc['tiny-cnn-28', 'strict']:.2f}"
+    assert f'Its AUC is <span class="number">{value}</span>.' in text
+    assert f'content="Its AUC is {value}."' in text
+    assert '<span class="number">0.70 (−0.65 to 0.95)</span>' in text
+    shown = [about["src"] for about in Page(text).all("img")]
+    assert shown == ["figures/00_lead.png", "figures/00_gap.png"]
+    assert "Theirs" in text and "0.980" in text and "https://example.org/paper" in text
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- findings:made-up x -->\n<!-- end findings -->\n")
+    pages.write_readme_table(readme)
+    words = "recipe=tiny-cnn-28 dose=b column=auc format=interval:.2f"
+    marker = f"<!-- value:made-up/tables/some.csv {words} -->0.70 (−0.65 to 0.95)<!-- end -->"
+    assert f"It is {marker}." in readme.read_text()
+    once = readme.read_text()
+    pages.write_readme_table(readme)
+    assert readme.read_text() == once
+
+
+def test_a_figure_of_a_finding_shows_the_rows_of_its_table_in_their_order(told):
+    story = findings.load("made-up", "{number}")
+    findings.draw(story, "made-up")
+    facts = tables.figure_facts(told / "figures" / "00_gap.png")
+    assert list(facts["runs"]) == ["tiny-cnn-28"]
+    table = pd.read_csv(told / "tables" / "some.csv")
+    spec = story["lead"]["figure"]
+    figure = lines(table, **{key: spec[key] for key in spec if key not in ("table", "recipes")})
+    (ax,) = figure.axes
+    drawn = [line.get_ydata().tolist() for line in ax.get_lines()]
+    assert drawn == [[0.9, 0.7], [0.8, -0.6]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["none", "much"]
+
+
+def test_a_finding_without_its_table_names_the_fix(told):
+    (told / "tables" / "some.csv").unlink()
+    with pytest.raises(NotFoundError, match=r"some\.csv is not there.*Fix: run `make reproduce"):
+        pages.build("made-up")
+
+
 def test_readme_table_is_that_of_the_report(three_recipes, tmp_path):
     readme = tmp_path / "README.md"
-    mark = "<!-- accuracy:{} (written by `make report`) -->\nold\n<!-- end -->\n"
+    mark = "<!-- accuracy:{} (written by `make report`) -->\nold\n<!-- end accuracy -->\n"
     readme.write_text(mark.format("made-up") + mark.format("nowhere"))
     pages.write_readme_table(readme)
     text = readme.read_text()
@@ -546,8 +646,9 @@ def test_readme_table_is_that_of_the_report(three_recipes, tmp_path):
         .set_index(["recipe", "protocol"])
         .loc[("tiny-cnn-28", "strict")]
     )
-    value = f"{row['accuracy']:.3f} ({row['accuracy_low']:.3f}–{row['accuracy_high']:.3f})"
-    assert "| `tiny-cnn-28` | 0.950 |" in text and f"| {value} † | – |" in text
+    value = f"{row['accuracy']:.2f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
+    assert "| [Tiny CNN, 28 px](https://" in text and ") | 0.95 |" in text
+    assert f"| {value} † | – |" in text
     assert text.count("old") == 1
     pages.write_readme_table(readme)
     assert readme.read_text() == text
@@ -616,7 +717,7 @@ def test_a_number_in_prose_is_written_from_its_table(values_file, tmp_path, file
 )
 def test_a_marker_that_names_no_single_number_is_refused(values_file, words):
     with pytest.raises(InvalidDataError, match=r"t\.csv.*Fix: "):
-        pages.marked_value("made/t.csv", words)
+        values.marked_value("made/t.csv", words)
 
 
 def test_a_marker_of_a_report_that_is_not_here_is_left_alone(values_file, tmp_path):

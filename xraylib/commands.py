@@ -96,9 +96,9 @@ def _audit(options: argparse.Namespace) -> tuple[int, Any]:
     """Print the findings, write the page, and return the exit status and the audit."""
     import shutil
 
-    from xraylib.report import audit_page, findings
+    from xraylib.report import audit_page, dataset_audit
 
-    result = findings.audit_dataset(_find_dataset(options.name), options.scores)
+    result = dataset_audit.audit_dataset(_find_dataset(options.name), options.scores)
     print(audit_page.terminal_table(result.findings, shutil.get_terminal_size((120, 24)).columns))
     if not result.has("shortcut"):
         print("\nno leak, fault or shortcut was found")

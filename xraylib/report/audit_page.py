@@ -12,7 +12,7 @@ import pandas as pd
 from xraylib import __version__
 from xraylib.evaluation import shortcuts
 from xraylib.figures import plots, style
-from xraylib.report.findings import Audit, class_counts, feature_label
+from xraylib.report.dataset_audit import Audit, class_counts, feature_label
 from xraylib.storage import atomic_write
 
 # Files with a finding that a page lists.

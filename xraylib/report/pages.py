@@ -1,8 +1,7 @@
-"""What a reader opens: a report's page and model card, and the numbers in Markdown files."""
+"""What a reader opens: a report's page and model card, and what Markdown files take from it."""
 
 import json
 import re
-import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,39 +11,28 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from xraylib import paths
+from xraylib import __version__, paths
 from xraylib.datasets import catalog
-from xraylib.errors import InvalidDataError
 from xraylib.evaluation import metrics, scores
 from xraylib.evaluation.claims import WIDEST_HALF_WIDTH
 from xraylib.figures import plots, style
-from xraylib.report import tables
+from xraylib.report import findings, tables
+from xraylib.report.values import marked_value
 from xraylib.storage import atomic_write
 from xraylib.training import runs
-from xraylib.training.recipes import IMBALANCE_RECIPES, RECIPES
+from xraylib.training.recipes import FLAGSHIP, IMBALANCE_RECIPES, RECIPES, Recipe
 from xraylib.training.runs import COMMITTED
 
 # Prevalences at which predictive values are stated: two where pneumonia is rare, and that of
 # Kermany's official test.
 PREVALENCES = (0.05, 0.2, 0.625)
-# The main figures, in this order; the others are the supplement.
-MAIN = (
-    "01_flow",
-    "06_lead",
-    "06_framing",
-    "06_view_gap",
-    "06_leaderboard",
-    "06_roc",
-    "06_subgroups",
-    "06_reliability",
-    "06_external",
-    "06_ood",
-)
 # What Hugging Face calls a licence; it calls others `other`.
 _LICENCES = {"CC BY 4.0": "cc-by-4.0", "Apache-2.0": "apache-2.0"}
-_TABLE = re.compile(r"(<!-- accuracy:(\S+) [^>]*-->)\n.*?(<!-- end -->)", re.DOTALL)
+# Blocks of a Markdown file that a template writes.
+_BLOCK = re.compile(r"(<!-- (accuracy|findings):(\S+) [^>]*-->)\n.*?(<!-- end \2 -->)", re.S)
 _VALUE = re.compile(r"(<!-- value:(\S+) (.*?) *-->).*?(<!-- end -->)", re.DOTALL)
 _SECTION = re.compile(r"^\[(\w+)\]\n", re.MULTILINE)
+_CITED = re.compile(r'^(?:  - )?([\w-]+): "?(.*?)"?$', re.MULTILINE)
 
 
 def build(dataset: str) -> Path:
@@ -55,11 +43,16 @@ def build(dataset: str) -> Path:
         board.to_csv(temporary, index=False, float_format="%.9g")
     claims = tables.claims(dataset)
     tables.save_table(claims, dataset, "claims")
+    told = findings.load(dataset, '<span class="number">{number}</span>')
+    if told:
+        findings.draw(told, dataset)
     facts = {
         "dataset": dataset,
         "about": _dataset_facts(dataset),
-        "notes": defaultdict(str, _notes(folder)),
-        "rows": board.to_dict(orient="records"),
+        "notes": _notes(dataset),
+        "told": told,
+        "others": _others(folder),
+        "cited": _citation(),
         "stale": plots.stale_note(board),
         "version": runs.TRAINING_VERSION,
         "controls": [name for name in RECIPES if name.endswith(("-exchanged", "-hidden"))],
@@ -71,7 +64,7 @@ def build(dataset: str) -> Path:
         "notebooks": list(_notebooks(folder)),
         "shipped": _shipped_model(dataset),
     }
-    facts |= _result_facts(dataset, board) | _file_facts(folder)
+    facts |= _system_facts(board, claims) | _result_facts(dataset, board) | _file_facts(folder)
     for name in ("model_card.md", "index.html"):
         text = _environment().get_template(f"{name}.j2").render(facts)
         with atomic_write(folder / name) as temporary:
@@ -98,18 +91,25 @@ def _dataset_facts(dataset: str) -> dict[str, Any]:
     }
 
 
-def _notes(folder: Path) -> dict[str, str]:
+def _notes(dataset: str) -> defaultdict[str, str]:
     """Read what must be known of one data set from its `note.txt`.
 
-    The text before the first line `[name]` is for the head of the page; the section of each name
-    goes to its place in the page or the model card.
+    The text before the first line `[name]` is for the head of the card; the section of each name
+    goes to its place in the page or the model card. Numbers are written as in `findings`.
     """
-    file = folder / "note.txt"
+    file = tables.report_folder(dataset) / "note.txt"
     if not file.exists():
-        return {}
-    first, *others = _SECTION.split(file.read_text(encoding="utf-8"))
-    sections = dict(zip(others[::2], others[1::2], strict=True))
-    return {name: text.strip() for name, text in {"head": first, **sections}.items()}
+        return defaultdict(str)
+    first, *others = _SECTION.split(findings.write(file.read_text(encoding="utf-8"), dataset))
+    sections = dict(zip(others[::2], others[1::2], strict=True)) | {"head": first}
+    return defaultdict(str, {name: text.strip() for name, text in sections.items()})
+
+
+def _citation() -> dict[str, str]:
+    """Read `CITATION.cff`, the version and date of the text included; the version without it."""
+    file = paths.ROOT / "CITATION.cff"
+    cited = dict(_CITED.findall(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    return {"repository-code": "", "date-released": "", "version": __version__} | cited
 
 
 def _shipped_model(dataset: str) -> dict[str, Any] | None:
@@ -134,6 +134,28 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
     return settings
 
 
+def _system_facts(board: pd.DataFrame, claims: pd.DataFrame) -> dict[str, Any]:
+    """Collect what the table of claimed and measured accuracies needs."""
+    # The most runs come first where a recipe has several rows, as in `tables.leading_groups`.
+    leading = board.sort_values("seeds", ascending=False, kind="stable")
+    leading = leading.drop_duplicates(["recipe", "protocol"])
+    measured = {(row["recipe"], row["protocol"]): row for row in leading.to_dict(orient="records")}
+    systems: list[Recipe] = [recipe for recipe in RECIPES.values() if recipe.published]
+    if (FLAGSHIP.name, "strict") in measured:
+        systems.append(FLAGSHIP)
+    accuracy = claims[claims["metric"] == "accuracy"].set_index("recipe")
+    verdicts = accuracy["verdict"].dropna().to_dict()
+    return {"systems": systems, "measured": measured, "verdicts": verdicts}
+
+
+def _others(folder: Path) -> list[dict[Any, str]]:
+    """Read what others report on the same images, from `others.csv`, as it is written there."""
+    file = folder / "others.csv"
+    if not file.exists():
+        return []
+    return pd.read_csv(file, dtype=str, keep_default_na=False).to_dict(orient="records")
+
+
 def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
     """Collect what page and card say of recipes: results, predictive values, settings."""
     groups = tables.group_runs(dataset)
@@ -142,21 +164,20 @@ def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
     variants = IMBALANCE_RECIPES[1:]
     predictive = {}
     strict = []
-    rows = board.to_dict(orient="records")
-    for group, row in zip(groups, rows, strict=True):
-        if group not in leading or group.protocol != "strict" or group.recipe in variants:
-            continue
-        table = metrics.predictive(group.select(everything), PREVALENCES)
-        predictive[group.recipe] = table.to_dict(orient="records")
-        strict.append(row)
-    external = tables.read_rows(dataset, "external")
-    protocols = board.groupby("recipe", sort=False)["protocol"].agg(list)
     compute = []
+    rows = board.to_dict(orient="records")
     for group, row in zip(groups, rows, strict=True):
         choices = group.runs[0].settings["choices"]
         epochs = sum(phase["epochs"] for phase in choices.get("phases", []))
         compute.append((row, choices | {"epochs": epochs}))
+        if group in leading and group.protocol == "strict" and group.recipe not in variants:
+            table = metrics.predictive(group.select(everything), PREVALENCES)
+            predictive[group.recipe] = table.to_dict(orient="records")
+            strict.append(row)
+    external = tables.read_rows(dataset, "external")
+    protocols = board.groupby("recipe", sort=False)["protocol"].agg(list)
     return {
+        "rows": rows,
         "strict": strict,
         "prevalences": PREVALENCES,
         "predictive": predictive,
@@ -168,17 +189,18 @@ def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
 
 def _file_facts(folder: Path) -> dict[str, Any]:
     """Collect the figures and tables that a report links to."""
-    figures = {file.stem: _figure(file) for file in sorted(folder.glob("figures/*.png"))}
     # By the number of the notebook that draws them.
-    supplement: dict[str, list[tuple[Any, ...]]] = {}
-    for stem, figure in figures.items():
-        if stem not in MAIN:
-            supplement.setdefault(stem[:2], []).append(figure)
+    figures: dict[str, list[tuple[Any, ...]]] = {}
+    pictures = {}
+    for file in sorted(folder.glob("figures/*.png")):
+        pictures[file.stem] = _figure(file)
+        if not file.stem.startswith(findings.PREFIX):
+            figures.setdefault(file.stem[:2], []).append(pictures[file.stem])
     files = [folder / "leaderboard.csv", *sorted((folder / "tables").glob("*.csv"))]
     return {
         "tables": {file.stem: file.relative_to(folder).as_posix() for file in files},
-        "figures": supplement,
-        "main": [figures[stem] for stem in MAIN if stem in figures],
+        "figures": figures,
+        "pictures": pictures,
     }
 
 
@@ -217,22 +239,22 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _value(value: Any) -> str:
-    """Write three decimals, the words of a claim in quotes, or a dash for NaN."""
+def _value(value: Any, decimals: int = 3) -> str:
+    """Write a number, the words of a claim in quotes, or a dash for NaN."""
     try:
-        return style.number(float(value))
+        return style.number(float(value), decimals)
     except ValueError:
         return f"“{value}”"
 
 
 def _interval(row: dict[str, Any], name: str) -> str:
     """Write a column of a row with its interval."""
-    return style.interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+    return style.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2)
 
 
 def _span(row: dict[str, Any], name: str) -> str:
     """Write the interval of a column alone."""
-    return style.span(row[f"{name}_low"], row[f"{name}_high"])
+    return style.span(row[f"{name}_low"], row[f"{name}_high"], 2)
 
 
 def _percent(share: float) -> str:
@@ -243,36 +265,35 @@ def _percent(share: float) -> str:
 def write_readme_table(readme: Path) -> None:
     """Rewrite what a Markdown file takes from the reports; the rest of it is left alone.
 
-    Between `<!-- accuracy:<dataset> … -->` and `<!-- end -->` stands the table of claimed and
-    measured accuracies. `<!-- value:<file> … -->` begins a value, see `marked_value`. What refers
-    to a report that is not on this machine stays as it is.
+    `<!-- accuracy:<dataset> … -->` and `<!-- findings:<dataset> … -->` begin a block that a
+    template writes; `<!-- end accuracy -->` and `<!-- end findings -->` end it.
+    `<!-- value:<file> … -->` begins a value, see `values.marked_value`. What refers to a report
+    that is not on this machine stays as it is.
     """
     text = readme.read_text(encoding="utf-8")
-    written = _TABLE.sub(_accuracy_table, text)
+    written = _BLOCK.sub(_written_block, text)
     written = _VALUE.sub(_written_value, written)
     if written != text:
         with atomic_write(readme) as temporary:
             temporary.write_text(written, encoding="utf-8")
 
 
-def _accuracy_table(match: re.Match[str]) -> str:
-    """Write the table of claimed and measured accuracies anew."""
-    opening, dataset, closing = match.groups()
-    file = tables.report_folder(dataset) / "leaderboard.csv"
-    if not file.exists():
+def _written_block(match: re.Match[str]) -> str:
+    """Write one block of a Markdown file anew."""
+    opening, name, dataset, closing = match.groups()
+    folder = tables.report_folder(dataset)
+    if not (folder / "leaderboard.csv").exists():
         return match[0]
-    board = pd.read_csv(file)
-    # The most runs come first where a recipe has several rows, as in `tables.leading_groups`.
-    board = board.sort_values("seeds", ascending=False, kind="stable")
-    board = board.drop_duplicates(["recipe", "protocol"])
-    rows = {(row["recipe"], row["protocol"]): row for row in board.to_dict(orient="records")}
-    recipes = [recipe for recipe in RECIPES.values() if recipe.published]
-    template = _environment().get_template("readme.md.j2")
-    lines = template.render(
-        recipes=recipes,
-        rows=rows,
-        version=runs.TRAINING_VERSION,
-    )
+    board = pd.read_csv(folder / "leaderboard.csv")
+    claims = pd.read_csv(folder / "tables" / "claims.csv")
+    facts = {
+        "block": name,
+        "folder": f"reports/{dataset}",
+        "version": runs.TRAINING_VERSION,
+        "told": findings.load(dataset, "<!-- value:{file} {words} -->{number}<!-- end -->"),
+    }
+    facts |= _system_facts(board, claims)
+    lines = _environment().get_template("readme.md.j2").render(facts)
     return f"{opening}\n{lines.strip()}\n{closing}"
 
 
@@ -282,75 +303,3 @@ def _written_value(match: re.Match[str]) -> str:
     if not (paths.REPORTS / file).exists():
         return match[0]
     return f"{opening}{marked_value(file, words)}{closing}"
-
-
-def marked_value(file: str, words: str) -> str:
-    """Return the text of a value that a Markdown file takes from a file of the reports.
-
-    Parameters
-    ----------
-    file
-        A CSV or JSON file below `reports/`.
-    words
-        `name=value` pairs as in a shell. Of a CSV file, `column` names the value and all other
-        pairs the row by its columns; `where` is a condition for `DataFrame.query` instead. `of` is
-        `min` or `max` if several rows may match. Of a JSON file, `key` holds the keys, joined by
-        dots. `format`: a Python format (`.3f`, the default; `.0%`), with `interval:` before it for
-        the value and its interval, or `span:` for the interval alone.
-
-    Returns
-    -------
-    str
-        The number.
-
-    Raises
-    ------
-    InvalidDataError
-        If there is no such column, or not exactly one such row.
-    """
-    options = dict(pair.split("=", 1) for pair in shlex.split(words))
-    kind, _, number_format = options.pop("format", ".3f").rpartition(":")
-    path = paths.REPORTS / file
-    if path.suffix == ".json":
-        value = json.loads(path.read_text(encoding="utf-8"))
-        for key in options["key"].split("."):
-            value = value[key]
-        return format(value, number_format).replace("-", "−")
-    table = pd.read_csv(path)
-    column = options.pop("column", "")
-    take = options.pop("take", "only")
-    rows = _matching_rows(table, options)
-    ends = (f"{column}_low", f"{column}_high") if f"{column}_low" in table else ("low", "high")
-    needed = [column, *ends] if kind else [column]
-    if not set(needed) <= set(table) or rows.empty or (take == "only" and len(rows) > 1):
-        raise InvalidDataError(
-            f"{path}: {len(rows)} rows match `{words}`. "
-            "Fix: name one row and a column of the table in the marker."
-        )
-    numbers = [_pick(rows[name], take) for name in needed]
-    texts = [format(number, number_format).replace("-", "−") for number in numbers]
-    if kind == "span":
-        return _joined(texts[1:])
-    return f"{texts[0]} ({_joined(texts[1:])})" if kind else texts[0]
-
-
-def _matching_rows(table: pd.DataFrame, options: dict[str, str]) -> pd.DataFrame:
-    """Select the rows of a table that a marker names."""
-    for name, value in options.items():
-        if name == "where":
-            table = table.query(value)
-        elif name in table:
-            table = table[table[name].astype(str) == value]
-        else:
-            return table.iloc[:0]
-    return table
-
-
-def _pick(values: pd.Series, take: str) -> float:
-    """Take the least, the largest or the only value."""
-    return float(values.agg(take)) if take in ("min", "max") else float(values.iloc[0])
-
-
-def _joined(ends: list[str]) -> str:
-    """Join the ends of an interval."""
-    return (" to " if "−" in "".join(ends) else "–").join(ends)

@@ -311,7 +311,13 @@ def read_rows(dataset: str, name: str) -> list[dict[Any, Any]]:
 
 
 def save_figure(
-    figure: Figure, dataset: str, name: str, caption: str, *, patients: bool | None = None
+    figure: Figure,
+    dataset: str,
+    name: str,
+    caption: str,
+    *,
+    patients: bool | None = None,
+    dpi: int = style.DPI,
 ) -> Path:
     """Write a figure as PNG; the page shows figures in the order of their names.
 
@@ -326,6 +332,8 @@ def save_figure(
         Whether images of patients can be seen. By default this is assumed of every figure that
         draws pixels. Unless they are the phantom's, such a figure goes to `local/`, which git
         ignores.
+    dpi
+        Dots an inch.
 
     Returns
     -------
@@ -337,7 +345,7 @@ def save_figure(
     place = report_folder(dataset) / ("local" if local else "figures")
     facts = {"runs": named_runs(dataset, recipes_in(figure, f"{name} {caption}"))}
     with atomic_write(place / f"{name}.png") as temporary:
-        temporary.write_bytes(style.png(figure, caption, facts=facts))
+        temporary.write_bytes(style.png(figure, caption, dpi, facts))
     return place / f"{name}.png"
 
 

@@ -1,0 +1,85 @@
+"""Numbers that a text takes from the tables of a report."""
+
+import json
+import shlex
+
+import pandas as pd
+
+from xraylib import paths
+from xraylib.errors import InvalidDataError, NotFoundError
+
+
+def marked_value(file: str, words: str) -> str:
+    """Return the text of a value that a Markdown file takes from a file of the reports.
+
+    Parameters
+    ----------
+    file
+        A CSV or JSON file below `reports/`.
+    words
+        `name=value` pairs as in a shell. Of a CSV file, `column` names the value and all other
+        pairs the row by its columns; `where` is a condition for `DataFrame.query` instead. `take`
+        is `min` or `max` if several rows may match. Of a JSON file, `key` holds the keys, joined by
+        dots. `format`: a Python format (`.3f`, the default; `.0%`), with `interval:` before it for
+        the value and its interval, or `span:` for the interval alone.
+
+    Returns
+    -------
+    str
+        The number.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    InvalidDataError
+        If there is no such column, or not exactly one such row.
+    """
+    options = dict(pair.split("=", 1) for pair in shlex.split(words))
+    kind, _, number_format = options.pop("format", ".3f").rpartition(":")
+    path = paths.REPORTS / file
+    if not path.exists():
+        raise NotFoundError(f"{path} is not there. Fix: run `make reproduce`, which writes it.")
+    if path.suffix == ".json":
+        value = json.loads(path.read_text(encoding="utf-8"))
+        for key in options["key"].split("."):
+            value = value[key]
+        return format(value, number_format).replace("-", "−")
+    table = pd.read_csv(path)
+    column = options.pop("column", "")
+    take = options.pop("take", "only")
+    rows = _matching_rows(table, options)
+    ends = (f"{column}_low", f"{column}_high") if f"{column}_low" in table else ("low", "high")
+    needed = [column, *ends] if kind else [column]
+    if not set(needed) <= set(table) or rows.empty or (take == "only" and len(rows) > 1):
+        raise InvalidDataError(
+            f"{path}: {len(rows)} rows match `{words}`. "
+            "Fix: name one row and a column of the table in the marker."
+        )
+    numbers = [_pick(rows[name], take) for name in needed]
+    texts = [format(number, number_format).replace("-", "−") for number in numbers]
+    if kind == "span":
+        return _joined(texts[1:])
+    return f"{texts[0]} ({_joined(texts[1:])})" if kind else texts[0]
+
+
+def _matching_rows(table: pd.DataFrame, options: dict[str, str]) -> pd.DataFrame:
+    """Select the rows of a table that a marker names."""
+    for name, value in options.items():
+        if name == "where":
+            table = table.query(value)
+        elif name in table:
+            table = table[table[name].astype(str) == value]
+        else:
+            return table.iloc[:0]
+    return table
+
+
+def _pick(values: pd.Series, take: str) -> float:
+    """Take the least, the largest or the only value."""
+    return float(values.agg(take)) if take in ("min", "max") else float(values.iloc[0])
+
+
+def _joined(ends: list[str]) -> str:
+    """Join the ends of an interval."""
+    return (" to " if "−" in "".join(ends) else "–").join(ends)
