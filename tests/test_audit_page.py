@@ -52,7 +52,7 @@ def audited(spoilt):
 
 def test_the_findings_are_ranked_and_name_what_was_planted(audited):
     table = audited.findings
-    ranks = table["level"].map(findings.LEVELS.index)
+    ranks = table["level"].map(dataset_audit.LEVELS.index)
     assert ranks.is_monotonic_increasing
     for _, part in table.groupby("level"):
         assert part["effect"].is_monotonic_decreasing

@@ -84,7 +84,7 @@ def package(
         Of another population, whose upright, complete chest images the gate lets pass. It learns
         from the pixels of `gate.taught_half`; nothing else is used.
     radiologists_list
-        Of the other images, see `radiologists.read_labels`; by default nothing is known elsewhere.
+        See `measurements.agreement_with_radiologists`; by default nothing is known elsewhere.
 
     Raises
     ------
@@ -132,18 +132,11 @@ def package(
     )
     settings["answers"]["reference"] = explanation.reference(assigned)
     if radiologists_list is not None:
-        settings["answers"]["elsewhere"] = _known_elsewhere(frozen, others, radiologists_list)
+        settings["answers"]["elsewhere"] = measurements.agreement_with_radiologists(
+            frozen, others, radiologists_list
+        )
     write_packaged(paths.SHIPPED, settings, content)
     return load_packaged(paths.SHIPPED)
-
-
-def _known_elsewhere(model: PackagedModel, others: pd.DataFrame, file: Path) -> dict[str, Any]:
-    """AUC against radiologists by view, and the number of images."""
-    table = measurements.agreement_with_radiologists(model, others, file)
-    whole = table[table["stratum"] == "all"]
-    count = int((whole["positives"] + whole["negatives"]).sum())
-    pairs = zip(table["stratum"].astype(str), table["auc"], strict=True)
-    return {"images": count, **{stratum: float(auc) for stratum, auc in pairs}}
 
 
 def _features(network: keras.Model) -> gate.Network:

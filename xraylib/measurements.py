@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
+from sklearn.metrics import roc_auc_score
 
 from xraylib.datasets import alterations, images
-from xraylib.evaluation import metrics, radiologists
-from xraylib.evaluation.calibration import expected_error
-from xraylib.evaluation.resampling import interval, share_interval, weights_with_original
+from xraylib.evaluation import metrics
+from xraylib.evaluation.resampling import bootstrap_weights, interval, share_interval
 from xraylib.packaged import ANSWERS, NORMAL, PNEUMONIA, UNDECIDED, PackagedModel
 from xraylib.report.tables import save_table
 
@@ -76,34 +76,35 @@ def agreement_with_radiologists(
     model: PackagedModel,
     others: pd.DataFrame,
     file: Path,
-) -> pd.DataFrame:
+) -> dict[str, Any]:
     """Measure how the model ranks images that radiologists re-read: lung opacity against normal.
 
     Parameters
     ----------
     model : PackagedModel
     others : pandas.DataFrame
-        A manifest. An image without lungs counts as undecided.
+        A manifest. An image without an answer has the log odds 0.
     file : pathlib.Path
-        The list of `radiologists.read_labels`.
+        A CSV file with the columns `image_id`, `view` (AP or PA) and `rsna_class`, of which
+        `Lung Opacity` and `Normal` are compared.
 
     Returns
     -------
-    pandas.DataFrame
-        Rows of `radiologists.auc_by_stratum`: all images, and by view.
+    dict
+        `images`: how many; `all`, `AP` and `PA`: the AUC of all of them and of each view.
     """
-    labels = radiologists.read_labels(file, others)
-    answers = model.answer(images.load_pixels(others, model.size))
-    scores = others[["image_id", "patient"]].assign(
-        recipe=model.name,
-        seed=0,
-        score=[answer.get("log_odds", 0.0) for answer in answers],
-    )
-    table = radiologists.auc_by_stratum(scores, labels)
-    is_asked = (table["contrast"] == "opacity against normal") & (
-        table["stratum"].isin(["all", *radiologists.VIEWS])
-    )
-    return table[is_asked].reset_index(drop=True)
+    listed = pd.read_csv(file).set_index("image_id").reindex(others["image_id"])
+    is_opacity = (listed["rsna_class"] == "Lung Opacity").to_numpy()
+    is_compared = is_opacity | (listed["rsna_class"] == "Normal").to_numpy()
+    pixels = images.load_pixels(others, model.size)[np.flatnonzero(is_compared)]
+    log_odds = np.array([answer.get("log_odds", 0.0) for answer in model.answer(pixels)])
+    labels = is_opacity[is_compared]
+    views = listed["view"].to_numpy()[is_compared]
+    agreement = {"images": len(labels), "all": float(roc_auc_score(labels, log_odds))}
+    for view in ("AP", "PA"):
+        is_view = views == view
+        agreement[view] = float(roc_auc_score(labels[is_view], log_odds[is_view]))
+    return agreement
 
 
 def measure(
@@ -185,18 +186,29 @@ def measure_answers(
     add("share: undecided or abstained", len(given), share_interval(decided, patients))
     answered = given != "abstained"
     probability = np.array([a["probability"] for a in answers if a["status"] == "ok"])
-    names, weights = weights_with_original(patients[answered], _RESAMPLES)
-    of_images = weights[:, np.searchsorted(names, patients[answered])]
+    names, owner = np.unique(patients[answered], return_inverse=True)
+    resampled = bootstrap_weights(len(names), _RESAMPLES)
+    of_images = np.vstack([np.ones(len(names)), resampled])[:, owner]
     truth = labels[answered]
     count = int(answered.sum())
     add("AUC", count, metrics.auc_interval(truth, probability, patients[answered]))
     losses = {
-        "expected calibration error": expected_error(truth, probability, of_images, debiased=False),
+        "expected calibration error": _calibration_error(truth, probability, of_images),
         "Brier score": of_images @ (probability - truth) ** 2 / of_images.sum(axis=1),
     }
     for name, values in losses.items():
         add(name, count, (float(values[0]), *interval(values[1:])))
     return pd.DataFrame(rows)
+
+
+def _calibration_error(
+    labels: np.ndarray, probability: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Expected calibration error over ten bins of equal width, for each row of weights."""
+    bins = np.minimum((probability * 10).astype(int), 9)
+    excess = weights * (probability - labels)
+    distance = sum(np.abs(excess[:, bins == number].sum(axis=1)) for number in range(10))
+    return distance / weights.sum(axis=1)
 
 
 def measure_gate(

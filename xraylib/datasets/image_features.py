@@ -139,7 +139,7 @@ def read(manifest: pd.DataFrame) -> tuple[pd.DataFrame, ImageFeatures]:
 def _describe(row: Any, data: bytes) -> _Described:
     """Decode one file and read its header."""
     pixels = decode(Path(row.path), data, SIZE)
-    tags = {}
+    tags: dict[str, str] = {}
     if is_dicom(data):
         numbers, tags = _dicom_numbers_and_tags(Path(row.path), data)
     else:
