@@ -12,9 +12,9 @@ def _is_definition(node: ast.AST) -> bool:
     """Imports, functions and constants; what a cell computes is left out."""
     if isinstance(node, ast.Assign):
         names = all(isinstance(name, ast.Name) and name.id.isupper() for name in node.targets)
-        # A constant that is made from the data set of the notebook is computed.
-        reads = {name.id for name in ast.walk(node.value) if isinstance(name, ast.Name)}
-        return names and "experiment" not in reads
+        # A constant that is made from a variable, such as the data set, is computed.
+        reads = (name.id for name in ast.walk(node.value) if isinstance(name, ast.Name))
+        return names and not {"beside", "experiment"} & set(reads)
     return isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef))
 
 
