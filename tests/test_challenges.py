@@ -1,8 +1,5 @@
-import numpy as np
 import pandas as pd
 import pytest
-from pydicom import config
-from pydicom.dataelem import DataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
@@ -12,16 +9,13 @@ from xraylib.datasets.images import read_gray
 from xraylib.errors import InvalidDataError, NotFoundError
 
 
-def write_dicom(file, view="AP", age="34"):
-    """A gray DICOM image of 8 pixels with the two fields of the header that are read."""
+def write_dicom(file):
+    """A gray DICOM image of 8 pixels."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = "1.2.3"
     image = FileDataset(file, {}, file_meta=meta, preamble=b"\0" * 128)
-    image.ViewPosition = view
-    # Plain years, as the challenge has them, are no valid age in DICOM.
-    image.add(DataElement("PatientAge", "AS", age, validation_mode=config.IGNORE))
     image.PatientName = "somebody"
     image.Rows = image.Columns = 8
     image.SamplesPerPixel = 1
@@ -50,26 +44,18 @@ def rsna(tmp_path):
     classes += [("c", "No Lung Opacity / Not Normal"), ("a", "Normal")]
     table = pd.DataFrame(classes, columns=["patientId", "class"])
     table.to_csv(tmp_path / challenges.RSNA_CLASSES, index=False)
-    for name, view, age in (("a", "PA", "51"), ("b", "AP", "7"), ("c", "", "")):
-        write_dicom(tmp_path / challenges.RSNA_IMAGES / f"{name}.dcm", view, age)
+    for name in "abc":
+        write_dicom(tmp_path / challenges.RSNA_IMAGES / f"{name}.dcm")
     return tmp_path
 
 
-def test_the_challenge_becomes_a_manifest_with_classes_views_ages_and_boxes(rsna):
+def test_the_challenge_becomes_a_manifest(rsna):
     table = challenges.read_rsna(rsna).set_index("image_id")
     assert table.index.tolist() == ["a", "b", "c"]
     assert table["label"].tolist() == [0, 1, 0]
     # The middle class stays, as a negative.
-    assert table["rsna_class"].tolist() == [
-        "Normal",
-        "Lung Opacity",
-        "No Lung Opacity / Not Normal",
-    ]
     assert table["kind"].tolist() == ["normal", "unknown", "unknown"]
-    assert table["view"].tolist() == ["PA", "AP", ""]
-    assert table["age"].tolist()[:2] == [51, 7] and np.isnan(table["age"]["c"])
-    assert table["boxes"]["b"] == ((0.5, 0.25, 0.25, 0.5), (0, 0, 1, 0.1))
-    assert table["boxes"]["a"] == () and set(table["split"]) == {"test"}
+    assert set(table["split"]) == {"test"}
     assert table["patient"].tolist() == ["a", "b", "c"]
     assert read_gray(table["path"]["a"], 8).shape == (8, 8)
 
@@ -83,9 +69,6 @@ def change(folder, file, row, column, value):
 @pytest.mark.parametrize(
     ("file", "row", "column", "value", "message"),
     [
-        (challenges.RSNA_LABELS, 0, "x", "900", "b has a box outside the image"),
-        (challenges.RSNA_LABELS, 1, "y", "-1", "b has a box outside the image"),
-        (challenges.RSNA_LABELS, 0, "width", "wide", "b has a box outside the image"),
         (challenges.RSNA_LABELS, 2, "Target", "1", "a has a class that its label contradicts"),
         (challenges.RSNA_LABELS, 3, "patientId", "x", "c has a class that its label contradicts"),
         (challenges.RSNA_CLASSES, 0, "class", "Normal", "b has two classes"),
@@ -103,9 +86,6 @@ def test_lists_of_the_challenge_that_contradict_are_refused(
 def test_what_a_download_lacks_is_named(rsna):
     (rsna / challenges.RSNA_IMAGES / "b.dcm").unlink()
     with pytest.raises(NotFoundError, match=r"b\.dcm is missing\. Fix: "):
-        challenges.read_rsna(rsna)
-    (rsna / challenges.RSNA_IMAGES / "b.dcm").write_bytes(b"no image at all" * 20)
-    with pytest.raises(InvalidDataError, match=r"b\.dcm is no DICOM file\. Fix: "):
         challenges.read_rsna(rsna)
     (rsna / challenges.RSNA_CLASSES).write_text("patientId,kind\n")
     with pytest.raises(InvalidDataError, match=r"lacks the columns class\. Fix: "):
@@ -127,24 +107,15 @@ def vindr(tmp_path):
         table = pd.DataFrame(rows, columns=["image_id", *FINDINGS])
         table.to_csv(tmp_path / f"image_labels_{split}.csv", index=False)
         for name in table["image_id"].unique():
-            write_dicom(tmp_path / split / f"{name}.dicom", age="006M" if name == "m" else "003Y")
+            write_dicom(tmp_path / split / f"{name}.dicom")
     return tmp_path
 
 
 def test_images_of_children_become_a_manifest(vindr):
     table = challenges.read_vindr_pcxr(vindr).set_index("image_id")
-    assert table["finding"].to_dict() == {
-        "m": "normal",
-        "n": "normal",
-        "o": "other",
-        "p": "pneumonia",
-        "q": "pneumonia",
-    }
     assert table["label"].tolist() == [0, 0, 0, 1, 1]
     assert table["kind"].tolist() == ["normal", "normal", "unknown", "unknown", "unknown"]
-    assert table["their_split"].tolist() == ["test", "train", "train", "train", "test"]
     assert set(table["split"]) == {"test"}
-    assert table["age"].tolist() == [0.5, 3, 3, 3, 3]
     assert read_gray(table["path"]["q"], 8).shape == (8, 8)
 
 

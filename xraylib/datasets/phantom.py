@@ -251,32 +251,22 @@ def _cavity(view: _View, child: SimpleNamespace) -> tuple[Floats, Floats]:
     return _chord(q * q, 0.84 * child.depth) * aerated, cage
 
 
-class _Organ(NamedTuple):
-    """An ellipsoid in cm: centre, half axes (`c` along the ray), tilt in radians."""
-
-    x: float
-    y: float
-    a: float
-    b: float
-    c: float
-    tilt: float = 0.0
-
-
 def _mediastinum(view: _View, child: SimpleNamespace, turn: float) -> Floats:
     """Heart, great vessels, thymus and hila: what takes the place of lung around the midline."""
     low = 0.75 * child.breath
     k = child.heart
     hilum = 6.3 + low / 2
-    organs = [
-        _Organ(1.25 + turn, 9.3 + low, 4.5 * k, 3.3 * k, 3.8, child.heart_tilt),
-        _Organ(-0.7 + turn, 9.0 + low, 2.2 * k, 3.2 * k, 3.4),
-        _Organ(turn / 2, 5.5, child.mediastinum, 9.5, 3.8),
-        _Organ(1.0 + turn, 4.4, 1.2, 1.5, 2.2),
-        _Organ(-2.1 + turn / 2, hilum, 0.9, 1.5, 1.0),
-        _Organ(2.1 + turn / 2, hilum, 0.9, 1.5, 1.0),
+    # Centre, half axes (the last along the ray) and tilt, as `_View.ellipsoid` takes them.
+    organs: list[tuple[float, ...]] = [
+        (1.25 + turn, 9.3 + low, 4.5 * k, 3.3 * k, 3.8, child.heart_tilt),
+        (-0.7 + turn, 9.0 + low, 2.2 * k, 3.2 * k, 3.4),
+        (turn / 2, 5.5, child.mediastinum, 9.5, 3.8),
+        (1.0 + turn, 4.4, 1.2, 1.5, 2.2),
+        (-2.1 + turn / 2, hilum, 0.9, 1.5, 1.0),
+        (2.1 + turn / 2, hilum, 0.9, 1.5, 1.0),
     ]
     if child.thymus > 0:
-        organs.append(_Organ(turn, 3.6, 2.1 + 1.3 * child.thymus, 3.0, 2.3))
+        organs.append((turn, 3.6, 2.1 + 1.3 * child.thymus, 3.0, 2.3))
     path = np.maximum.reduce([view.ellipsoid(*organ) for organ in organs])
     if child.sail > 0:
         x = view.x - turn
@@ -643,9 +633,8 @@ def _stamp(settings: PhantomSettings) -> str:
 def _is_complete(folder: Path, settings: PhantomSettings) -> bool:
     """Whether the folder holds every image of these settings."""
     stamp = folder / "phantom.json"
-    if not stamp.is_file() or stamp.read_text() != _stamp(settings):
-        return False
-    return sum(1 for _ in folder.rglob("*.jpeg")) == settings.images
+    has_stamp = stamp.is_file() and stamp.read_text() == _stamp(settings)
+    return has_stamp and len(list(folder.rglob("*.jpeg"))) == settings.images
 
 
 def _write_images(folder: Path, settings: PhantomSettings) -> None:

@@ -120,11 +120,7 @@ def _patient_grouped(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     strata = pool["kind"].astype(str) + pool["label"].astype(str)
     candidates = [rows for _, rows in splitter.split(pool, strata, groups)]
     # Of few patients a fold can hold one class only: the first that holds both validates.
-    validation = candidates[0]
-    for rows in candidates:
-        if pool["label"].iloc[rows].nunique() == 2:
-            validation = rows
-            break
+    validation = max(candidates, key=lambda rows: pool["label"].iloc[rows].nunique())
     return _with_splits(manifest, {"train": pool.index, "val": pool.index[validation]})
 
 
@@ -191,8 +187,7 @@ def _take_skip(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     train = rng.permutation(pool)[:taken]
     val = rng.permutation(pool)[taken:]
     test = manifest.index.difference(pool)
-    rows_per_split: dict[str, Labels] = {"train": train, "val": val, "test": test}
-    return _rows_per_split(manifest, rows_per_split)
+    return _rows_per_split(manifest, {"train": train, "val": val, "test": test})
 
 
 def _random_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -205,8 +200,7 @@ def _random_176(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     val = round(small * SMALL["val"] / sum(SMALL.values()))
     rest, held_out = _divide(pool, seed, second=val)
     train = _stratified_sample(pool.loc[rest], small - val, seed)
-    rows_per_split = {"train": train, "val": held_out, "test": held_out}
-    return _rows_per_split(manifest, rows_per_split)
+    return _rows_per_split(manifest, {"train": train, "val": held_out, "test": held_out})
 
 
 def _random_per_image(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -231,14 +225,11 @@ SPLIT_STRATEGIES: dict[str, Callable[[pd.DataFrame, int], pd.DataFrame]] = {
 
 def _divide(rows: pd.DataFrame, seed: int, second: float | int) -> tuple[Labels, Labels]:
     """Divide rows at random, stratified by class; `second` is the second part's share or size."""
-    labels = rows["label"]
-    if min(sum(labels == 0), sum(labels == 1)) < 2:
-        raise InvalidDataError(
-            "fewer than two images of a class: they cannot be divided. Fix: add images."
-        )
     names = rows.index.to_numpy()
     try:
-        first, other = train_test_split(names, test_size=second, random_state=seed, stratify=labels)
+        first, other = train_test_split(
+            names, test_size=second, random_state=seed, stratify=rows["label"]
+        )
     except ValueError as error:
         raise InvalidDataError(
             f"{len(rows)} images cannot be divided ({error}). Fix: add images."
@@ -264,8 +255,5 @@ def _with_splits(manifest: pd.DataFrame, splits: Mapping[str, Labels]) -> pd.Dat
 
 def _rows_per_split(manifest: pd.DataFrame, splits: Mapping[str, Labels]) -> pd.DataFrame:
     """Collect the rows of every split, where an image can be in several."""
-    parts = []
-    for split, labels in splits.items():
-        rows = manifest.loc[np.sort(labels)]
-        parts.append(rows.assign(split=split))
+    parts = [manifest.loc[np.sort(rows)].assign(split=split) for split, rows in splits.items()]
     return pd.concat(parts)
