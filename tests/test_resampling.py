@@ -3,6 +3,7 @@ import pytest
 from builders import labels_and_scores
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from notebook_code import definitions
 from scipy.stats import norm
 from scipy.stats import t as student
 from sklearn import metrics as sk
@@ -11,7 +12,6 @@ from statsmodels.stats.proportion import proportion_confint
 from xraylib.evaluation.resampling import (
     bootstrap_weights,
     delong,
-    delong_interval,
     half_width,
     interval,
     over,
@@ -20,6 +20,7 @@ from xraylib.evaluation.resampling import (
     weighted_ranking,
 )
 
+delong_interval = definitions("01_eda").delong_interval
 pytestmark = pytest.mark.filterwarnings("error")
 
 

@@ -253,15 +253,3 @@ def _sum_by_patient(values: np.ndarray, owner: np.ndarray, patients: int) -> np.
     sums = np.zeros((len(values), patients))
     np.add.at(sums.T, owner, values.T)
     return sums
-
-
-def delong_interval(
-    labels: np.ndarray, scores: np.ndarray, patients: np.ndarray
-) -> tuple[float, float, float]:
-    """Mean AUC over the rows of `scores` `(k, n)`, with DeLong's interval clipped to [0, 1]."""
-    aucs, covariance = delong(labels, scores, patients)
-    # Rounding can leave a variance of zero just below it.
-    half = Z * np.sqrt(np.maximum(covariance.mean(), 0.0))
-    mean = float(aucs.mean())
-    low, high = np.clip([mean - half, mean + half], 0.0, 1.0)
-    return mean, float(low), float(high)
