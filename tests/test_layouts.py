@@ -168,6 +168,13 @@ def test_classes_of_ones_own_leave_out_the_others_and_name_them(tmp_path):
     assert len(reading.passed_over) == 6
 
 
+def test_masks_beside_images_are_passed_over_and_the_folder_of_images_is_no_patient(tmp_path):
+    folders = [f"{name}/{below}" for name in CLASSES for below in ("images", "masks")]
+    reading = manifest.read(catalog.get_dataset(plant(tmp_path / "mine", usual(folders, count=5))))
+    assert len(reading.manifest) == 10 and reading.manifest["patient"].nunique() == 10
+    assert [reason for _, reason in reading.passed_over] == ["in a folder of masks"] * 10
+
+
 def test_every_file_that_is_passed_over_is_named_with_its_reason(tmp_path):
     root = plant(tmp_path / "mine", usual())
     contents = {"e.bmp": b"BM..", "n.txt": b"words", "nothing": b"", "a.zip": b"PK\x03\x04"}
@@ -394,6 +401,10 @@ def test_missing_files_and_labels_of_a_table_are_counted_and_named(listed):
 def test_a_table_that_cannot_be_used_says_why(listed, tmp_path):
     cases = {
         r"labels of 6 rows.*maybe \(6\).*--classes": lambda n: f"x/{n}.png,{('0', 'maybe')[n % 2]}",
+        r"labels of 6 rows.*-1 \(6\)": lambda n: f"x/{n}.png,{('0', '-1')[n % 2]}",
+        r"1 images have both labels.*x/2.png": lambda n: (
+            f"x/{(n, f'../x/{n - 1}')[n == 3]}.png,{n % 2}"
+        ),
         r"none of its 12 images is there.*y/0x.png": lambda n: f"y/{n}x.png,{n % 2}",
         r"1 images have both labels.*x/0.png": lambda n: f"x/{n * (n > 1)}.png,{n % 2}",
     }

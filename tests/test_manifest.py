@@ -282,10 +282,11 @@ def test_names_without_a_patient_are_said(tmp_path, caplog):
     assert "of 4 of 4 images nothing says the patient" in caplog.text
 
 
-def test_the_phantom_is_written_on_first_use():
+def test_the_phantom_is_written_on_first_use_and_says_nothing(caplog):
     small = replace(catalog.DATASETS["phantom"], phantom=PhantomSettings(images=24, size=32))
     table = manifest.load(small)
     assert len(table) == 24 and table.attrs["dataset"] == "phantom"
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     assert set(table[table["label"] == 1]["kind"]) <= {"bacteria", "virus"}
     assert table["path"].str.startswith(str(paths.CACHE / f"phantom-{small.phantom.key}")).all()
 

@@ -55,6 +55,8 @@ _NAMES_OF_COLUMNS = {
     "age": ("age", "patientage"),
     "view": ("view", "viewposition"),
 }
+_NUMBER = re.compile(r"[-+]?[0-9.]+")
+_MASKS = {"mask", "masks"}
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -103,6 +105,8 @@ def read_layout(dataset: Dataset) -> Layout:
 
 def _plain(name: str) -> str:
     """Write a name in small letters, with single spaces and without a number before it."""
+    if _NUMBER.fullmatch(name.strip()):
+        return name.strip()
     text = unicodedata.normalize("NFC", name).casefold()
     words = re.sub(r"[\s_-]+", " ", text).strip()
     return re.sub(r"^[0-9]+ ", "", words)
@@ -148,12 +152,13 @@ def _read_folders(dataset: Dataset) -> Layout:
                 passed_over += _pass_over_class(dataset, folder)
                 continue
             label, kind = classes[_plain(folder.name)]
-            listing = _listed(folder)
+            listing = _without_masks(_listed(folder), folder)
             passed_over += listing.passed_over
             below = _folders_below(folder, listing.images)
             for image, name in zip(listing.images, below, strict=True):
                 rows.append((_below(image, root), split, label, kind, "", name))
-    _check_test_folder(split_folders, {row[1] for row in rows})
+    if not dataset.split:
+        _check_test_folder(split_folders, {row[1] for row in rows})
     return Layout(root, pd.DataFrame(rows, columns=list(COLUMNS)), passed_over)
 
 
@@ -231,8 +236,8 @@ def _pass_over_class(dataset: Dataset, folder: Path) -> list[PassedOver]:
     listing = _listed(folder)
     if listing.images and not dataset.classes:
         names = {path.name for path in _subfolders(folder.parent)}
-        known = sorted(name for name in names if _plain(name) in _CLASSES)
-        pairs = [f"{name}={_CLASSES[_plain(name)][0]}" for name in known]
+        usual = sorted(name for name in names if _plain(name) in _CLASSES)
+        pairs = [f"{name}={_CLASSES[_plain(name)][0]}" for name in usual]
         fix = (
             "name the classes to be read, the others are then left out: `python -m xraylib data "
             f'verify {dataset.reference} --classes "{",".join(pairs) or "NAME=0,OTHER=1"}"`'
@@ -252,6 +257,19 @@ def _listed(folder: Path) -> Listing:
     if listing.closed:
         raise _closed(listing.closed)
     listing.passed_over += [PassedOver(path, "a broken link") for path in listing.broken]
+    return listing
+
+
+def _without_masks(listing: Listing, class_folder: Path) -> Listing:
+    """Pass over the images of a folder of masks, which lies beside one of images."""
+    images = []
+    for image in listing.images:
+        folders = _below(image, class_folder).split("/")[:-1]
+        if any(_plain(name) in _MASKS for name in folders):
+            listing.passed_over.append(PassedOver(image, "in a folder of masks"))
+        else:
+            images.append(image)
+    listing.images = images
     return listing
 
 
@@ -302,7 +320,6 @@ def _read_table(dataset: Dataset) -> Layout:
         reason = f"of the class {text}, which is not named" if text else "the table gives no label"
         passed_over.append(PassedOver(table.loc[row, "path"], reason))
     table = table.assign(label=labels["label"], named_kind=labels["kind"]).drop(index=unused)
-    table = _one_row_per_path(file, table)
     table["relative"] = list(_locate(file.parent, table["path"]))
     missing = table["relative"] == ""
     if len(table) and missing.all():
@@ -312,8 +329,8 @@ def _read_table(dataset: Dataset) -> Layout:
             f"{file}: none of its {len(table)} images is there, the first is {first}. Fix: {fix}."
         )
     reason = "in the table, but there is no such file"
-    passed_over += [PassedOver(path, reason) for path in table.loc[missing, "path"]]
-    table = table[~missing].drop_duplicates("relative")
+    passed_over += [PassedOver(path, reason) for path in table.loc[missing, "path"].unique()]
+    table = _one_row_per_image(file, table[~missing])
     images = pd.DataFrame(
         {
             "relative": table["relative"],
@@ -368,10 +385,10 @@ def _rename_columns(file: Path, table: pd.DataFrame) -> pd.DataFrame:
         chosen["path"] = chosen["patient"]
     missing = [column for column in ("path", "label") if column not in chosen]
     if missing:
-        there = ", ".join(map(str, list(table)[:8]))
+        headings = ", ".join(map(str, list(table)[:8]))
         fix = "let its first line name the columns path and label"
         raise InvalidDataError(
-            f"{file} has no column {' and no column '.join(missing)} but: {there}. Fix: {fix}."
+            f"{file} has no column {' and no column '.join(missing)} but: {headings}. Fix: {fix}."
         )
     return pd.DataFrame({column: table[name] for column, name in chosen.items()})
 
@@ -395,16 +412,17 @@ def _labels(dataset: Dataset, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(pairs, columns=["label", "kind"], index=table.index)
 
 
-def _one_row_per_path(file: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _one_row_per_image(file: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Drop repeated rows of an image, as of several boxes; refuse two labels of one image."""
-    labels = table.groupby("path")["label"].nunique()
-    both = labels.index[labels > 1]
-    if len(both):
+    labels = table.groupby("relative")["label"].nunique()
+    contradicted = labels.index[labels > 1]
+    if len(contradicted):
         fix = "keep one row per image"
         raise InvalidDataError(
-            f"{file}: {len(both)} images have both labels, the first is {both[0]}. Fix: {fix}."
+            f"{file}: {len(contradicted)} images have both labels, the first is {contradicted[0]}. "
+            f"Fix: {fix}."
         )
-    return table.drop_duplicates("path")
+    return table.drop_duplicates("relative")
 
 
 def _locate(root: Path, names: pd.Series) -> Iterator[str]:
@@ -418,8 +436,8 @@ def _locate(root: Path, names: pd.Series) -> Iterator[str]:
         path = name if os.path.isfile(root / name) else name.replace("\\", "/")  # noqa: PTH113
         if path and os.path.isfile(root / path):  # noqa: PTH113
             full = os.path.normpath(root / path)
-            inside = full.startswith(f"{root}{os.sep}")
-            yield _below(full, root) if inside else full
+            is_below = full.startswith(f"{root}{os.sep}")
+            yield _below(full, root) if is_below else full
             continue
         if below is None:
             below = _by_name(root)
@@ -456,6 +474,6 @@ def _kinds_of(table: pd.DataFrame) -> pd.Series:
     """Read the kinds of a table, or those that its classes are named by."""
     kinds = table["named_kind"]
     if "kind" in table:
-        said = table["kind"].map(_plain).map(lambda name: _CLASSES.get(name, (0, ""))[1])
-        kinds = said.where(said != "", kinds)
+        column = table["kind"].map(_plain).map(lambda name: _CLASSES.get(name, (0, ""))[1])
+        kinds = column.where(column != "", kinds)
     return kinds

@@ -112,7 +112,7 @@ def _warn(dataset: Dataset, reading: "Reading") -> None:
         message = "%s: each folder below a class folder counts as one patient (%d images)"
         _log.warning(message, dataset.name, count)
     named = [file for file in reading.passed_over if file.reason != HIDDEN]
-    if named:
+    if named and not dataset.phantom:  # the phantom's masks lie beside its splits
         message = "%s: %d files are passed over, first %s (%s); `data verify` names them all"
         _log.warning(message, dataset.name, len(named), *named[0])
 
