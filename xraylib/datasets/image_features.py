@@ -143,7 +143,7 @@ def _describe(row: Any, data: bytes) -> _Described:
     if is_dicom(data):
         numbers, tags = _dicom_numbers_and_tags(Path(row.path), data)
     else:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF")) as image:
+        with Image.open(io.BytesIO(data)) as image:  # `decode` has accepted it
             quantisers = getattr(image, "quantization", None)
             numbers = {
                 "first quantiser": quantisers[0][0] if quantisers else np.nan,
