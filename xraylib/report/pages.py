@@ -121,10 +121,7 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
     measured_file = paths.ROOT / "reports" / "prediction.json"
     measured = json.loads(measured_file.read_text()) if measured_file.exists() else {}
     same_model = measured.get("sha256") == settings["answers"]["sha256"]
-    if not same_model:
-        measured = {}
-    alterations = measured.get("alterations") if dataset == "kermany" else None
-    return settings | {"measured": measured.get(dataset), "alterations": alterations}
+    return settings | {"measured": measured.get(dataset) if same_model else None}
 
 
 def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
