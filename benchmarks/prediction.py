@@ -1,10 +1,11 @@
 """`make prediction`: what `xraylib.predict` answers, refuses and costs.
 
-It writes `reports/prediction.json`, and `reports/prediction.csv` with one row for each way in which
-the file of an image was altered. Real images are taken where XRAYLIB_DATA has them (Kermany's
-copies and originals, NIH). Without them, the parts that need none are measured. Nothing here chose
-a limit of the model. The kind of OOD score was chosen after pages, noise and photographs like
-these, and the share of the test images that it flags, had been seen.
+It writes `reports/prediction.json`, `reports/prediction.csv` with one row for each way in which the
+file of an image was altered, and the table `alterations` of Kermany's report, with one row for each
+kind. `model` is 12 digits of the SHA-256 of the packaged model. Real images are taken where
+XRAYLIB_DATA has them (Kermany's copies and originals, NIH). Without them, the parts that need none
+are measured. Nothing here chose a limit of the model. The kind of OOD score was chosen after pages,
+noise and photographs like these, and the share of the test images that it flags, had been seen.
 """
 
 import argparse
@@ -28,11 +29,12 @@ from matplotlib import cbook
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 from sklearn.datasets import load_sample_images
 from tqdm.auto import tqdm
-from xraylib.evaluation.calibration import expected_error
 
 import xraylib
 from xraylib import devices, paths
 from xraylib.datasets import catalog, fetch, manifest
+from xraylib.measurements import calibration_error
+from xraylib.report.tables import save_table
 from xraylib.storage import atomic_write, sha256
 
 NORMAL = "looks normal"
@@ -280,14 +282,13 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def summarise_alterations(table: pd.DataFrame) -> list[dict[str, Any]]:
+def summarise_alterations(table: pd.DataFrame) -> pd.DataFrame:
     """Sum the strengths of each kind up, for the model card."""
-    groups = table.groupby(["kind", "expected"], sort=False)
+    groups = table.groupby(["model", "kind", "expected"], sort=False)
     summed = groups[["n", "refused", "errors", "both", "changed", "undecided"]].sum()
     summed["strengths"] = groups["strength"].agg(lambda names: "; ".join(filter(None, names)))
     summed["largest_difference"] = groups["largest_difference"].max()
-    known = summed.astype(object).where(summed.notna(), None)
-    return known.reset_index().to_dict(orient="records")
+    return summed.reset_index()
 
 
 def share(values: Any) -> float:
@@ -397,7 +398,7 @@ def measure_answers(answers: pd.DataFrame, labels: np.ndarray) -> dict[str, Any]
     probability = answers["probability"].to_numpy()[is_answered]
     truth = labels[is_answered]
     if is_answered.any():
-        error = expected_error(truth, probability, np.ones((1, len(truth))), debiased=False)
+        error = calibration_error(truth, probability, np.ones((1, len(truth))))
         measured["brier"] = share((probability - truth) ** 2)
         measured["calibration_error"] = share(error)
     return measured
@@ -490,7 +491,6 @@ def measure(per_class: int) -> tuple[dict[str, Any], pd.DataFrame | None]:
         if name == "kermany":
             files = list(test["path"])
             altered = measure_alterations(some_of_each_class(test, per_class))
-            measured["alterations"] = summarise_alterations(altered)
     originals = sorted((paths.DATA / "kermany_originals").rglob("*.jpeg"))
     if originals:
         measured |= measure_copies(originals)
@@ -498,16 +498,16 @@ def measure(per_class: int) -> tuple[dict[str, Any], pd.DataFrame | None]:
 
 
 def main() -> None:
-    """Measure everything and write both files."""
+    """Measure everything and write it into the reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--per-class", type=int, default=ALTERED_IMAGES, help="images to alter")
-    parser.add_argument("--into", type=Path, default=paths.ROOT / "reports", help="folder")
-    options = parser.parse_args()
-    measured, altered = measure(options.per_class)
+    measured, altered = measure(parser.parse_args().per_class)
     if altered is not None:
-        with atomic_write(options.into / "prediction.csv") as file:
+        altered.insert(0, "model", measured["sha256"][:12])
+        with atomic_write(paths.REPORTS / "prediction.csv") as file:
             altered.to_csv(file, index=False)
-    with atomic_write(options.into / "prediction.json") as file:
+        save_table(summarise_alterations(altered), "kermany", "alterations")
+    with atomic_write(paths.REPORTS / "prediction.json") as file:
         file.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(measured, indent=1))
 

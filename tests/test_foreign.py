@@ -118,6 +118,7 @@ def test_which_output_is_pneumonia_and_how_it_ends(files, pixels):
     ("name", "options", "said"),
     [
         ("probability", {"scale": None}, r"how its input is scaled.*--scale=-1\.\.1"),
+        ("probability", {"scale": "0..2"}, "give one of --scale=0..1"),
         ("probability", {"size": 64}, "--size is 28 and 64"),
         ("probability", {"channels": 3}, "--channels is 1 and 3"),
         ("probability", {"output": (1, "sigmoid")}, "gives 1 values"),
@@ -300,6 +301,14 @@ def test_an_output_is_an_index_and_an_ending(framing, capsys, output):
     assert "INDEX/ENDING" in capsys.readouterr().err
     options = cli._parser().parse_args(["framing", "--model", "a", "b", "--output", "17/logit"])
     assert options.output == (17, "logit")
+
+
+def test_the_command_knows_every_scale_and_ending():
+    for scale in foreign.SCALES:
+        for ending in foreign.ENDINGS:
+            words = ["--model", "a", "b", f"--scale={scale}", "--output", f"0/{ending}"]
+            options = cli._parser().parse_args(["framing", *words])
+            assert (options.scale, options.output) == (scale, (0, ending))
 
 
 def test_pixels_of_a_foreign_network_are_those_that_our_runs_see(files, small_phantom):

@@ -142,10 +142,11 @@ def test_altered_copies_are_answered_in_the_order_of_their_images(
     assert measured.loc[("mirrored", ""), "largest_difference"] == 0
     assert measured.loc[("turned", "90°"), ["answered", "refused"]].tolist() == [0, 3]
     assert measured.loc[("inverted", ""), "changed"] > 0
-    summed = {row["kind"]: row for row in prediction.summarise_alterations(measured.reset_index())}
+    by_strength = measured.reset_index().assign(model="0a1b2c3d4e5f")
+    summed = prediction.summarise_alterations(by_strength).set_index("kind").to_dict("index")
     assert summed["turned"]["refused"] == measured.loc["turned", "refused"].sum()
-    unanswered = measured.loc[[("turned", "90°")]].reset_index()
-    assert prediction.summarise_alterations(unanswered)[0]["largest_difference"] is None
+    assert {row["model"] for row in summed.values()} == {"0a1b2c3d4e5f"}
+    assert summed["turned"]["expected"] == "refused"
     assert summed["noise"]["n"] == 6 and summed["noise"]["strengths"] == "sigma 2; sigma 5"
     differences = measured.loc["contrast", "largest_difference"]
     assert summed["contrast"]["largest_difference"] == differences.max()

@@ -193,7 +193,7 @@ def measure_answers(
     count = int(answered.sum())
     add("AUC", count, metrics.auc_interval(truth, probability, patients[answered]))
     losses = {
-        "expected calibration error": _calibration_error(truth, probability, of_images),
+        "expected calibration error": calibration_error(truth, probability, of_images),
         "Brier score": of_images @ (probability - truth) ** 2 / of_images.sum(axis=1),
     }
     for name, values in losses.items():
@@ -201,7 +201,7 @@ def measure_answers(
     return pd.DataFrame(rows)
 
 
-def _calibration_error(
+def calibration_error(
     labels: np.ndarray, probability: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Expected calibration error over ten bins of equal width, for each row of weights."""

@@ -37,20 +37,12 @@ _CHANNELS = (1, 3)
 _IMAGE_DIMENSIONS = 3
 
 _CALL = "call `xraylib.evaluation.views.evaluate_function` with a function that runs it"
-_TO_TFLITE = "convert it with `model.export(FILE, format='litert')`"
-_TO_ONNX = "export it with `torch.onnx.export`"
-# Why other formats are refused, and how to convert them.
-_REFUSED = {
-    ".keras": ("a Keras file can contain code", _TO_TFLITE),
-    ".h5": ("a Keras file can contain code", _TO_TFLITE),
-    ".hdf5": ("a Keras file can contain code", _TO_TFLITE),
-    ".pb": ("a SavedModel can contain any operation", "convert it with `tf.lite.TFLiteConverter`"),
-    ".pt": ("a PyTorch file can contain code", _TO_ONNX),
-    ".pth": ("a PyTorch file can contain code", _TO_ONNX),
-    ".ckpt": ("a checkpoint can contain code", _TO_ONNX),
-    ".pkl": ("a pickle can contain code", "convert it to ONNX"),
-    ".joblib": ("a pickle can contain code", "convert it to ONNX"),
-}
+# Formats that can contain code, or any operation of a framework.
+_REFUSED = {".keras", ".h5", ".hdf5", ".pb", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
+_CONVERT = (
+    "convert it, with Keras by `model.export(FILE, format='litert')`, with PyTorch by "
+    f"`torch.onnx.export`; or {_CALL}"
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +155,7 @@ def load_network(
     read_graph = {".tflite": _read_tflite, ".onnx": _read_onnx}[file.suffix.lower()]
     graph = read_graph(file, content)
     size, channels, channels_first = _image_format(file, graph.dimensions, size, channels)
-    if scale is None:
+    if scale is None or scale not in SCALES:
         options = ", ".join(f"--scale={name}" for name in SCALES)
         raise InvalidDataError(
             f"{file}: no file says how its input is scaled. Fix: give one of {options}."
@@ -194,12 +186,10 @@ def _read(file: Path) -> bytes:
     """Read a file of a format that holds no code."""
     suffix = file.suffix.lower()
     if suffix in _REFUSED:
-        reason, conversion = _REFUSED[suffix]
-        raise InvalidDataError(
-            f"{file} is not read, because {reason}. Fix: {conversion}, or {_CALL}."
-        )
+        problem = f"{file} is not read, because a {suffix} file can contain code"
+        raise InvalidDataError(f"{problem}. Fix: {_CONVERT}.")
     if suffix not in (".tflite", ".onnx"):
-        raise InvalidDataError(f"{file} is neither .tflite nor .onnx. Fix: convert it, or {_CALL}.")
+        raise InvalidDataError(f"{file} is neither .tflite nor .onnx. Fix: {_CONVERT}.")
     if not file.is_file():
         raise NotFoundError(f"there is no file {file}. Fix: give the path of a network.")
     try:

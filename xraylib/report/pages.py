@@ -112,6 +112,10 @@ def _citation() -> dict[str, str]:
     return {"repository-code": "", "date-released": "", "version": __version__} | cited
 
 
+# What the card shows of the packaged model, and the table that each comes from.
+_MEASURED = {"quality": "packaged", "gate": "gate", "alterations": "alterations"}
+
+
 def _shipped_model(dataset: str) -> dict[str, Any] | None:
     """Describe the model that comes with the package, if it was trained on this data set."""
     file = paths.SHIPPED / "run.json"
@@ -124,9 +128,8 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
     if not same_model:
         measured = {}
     settings["measured"] = measured.get(dataset)
-    settings["alterations"] = measured.get("alterations") if dataset == "kermany" else None
     sha256 = settings["answers"]["sha256"][:12]
-    for name, table in (("quality", "packaged"), ("gate", "gate")):
+    for name, table in _MEASURED.items():
         measured_file = tables.report_folder(dataset) / "tables" / f"{table}.csv"
         rows = pd.read_csv(measured_file, dtype={"model": str}) if measured_file.exists() else None
         if rows is not None and (rows["model"] == sha256).all():
