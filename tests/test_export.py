@@ -19,7 +19,7 @@ from xraylib import cli, export, gate, packaged, paths, prediction, storage
 from xraylib.datasets import images, lung_finder, manifest, splits
 from xraylib.datasets.framing import swap_framing
 from xraylib.datasets.phantom import PhantomSettings
-from xraylib.errors import NotFoundError
+from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.training import lung_network, networks, runs
 from xraylib.training.recipes import get_recipe
 
@@ -66,6 +66,13 @@ def run(network, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def children():
+    """Enough images to have five patients of each class in validation."""
+    settings = PhantomSettings(images=160, size=64)
+    return manifest.load(replace(SMALL_PHANTOM, name="children", phantom=settings))
+
+
+@pytest.fixture(scope="module")
 def others():
     """Images of another population: another phantom."""
     settings = PhantomSettings(images=24, size=64, seed=5)
@@ -73,13 +80,13 @@ def others():
 
 
 @pytest.fixture(scope="module")
-def exported(run, phantom, others, tmp_path_factory):
+def exported(run, children, others, tmp_path_factory):
     """The folder of the packaged model that the run became."""
     folder = Path(shutil.copytree(paths.SHIPPED, tmp_path_factory.mktemp("package") / "weights"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "SHIPPED", folder)
         patch.setattr(gate, "TAKEN", 8)
-        export.package(run, phantom, others)
+        export.package(run, children, others)
     # The network that finds the lungs is packaged by itself, and stays as it is.
     content = storage.read_verified(folder / lung_finder.MODEL_FILE)
     assert content == (paths.SHIPPED / lung_finder.MODEL_FILE).read_bytes()
@@ -127,12 +134,12 @@ def test_litert_answers_as_keras_does(network, phantom):
     assert np.corrcoef(expit(log_odds), expected)[0, 1] > 0.98
 
 
-def test_limits_are_those_of_validation(exported, phantom):
+def test_limits_are_those_of_validation(exported, children):
     model = packaged.load_packaged(exported)
-    assigned = splits.assign(phantom, "strict", 0, split_strategy=CHOICES["split_strategy"])
+    assigned = splits.assign(children, "strict", 0, split_strategy=CHOICES["split_strategy"])
     rows = np.flatnonzero(assigned["split"] == "val")
-    labels = phantom["label"].to_numpy()[rows]
-    pixels = np.asarray(images.load_pixels(phantom, model.size)[rows])
+    labels = children["label"].to_numpy()[rows]
+    pixels = np.asarray(images.load_pixels(children, model.size)[rows])
     plain = model.answer(pixels)
     both = [*plain, *model.answer(swap_framing(pixels, labels))]
     seen = [answer for answer in both if "log_odds" in answer]
@@ -147,9 +154,9 @@ def test_limits_are_those_of_validation(exported, phantom):
     assert np.mean(outside) <= export.REFUSED
 
 
-def test_how_often_answers_were_right_is_that_of_the_test(exported, phantom):
+def test_how_often_answers_were_right_is_that_of_the_test(exported, children):
     model = packaged.load_packaged(exported)
-    test = phantom[phantom["split"] == "test"]
+    test = children[children["split"] == "test"]
     table = prediction.predict(test["path"], model)
     for name, label in ((packaged.NORMAL, 0), (packaged.PNEUMONIA, 1)):
         rate = model.limits["right"][name]
@@ -177,6 +184,12 @@ def test_the_calibration_of_the_lowest_held_out_loss_is_chosen():
             assert chosen["slope"] == pytest.approx(slope, rel=0.15)
         assert chosen["intercept"] == pytest.approx(intercept, abs=0.25)
         assert losses["raw"] >= min(losses.values())
+
+
+def test_too_few_validation_patients_are_refused():
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
+    with pytest.raises(InvalidDataError, match=r"4 patients of class 0.*Fix: "):
+        export.choose_calibration(np.zeros(10), labels, np.arange(10))
 
 
 def test_half_of_the_patients_of_others_teach_with_all_their_images():

@@ -51,8 +51,8 @@ def test_one_call_answers_one_image():
     table = xraylib.predict(paths.ROOT / "data" / "examples" / "pneumonia.dcm")
     assert len(table) == 1
     assert list(table) == list(answers.COLUMNS)
-    assert table.loc[0, "label"] == "pneumonia"
-    assert table.loc[0, "probability"] > table.loc[0, "threshold"]
+    assert table.loc[0, "answer"] == "looks like pneumonia"
+    assert table.loc[0, "probability"] > 0.5
 
 
 def test_a_loaded_model_answers_as_the_default_and_at_another_threshold():
@@ -61,4 +61,6 @@ def test_a_loaded_model_answers_as_the_default_and_at_another_threshold():
     usual = xraylib.predict(image)
     assert xraylib.predict(image, model).equals(usual)
     low = xraylib.predict([image], model, threshold=usual.loc[0, "probability"])
-    assert (usual.loc[0, "label"], low.loc[0, "label"]) == ("normal", "pneumonia")
+    assert (usual.loc[0, "label"], low.loc[0, "label"]) == ("", "pneumonia")
+    rarer = xraylib.predict(image, prevalence=0.01)
+    assert rarer.loc[0, "probability"] < usual.loc[0, "probability"]

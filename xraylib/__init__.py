@@ -8,8 +8,8 @@ Answer the example images with the packaged model, one row per image:
 
 >>> import xraylib
 >>> table = xraylib.predict("data/examples")
->>> table["label"].tolist()
-['', 'normal', 'pneumonia', 'pneumonia']
+>>> table["status"].tolist()
+['abstained', 'ok', 'ok', 'ok']
 
 Load a model once, and answer at another threshold:
 

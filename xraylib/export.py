@@ -18,12 +18,12 @@ from keras import layers, ops
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import StratifiedGroupKFold
 
 from xraylib import explanation, gate, measurements, paths
 from xraylib.datasets import images, lung_finder, regions, splits
 from xraylib.datasets.framing import swap_framing
-from xraylib.errors import NotFoundError
+from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.packaged import OK, PackagedModel, build_packaged, load_packaged, write_packaged
 from xraylib.storage import write_verified
 from xraylib.training import networks, runs
@@ -216,9 +216,21 @@ def choose_calibration(
     -------
     dict
         `method` (raw, temperature or platt), `slope`, `intercept`, and `log_loss` by method.
+
+    Raises
+    ------
+    InvalidDataError
+        If a class has fewer patients than there are folds.
     """
+    for label in (0, 1):
+        count = len(np.unique(patients[labels == label]))
+        if count < _FOLDS:
+            raise InvalidDataError(
+                f"validation has lungs of {count} patients of class {label}, fewer than {_FOLDS}. "
+                "Fix: package a model of a larger data set."
+            )
     held_out = {name: np.empty(len(log_odds)) for name in _CALIBRATIONS}
-    for fit, rest in GroupKFold(_FOLDS).split(log_odds, groups=patients):
+    for fit, rest in StratifiedGroupKFold(_FOLDS).split(log_odds, labels, patients):
         for name, calibrate in _CALIBRATIONS.items():
             slope, intercept = calibrate(log_odds[fit], labels[fit])
             held_out[name][rest] = expit(log_odds[rest] * slope + intercept)
