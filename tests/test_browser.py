@@ -197,7 +197,7 @@ def test_an_answer_is_explained_by_keyboard_and_the_table_is_downloaded(tab, app
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
     expect(tab.get_by_role("status")).to_contain_text("4 of 4", timeout=60_000)
-    answered = tab.locator("li", has_text="Probability of pneumonia").first
+    answered = tab.locator("li", has_text="Probability of pneumonia:").first
     answered.locator("summary").focus()
     tab.keyboard.press("Enter")
     slider = answered.get_by_role("slider", name="Crop: make the box")

@@ -286,6 +286,8 @@ def test_the_page_says_how_often_such_an_answer_is_right():
     sick = page.words(row | {"answer": packaged.PNEUMONIA}, model_with(right=right))
     assert "0.93" in sick["meaning"] and "74%" in sick["meaning"]
     assert "98.1% of 380" in sick["meaning"]
+    noticed = row | {"answer": packaged.PNEUMONIA, "notice": "an adult: be careful"}
+    assert "official test" not in page.words(noticed, model_with(right=right))["meaning"]
     for answer in (packaged.NORMAL, packaged.UNDECIDED):
         meaning = page.words(row | {"answer": answer}, model_with(right=right))["meaning"]
         assert "official test" not in meaning

@@ -109,7 +109,7 @@ class Explanation:
 
         title = f"{self.name}: {self.answer}"
         if self.answer != NO_ANSWER:
-            title += f", P(pneumonia) = {self.probability:.2f}"
+            title += f", P(pneumonia) {probability_words(self.probability)}"
         measures = self.measures.assign(label=self.measures["measure"].str.replace("_", " "))
         note = self.message if self.answer == NO_ANSWER else self.caveat
         return explained.explanation(
@@ -126,7 +126,7 @@ class Explanation:
         high = self.margins["probability"].max()
         tightest = _margin_words(MARGINS[0])
         loosest = _margin_words(MARGINS[-1])
-        ends = dict.fromkeys([f"{low:.2f}", f"{high:.2f}"])
+        ends = dict.fromkeys([probability_words(low), probability_words(high)])
         text = f"With a box from {tightest} to {loosest}, P is {' to '.join(ends)}"
         flipped = self.margins[self.margins["answer"] != self.answer]
         if flipped.empty:
@@ -306,6 +306,21 @@ def measure(pixels: np.ndarray, boxes: np.ndarray) -> pd.DataFrame:
             "sharpness": np.array(sharpness),
         }
     )
+
+
+def probability_words(probability: float) -> str:
+    """Write a probability with two decimals; no model is sure enough for 0.00 or 1.00.
+
+    Examples
+    --------
+    >>> [probability_words(p) for p in (0.002, 0.5, 0.9984)]
+    ['below 0.01', '0.50', 'above 0.99']
+    """
+    if probability < 0.01:
+        return "below 0.01"
+    if probability > 0.99:
+        return "above 0.99"
+    return f"{probability:.2f}"
 
 
 def heat_map_caveat(known: dict[str, Any]) -> str:

@@ -124,13 +124,13 @@ def words(row: dict[str, Any], model: PackagedModel) -> dict[str, str]:
     if row["status"] != "ok":
         return {"answer": explanation.NO_ANSWER, "reason": _sentence(row["message"])}
     meaning = (
-        f"Probability of pneumonia {row['probability']:.2f}, where {row['prevalence']:.0%} of such "
-        "images show pneumonia."
+        f"Probability of pneumonia: {explanation.probability_words(row['probability'])}, where "
+        f"{row['prevalence']:.0%} of such images show pneumonia."
     )
     rate = (model.limits.get("right") or {}).get(row["answer"]) or {}
     if row["answer"] == UNDECIDED:
         meaning += " The model leaves this open, because such probabilities are too often wrong."
-    elif rate.get("share") is not None:
+    elif rate.get("share") is not None and not row["notice"]:
         meaning += (
             f" On the official test {rate['share']:.1%} of {rate['n']} such answers are right."
         )

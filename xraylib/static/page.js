@@ -32,11 +32,19 @@ function marginWords(percent) {
   return `${Math.abs(percent)}% ${percent > 0 ? "larger" : "smaller"} on each side`;
 }
 
+// As `explanation.probability_words`.
+function probabilityWords(probability) {
+  if (probability < 0.01) {
+    return "below 0.01";
+  }
+  return probability > 0.99 ? "above 0.99" : probability.toFixed(2);
+}
+
 function outcomeWords(row) {
   if (row.probability === null) {
     return row.answer;
   }
-  return `${row.answer}, P = ${row.probability.toFixed(2)}`;
+  return `${row.answer}, P ${probabilityWords(row.probability)}`;
 }
 
 // A table with a caption and a heading for every column.
@@ -167,7 +175,7 @@ function showExplanation(card, explained, buffers) {
   if (explained.changes.length > 0) {
     const rows = explained.changes.map((row) => [
       row.change,
-      row.probability === null ? "–" : row.probability.toFixed(2),
+      row.probability === null ? "–" : probabilityWords(row.probability),
       row.answer + (row.answer === card.answer ? "" : " (another answer)"),
     ]);
     target.append(table("The image after small changes", ["change", "P", "answer"], rows));
