@@ -209,7 +209,7 @@ colab:  ## rehearse each notebook's first cells with Colab's versions (needs Pyt
 badges:  ## write the repository's address into badges and clone commands: make badges REPO=owner/name
 	@[[ "$(REPO)" == */* ]] || { echo "no address. Fix: make badges REPO=owner/name" >&2; exit 1; }
 	@old=$$(sed -n 's|^Repository = "https://github.com/\(.*\)"|\1|p' pyproject.toml); \
-	for file in pyproject.toml README.md CITATION.cff notebooks/*.ipynb; do \
+	for file in pyproject.toml README.md CITATION.cff reports/kermany/index.html notebooks/*.ipynb; do \
 	  sed "s|$$old|$(REPO)|g" "$$file" > "$$file.new" && mv "$$file.new" "$$file"; done
 
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet

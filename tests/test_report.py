@@ -230,6 +230,8 @@ def test_a_claim_is_shown_on_its_own_images_alone(dataset):
     assert tables.leaderboard("kermany")["claimed_accuracy"].tolist() == [0.95]
     assert tables.leaderboard(dataset)["claimed_accuracy"].isna().all()
     assert set(tables.claims(dataset)["verdict"]) == {""}
+    assert "Claimed and measured" in pages.build("kermany").read_text(encoding="utf-8")
+    assert "Claimed and measured" not in pages.build(dataset).read_text(encoding="utf-8")
 
 
 OTHER = {

@@ -14,7 +14,7 @@ from PIL import Image
 from xraylib import __version__, paths
 from xraylib.datasets import catalog
 from xraylib.evaluation import metrics, scores
-from xraylib.evaluation.claims import WIDEST_HALF_WIDTH
+from xraylib.evaluation.claims import WIDEST_HALF_WIDTH, made_on
 from xraylib.figures import plots, style
 from xraylib.report import findings, tables
 from xraylib.report.values import marked_value
@@ -56,6 +56,8 @@ def build(dataset: str) -> Path:
         "stale": plots.stale_note(board),
         "version": runs.TRAINING_VERSION,
         "controls": [name for name in RECIPES if name.endswith(("-exchanged", "-hidden"))],
+        # Claims are compared on the images that they were made on.
+        "judged": made_on(dataset),
         "claims": claims.to_dict(orient="records"),
         "checklist": (folder / "checklist.md").exists(),
         "hardware": "; ".join(sorted(set("; ".join(board["hardware"]).split("; ")))),
