@@ -75,7 +75,7 @@ def test_a_folder_imports_only_from_those_above_it():
 # Thin, measured so that folding cannot help. The aim is 70,000 tokens, and 60,000 later.
 # The aim is 60,000. What the package lacks to it has to go, so this number only becomes smaller.
 TOKENS = 95_300
-TOKENS_A_LINE = 9.7
+TOKENS_A_LINE = 9.4
 TUPLE_ASSIGNMENTS = 2 / 1000
 FUNCTION_LINES = 50
 # Names of the package in all notebooks together, as measured: this only becomes smaller.
