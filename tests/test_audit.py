@@ -165,6 +165,11 @@ def test_leakage_counts_a_known_answer():
     assert {key: tuple(row) for key, row in rows} == expected
 
 
+def test_one_split_alone_has_no_border_to_cross(phantom):
+    table = audit.leakage(phantom[phantom["split"] == "train"])
+    assert table.empty and "images" in table
+
+
 def test_a_patient_grouped_split_audits_clean(phantom):
     table = audit.leakage(assign(phantom, "strict", 0))
     checks = {"same patient", "same number and kind", "same number", "byte-identical"}

@@ -13,6 +13,7 @@ from test_images import manifest_row, texture
 from xraylib import cli
 from xraylib.datasets import catalog, image_features
 from xraylib.datasets.phantom import PhantomSettings, write
+from xraylib.errors import InvalidDataError
 from xraylib.evaluation import shortcuts
 from xraylib.paths import ROOT
 from xraylib.report import audit_page, dataset_audit
@@ -100,6 +101,41 @@ def test_the_command_fails_on_what_it_is_told(spoilt, tmp_path, capfd):
     assert "The model's AUC is 1.000" in re.sub(r"\s+", " ", out)
     assert "<h2>The model's scores</h2>" in page.read_text(encoding="utf-8")
     assert sorted((path, path.stat().st_mtime_ns) for path in spoilt.rglob("*")) == before
+
+
+def test_one_class_in_a_split_and_both_labels_of_a_patient_are_listed(tmp_path):
+    for number in range(3):
+        save(tmp_path / "train" / "NORMAL", f"a{number}.jpeg", number)
+        save(tmp_path / "train" / "PNEUMONIA", f"b{number}.jpeg", 10 + number)
+        save(tmp_path / "test" / "PNEUMONIA", f"c{number}.jpeg", 20 + number)
+    (tmp_path / "train" / "NORMAL" / "empty.jpeg").write_bytes(b"")
+    audit = findings.audit_dataset(catalog.get_dataset(tmp_path))
+    texts = " | ".join(audit.findings["finding"])
+    assert "The test split has no normal images" in texts
+    assert "1 file: unreadable (such as empty)" in texts
+    assert "too few" not in texts and "fewer than 20 patients" in texts
+    assert audit.features.empty and audit.has("fault") and not audit.has("leak")
+    both = audit.images.assign(patient="p", label=[0, 1] * 4 + [0])
+    assert any(
+        "1 patient with images of both" in row["finding"] for row in findings._of_patients(both)
+    )
+
+
+def test_a_folder_without_a_usable_image_is_named(tmp_path):
+    for split, name in (("NORMAL", "a"), ("PNEUMONIA", "b")):
+        (tmp_path / "train" / split).mkdir(parents=True)
+        (tmp_path / "train" / split / f"{name}.jpeg").write_bytes(b"no image")
+    with pytest.raises(InvalidDataError, match=r"none of 2 files.*a\.jpeg.*Fix: "):
+        findings.audit_dataset(catalog.get_dataset(tmp_path))
+
+
+def test_a_fall_of_specificity_with_tight_framing_is_a_shortcut():
+    rows = [("normal", "0–0.72", 0.95, 0.9, 0.99), ("normal", "0.84–1", 0.5, 0.4, 0.6)]
+    columns = ["diagnosis", "lung_height", "correct", "correct_low", "correct_high"]
+    response = pd.DataFrame(rows, columns=columns)
+    assert findings._of_framing(response)[0]["level"] == "shortcut"
+    assert findings._of_framing(response.iloc[::-1])[0]["level"] == "note"
+    assert findings._of_framing(response.iloc[:0]) == []
 
 
 def test_a_phantom_without_a_shift_gives_no_warning(tmp_path):

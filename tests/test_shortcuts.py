@@ -77,6 +77,7 @@ def test_a_file_size_is_content_where_all_were_compressed_alike():
     assert level_of("file size", alike) == "content"
     mixed = alike | {"first quantiser": np.array([[1.0], [3], [3], [3]])}
     assert level_of("file size", mixed) == "file"
+    assert level_of("compression", alike) == "content"
     assert level_of("width", alike) == "file"
     assert level_of("Manufacturer", alike) == "acquisition"
 

@@ -343,7 +343,8 @@ def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.Data
                     "share": len(crossing) / len(later),
                 }
             )
-    return pd.DataFrame(rows)
+    columns = ["check", "splits", "patients_or_images", "images", "share"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def patient_counts(manifest: pd.DataFrame) -> pd.DataFrame:

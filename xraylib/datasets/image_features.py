@@ -139,7 +139,7 @@ def read(manifest: pd.DataFrame) -> tuple[pd.DataFrame, ImageFeatures]:
 def _describe(row: Any, data: bytes) -> _Described:
     """Decode one file and read its header."""
     pixels = decode(Path(row.path), data, SIZE)
-    tags: dict[str, str] = {}
+    tags: dict[str, Any] = {}
     if is_dicom(data):
         numbers, tags = _dicom_numbers_and_tags(Path(row.path), data)
     else:
@@ -256,7 +256,7 @@ def _thumbnails(pixels: np.ndarray) -> np.ndarray:
 def level_of(name: str, values: Mapping[str, np.ndarray]) -> str:
     """Return the level of a feature: file, acquisition, surround or content.
 
-    File size and bits a pixel are of the content where all files were compressed alike.
+    Where all files were compressed alike, their sizes can only differ by their content.
     """
     if name in SURROUND:
         return "surround"
@@ -264,7 +264,7 @@ def level_of(name: str, values: Mapping[str, np.ndarray]) -> str:
         return "content"
     if name not in FILE:
         return "acquisition"
-    if name in ("file size", "bits a pixel"):
+    if name in ("compression", "file size", "bits a pixel"):
         settings = [
             values[setting] for setting in ("first quantiser", "bit depth") if setting in values
         ]
