@@ -177,7 +177,7 @@ def test_no_progress_bar_is_stored(path):
     assert "application/vnd.jupyter.widget-state+json" not in str(outputs)
 
 
-@pytest.mark.parametrize("stem", ["01_eda", "06_evaluation", "07_shift_and_trust"])
+@pytest.mark.parametrize("stem", ["01_eda", "06_evaluation", "07_shift_and_trust", "08_predict"])
 def test_exercises_have_folded_solutions(stem):
     (path,) = [path for path in STORED if path.stem == stem]
     prose = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)

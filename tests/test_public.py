@@ -6,10 +6,12 @@ import pytest
 from conftest import run_python
 
 import xraylib
-from xraylib import answers, paths
+from xraylib import answers, explanation, paths
 
 
-@pytest.mark.parametrize("module", [xraylib, answers], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [xraylib, answers, explanation], ids=lambda module: module.__name__
+)
 def test_the_examples_of_the_documentation_give_what_they_say(module, monkeypatch):
     monkeypatch.chdir(paths.ROOT)
     results = doctest.testmod(module)

@@ -129,7 +129,16 @@ def _draw_changes(ax: Axes, changes: pd.DataFrame) -> None:
     ax.hlines(rows, 0, 1, color=style.FAINT, linewidth=0.8)
     ax.scatter(changes["probability"], rows, s=26, c=colours, zorder=2)
     for row in rows[changes["probability"].isna()]:
-        ax.text(0.5, row, "no answer", ha="center", va="center", fontsize=8, color=style.QUIET)
+        ax.text(
+            0.5,
+            row,
+            "no answer",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=style.QUIET,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     ax.set_yticks(rows, changes["change"], fontsize=8)
     ax.set(xlim=(-0.03, 1.03), xlabel="P(pneumonia)")
     ax.set_title("The answer after a small change")
