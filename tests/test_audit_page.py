@@ -109,7 +109,7 @@ def test_one_class_in_a_split_and_both_labels_of_a_patient_are_listed(tmp_path):
         save(tmp_path / "train" / "PNEUMONIA", f"b{number}.jpeg", 10 + number)
         save(tmp_path / "test" / "PNEUMONIA", f"c{number}.jpeg", 20 + number)
     (tmp_path / "train" / "NORMAL" / "empty.jpeg").write_bytes(b"")
-    audit = findings.audit_dataset(catalog.get_dataset(tmp_path))
+    audit = dataset_audit.audit_dataset(catalog.get_dataset(tmp_path))
     texts = " | ".join(audit.findings["finding"])
     assert "The test split has no normal images" in texts
     assert "1 file: unreadable (such as empty)" in texts
@@ -117,7 +117,8 @@ def test_one_class_in_a_split_and_both_labels_of_a_patient_are_listed(tmp_path):
     assert audit.features.empty and audit.has("fault") and not audit.has("leak")
     both = audit.images.assign(patient="p", label=[0, 1] * 4 + [0])
     assert any(
-        "1 patient with images of both" in row["finding"] for row in findings._of_patients(both)
+        "1 patient with images of both" in row["finding"]
+        for row in dataset_audit._of_patients(both)
     )
 
 
@@ -126,16 +127,16 @@ def test_a_folder_without_a_usable_image_is_named(tmp_path):
         (tmp_path / "train" / split).mkdir(parents=True)
         (tmp_path / "train" / split / f"{name}.jpeg").write_bytes(b"no image")
     with pytest.raises(InvalidDataError, match=r"none of 2 files.*a\.jpeg.*Fix: "):
-        findings.audit_dataset(catalog.get_dataset(tmp_path))
+        dataset_audit.audit_dataset(catalog.get_dataset(tmp_path))
 
 
 def test_a_fall_of_specificity_with_tight_framing_is_a_shortcut():
     rows = [("normal", "0–0.72", 0.95, 0.9, 0.99), ("normal", "0.84–1", 0.5, 0.4, 0.6)]
     columns = ["diagnosis", "lung_height", "correct", "correct_low", "correct_high"]
     response = pd.DataFrame(rows, columns=columns)
-    assert findings._of_framing(response)[0]["level"] == "shortcut"
-    assert findings._of_framing(response.iloc[::-1])[0]["level"] == "note"
-    assert findings._of_framing(response.iloc[:0]) == []
+    assert dataset_audit._of_framing(response)[0]["level"] == "shortcut"
+    assert dataset_audit._of_framing(response.iloc[::-1])[0]["level"] == "note"
+    assert dataset_audit._of_framing(response.iloc[:0]) == []
 
 
 def test_a_phantom_without_a_shift_gives_no_warning(tmp_path):

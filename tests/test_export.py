@@ -69,7 +69,7 @@ def run(network, tmp_path_factory):
 @pytest.fixture(scope="module")
 def children():
     """Enough images to have five patients of each class in validation."""
-    settings = PhantomSettings(images=160, size=64)
+    settings = PhantomSettings(images=300, size=64)
     return manifest.load(replace(SMALL_PHANTOM, name="children", phantom=settings))
 
 

@@ -11,13 +11,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from filelock import FileLock
 
 from xraylib import paths
 from xraylib.errors import InvalidDataError, OperationFailedError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -137,11 +139,13 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def cached_array(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+def cached_array(file: Path, make: Callable[[], "np.ndarray"]) -> "np.ndarray":
     """Return an array of the cache, memory-mapped; a missing or damaged one is made.
 
     Of two processes that ask at once, one makes it.
     """
+    import numpy as np
+
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
