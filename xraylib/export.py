@@ -15,9 +15,8 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from scipy.special import expit
+from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 
 from xraylib import explanation, gate, measurements, paths
@@ -203,12 +202,15 @@ def choose_calibration(
 ) -> dict[str, Any]:
     """Choose among the raw log odds, a temperature and Platt's line, by log loss.
 
-    The loss is that of held-out patients in `_FOLDS` folds; the line chosen is fitted on all.
+    The loss is that of held-out patients in `_FOLDS` folds. The simplest method is taken whose loss
+    exceeds the lowest by at most one standard error of the difference, which is paired by image and
+    clustered by patient. Its line is fitted on all images.
 
     Returns
     -------
     dict
-        `method` (raw, temperature or platt), `slope`, `intercept`, and `log_loss` by method.
+        `method` (raw, temperature or platt, from simple to complex), `slope`, `intercept`, the
+        `log_loss` by method, and the `standard_error` of its difference from the lowest.
 
     Raises
     ------
@@ -222,16 +224,27 @@ def choose_calibration(
                 f"validation has lungs of {count} patients of class {label}, fewer than {_FOLDS}. "
                 "Fix: package a model of a larger data set."
             )
-    held_out = {name: np.empty(len(log_odds)) for name in _CALIBRATIONS}
+    losses = pd.DataFrame(index=range(len(labels)), columns=list(_CALIBRATIONS), dtype=float)
     for fit, rest in StratifiedGroupKFold(_FOLDS).split(log_odds, labels, patients):
         for name, calibrate in _CALIBRATIONS.items():
             slope, intercept = calibrate(log_odds[fit], labels[fit])
-            held_out[name][rest] = expit(log_odds[rest] * slope + intercept)
-    losses = {name: float(log_loss(labels, values)) for name, values in held_out.items()}
-    method = min(losses, key=losses.__getitem__)
+            signed = np.where(labels == 1, 1, -1)[rest] * (log_odds[rest] * slope + intercept)
+            losses.loc[rest, name] = -log_expit(signed)
+    mean = losses.mean()
+    differences = losses.sub(losses[mean.idxmin()], axis=0)
+    centred = (differences - differences.mean()).groupby(patients).sum()
+    errors = np.sqrt((centred**2).sum()) / len(labels)
+    is_good = mean - mean.min() <= errors
+    method = str(is_good.idxmax())  # the first, and so the simplest
     slope, intercept = _CALIBRATIONS[method](log_odds, labels)
-    _log.info("calibration: %s, cross-validated log loss %s", method, losses)
-    return {"method": method, "slope": slope, "intercept": intercept, "log_loss": losses}
+    _log.info("calibration: %s, cross-validated log loss %s", method, mean.to_dict())
+    return {
+        "method": method,
+        "slope": slope,
+        "intercept": intercept,
+        "log_loss": mean.to_dict(),
+        "standard_error": errors.to_dict(),
+    }
 
 
 def _raw(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -248,6 +261,7 @@ def _platt(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
+# From simple to complex.
 _CALIBRATIONS = {"raw": _raw, "temperature": _temperature, "platt": _platt}
 
 
