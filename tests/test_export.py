@@ -67,7 +67,7 @@ def run(network, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def children():
-    """Enough images to have five patients of each class in validation."""
+    """Enough images to have two patients of each class in validation."""
     settings = PhantomSettings(images=160, size=64)
     return manifest.load(replace(SMALL_PHANTOM, name="children", phantom=settings))
 
@@ -86,6 +86,7 @@ def exported(run, children, others, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "SHIPPED", folder)
         patch.setattr(gate, "TAKEN", 8)
+        patch.setattr(export, "_FOLDS", 2)
         export.package(run, children, others)
     # The network that finds the lungs is packaged by itself, and stays as it is.
     content = storage.read_verified(folder / lung_finder.MODEL_FILE)

@@ -22,7 +22,7 @@ from xraylib.progress import tqdm
 Network = Callable[[np.ndarray], np.ndarray]
 
 # So many images are changed in each way; of the images as they are, twice as many are taken.
-TAKEN = 1200
+TAKEN = 600
 # Of the images as they are, this share is changed slightly.
 _CHANGED = 0.5
 _CHUNK = 256
