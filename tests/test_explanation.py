@@ -301,3 +301,16 @@ def test_the_page_answers_the_examples_of_the_repository(shown):
     assert len(buffers) == 1
     with pytest.raises(KeyError):
         ask(shown, ask="answer", id=1, name="../README.md", example=True)
+
+
+def test_where_nothing_speaks_for_pneumonia_the_map_is_empty_and_this_is_said(file):
+    def against(views, lungs):
+        return network(views, lungs) | {"log_odds": np.array([-200.0], np.float32)}
+
+    model = packaged.PackagedModel("m", "0" * 64, LIMITS, against, 0.5)
+    explained = explanation.explain(file, model)
+    assert explained.answer == packaged.NORMAL
+    assert "empty" in " ".join(explained.lines())
+    usual = explanation.explain(file, model_with())
+    assert usual.heat_map.max() == 1
+    assert "empty" not in " ".join(usual.lines())

@@ -86,7 +86,7 @@ def _draw_image(ax: Axes, image: np.ndarray, box: np.ndarray | None) -> None:
 
 def _draw_heat_map(ax: Axes, heat_map: np.ndarray | None) -> None:
     ax.set_axis_off()
-    if heat_map is None:
+    if heat_map is None or not heat_map.any():
         return
     ax.imshow(heat_map, cmap="inferno", vmin=0, vmax=1)
     ax.set_title("Heat map")
