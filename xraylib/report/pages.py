@@ -134,8 +134,9 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
     for name, table in _MEASURED.items():
         measured_file = tables.report_folder(dataset) / "tables" / f"{table}.csv"
         rows = pd.read_csv(measured_file, dtype={"model": str}) if measured_file.exists() else None
-        same_model = rows is not None and (rows["model"] == sha256).all()
-        settings[name] = rows.to_dict(orient="records") if same_model else []
+        if rows is None or (rows["model"] != sha256).any():
+            rows = pd.DataFrame()
+        settings[name] = rows.to_dict(orient="records")
     return settings
 
 
