@@ -94,8 +94,11 @@ def accelerator():
 @pytest.fixture(scope="session")
 def networks(accelerator):
     """The smaller networks by name, for 32 pixels; their random weights let the image decide."""
+    import keras
+
     from xraylib.training import networks
 
+    keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     built = {name: networks.build(name, 32, "sigmoid") for name in SMALL}
     for model in built.values():

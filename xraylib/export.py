@@ -108,14 +108,7 @@ def package(
     content = to_litert(
         network, *gate.teach(_features(network), choices["size"], training, foreign)
     )
-    settings = {name: value for name, value in run.settings.items() if name != "model_sha256"}
-    settings |= {
-        "trained_model_sha256": run.settings["model_sha256"],
-        "weights": "float16",
-        "licences": _LICENCES,
-    }
-    fixed = {"input": choices["size"], "sha256": hashlib.sha256(content).hexdigest()}
-    settings["answers"] = _NO_LIMITS | fixed
+    settings = _settings(run, content)
     validation = assigned.iloc[validation_rows]
     settings["answers"] |= limits_of(
         build_packaged(settings, content),
@@ -136,6 +129,21 @@ def package(
         )
     write_packaged(paths.SHIPPED, settings, content)
     return load_packaged(paths.SHIPPED)
+
+
+def _settings(run: runs.Run, content: bytes) -> dict[str, Any]:
+    """Give the run's settings as those of the packaged model, without limits and Keras weights."""
+    settings = {name: value for name, value in run.settings.items() if name != "model_sha256"}
+    answers = {
+        "input": run.settings["choices"]["size"],
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    return settings | {
+        "trained_model_sha256": run.settings["model_sha256"],
+        "weights": "float16",
+        "licences": _LICENCES,
+        "answers": _NO_LIMITS | answers,
+    }
 
 
 def _features(network: keras.Model) -> gate.Network:

@@ -202,7 +202,11 @@ class PackagedModel:
     def record(self) -> str:
         """How often each answer was right on the official test, in one line."""
         rates = self.limits.get("right") or {}
-        shares = [f"{name!r} {rate['share']:.1%} of {rate['n']}" for name, rate in rates.items()]
+        shares = [
+            f"{name!r} {rate['share']:.1%} of {rate['n']}"
+            for name, rate in rates.items()
+            if rate["share"] is not None
+        ]
         return f"right on the official test: {', '.join(shares)}" if shares else ""
 
 
