@@ -121,9 +121,11 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
     sha256 = settings["answers"]["sha256"][:12]
     for name, table in (("quality", "packaged"), ("gate", "gate")):
         measured_file = tables.report_folder(dataset) / "tables" / f"{table}.csv"
-        rows = pd.read_csv(measured_file, dtype={"model": str}) if measured_file.exists() else None
-        if rows is not None and (rows["model"] == sha256).all():
-            settings[name] = rows.to_dict(orient="records")
+        settings[name] = None
+        if measured_file.exists():
+            rows = pd.read_csv(measured_file, dtype={"model": str})
+            if (rows["model"] == sha256).all():
+                settings[name] = rows.to_dict(orient="records")
     return settings
 
 
