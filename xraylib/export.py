@@ -15,8 +15,9 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers, ops
-from scipy.special import log_expit
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 
 from xraylib import explanation, gate, measurements, paths
@@ -31,7 +32,8 @@ from xraylib.training.predictor import load_predictor
 # Of each class, the share of validation images that may lie beyond the limit of the other.
 WRONG = 0.01
 # Of validation, the share that the gate refuses, and the share that counts as another population.
-REFUSED = 0.01
+REFUSED = 0.02
+OUTSIDE = 0.01
 
 _FOLDS = 5
 _LICENCES = {"data": "CC BY 4.0 (Kermany et al. 2018)", "initial weights": "Apache-2.0"}
@@ -182,7 +184,7 @@ def limits_of(
         prevalence : share of pneumonias among these images
         normal_up_to, pneumonia_from : limits of the answers, on the calibrated log odds: beyond
             them lies at most the share `WRONG` of the other class, and none contradicts P = .5
-        gate_limit, domain_limit : what the share `REFUSED` of the images lies beyond
+        gate_limit, domain_limit : what the shares `REFUSED` and `OUTSIDE` of the images lie beyond
     """
     plain = model.answer(validation)
     answers = [*plain, *model.answer(swap_framing(validation, labels))]
@@ -199,7 +201,7 @@ def limits_of(
         "normal_up_to": min(0.0, _quantile(calibrated[both_labels == 1], WRONG, "lower")),
         "pneumonia_from": max(0.0, _quantile(calibrated[both_labels == 0], 1 - WRONG, "higher")),
         "gate_limit": _quantile([answer["gate"][OK] for answer in seen], REFUSED, "lower"),
-        "domain_limit": _quantile([answer["domain"] for answer in seen], 1 - REFUSED, "higher"),
+        "domain_limit": _quantile([answer["domain"] for answer in seen], 1 - OUTSIDE, "higher"),
     }
 
 
@@ -210,15 +212,12 @@ def choose_calibration(
 ) -> dict[str, Any]:
     """Choose among the raw log odds, a temperature and Platt's line, by log loss.
 
-    The loss is that of held-out patients in `_FOLDS` folds. The simplest method is taken whose loss
-    exceeds the lowest by at most one standard error of the difference, which is paired by image and
-    clustered by patient. Its line is fitted on all images.
+    The loss is that of held-out patients in `_FOLDS` folds; the line chosen is fitted on all.
 
     Returns
     -------
     dict
-        `method` (raw, temperature or platt, from simple to complex), `slope`, `intercept`, the
-        `log_loss` by method, and the `standard_error` of its difference from the lowest.
+        `method` (raw, temperature or platt), `slope`, `intercept`, and `log_loss` by method.
 
     Raises
     ------
@@ -232,27 +231,16 @@ def choose_calibration(
                 f"validation has lungs of {count} patients of class {label}, fewer than {_FOLDS}. "
                 "Fix: package a model of a larger data set."
             )
-    losses = pd.DataFrame(index=range(len(labels)), columns=list(_CALIBRATIONS), dtype=float)
+    held_out = {name: np.empty(len(log_odds)) for name in _CALIBRATIONS}
     for fit, rest in StratifiedGroupKFold(_FOLDS).split(log_odds, labels, patients):
         for name, calibrate in _CALIBRATIONS.items():
             slope, intercept = calibrate(log_odds[fit], labels[fit])
-            signed = np.where(labels == 1, 1, -1)[rest] * (log_odds[rest] * slope + intercept)
-            losses.loc[rest, name] = -log_expit(signed)
-    mean = losses.mean()
-    differences = losses.sub(losses[mean.idxmin()], axis=0)
-    centred = (differences - differences.mean()).groupby(patients).sum()
-    errors = np.sqrt((centred**2).sum()) / len(labels)
-    is_good = mean - mean.min() <= errors
-    method = str(is_good.idxmax())  # the first, and so the simplest
+            held_out[name][rest] = expit(log_odds[rest] * slope + intercept)
+    losses = {name: float(log_loss(labels, values)) for name, values in held_out.items()}
+    method = min(losses, key=losses.__getitem__)
     slope, intercept = _CALIBRATIONS[method](log_odds, labels)
-    _log.info("calibration: %s, cross-validated log loss %s", method, mean.to_dict())
-    return {
-        "method": method,
-        "slope": slope,
-        "intercept": intercept,
-        "log_loss": mean.to_dict(),
-        "standard_error": errors.to_dict(),
-    }
+    _log.info("calibration: %s, cross-validated log loss %s", method, losses)
+    return {"method": method, "slope": slope, "intercept": intercept, "log_loss": losses}
 
 
 def _raw(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -269,7 +257,6 @@ def _platt(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
-# From simple to complex.
 _CALIBRATIONS = {"raw": _raw, "temperature": _temperature, "platt": _platt}
 
 
