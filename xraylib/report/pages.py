@@ -136,7 +136,7 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
         rows = pd.read_csv(measured_file, dtype={"model": str}) if measured_file.exists() else None
         if rows is None or (rows["model"] != sha256).any():
             rows = pd.DataFrame()
-        settings[name] = rows.to_dict(orient="records")
+        settings[name] = rows.fillna({"strengths": ""}).to_dict(orient="records")
     return settings
 
 
