@@ -88,7 +88,9 @@ def test_the_page_stands_alone_and_shows_no_pixel(audited, tmp_path):
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
 
 
-def test_the_command_fails_on_what_it_is_told(spoilt, tmp_path, capfd):
+def test_the_command_fails_on_what_it_is_told(spoilt, tmp_path, capfd, monkeypatch):
+    # So wide that no finding is broken into lines beside the other columns.
+    monkeypatch.setenv("COLUMNS", "400")
     scores = tmp_path / "scores.csv"
     labels = {"NORMAL": 0.2, "PNEUMONIA": 0.7}
     rows = [(str(path), labels[path.parent.name]) for path in spoilt.glob("test/*/*.jpeg")]
