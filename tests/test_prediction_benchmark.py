@@ -152,24 +152,6 @@ def test_altered_copies_are_answered_in_the_order_of_their_images(
     assert summed["contrast"]["largest_difference"] == differences.max()
 
 
-def test_what_answers_are_worth(prediction):
-    answers = table(
-        ["ok", "ok", "ok", "ok", "abstained"],
-        ["looks normal", "looks normal", "looks like pneumonia", "undecided", ""],
-        [0.1, 0.2, 0.9, 0.5, np.nan],
-    )
-    measured = prediction.measure_answers(answers, np.array([0, 1, 1, 0, 1]))
-    assert (measured["n"], measured["answered"], measured["undecided"]) == (5, 0.8, 0.2)
-    assert measured["accuracy"] == 0.6667
-    assert measured["looks_normal"] == {"n": 2, "right": 0.5}
-    assert measured["looks_like_pneumonia"] == {"n": 1, "right": 1.0}
-    assert measured["brier"] == pytest.approx((0.01 + 0.64 + 0.01 + 0.25) / 4, abs=1e-4)
-    errors = (0.1 + 0.8 + 0.1 + 0.5) / 4
-    assert measured["calibration_error"] == pytest.approx(errors, abs=1e-4)
-    nothing = prediction.measure_answers(answers[4:], np.array([1]))
-    assert nothing["answered"] == 0 and nothing["looks_normal"] == {"n": 0, "right": None}
-
-
 def test_images_to_alter_are_of_both_classes_and_of_as_many_patients(prediction, phantom):
     files = prediction.some_of_each_class(phantom, 5)
     rows = phantom.set_index("path").loc[files]

@@ -202,7 +202,7 @@ def _best_epoch(run: pd.DataFrame) -> int:
 
 def _curves_note(names: list[str], swapped: bool, last_kept: bool) -> str:
     """Say what dashes and rings mean, and which epoch was kept."""
-    rule = "best AUC on re-framed validation" if swapped else "lowest validation loss"
+    rule = "best AUC on changed validation images" if swapped else "lowest validation loss"
     kept = "The last epoch was kept." if last_kept else f"The epoch with the {rule} was kept."
     if len(names) <= CIRCLED:
         kept = f"{kept} Circle: {rule}."

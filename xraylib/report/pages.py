@@ -124,12 +124,6 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if settings.get("dataset") != dataset:
         return None
-    measured_file = paths.ROOT / "reports" / "prediction.json"
-    measured = json.loads(measured_file.read_text()) if measured_file.exists() else {}
-    same_model = measured.get("sha256") == settings["answers"]["sha256"]
-    if not same_model:
-        measured = {}
-    settings["measured"] = measured.get(dataset)
     sha256 = settings["answers"]["sha256"][:12]
     for name, table in _MEASURED.items():
         measured_file = tables.report_folder(dataset) / "tables" / f"{table}.csv"
