@@ -290,10 +290,10 @@ def stale_note(board: pd.DataFrame) -> str:
     versions = board.get("training_version", pd.Series(TRAINING_VERSION, index=board.index))
     if not ((versions < TRAINING_VERSION) & (board["protocol"] == "strict")).any():
         return ""
-    note = "† Not trained again yet: an earlier version of the code"
+    note = "† Not trained again yet: these runs are of an earlier version of the code."
     if str(board.attrs.get("dataset", "")).startswith("kermany"):
-        note += ", whose validation images share children with the training images"
-    return f"{note}."
+        note += " Their validation images share children with their training images."
+    return note
 
 
 @style.styled

@@ -19,6 +19,9 @@ from xraylib.figures.style import (
 # Inches. The page shows a figure about as wide as it is on a phone.
 _WIDTH = 4.6
 _MARKERS = ("o", "s", "D", "^")
+# The line of another split than the test, beside that of the same recipe on the test.
+_OTHER_SPLIT = "#888888"
+_SPLIT_NAMES = {"train": "training", "val": "validation"}
 # Letters that fit above the axes, and beside the end of a line.
 _TITLE_LETTERS = 56
 _LABEL_LETTERS = 15
@@ -28,13 +31,14 @@ _LABEL_LETTERS = 15
 def lines(
     table: pd.DataFrame, x: str, value: str, labels: Mapping[str, str], title: str, xlabel: str
 ) -> Figure:
-    """Draw a line for each recipe, its name beside the line's end.
+    """Draw a line for each recipe and split, its name beside the line's end.
 
     Parameters
     ----------
     table
-        One row for each recipe and place: `recipe`, the columns `x` and `value`, and the ends of
-        the interval as `<value>_low` and `<value>_high`.
+        One row for each recipe, split and place: `recipe`, the columns `x` and `value`, and the
+        ends of the interval as `<value>_low` and `<value>_high`; `split` too, if not all is of the
+        test.
     x
         The column that names the place of a row.
     value
@@ -50,19 +54,24 @@ def lines(
     ends = []
     places = pd.Series(range(len(labels)), index=list(labels))
     colours = recipe_colours(table["recipe"])
-    for position, (recipe, colour) in enumerate(colours.items()):
-        rows = table[table["recipe"] == recipe].set_index(x).loc[places.index]
+    split = table["split"] if "split" in table else pd.Series("test", index=table.index)
+    for position, ((recipe, name), rows) in enumerate(table.groupby(["recipe", split], sort=False)):
+        shown = rows.set_index(x).loc[places.index]
+        colour = colours[recipe] if name == "test" else _OTHER_SPLIT
         across = places.to_numpy() + 0.04 * (position - 1)
         ax.plot(
             across,
-            rows[value],
+            shown[value],
             color=colour,
             marker=_MARKERS[position % len(_MARKERS)],
             linestyle=DASHES[position % len(DASHES)],
             markersize=5,
         )
-        ax.vlines(across, rows[f"{value}_low"], rows[f"{value}_high"], color=colour, linewidth=0.9)
-        ends.append((float(rows[value].iloc[-1]), recipe_label(recipe), colour))
+        ax.vlines(
+            across, shown[f"{value}_low"], shown[f"{value}_high"], color=colour, linewidth=0.9
+        )
+        label = recipe_label(recipe) + ("" if name == "test" else f", {_SPLIT_NAMES[name]}")
+        ends.append((float(shown[value].iloc[-1]), label, colour))
     _label_ends(ax, ends, len(labels) - 0.8)
     ax.set_xticks(places, list(labels.values()))
     ax.set(ylim=(-0.02, 1.02), xlim=(-0.2, len(labels) - 0.85), xlabel=xlabel)

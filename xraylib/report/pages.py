@@ -14,7 +14,7 @@ from PIL import Image
 from xraylib import __version__, paths
 from xraylib.datasets import catalog
 from xraylib.evaluation import metrics, scores
-from xraylib.evaluation.claims import WIDEST_HALF_WIDTH, made_on
+from xraylib.evaluation.claims import TOO_WIDE, WIDEST_HALF_WIDTH, made_on
 from xraylib.figures import plots, style
 from xraylib.report import findings, tables
 from xraylib.report.values import marked_value
@@ -88,6 +88,7 @@ def _dataset_facts(dataset: str) -> dict[str, Any]:
         "known": entry is not None,
         "test_images": test["image_id"].nunique(),
         "test_patients": test["patient"].nunique(),
+        "test_positive": test.drop_duplicates("image_id")["label"].mean(),
         "images": table["image_id"].nunique(),
         "patients": table["patient"].nunique(),
     }
@@ -145,6 +146,8 @@ def _system_facts(board: pd.DataFrame, claims: pd.DataFrame) -> dict[str, Any]:
         systems.append(FLAGSHIP)
     accuracy = claims[claims["metric"] == "accuracy"].set_index("recipe")
     verdicts = accuracy["verdict"].dropna().to_dict()
+    for row in accuracy[accuracy["verdict"] == TOO_WIDE].reset_index().to_dict(orient="records"):
+        verdicts[row["recipe"]] += f" ({_span(row, 'next')})"
     return {"systems": systems, "measured": measured, "verdicts": verdicts}
 
 
@@ -182,9 +185,17 @@ def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
         "prevalences": PREVALENCES,
         "predictive": predictive,
         "external": [row for row in external if row["recipe"] not in variants],
+        "radiologists": _rows_of_two(dataset, "nih_radiologists_auc"),
+        "classified": _rows_of_two(dataset, "nih_radiologists_classified"),
         "recipes": [(RECIPES[name], some) for name, some in protocols.items() if name in RECIPES],
         "compute": compute,
     }
+
+
+def _rows_of_two(dataset: str, name: str) -> list[dict[Any, Any]]:
+    """Read what a table says of the smallest published network and of the flagship."""
+    rows = tables.read_rows(dataset, name)
+    return [row for row in rows if row["recipe"] in ("tiny-cnn-28", FLAGSHIP.name)]
 
 
 def _file_facts(folder: Path) -> dict[str, Any]:
