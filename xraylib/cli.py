@@ -353,19 +353,6 @@ _COMMANDS = {
         "score the test after corruptions of each severity",
         (_RECIPES, _TRAINED_ON),
     ),
-    "ood": _Command(
-        "out-of-distribution scores: how unlike the training images",
-        (
-            _TRAINED_ON,
-            _argument(
-                "--on",
-                nargs="*",
-                default=[],
-                type=_text,
-                help="names or paths of further images to score",
-            ),
-        ),
-    ),
     "report": _Command(
         "rebuild leaderboards, pages and model cards from the runs",
         (

@@ -415,15 +415,6 @@ def corruptions(options: argparse.Namespace) -> None:
         _print_table(views.corruption_losses(table))
 
 
-def ood(options: argparse.Namespace) -> None:
-    """Print out-of-distribution scores."""
-    _prepare(options.dataset)
-    from xraylib.evaluation import ood as out_of_distribution
-
-    table = out_of_distribution.ood_scores(options.dataset, options.on)
-    _print_table(out_of_distribution.ood_flagged(table))
-
-
 def report(options: argparse.Namespace) -> None:
     """Rebuild leaderboards, pages and model cards from the runs."""
     from xraylib.datasets import catalog
