@@ -198,8 +198,8 @@ def test_a_file_of_scores_is_read_with_its_views_and_damage_is_named(tmp_path):
     table = table.assign(patient="NA", cropped=table["score"].where(table["seed"] == 0))
     table.to_csv(file, index=False)
     with pytest.raises(InvalidDataError, match=r"has '' as cropped.* \(60 rows, the first in line"):
-        scores.read(file)
-    found = scores.read(file, unscored=True)
+        scores.read(file, [*runs.SCORE_COLUMNS, "cropped"])
+    found = scores.read(file)
     assert found["image_id"].tolist() == table["image_id"].tolist()
     assert set(found["patient"]) == {"NA"}
     assert found["cropped"].isna().tolist() == (table["seed"] == 1).tolist()
@@ -217,7 +217,7 @@ def test_a_file_of_scores_is_read_with_its_views_and_damage_is_named(tmp_path):
         with pytest.raises(
             InvalidDataError, match=rf"0003 has .* as {column}, .*{problem}.*line 5"
         ):
-            scores.read(file, unscored=True)
+            scores.read(file)
     table.drop(columns=["kind"]).to_csv(file, index=False)
     with pytest.raises(InvalidDataError, match=r"lacks the columns kind\. Fix: "):
         scores.read(file)

@@ -150,8 +150,8 @@ def test_scoring_that_was_interrupted_goes_on(two_runs, reports_here, monkeypatc
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        ("jpeg 1", "", "p3 has a score that is no number"),
-        ("jpeg 1", "7", "p3 has a score that is no number"),
+        ("jpeg 1", "", "p3 has '' as jpeg 1, which is no number"),
+        ("jpeg 1", "7", "p3 has '7' as jpeg 1, which is no number"),
         ("label", "2", "p3 has a label that is not 0 or 1"),
         ("image_id", "p4", "p4 is there twice"),
     ],
@@ -201,7 +201,6 @@ def corrupted(sample=0, patients=60, each=3):
 def test_losses_are_those_of_scikit_learn_and_an_untouched_image_loses_nothing():
     table = corrupted()
     found = views.corruption_losses(table)
-    assert tuple(found.columns) == views.LOSSES
     rows = found.set_index("corruption")
     clean = rows.loc["none"]
     for name, row in rows.iterrows():

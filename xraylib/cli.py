@@ -338,8 +338,8 @@ _COMMANDS = {
                 "--output",
                 type=_output,
                 metavar="INDEX/ENDING",
-                help="with --model: which output is pneumonia, from 0, and whether it is a probability "
-                "or a logit (0/probability)",
+                help="with --model: which output is pneumonia, from 0, and whether it is a "
+                "probability or a logit (0/probability)",
             ),
         ),
     ),

@@ -99,18 +99,15 @@ def load_external(dataset: str, other: str) -> pd.DataFrame:
     return table
 
 
-def read(
-    file: Path, columns: Collection[str] = runs.SCORE_COLUMNS, *, unscored: bool = False
-) -> pd.DataFrame:
+def read(file: Path, columns: Collection[str] = runs.SCORE_COLUMNS) -> pd.DataFrame:
     """Read a CSV file: `TEXT` stays text, `WHOLE` is int64, and all else is float64 in [0, 1].
 
     Parameters
     ----------
     file : Path
     columns : collection of str
-        Columns that the file must have; it may have others, such as one per view of the images.
-    unscored : bool
-        Whether a column may be empty for all images of a seed, which gives NaN.
+        Columns that the file must have. It may have others, such as one per view of the images,
+        which may be empty (NaN) for all images of a seed.
 
     Returns
     -------
@@ -136,7 +133,10 @@ def read(
         )
     for name in [str(column) for column in table if column not in TEXT]:
         values = pd.to_numeric(table[name], errors="coerce")
-        bad = _bad_numbers(table, name, values, unscored)
+        bad = ~np.isfinite(values)
+        bad |= values % 1 != 0 if name in WHOLE else (values < 0) | (values > 1)
+        if name not in columns:
+            bad &= ~(table[name] == "").groupby(table["seed"]).transform("all")
         if bad.any():
             row = table[bad].iloc[0]
             kind = "whole number" if name in WHOLE else "number in [0, 1]"
@@ -148,16 +148,6 @@ def read(
         table[name] = values
     types = {name: "int64" if name in WHOLE else "float64" for name in table if name not in TEXT}
     return table.astype(types)
-
-
-def _bad_numbers(table: pd.DataFrame, name: str, values: pd.Series, unscored: bool) -> pd.Series:
-    """Which rows of a column of text are not the numbers that `read` promises."""
-    if name in WHOLE:
-        return ~np.isfinite(values) | (values % 1 != 0)
-    bad = ~np.isfinite(values) | (values < 0) | (values > 1)
-    if unscored:
-        bad &= ~(table[name] == "").groupby(table["seed"]).transform("all")
-    return bad
 
 
 def check(scores: pd.DataFrame) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.stats import norm
 
 from xraylib import paths
 from xraylib.datasets import catalog, images, manifest, regions
@@ -21,8 +20,8 @@ from xraylib.datasets.corruptions import CORRUPTIONS, corrupt
 from xraylib.datasets.framing import FRAMING_VIEWS, SHARES
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import metrics
-from xraylib.evaluation.resampling import delong
-from xraylib.evaluation.scores import check
+from xraylib.evaluation.resampling import Z, delong
+from xraylib.evaluation.scores import check, read
 from xraylib.progress import tqdm
 from xraylib.storage import atomic_write
 from xraylib.training import runs
@@ -43,28 +42,13 @@ CHUNK = 1024
 ABOUT = ("recipe", "model", "seed", "threshold", "image_id", "patient", "label")
 # The column of the run's score of the unchanged image.
 CLEAN = "none 0"
+_COLUMNS = (*ABOUT, CLEAN)
 # The unchanged image in tables of results.
 UNCHANGED = "as it is"
 # Of intervals of one view.
 RESAMPLES = 500
 # Scoring 14 views of a large network takes an hour, so the framing experiment has three runs.
 FRAMING_RUNS = 3
-LOSSES = (
-    "recipe",
-    "seed",
-    "corruption",
-    "severity",
-    "n",
-    "auc",
-    "delta_auc",
-    "delta_auc_low",
-    "delta_auc_high",
-    "balanced_error",
-    "delta_balanced_error",
-    "delta_balanced_error_low",
-    "delta_balanced_error_high",
-)
-
 log = logging.getLogger(__name__)
 
 
@@ -145,7 +129,7 @@ def score_views(
     pixels = images.load_pixels(whole, SIZE)
     row_of = pd.Series(range(len(whole)), index=whole["image_id"])
     file = paths.REPORTS / name / study / f"{recipe}.csv"
-    earlier = read_views(file) if file.exists() else None
+    earlier = read(file, _COLUMNS) if file.exists() else None
     chosen = strict_runs(recipe, name)[:most_runs]
     tables = {run.seed: _scored_before(run, split, earlier, file, row_of) for run in chosen}
     to_do = [(run, view) for run in chosen for view in views if view not in tables[run.seed]]
@@ -322,7 +306,7 @@ def _scored_before(
         model=run.settings["model_sha256"][:12],
         threshold=run.threshold,
     )
-    table = table[[*ABOUT, CLEAN]].reset_index(drop=True)
+    table = table[list(_COLUMNS)].reset_index(drop=True)
     if earlier is None:
         return table
     same_seed = earlier[earlier["seed"] == run.seed].reset_index(drop=True)
@@ -331,7 +315,7 @@ def _scored_before(
     if all(
         same_seed[key].tolist() == table[key].tolist() for key in ("model", "image_id", "label")
     ):
-        done = same_seed.drop(columns=[*ABOUT, CLEAN]).dropna(axis=1)
+        done = same_seed.drop(columns=list(_COLUMNS)).dropna(axis=1)
         return pd.concat([table, done], axis=1)
     if file.parents[1].name in runs.COMMITTED:
         what = f"{file} has scores of another run or of other images"
@@ -373,49 +357,14 @@ def load_views(dataset: str, study: str) -> pd.DataFrame:
     if not files:
         command = f"python -m xraylib {study} RECIPE --dataset {dataset}"
         raise NotFoundError(f"{folder} has no scores. Fix: `{command}`.")
-    table = pd.concat([read_views(file) for file in files], ignore_index=True)
-    _check_unchanged(table)
-    if study == "corruptions":
-        return table
-    return table.dropna(ignore_index=True)
-
-
-def read_views(file: Path) -> pd.DataFrame:
-    """Read and check one recipe's file of views.
-
-    Raises
-    ------
-    InvalidDataError
-        A column is missing, a score is no number in [0, 1], or the scores of the unchanged images
-        are no scores table (`scores.check`).
-    """
-    # As text first, because twelve hexadecimal digits can look like a number.
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    missing = [name for name in (*ABOUT, CLEAN) if name not in table]
-    if missing:
-        what = f"{file} lacks the columns {', '.join(missing)}"
-        raise InvalidDataError(f"{what}. Fix: delete it and score again.")
-    scores = table.columns.difference(list(ABOUT))
-    numbers = [*scores, "seed", "threshold", "label"]
-    # A view that was not scored for a run yet is empty in all its rows; other gaps are damage.
-    not_yet = (table[numbers] == "").groupby(table["seed"]).transform("all")
-    table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
-    damaged = (table[numbers].isna() & ~not_yet).any(axis=1)
-    damaged |= ((table[scores] < 0) | (table[scores] > 1)).any(axis=1)
-    if damaged.any():
-        image = table.loc[damaged, "image_id"].iloc[0]
-        what = f"{image} has a score that is no number in [0, 1] ({int(damaged.sum())} rows)"
-        raise InvalidDataError(f"{file}: {what}. Fix: delete the file and score again.")
-    table = table.astype({"seed": "int64", "label": "int64"})
-    _check_unchanged(table)
-    return table
-
-
-def _check_unchanged(table: pd.DataFrame) -> None:
-    """Check the scores of the unchanged images as a scores table."""
+    table = pd.concat([read(file, _COLUMNS) for file in files], ignore_index=True)
+    # The scores of the unchanged images are a scores table.
     unchanged = table.rename(columns={CLEAN: "score"})
     unchanged = unchanged.assign(protocol="strict", split="val", kind="")
     check(unchanged[list(runs.SCORE_COLUMNS)])
+    if study == "corruptions":
+        return table
+    return table.dropna(ignore_index=True)
 
 
 def corruption_losses(scores: pd.DataFrame) -> pd.DataFrame:
@@ -433,61 +382,64 @@ def corruption_losses(scores: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per recipe, run and corruption, `LOSSES`.
+        One row per recipe, run and corruption.
 
+        - `recipe`, `seed`, `corruption`.
         - `severity`: how many severities were averaged; `n`: images.
         - `auc`, `balanced_error`: under the corruption.
         - `delta_auc`: AUC lost; `delta_balanced_error`: error gained; each with `_low` and
           `_high`, DeLong's 95% interval of the paired difference over patients.
     """
-    tables = [_losses_of_run(run) for _, run in scores.groupby(["recipe", "seed"], sort=False)]
-    return pd.concat(tables, ignore_index=True)
+    rows = []
+    for _, run in scores.groupby(["recipe", "seed"], sort=False):
+        rows += _losses_of_run(run)
+    return pd.DataFrame(rows)
 
 
-def _losses_of_run(run: pd.DataFrame) -> pd.DataFrame:
+def _losses_of_run(run: pd.DataFrame) -> list[dict[str, object]]:
     """`corruption_losses` of one run."""
     scored = [str(name) for name in run if name not in ABOUT and run[name].notna().any()]
-    codes, names = pd.factorize(pd.Series(scored).str.rsplit(" ", n=1).str[0])
-    # Corruptions by views: 1 where the view is a severity of the corruption.
-    member = codes == np.arange(len(names))[:, None]
-    severities = member.sum(axis=1)
-    table = pd.DataFrame({"corruption": names, "severity": severities})
-    table["recipe"] = recipe = run["recipe"].iloc[0]
-    table["seed"] = run["seed"].iloc[0]
-    table["n"] = len(run)
-    complete = table["corruption"].map(
-        {name: len(steps) for name, (_, steps) in CORRUPTIONS.items()}
-    )
-    partly = table["severity"] < complete.fillna(1)
-    if partly.any():
-        what = (
-            f"{recipe} was scored on some severities of {table.loc[partly, 'corruption'].iloc[0]}"
-        )
-        fix = f"`python -m xraylib corruptions {recipe}`, which resumes where it stopped"
-        raise InvalidDataError(f"{what} only. Fix: {fix}.")
-    mean = member / severities[:, None]
-    against = np.eye(len(scored))[scored.index(CLEAN)] - mean
+    corruptions = pd.Series(scored).str.rsplit(" ", n=1).str[0]
     values = run[scored].to_numpy(dtype=float).T
     positive = (values >= run["threshold"].iloc[0]).astype(float)
     labels = run["label"].to_numpy()
     patients = run["patient"].to_numpy()
     aucs, auc_covariance = delong(labels, values, patients)
     accuracies, accuracy_covariance = delong(labels, positive, patients)
-    table["auc"] = mean @ aucs
-    table["balanced_error"] = 1 - mean @ accuracies
-    for name, by_view, covariance in (
-        ("delta_auc", aucs, auc_covariance),
-        ("delta_balanced_error", accuracies, accuracy_covariance),
-    ):
-        loss = np.round(against @ by_view, 12)
-        variance = np.einsum("ij,jk,ik->i", against, covariance, against)
-        # Rounding leaves a tiny variance where nothing changed.
-        variance = np.where(variance < 1e-15, 0.0, variance)
-        half = norm.ppf(0.975) * np.sqrt(variance)
-        table[name] = loss
-        table[f"{name}_low"] = loss - half
-        table[f"{name}_high"] = loss + half
-    return table[list(LOSSES)]
+    clean = np.eye(len(scored))[scored.index(CLEAN)]
+    rows = []
+    for name in corruptions.unique():
+        member = (corruptions == name).to_numpy()
+        _check_complete(run["recipe"].iloc[0], name, member.sum())
+        mean = member / member.sum()
+        row: dict[str, object] = run.iloc[0][["recipe", "seed"]].to_dict()
+        row |= {"corruption": name, "severity": member.sum(), "n": len(run)}
+        row["auc"] = mean @ aucs
+        row |= _loss("delta_auc", clean - mean, aucs, auc_covariance)
+        row["balanced_error"] = 1 - mean @ accuracies
+        row |= _loss("delta_balanced_error", clean - mean, accuracies, accuracy_covariance)
+        rows.append(row)
+    return rows
+
+
+def _check_complete(recipe: str, corruption: str, severities: int) -> None:
+    """Refuse a mean over some severities only."""
+    _, steps = CORRUPTIONS.get(corruption, (None, (0,)))
+    if severities < len(steps):
+        what = f"{recipe} was scored on some severities of {corruption} only"
+        fix = f"`python -m xraylib corruptions {recipe}`, which resumes where it stopped"
+        raise InvalidDataError(f"{what}. Fix: {fix}.")
+
+
+def _loss(
+    name: str, contrast: np.ndarray, by_view: np.ndarray, covariance: np.ndarray
+) -> dict[str, float]:
+    """A contrast between views with its 95% interval over patients."""
+    loss = np.round(contrast @ by_view, 12)
+    variance = contrast @ covariance @ contrast
+    # Rounding leaves a tiny variance where nothing changed.
+    half = Z * np.sqrt(variance) if variance >= 1e-15 else 0.0
+    return {name: loss, f"{name}_low": loss - half, f"{name}_high": loss + half}
 
 
 def framing_response(views: pd.DataFrame) -> pd.DataFrame:
