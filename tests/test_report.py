@@ -55,6 +55,13 @@ def made_run(
     (folder / "run.json").write_text(json.dumps(about | settings))
 
 
+def figure_facts(file):
+    """What a figure says it was made from; None if it does not say."""
+    with Image.open(file) as image:
+        source = image.info.get("Source")
+    return None if source is None else json.loads(source)
+
+
 @pytest.fixture
 def three_recipes(reports_here):
     strict = [
@@ -620,7 +627,7 @@ def test_page_and_readme_tell_the_findings_with_the_numbers_of_their_tables(told
 def test_a_figure_of_a_finding_shows_the_rows_of_its_table_in_their_order(told):
     story = findings.load("made-up", "{number}")
     findings.draw(story, "made-up")
-    facts = tables.figure_facts(told / "figures" / "00_gap.png")
+    facts = figure_facts(told / "figures" / "00_gap.png")
     assert list(facts["runs"]) == ["tiny-cnn-28"]
     table = pd.read_csv(told / "tables" / "some.csv")
     spec = story["lead"]["figure"]
@@ -746,7 +753,7 @@ def test_tables_and_figures_name_the_runs_they_are_of():
     figure = line()
     figure.suptitle("Scratch CNN")
     file = tables.save_figure(figure, "made-up", "06_curve", "Of tiny-cnn-28-reframed.")
-    assert list(tables.figure_facts(file)["runs"]) == ["scratch-cnn"]
+    assert list(figure_facts(file)["runs"]) == ["scratch-cnn"]
     before = tables.named_runs("made-up", {"tiny-cnn-28"})
     scored = runs.run_folder("made-up", "tiny-cnn-28", "strict", 1) / "scores.csv"
     scored.write_text(scored.read_text().replace("0.5", "0.6"))
@@ -758,7 +765,7 @@ def committed_sources():
     for file in sorted(COMMITTED.glob("tables/*.json")):
         yield file.name, json.loads(file.read_text())
     for file in sorted(COMMITTED.glob("figures/*.png")):
-        facts = tables.figure_facts(file)
+        facts = figure_facts(file)
         if facts is not None:
             yield file.name, facts
 

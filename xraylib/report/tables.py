@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
-from PIL import Image
 
 from xraylib import paths
 from xraylib.evaluation import comparisons, metrics, scores
@@ -268,40 +267,22 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     it; the columns `low` and `high` join the column before them.
     """
     names = [str(name) for name in table]
-    shown: dict[str, object] = {}
-    for position, name in enumerate(names):
-        ends = _interval_columns(names, position)
-        value_of = name.removesuffix("_low")
-        if ends is not None:
-            rows = zip(table[name], table[ends[0]], table[ends[1]], strict=True)
-            shown[name] = [style.interval(*row) for row in rows]
-        elif name.endswith("_low") and f"{value_of}_high" in names and value_of not in names:
-            pairs = zip(table[name], table[f"{value_of}_high"], strict=True)
-            shown[value_of] = [style.span(*pair) for pair in pairs]
-        elif name not in _joined(names):
-            shown[name] = table[name].round(3) if table[name].dtype.kind == "f" else table[name]
-    return pd.DataFrame(shown, index=table.index)
-
-
-def _interval_columns(names: list[str], position: int) -> tuple[str, str] | None:
-    """Name the columns of the interval of a value, or None if it has none."""
-    name = names[position]
-    if {f"{name}_low", f"{name}_high"} <= set(names):
-        return f"{name}_low", f"{name}_high"
-    if names[position + 1 : position + 3] == ["low", "high"]:
-        return "low", "high"
-    return None
-
-
-def _joined(names: list[str]) -> set[str]:
-    """Name the columns that are an end of some interval."""
-    ends: set[str] = set()
-    for position, name in enumerate(names):
-        ends.update(_interval_columns(names, position) or ())
-        stem = name.removesuffix("_high")
-        if stem != name and f"{stem}_low" in names:
-            ends.add(name)
-    return ends
+    shown = table.round(3)
+    for position, low in enumerate(names):
+        high = low.removesuffix("low") + "high"
+        apart = low == "low" and names[position + 1 : position + 2] != ["high"]
+        if high not in names or apart:
+            continue
+        value = names[position - 1] if low == "low" else low.removesuffix("_low")
+        ends = zip(table[low], table[high], strict=True)
+        if value in names:
+            rows = zip(table[value], ends, strict=True)
+            shown[value] = [style.interval(number, *span) for number, span in rows]
+            shown = shown.drop(columns=[low, high])
+        else:
+            shown[low] = [style.span(*span) for span in ends]
+            shown = shown.drop(columns=high).rename(columns={low: value})
+    return shown
 
 
 def read_rows(dataset: str, name: str) -> list[dict[Any, Any]]:
@@ -347,13 +328,6 @@ def save_figure(
     with atomic_write(place / f"{name}.png") as temporary:
         temporary.write_bytes(style.png(figure, caption, dpi, facts))
     return place / f"{name}.png"
-
-
-def figure_facts(file: Path) -> dict[str, Any] | None:
-    """Read what a figure of `save_figure` was made from; None if the file does not say."""
-    with Image.open(file) as image:
-        source = image.info.get("Source")
-    return None if source is None else json.loads(source)
 
 
 def draws_pixels(figure: Figure) -> bool:
