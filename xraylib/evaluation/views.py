@@ -412,7 +412,7 @@ def _losses_of_run(run: pd.DataFrame) -> list[dict[str, object]]:
         member = (corruptions == name).to_numpy()
         _check_complete(run["recipe"].iloc[0], name, member.sum())
         mean = member / member.sum()
-        row: dict[str, object] = run.iloc[0][["recipe", "seed"]].to_dict()
+        row = {"recipe": run["recipe"].iloc[0], "seed": run["seed"].iloc[0]}
         row |= {"corruption": name, "severity": member.sum(), "n": len(run)}
         row["auc"] = mean @ aucs
         row |= _loss("delta_auc", clean - mean, aucs, auc_covariance)
