@@ -469,6 +469,49 @@ def four_cells(effects, seeds=(0, 1, 2, 3), n=150, spread=0.0):
     return pd.concat(parts, ignore_index=True)
 
 
+def test_the_gap_of_a_view_is_validation_minus_test(monkeypatch):
+    parts = []
+    for number, recipe in enumerate(("base", "base-lungs")):
+        part = builders.scores(60, images=2, seeds=(0, 1, 2), sample=number)
+        # Scores of the test say less of the class.
+        is_test = part["split"] == "test"
+        part["score"] = np.where(is_test, 0.5 + (part["score"] - part["label"]) / 3, part["score"])
+        parts.append(part.assign(recipe=recipe))
+    table = pd.concat(parts, ignore_index=True)
+    monkeypatch.setitem(shift.region_rows.__globals__, "scores", table)
+    rows = shift.region_rows("base")
+    assert [row["view"] for row in rows] == ["whole image", "lungs, box found"]
+    for row, part in zip(rows, parts, strict=True):
+        auc = {}
+        for split, of_split in part.groupby("split"):
+            runs = [
+                sk.roc_auc_score(run["label"], run["score"]) for _, run in of_split.groupby("seed")
+            ]
+            auc[split] = np.mean(runs)
+        assert row["val"] == pytest.approx(auc["val"])
+        assert row["test"] == pytest.approx(auc["test"])
+        assert row["gap"] == pytest.approx(auc["val"] - auc["test"]) and row["gap"] > 0.3
+        assert row["gap_low"] < row["gap"] < row["gap_high"]
+        assert (row["runs"], row["n_test"]) == (
+            3,
+            part.query("split == 'test'")["image_id"].nunique(),
+        )
+
+
+def test_the_lead_figure_shows_normal_images_of_the_test():
+    rows = []
+    for split, diagnosis, correct in (
+        ("val", "normal", 0.99),
+        ("test", "normal", 0.8),
+        ("test", "pneumonia", 0.97),
+    ):
+        row = {"recipe": "r", "split": split, "diagnosis": diagnosis, "lung_height": "0.84–1"}
+        row |= {"images": 88, "runs": 3, "correct": correct, "correct_low": 0.7}
+        rows.append(row | {"correct_high": 1.0})
+    shown = shift.lead_table(pd.DataFrame(rows))
+    assert shown[["bin", "n", "specificity"]].to_numpy().tolist() == [["0.84–1", 88, 0.8]]
+
+
 def test_two_by_two_gives_cells_main_effects_and_interaction_by_hand():
     scores = four_cells({"selection only": 0.3, "augmentation only": 0.9, "both": 2.0})
     table = shift.two_by_two(scores)
