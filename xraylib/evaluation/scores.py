@@ -82,14 +82,11 @@ def load_external(dataset: str, other: str) -> pd.DataFrame:
     `NotFoundError` where there are none, `InvalidDataError` where recipes scored other images.
     """
     folder = paths.REPORTS / dataset / "external" / other
-    files = sorted(folder.glob("*.csv"), key=lambda file: runs.rank(file.stem))
-    if not files:
-        command = f"python -m xraylib external RECIPE --dataset {dataset} --on {other}"
-        raise NotFoundError(f"no scores in {folder}. Fix: `{command}`.")
-    table = pd.concat([read(file) for file in files], ignore_index=True)
+    command = f"python -m xraylib external RECIPE --dataset {dataset} --on {other}"
+    table = read_recipes(folder, command, runs.SCORE_COLUMNS)
     check(table)
     recipes = table.groupby("image_id")["recipe"].transform("nunique")
-    incomplete = recipes < len(files)
+    incomplete = recipes < table["recipe"].nunique()
     if incomplete.any():
         row = table[incomplete].iloc[0]
         raise InvalidDataError(
@@ -99,7 +96,18 @@ def load_external(dataset: str, other: str) -> pd.DataFrame:
     return table
 
 
-def read(file: Path, columns: Collection[str] = runs.SCORE_COLUMNS) -> pd.DataFrame:
+def read_recipes(folder: Path, command: str, columns: Collection[str]) -> pd.DataFrame:
+    """Read the files of a folder that hold one recipe each, in the order of the recipes.
+
+    `NotFoundError` where there are none names the `command` that writes them.
+    """
+    files = sorted(folder.glob("*.csv"), key=lambda file: runs.rank(file.stem))
+    if not files:
+        raise NotFoundError(f"no scores in {folder}. Fix: `{command}`.")
+    return pd.concat([read(file, columns) for file in files], ignore_index=True)
+
+
+def read(file: Path, columns: Collection[str]) -> pd.DataFrame:
     """Read a CSV file: `TEXT` stays text, `WHOLE` is int64, and all else is float64 in [0, 1].
 
     Parameters
@@ -156,11 +164,6 @@ def check(scores: pd.DataFrame) -> None:
     `InvalidDataError` names the first bad row, or the run whose scores of a split hold one class or
     one value only.
     """
-    missing = [column for column in runs.SCORE_COLUMNS if column not in scores]
-    if missing:
-        raise InvalidDataError(
-            f"the scores table lacks the columns {', '.join(missing)}. Fix: write it again."
-        )
     if scores.empty:
         raise InvalidDataError("the scores table is empty. Fix: train a recipe first.")
     for problem, bad in (_bad_values(scores) | _contradictions(scores)).items():

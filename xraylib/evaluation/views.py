@@ -21,7 +21,7 @@ from xraylib.datasets.framing import FRAMING_VIEWS, SHARES
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import metrics
 from xraylib.evaluation.resampling import Z, delong
-from xraylib.evaluation.scores import check, read
+from xraylib.evaluation.scores import check, read, read_recipes
 from xraylib.progress import tqdm
 from xraylib.storage import atomic_write
 from xraylib.training import runs
@@ -185,17 +185,17 @@ def score(
 def _checked_scores(returned: Any, images: int) -> np.ndarray:
     """Return what a function gave as float64 `(images,)`; `(images, 1)` is taken as well."""
     fix = "return the score of pneumonia of each image, an array (n,) of finite numbers"
+    given = f"a {type(returned).__name__}"
+    if isinstance(returned, np.ndarray):
+        given = f"an array {returned.shape}"
     try:
-        scores = np.asarray(returned, dtype=np.float64)
+        scores = np.asarray(returned, dtype=np.float64).reshape(images)
     except (TypeError, ValueError) as error:
-        given = type(returned).__name__
-        raise InvalidDataError(f"the function returns a {given}. Fix: {fix}.") from error
-    if scores.shape not in ((images,), (images, 1)):
-        given = f"an array {scores.shape} for {images} images"
-        raise InvalidDataError(f"the function returns {given}. Fix: {fix}.")
+        what = f"the function returns {given} for {images} images"
+        raise InvalidDataError(f"{what}. Fix: {fix}.") from error
     if not np.isfinite(scores).all():
         raise InvalidDataError(f"the function returns scores that are no numbers. Fix: {fix}.")
-    return scores.ravel()
+    return scores
 
 
 def evaluate_function(
@@ -244,7 +244,13 @@ def evaluate_function(
         The split has no images, or of one class only, or the function returns no scores.
     """
     part = manifest[manifest["split"] == split].assign(recipe="function", protocol="", seed=0)
-    _check_two_classes(part, split, manifest)
+    if part["label"].nunique() < 2:
+        name = manifest.attrs.get("dataset", "the manifest")
+        splits = ", ".join(sorted(manifest["split"].unique()))
+        raise InvalidDataError(
+            f"{name}: the {len(part)} images of the split {split} are not of both classes. "
+            f"Fix: take another split (there are: {splits})."
+        )
     pixels = images.load_pixels(manifest, max(SIZE, size))
     rows = np.flatnonzero(manifest["split"] == split)
     views: dict[str, View] = dict(FRAMING_VIEWS)
@@ -267,16 +273,6 @@ def evaluate_function(
         row = {"view": name, "n": len(part), "threshold": threshold}
         table.append(row | metrics.ends(measured, "specificity", "sensitivity", "auc"))
     return pd.DataFrame(table)
-
-
-def _check_two_classes(part: pd.DataFrame, split: str, manifest: pd.DataFrame) -> None:
-    if part["label"].nunique() == 2:
-        return
-    held = f"{len(part)} images, all of one class" if len(part) else "no images"
-    splits = ", ".join(sorted(manifest["split"].unique()))
-    fix = f"take a split with both classes (there are: {splits})"
-    name = manifest.attrs.get("dataset", "the manifest")
-    raise InvalidDataError(f"{name}: the {split} split has {held}. Fix: {fix}.")
 
 
 def _between_classes(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -352,12 +348,8 @@ def load_views(dataset: str, study: str) -> pd.DataFrame:
         Rows as `score_views` returns them. Of the studies other than `corruptions`, whose recipes
         may have different views, runs that were not scored in every view yet are left out.
     """
-    folder = paths.REPORTS / dataset / study
-    files = sorted(folder.glob("*.csv"), key=lambda file: runs.rank(file.stem))
-    if not files:
-        command = f"python -m xraylib {study} RECIPE --dataset {dataset}"
-        raise NotFoundError(f"{folder} has no scores. Fix: `{command}`.")
-    table = pd.concat([read(file, _COLUMNS) for file in files], ignore_index=True)
+    command = f"python -m xraylib {study} RECIPE --dataset {dataset}"
+    table = read_recipes(paths.REPORTS / dataset / study, command, _COLUMNS)
     # The scores of the unchanged images are a scores table.
     unchanged = table.rename(columns={CLEAN: "score"})
     unchanged = unchanged.assign(protocol="strict", split="val", kind="")

@@ -232,11 +232,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["value"] = _value
-    environment.filters["interval"] = _interval
-    environment.filters["span"] = _span
-    environment.filters["label"] = style.recipe_label
-    environment.filters["percent"] = _percent
+    environment.filters |= {
+        "value": _value,
+        "interval": _interval,
+        "span": _span,
+        "label": style.recipe_label,
+        "percent": _percent,
+    }
     return environment
 
 
