@@ -142,6 +142,16 @@ def test_net_benefit_is_counted_image_by_image(cut):
     assert perfect["benefit"] == pytest.approx(share)
 
 
+def test_the_gain_is_over_the_better_of_acting_on_all_and_on_nobody():
+    """At a rare disease acting on all does harm, so the gain is over acting on nobody."""
+    test = builders.scores(n=90, seeds=(0,)).query("split == 'test'")
+    row = notebook.net_benefit(test, 0.05, test["label"].mean(), cut=0.2)
+    assert row["all"] == pytest.approx(0.05 - 0.95 * 0.25)
+    assert row["gain"] == row["benefit"]
+    often = notebook.net_benefit(test, 0.8, test["label"].mean(), cut=0.2)
+    assert often["gain"] == pytest.approx(often["benefit"] - (0.8 - 0.2 * 0.25))
+
+
 def test_at_another_prevalence_net_benefit_is_that_of_so_many_more_negatives():
     test = builders.scores(n=90, seeds=(0,)).query("split == 'test'")
     more = pd.concat([test, *[test[test["label"] == 0]] * 4])
@@ -204,8 +214,12 @@ def test_reframed_validation_counts_for_a_fit_only_if_named():
     assert first.tolist() == recalibrate(table, "platt")["score"].tolist()
     both = recalibrate(with_swapped, "platt", fitted_on=("val", "swapped"))
     assert both["score"].iloc[: len(table)].mean() > first.mean()
-    methods = notebook.compare_methods(with_swapped, 0.5, resamples=20)["method"].tolist()
-    assert methods[-1] == "platt, val and swapped" and len(methods) == 6
+    compared = notebook.compare_methods(with_swapped, 0.5, resamples=20).set_index("method")
+    assert compared.index[-1] == "platt, val and swapped" and len(compared) == 6
+    briers = []
+    for _, own in both[both["split"] == "test"].groupby("seed"):
+        briers.append(sk.brier_score_loss(own["label"], own["score"]))
+    assert compared["brier"].iloc[-1] == pytest.approx(np.mean(briers))
     assert len(notebook.compare_methods(table, 0.5, resamples=20)) == 5
 
 

@@ -199,7 +199,6 @@ def test_fields_of_a_recipe_are_set_by_name(monkeypatch):
         (["external", "vgg99"], "vgg99'"),
         (["external", "tiny-cnn-28"], "nih"),
         (["corruptions", "tiny-cnn-28", "vgg99"], "vgg99'"),
-        (["ood", "--dataset", "nosuch"], "nosuch'"),
         (["report"], "no runs below"),
         (["report", "nosuch"], "nosuch'"),
         (["run-notebook", "nowhere.ipynb", "out.ipynb"], "nowhere.ipynb"),

@@ -13,7 +13,6 @@ from statsmodels.stats.contingency_tables import mcnemar
 from xraylib.datasets import images, manifest
 from xraylib.datasets.phantom import PhantomSettings
 from xraylib.datasets.splits import PROTOCOLS, SPLIT_STRATEGIES
-from xraylib.errors import InvalidDataError
 from xraylib.evaluation import metrics
 from xraylib.evaluation.comparisons import COMPARISONS, protocol_comparison
 from xraylib.evaluation.resampling import delong
@@ -145,6 +144,18 @@ def test_each_recipe_classifies_as_most_of_its_seeds_do():
         assert (row["only_a_right"], row["only_b_right"]) == expected
 
 
+def test_where_the_runs_are_divided_the_recipe_classifies_as_pneumonia():
+    """Two recipes that give all images one score: the second is divided by its threshold."""
+    table = rivals(0, 0, n=30, seeds=(0, 1))
+    second = table["recipe"] == "recipe1"
+    table["score"] = np.where(second & (table["seed"] == 1), 0.9, 0.1)
+    row = both(table)
+    test = table[(table["split"] == "test") & second & (table["seed"] == 0)]
+    # The first recipe classifies all as normal, the second all as pneumonia.
+    assert row["only_a_right"] == (test["label"] == 0).sum()
+    assert row["only_b_right"] == (test["label"] == 1).sum()
+
+
 @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
 def test_a_recipe_is_no_better_than_itself_and_a_far_better_one_is_found(seeds):
     row = both(rivals(0, 0, images=2, seeds=seeds))
@@ -190,7 +201,7 @@ def test_what_cannot_be_paired_is_refused_by_name():
     scores = rivals(0, 0.1, n=30, seeds=(0, 1))
     gone = (scores["image_id"] == "test7_0") & (scores["recipe"] == "recipe1")
     for lost in (gone, gone & (scores["seed"] == 1)):
-        with pytest.raises(InvalidDataError, match="recipe0 and recipe1 were tested on other"):
+        with pytest.raises(ValueError, match="recipe0 and recipe1 were tested on other"):
             both(scores[~lost])
     one = scores.assign(patient=scores["patient"].where(scores["label"] == 0, scores["split"]))
     assert np.isnan(both(one)["low"])
@@ -251,6 +262,31 @@ def test_operating_points_judge_a_threshold_on_patients_that_did_not_choose_it()
     few = builders.scores(30, images=2, noise=0.2)
     row = operating_points(few).loc["sensitivity 0.95"]
     assert 0.8 < row["val_sensitivity"] < 0.97
+
+
+def test_the_half_that_is_judged_has_no_say_in_the_threshold():
+    # The lowest positive of the half that chooses is the limit: of n others one in n + 1 lies
+    # below it. A limit of their own would find them all, and leave fewer negatives out.
+    positives = pd.DataFrame({"label": 1, "score": np.linspace(0.3, 1.0, 20)})
+    negatives = pd.DataFrame({"label": 0, "score": np.linspace(0.0, 0.7, 20)})
+    val = pd.concat([positives, negatives], ignore_index=True)
+    val["patient"] = [f"p{number}" for number in range(40)]
+    row = evaluation.on_validation(val, "sensitivity 1.0", np.random.default_rng(0))
+    assert row["val_sensitivity"] == pytest.approx(1 - 1 / 11, abs=0.05)
+    assert row["val_specificity"] == pytest.approx(0.48, abs=0.1)
+
+
+def test_always_missed_are_the_images_that_every_run_misses():
+    table = grouped()
+    worse = table.assign(recipe="theirs", score=0.5 + (table["score"] - 0.5) / 10)
+    worse.loc[worse["image_id"] == "IM-0001-0001", "score"] = 0.6
+    always, without = evaluation.always_missed(pd.concat([table, worse]))
+    # Of the images that some run misses, IM-0001-0001 is recognised by the other recipe.
+    assert list(always) == ["IM-0002-0001", "person4_virus_5"]
+    rows = without.set_index("recipe")
+    # Of 20 decisions of "ours" 13 are right, and of "theirs", which has two errors more, 11.
+    assert rows.loc["ours"].tolist() == pytest.approx([13 / 20, 13 / 16])
+    assert rows.loc["theirs"].tolist() == pytest.approx([11 / 20, 11 / 16])
 
 
 def test_a_run_is_scored_on_its_own_validation_and_on_the_test():
@@ -433,6 +469,49 @@ def four_cells(effects, seeds=(0, 1, 2, 3), n=150, spread=0.0):
     return pd.concat(parts, ignore_index=True)
 
 
+def test_the_gap_of_a_view_is_validation_minus_test(monkeypatch):
+    parts = []
+    for number, recipe in enumerate(("base", "base-lungs")):
+        part = builders.scores(60, images=2, seeds=(0, 1, 2), sample=number)
+        # Scores of the test say less of the class.
+        is_test = part["split"] == "test"
+        part["score"] = np.where(is_test, 0.5 + (part["score"] - part["label"]) / 3, part["score"])
+        parts.append(part.assign(recipe=recipe))
+    table = pd.concat(parts, ignore_index=True)
+    monkeypatch.setitem(shift.region_rows.__globals__, "scores", table)
+    rows = shift.region_rows("base")
+    assert [row["view"] for row in rows] == ["whole image", "lungs, box found"]
+    for row, part in zip(rows, parts, strict=True):
+        auc = {}
+        for split, of_split in part.groupby("split"):
+            runs = [
+                sk.roc_auc_score(run["label"], run["score"]) for _, run in of_split.groupby("seed")
+            ]
+            auc[split] = np.mean(runs)
+        assert row["val"] == pytest.approx(auc["val"])
+        assert row["test"] == pytest.approx(auc["test"])
+        assert row["gap"] == pytest.approx(auc["val"] - auc["test"]) and row["gap"] > 0.3
+        assert row["gap_low"] < row["gap"] < row["gap_high"]
+        assert (row["runs"], row["n_test"]) == (
+            3,
+            part.query("split == 'test'")["image_id"].nunique(),
+        )
+
+
+def test_the_lead_figure_shows_normal_images_of_the_test():
+    rows = []
+    for split, diagnosis, correct in (
+        ("val", "normal", 0.99),
+        ("test", "normal", 0.8),
+        ("test", "pneumonia", 0.97),
+    ):
+        row = {"recipe": "r", "split": split, "diagnosis": diagnosis, "lung_height": "0.84–1"}
+        row |= {"images": 88, "runs": 3, "correct": correct, "correct_low": 0.7}
+        rows.append(row | {"correct_high": 1.0})
+    shown = shift.lead_table(pd.DataFrame(rows))
+    assert shown[["bin", "n", "specificity"]].to_numpy().tolist() == [["0.84–1", 88, 0.8]]
+
+
 def test_two_by_two_gives_cells_main_effects_and_interaction_by_hand():
     scores = four_cells({"selection only": 0.3, "augmentation only": 0.9, "both": 2.0})
     table = shift.two_by_two(scores)
@@ -493,7 +572,7 @@ def test_two_by_two_uses_shared_seeds_and_needs_all_cells():
     without = shift.two_by_two(scores[scores["recipe"] != "tiny-cnn-28-reframed"])
     assert without.empty
     one = (scores["recipe"] == "tiny-cnn-28-reframed") & (scores["image_id"] == "test3_0")
-    with pytest.raises(InvalidDataError, match="other test images"):
+    with pytest.raises(ValueError, match="other test images"):
         shift.two_by_two(scores[~one])
 
 

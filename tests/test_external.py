@@ -68,5 +68,11 @@ def test_the_generalisation_gap_is_at_the_frozen_threshold_of_each_run():
     }
     assert (np.maximum(width["test"], width["external"]) <= width["gap"]).all()
     assert (width["gap"] <= width["test"] + width["external"]).all()
+    # The gap is smallest where the test is at its low end and the other set at its high end.
+    for row in table.itertuples():
+        lowest = (row.test - row.test_low) ** 2 + (row.external_high - row.external) ** 2
+        highest = (row.test_high - row.test) ** 2 + (row.external - row.external_low) ** 2
+        assert row.gap - row.gap_low == pytest.approx(lowest**0.5)
+        assert row.gap_high - row.gap == pytest.approx(highest**0.5)
     with pytest.raises(InvalidDataError, match=r"of other runs. Fix: "):
         external.generalisation_gap(scores[scores["seed"] == 0], outside)

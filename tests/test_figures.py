@@ -14,6 +14,7 @@ from xraylib.figures import plots, style
 from xraylib.training.recipes import RECIPES
 
 shift = definitions("07_shift_and_trust")
+evaluation = definitions("06_evaluation")
 KNOWN = next(iter(RECIPES))
 BOTH = (KNOWN, "unheard-of")
 
@@ -116,7 +117,6 @@ FIGURES = {
         {"seed 0": history(), "seed 1": history(1, 1)},
         "Does validation follow?",
     ),
-    plots.leaderboard: (BOARD,),
     plots.protocol_comparison: (COMPARISON,),
 }
 
@@ -140,6 +140,7 @@ IN_NOTEBOOKS = {
     framing_figure: (),
     shift.lead_figure: (BY_HEIGHT, RESPONSE),
     shift.gap_figure: (VIEW_GAP,),
+    evaluation.leaderboard_figure: (BOARD,),
 }
 
 
@@ -167,7 +168,7 @@ def test_a_figure_is_titled_readable_and_inside_its_frame(figure, tmp_path):
 
 
 def test_the_caption_is_inside_the_png_and_its_alt_text(tmp_path):
-    (fig := plots.leaderboard(BOARD)).caption = "AUC 0.85 (0.82–0.88)"
+    (fig := evaluation.leaderboard_figure(BOARD)).caption = "AUC 0.85 (0.82–0.88)"
     png, about = fig._repr_png_()
     (tmp_path / "a.png").write_bytes(png)
     with Image.open(tmp_path / "a.png") as image:
@@ -178,14 +179,18 @@ def test_a_recipe_has_one_colour_in_every_figure():
     unknown = [f"new-{i}" for i in range(3)]
     assert style.recipe_colours(unknown) == style.recipe_colours(unknown[::-1])
     assert len(set(style.recipe_colours(unknown).values())) == 3
-    row = next(line for line in plots.leaderboard(BOARD).axes[0].lines if line.get_marker() == "o")
+    row = next(
+        line
+        for line in evaluation.leaderboard_figure(BOARD).axes[0].lines
+        if line.get_marker() == "o"
+    )
     assert (
         row.get_color() == style.recipe_colours(BOTH)[KNOWN] == style.recipe_colours([KNOWN])[KNOWN]
     )
 
 
 def test_intervals_are_drawn_and_written_in_the_row_they_belong_to():
-    auc, accuracy = (fig := plots.leaderboard(BOARD)).axes
+    auc, accuracy = (fig := evaluation.leaderboard_figure(BOARD)).axes
     rows = [label.get_text().split("\n")[0] for label in auc.get_yticklabels()]
     label = style.recipe_label(KNOWN)
     assert rows == [f"{label}, published", f"{label}, strict", "unheard-of, strict"]
@@ -204,7 +209,7 @@ def test_intervals_are_drawn_and_written_in_the_row_they_belong_to():
 
 
 def test_a_leaderboard_without_claims_keeps_its_axes():
-    fig = plots.leaderboard(BOARD.assign(claimed_accuracy=np.nan))
+    fig = evaluation.leaderboard_figure(BOARD.assign(claimed_accuracy=np.nan))
     fig.draw_without_rendering()
     assert min(ax.get_position().width for ax in fig.axes) > 0.15
 
@@ -225,18 +230,18 @@ def test_learning_curves_draw_every_run_its_best_epoch_and_the_median_of_many():
 def test_runs_of_older_code_bear_a_dagger_that_is_explained():
     versions = BOARD.assign(training_version=[2, 1, 2])
     versions.attrs["dataset"] = "kermany"
-    text = words(plots.leaderboard(versions))
+    text = words(evaluation.leaderboard_figure(versions))
     assert text.count("†\n") == 1 and "strict †" in text
     assert "share children with the training images" in " ".join(text.split())
     versions = BOARD.assign(training_version=[2, 2, 1])
     versions.attrs["dataset"] = "kermany"
-    text = words(plots.leaderboard(versions))
+    text = words(evaluation.leaderboard_figure(versions))
     # Version 2 changed how `strict` divides patients, and nothing else.
     assert "†" not in text
     versions = BOARD.assign(training_version=1)
     versions.attrs["dataset"] = "phantom"
-    assert "children" not in words(plots.leaderboard(versions))
-    assert "†" not in words(plots.leaderboard(BOARD.assign(training_version=2)))
+    assert "children" not in words(evaluation.leaderboard_figure(versions))
+    assert "†" not in words(evaluation.leaderboard_figure(BOARD.assign(training_version=2)))
 
 
 def test_every_recipe_has_a_name_for_people_and_neighbours_differ_in_colour():

@@ -34,6 +34,17 @@ def made_up(correct, images=40, runs=3):
     return scores.assign(**about), pd.DataFrame(boxes, columns=["image_id", "lung_height"])
 
 
+def test_a_bin_of_lung_heights_includes_its_upper_end():
+    heights = {"a": 0.72, "b": 0.7201, "c": 0.78, "d": 0.84, "e": 1.0}
+    boxes = pd.DataFrame({"image_id": list(heights), "lung_height": list(heights.values())})
+    scores = boxes.assign(patient=boxes["image_id"], split="test", label=0, seed=0, score=0.1)
+    scores = scores.drop(columns="lung_height")
+    scores = scores.assign(recipe="r", protocol="strict", threshold=0.5)
+    table = lung_height.framing_by_lung_height(scores, boxes).set_index("lung_height")
+    expected = {"0–0.72": 1, "0.72–0.78": 2, "0.78–0.84": 1, "0.84–1": 1}
+    assert table["images"].to_dict() == expected
+
+
 @pytest.fixture
 def tight_is_missed():
     """Rates depend on lung height alone: the mix accounts for the whole fall."""
@@ -50,10 +61,10 @@ def test_specificity_is_counted_by_bin_and_split(tight_is_missed):
     both = pd.concat([scores, sick])
     # Rows of other protocols and splits, and images without a box, do not count.
     others = pd.concat([scores.assign(protocol="published"), scores.assign(split="swapped")])
-    table = lung_height.framing_by_lung_height(pd.concat([both, others]), boxes, edges=EDGES)
+    table = lung_height.framing_by_lung_height(pd.concat([both, others]), boxes)
     normal = table[table["diagnosis"] == "normal"]
     assert normal["split"].tolist() == ["val"] * 3 + ["test"] * 3
-    assert normal["lung_height"].tolist() == ["0–0.72", "0.72–0.84", "0.84–1"] * 2
+    assert normal["lung_height"].tolist() == ["0–0.72", "0.78–0.84", "0.84–1"] * 2
     assert normal["correct"].tolist() == pytest.approx([1.0, 0.8, 0.4] * 2)
     assert normal["images"].tolist() == [120, 40, 40, 40, 40, 120]
     assert (table["runs"] == 3).all()
@@ -61,7 +72,7 @@ def test_specificity_is_counted_by_bin_and_split(tight_is_missed):
     assert (table["correct"] <= table["correct_high"]).all()
     pneumonia = table[table["diagnosis"] == "pneumonia"]
     assert pneumonia["correct"].tolist() == pytest.approx([0.75] * 6)
-    strict = lung_height.framing_by_lung_height(both, boxes, threshold=0.05, edges=EDGES)
+    strict = lung_height.framing_by_lung_height(both, boxes, threshold=0.05)
     assert (strict.loc[strict["diagnosis"] == "normal", "correct"] == 0).all()
     with pytest.raises(InvalidDataError, match=r"no scored image has a lung box.*Fix: "):
         lung_height.framing_by_lung_height(scores, boxes.assign(image_id="x" + boxes["image_id"]))

@@ -18,6 +18,7 @@ from xraylib.evaluation.metrics import (
     evaluate,
     point_metrics,
     predictive,
+    resample,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -164,6 +165,24 @@ def test_shuffled_labels_have_an_interval_that_holds_one_half():
         _, low, high = auc_interval(labels, np.arange(120.0), np.arange(120), resamples=300)
         covered.append(low <= 0.5 <= high)
     assert np.mean(covered) >= 0.85
+
+
+def test_runs_that_differ_widen_both_ends_of_the_interval():
+    # The runs are of different worth, which patients alone cannot show.
+    strengths = {0: 0.6, 1: 1.2, 2: 1.8}
+    parts = [builders.scores(150, seeds=(s,), strength=strengths[s]) for s in strengths]
+    table = pd.concat(parts, ignore_index=True)
+    row = evaluate(table).loc["auc"]
+    runs = resample(table)
+    by_run = runs.values["auc"]
+    covariance = np.cov(runs.resampled["auc"])
+    shared = (covariance.sum() - np.trace(covariance)) / 6
+    # Student's quantile of two degrees of freedom, and the normal one.
+    half = np.sqrt(4.302653**2 * by_run.var(ddof=1) / 3 + 1.959964**2 * shared)
+    mean = by_run.mean()
+    odds = mean / (1 - mean) * np.exp(np.array([-1, 1]) * half / (mean * (1 - mean)))
+    assert row[["low", "high"]].tolist() == pytest.approx((odds / (1 + odds)).tolist(), abs=1e-5)
+    assert row["low"] < row["patients_low"] and row["patients_high"] < row["high"]
 
 
 def test_what_is_always_correct_has_wilsons_interval():

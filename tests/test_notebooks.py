@@ -213,12 +213,17 @@ def test_the_sentence_on_the_gap_has_the_sign_of_the_table():
 
 def test_the_sentence_on_recalibration_counts_what_helps_and_what_harms():
     rows = []
-    for recipe, low, high in (("a", 0.01, 0.02), ("b", -0.02, -0.01), ("c", -0.01, 0.01)):
+    for recipe, low, high in (
+        ("a", 0.01, 0.02),
+        ("b", -0.02, -0.01),
+        ("c", -0.01, 0.01),
+        ("d", 0.02, 0.03),
+    ):
         for method in ("temperature", "platt", "isotonic"):
             row = {"recipe": recipe, "method": method, "ece_difference": (low + high) / 2}
             rows.append(row | {"ece_difference_low": low, "ece_difference_high": high})
     said = sentence_of("06_evaluation", "does_it_help")(pd.DataFrame(rows))
-    assert "platt lowers it for 1 of 3 and raises it for 1" in said
+    assert "platt lowers it for 1 of 4 and raises it for 2" in said
 
 
 # The networks that the notebooks show in plain Keras, and the recipes whose networks they are.

@@ -1,68 +1,64 @@
-import made_up_runs
+"""OOD scores, as notebook 07 shows them."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
+from notebook_code import definitions
 
-from xraylib.datasets import catalog, images, splits
 from xraylib.datasets import phantom as phantoms
-from xraylib.errors import NotFoundError
-from xraylib.evaluation import ood
-from xraylib.training import networks, probe, runs
+from xraylib.experiment import Experiment
+
+SHOWN = definitions("07_shift_and_trust")
+
+
+class Frozen:
+    """In place of the frozen network: its features are some of the pixels."""
+
+    def predict(self, pixels, verbose):
+        return pixels[:, ::14, ::14, 0].reshape(len(pixels), -1).astype(np.float32)
 
 
 @pytest.fixture
-def two_runs(small_phantom, reports_here, monkeypatch):
-    """Two runs on the phantom whose model is `answer`."""
-    made = made_up_runs.two_runs(small_phantom, reports_here)
-    strict = ("phantom", "mobilenetv2-frozen", "strict")
-    monkeypatch.setattr(runs, "list_runs", lambda *about: made if about == strict else [])
-    monkeypatch.setattr(ood, "load_predictor", made_up_runs.load_predictor)
-    return made
+def phantom(small_phantom, accelerator, monkeypatch):
+    """The phantom as notebook 07 has it, with a frozen network."""
+    experiment = Experiment("phantom", accelerator)
+    names = SHOWN.ood_scores.__globals__
+    monkeypatch.setitem(names, "experiment", experiment)
+    monkeypatch.setitem(names, "load_predictor", lambda run: SimpleNamespace(model=Frozen()))
+    return experiment
 
 
-@pytest.fixture(scope="module")
-def hospital(tmp_path_factory):
-    """Another phantom, as a folder of the user's."""
+def test_every_group_of_images_has_its_ood_score(phantom, tmp_path):
     settings = phantoms.PhantomSettings(images=24, size=48, seed=7)
-    return phantoms.write(tmp_path_factory.mktemp("elsewhere") / "hospital", settings)
-
-
-def test_without_a_run_the_recipe_to_train_is_named(small_phantom, reports_here):
-    with pytest.raises(NotFoundError, match="no finished run of mobilenetv2-frozen"):
-        ood.ood_scores("phantom")
-
-
-def test_every_group_of_images_has_its_ood_score(
-    two_runs, hospital, small_phantom, reports_here, monkeypatch
-):
-    def describe(frozen, pixels):
-        return pixels[:, ::7, ::7, 0].reshape(len(pixels), -1).astype(np.float32)
-
-    used = []
-    monkeypatch.setattr(networks, "get_weights", lambda network, init: None)
-    monkeypatch.setattr(
-        probe,
-        "pooled",
-        lambda films, _, size, *more: describe(None, images.load_pixels(films, size)),
-    )
-    monkeypatch.setattr(probe, "describe", describe)
-    assign = splits.assign
-    monkeypatch.setattr(
-        splits, "assign", lambda *args, **named: used.append(named) or assign(*args, **named)
-    )
-    table, name = ood.ood_scores("phantom", [str(hospital)]), catalog.get_dataset(hospital).name
-    assert used == [{"split_strategy": "patient-grouped"}]
-    test = small_phantom[small_phantom["split"] == "test"]
-    sizes = table.groupby("group", sort=False).size()
-    assert sizes["test, normal"] + sizes["test, pneumonia"] == sizes["test, inverted"] == len(test)
-    assert sizes[name] == 24
-    val = table[table["group"].str.startswith("validation")]
-    own = two_runs[0].scores.query("split == 'val'")
-    assert set(val["image_id"]) == set(own["image_id"])
-    inverted = table[table["group"] == "test, inverted"]["ood_score"]
-    assert inverted.min() > table[table["group"] == "test, normal"]["ood_score"].max()
-    read = pd.read_csv(reports_here / "phantom" / "tables" / "ood_scores.csv")
-    pd.testing.assert_frame_equal(read, table, rtol=1e-5, check_dtype=False)
+    folder = phantoms.write(tmp_path / "hospital", settings)
+    hospital = replace(phantom, dataset=str(folder))
+    run = SimpleNamespace(recipe="mobilenetv2-frozen")
+    table = SHOWN.ood_scores(run, [hospital])
+    split = phantom.split()
+    expected = {
+        "validation": set(split.loc[split["split"] == "val", "image_id"]),
+        "test": set(split.loc[split["split"] == "test", "image_id"]),
+    }
+    for name, images in expected.items():
+        for label, diagnosis in enumerate(("normal", "pneumonia")):
+            group = table[table["group"] == f"{name}, {diagnosis}"]
+            assert set(group["label"]) == {label}
+            images = images - set(group["image_id"])
+        assert not images
+    by_group = table.groupby("group")["ood_score"]
+    assert by_group.size()["test, inverted"] == len(expected["test"])
+    assert by_group.size()[hospital.name] == 24
+    assert by_group.min()["test, inverted"] > by_group.max()["test, normal"]
+    # The reference are the training images alone.
+    train = split.index[split["split"] == "train"]
+    features = Frozen().predict(phantom.pixels(224), 0)
+    first = table.iloc[0]
+    row = split.index[split["image_id"] == first["image_id"]]
+    own = SHOWN.mahalanobis(features[train], features[row])
+    assert first["ood_score"] == pytest.approx(own[0], rel=1e-4)
 
 
 def test_the_ood_score_is_the_mahalanobis_distance():
@@ -71,23 +67,20 @@ def test_the_ood_score_is_the_mahalanobis_distance():
     others = rng.normal(size=(50, 3))
     apart = others - training.mean(axis=0)
     expected = np.sqrt(np.einsum("ni,ij,nj->n", apart, np.linalg.inv(np.cov(training.T)), apart))
-    np.testing.assert_allclose(ood.mahalanobis(training, others), expected, rtol=0.02)
+    np.testing.assert_allclose(SHOWN.mahalanobis(training, others), expected, rtol=0.02)
     # Fewer images than features are enough.
     few = rng.normal(size=(20, 200))
-    assert np.isfinite(ood.mahalanobis(few, rng.normal(size=(7, 200)))).all()
+    assert np.isfinite(SHOWN.mahalanobis(few, rng.normal(size=(7, 200)))).all()
 
 
 def test_the_limit_flags_one_in_twenty_of_validation():
     rng = np.random.default_rng(4)
     parts = []
     for group, mean in {"validation, normal": 5, "test": 5, "far": 9}.items():
-        patients = [f"p{person}" for person in rng.integers(0, 60, 200)]
-        parts.append(
-            pd.DataFrame(
-                {"group": group, "patient": patients, "ood_score": rng.normal(mean, 1, 200)}
-            )
-        )
-    found = ood.ood_flagged(pd.concat(parts, ignore_index=True)).set_index("group")
+        people = [f"p{person}" for person in rng.integers(0, 60, 200)]
+        part = {"group": group, "patient": people, "ood_score": rng.normal(mean, 1, 200)}
+        parts.append(pd.DataFrame(part))
+    found = SHOWN.ood_flagged(pd.concat(parts, ignore_index=True)).set_index("group")
     assert found.index.tolist() == ["validation, normal", "test", "far"]
     assert found.loc["validation, normal", "flagged"] == pytest.approx(0.05)
     assert np.isnan(found.loc["validation, normal", "auc"])

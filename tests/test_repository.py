@@ -75,20 +75,18 @@ def test_a_folder_imports_only_from_those_above_it():
 
 # Thin, measured so that folding cannot help. The aim is 70,000 tokens. What the package lacks to it
 # has to go, so this number only becomes smaller.
-TOKENS = 115_600
+TOKENS = 110_900
 TOKENS_A_LINE = 9.3
 TUPLE_ASSIGNMENTS = 2 / 1000
 FUNCTION_LINES = 50
 # Names of the package in all notebooks together, as measured: this only becomes smaller.
-NAMES_IN_NOTEBOOKS = 76
+NAMES_IN_NOTEBOOKS = 67
 # Functions that still have to be split: this list only becomes shorter.
 LONG: set[str] = set()
 # Public functions that one notebook alone calls: analyses that have tests of their own.
 ONE_CALLER = {
-    "commands.py:ood",
     "datasets/audit.py:patient_evidence",
     "datasets/audit.py:single_features",
-    "evaluation/ood.py:frozen_features",
 }
 _NO_TOKENS = {
     tokenize.COMMENT,

@@ -14,6 +14,7 @@ from xraylib.evaluation.resampling import (
     delong,
     half_width,
     interval,
+    jackknife,
     over,
     share_interval,
     two_level,
@@ -64,6 +65,15 @@ def test_a_mean_has_the_wider_of_both_intervals_from_three_runs_on():
     two = norm.ppf(0.975) * 0.2
     assert half_width(values[:2], covariance[:2, :2]) == pytest.approx(two)
     assert [over(runs) for runs in (1, 2, 3)] == ["patients", "patients", "runs and patients"]
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = np.array([0.8, 0.9, 0.85, 0.95])
+    without_one = (values.sum() - values)[:, None] / 3
+    standard_error = values.std(ddof=1) / np.sqrt(4)
+    (half,) = jackknife(without_one)
+    assert half == pytest.approx(3.182446 * standard_error, rel=1e-6)
+    assert jackknife(without_one[:2]) == 0
 
 
 @pytest.mark.parametrize("all_or_none", [0, 1])

@@ -1,24 +1,19 @@
-from types import SimpleNamespace
+"""Grad-CAM, as notebook 07 shows it, and the measures of heat maps."""
 
 import keras
 import numpy as np
 import pytest
 from conftest import run_python
 from keras import layers
+from notebook_code import definitions
 from scipy.stats import spearmanr
 
 from xraylib.errors import InvalidDataError
-from xraylib.evaluation.saliency import (
-    center_prior,
-    checks,
-    heat_maps,
-    localisation,
-    parameter_randomisation,
-    rank_correlation,
-)
+from xraylib.evaluation.saliency import center_prior, localisation
 from xraylib.training import networks as bodies
-from xraylib.training.predictor import Predictor
 
+SHOWN = definitions("07_shift_and_trust")
+maps_of = SHOWN.gradcam
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 
 
@@ -44,30 +39,21 @@ def expected(bright, dark):
     return np.divide(cam, most, out=np.zeros_like(cam), where=most > 0)
 
 
-def maps_of(model, pixels=PIXELS, head=None):
-    return heat_maps(Predictor(None, model, head), pixels)
-
-
 @pytest.mark.parametrize(("bright", "dark"), [(2, -1), (-1, 2), (500, -400), (-1, -2)])
 def test_the_map_is_that_of_pen_and_paper(accelerator, bright, dark):
-    found = maps_of(by_hand([bright, dark]))
+    found = maps_of(by_hand([bright, dark]), PIXELS)
     assert found.shape == (5, 8, 8) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected(bright, dark), atol=1e-5)
 
 
-def test_two_logits_and_a_linear_probe_are_explained_by_their_log_odds(accelerator):
-    np.testing.assert_allclose(
-        maps_of(by_hand([[1, 3], [0.5, -0.5]], end="linear")), expected(2, -1), atol=1e-5
-    )
-    whole = by_hand([7, 7])
-    frozen = keras.Model(whole.input, whole.layers[-1].input)
-    head = {"coefficients": np.array([2.0, -1.0]), "intercept": np.array(0.3)}
-    np.testing.assert_allclose(maps_of(frozen, head=head), expected(2, -1), atol=1e-5)
+def test_two_logits_are_explained_by_their_log_odds(accelerator):
+    model = by_hand([[1, 3], [0.5, -0.5]], end="linear")
+    np.testing.assert_allclose(maps_of(model, PIXELS), expected(2, -1), atol=1e-5)
 
 
 def test_the_slope_of_a_feature_is_its_mean_over_the_image(accelerator):
     weights = np.random.default_rng(1).normal(np.array([2, -1]), size=(8, 8, 2))
-    found = maps_of(by_hand(weights.ravel(), pool=layers.Flatten))
+    found = maps_of(by_hand(weights.ravel(), pool=layers.Flatten), PIXELS)
     np.testing.assert_allclose(found, expected(*weights.mean(axis=(0, 1))), atol=1e-4)
 
 
@@ -94,31 +80,24 @@ def test_a_network_without_convolution_is_refused(accelerator):
     inputs = keras.Input((3, 3, 1), dtype="uint8")
     x = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
     model = keras.Model(inputs, layers.Dense(1, "sigmoid")(x), name="flat")
-    with pytest.raises(InvalidDataError, match=r"flat has no feature maps to look at\. Fix: "):
+    with pytest.raises(ValueError, match=r"flat has no feature maps\. Fix: "):
         maps_of(model, np.zeros((1, 3, 3, 1), np.uint8))
 
 
 @pytest.mark.parametrize("name", ["tiny_cnn", "scratch_cnn"])
-def test_networks_are_explained_and_random_weights_say_something_else(networks, name):
+def test_networks_are_explained_and_permuted_weights_say_something_else(networks, name):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
-    predictor = Predictor(SimpleNamespace(recipe=name), networks[name], None)
-    found = heat_maps(predictor, pixels)
+    model = networks[name]
+    found = maps_of(model, pixels)
     assert found.shape == (3, 32, 32) and np.isfinite(found).all()
     assert set(found.max(axis=(1, 2))) <= {0, 1} and found.min() >= 0
-    random, again, other = (parameter_randomisation(predictor, seed).model for seed in (0, 0, 1))
-    for a, b, theirs in zip(random.weights, again.weights, predictor.model.weights, strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-        # What a layer is made of stays.
-        np.testing.assert_array_equal(
-            np.sort(np.asarray(a), None), np.sort(np.asarray(theirs), None)
-        )
-    differs = [
-        np.any(np.asarray(a) != np.asarray(b))
-        for a, b in zip(random.weights, other.weights, strict=True)
-    ]
-    assert any(differs)
-    assert not np.allclose(heat_maps(Predictor(None, random, None), pixels), found, atol=0.05)
-    np.testing.assert_array_equal(heat_maps(predictor, pixels), found)
+    random = SHOWN.permuted(model)
+    # What a layer is made of stays.
+    for mixed, theirs in zip(random.weights, model.weights, strict=True):
+        sorted_values = [np.sort(np.asarray(weight), None) for weight in (mixed, theirs)]
+        np.testing.assert_array_equal(*sorted_values)
+    assert not np.allclose(maps_of(random, pixels), found, atol=0.05)
+    np.testing.assert_array_equal(maps_of(model, pixels), found)
 
 
 @pytest.mark.slow
@@ -127,23 +106,6 @@ def test_every_network_can_be_explained(accelerator, name):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 75, 75, 1), np.uint8)
     found = maps_of(bodies.build(name, 75, "sigmoid"), pixels)
     assert found.shape == (2, 75, 75) and np.isfinite(found).all()
-
-
-def test_a_random_head_is_random_as_well(accelerator):
-    head = {"coefficients": np.arange(9.0), "intercept": np.array(0.3)}
-    random = parameter_randomisation(Predictor(None, by_hand([7, 7]), head)).head
-    assert (random["coefficients"] != np.arange(9)).any()
-    assert sorted(random["coefficients"]) == list(range(9)) and random["intercept"] == 0.3
-
-
-def test_the_correlation_is_of_ranks_and_a_flat_map_has_none():
-    rng = np.random.default_rng(0)
-    maps = rng.random((4, 6, 6))
-    others = np.stack([maps[0] ** 3, 1 - maps[1], rng.random((6, 6)), np.zeros((6, 6))])
-    found = rank_correlation(maps, others)
-    assert found[:2] == pytest.approx([1, -1])
-    assert found[2] == pytest.approx(spearmanr(maps[2].ravel(), others[2].ravel()).statistic)
-    assert np.isnan(found[3])
 
 
 def test_the_center_prior_fades_from_the_middle():
@@ -205,36 +167,49 @@ def test_images_of_one_patient_widen_the_interval_of_pointing():
     assert rows[0]["high"] - rows[0]["low"] > 2 * (rows[1]["high"] - rows[1]["low"])
 
 
-def test_checks_put_the_maps_beside_the_center_prior_and_random_weights(accelerator):
+def test_maps_are_beside_the_centre_and_those_of_permuted_weights(accelerator, monkeypatch):
     keras.utils.set_random_seed(3)
-    predictor = Predictor(
-        SimpleNamespace(recipe="tiny-cnn-28"), bodies.build("tiny_cnn", 32, "sigmoid"), None
-    )
+    model = bodies.build("tiny_cnn", 32, "sigmoid")
     masks, patients = lesions(n=6, size=32)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 1), np.uint8)
-    row = checks(predictor, pixels, masks, patients)
-    found = localisation(heat_maps(predictor, pixels), masks, patients)
-    assert (row["recipe"], row["n"], row["area"]) == ("tiny-cnn-28", 6, found["area"].iloc[0])
+    row = SHOWN.check_maps(model, pixels, masks, patients)
+    found = localisation(maps_of(model, pixels), masks, patients)
+    blobs = localisation(np.stack([center_prior(32)] * 6), masks, patients)
+    assert (row["n"], row["area"]) == (6, found["area"].iloc[0])
     for name in ("pointing", "energy"):
         assert [row[name], row[f"{name}_low"], row[f"{name}_high"]] == found.loc[name].tolist()[:3]
-        assert 0 <= row[f"{name}_center"] <= 1
+        assert row[f"{name}_center"] == blobs.loc[name, "value"]
     assert -1 <= row["rank_correlation"] < 0.99
+
+
+def test_the_correlation_is_of_ranks_and_a_flat_map_has_none(monkeypatch):
+    rng = np.random.default_rng(0)
+    maps = rng.random((4, 6, 6))
+    others = np.stack([maps[0] ** 3, 1 - maps[1], rng.random((6, 6)), np.zeros((6, 6))])
+    found = {"trained": maps, "permuted": others}
+    names = SHOWN.check_maps.__globals__
+    monkeypatch.setitem(names, "gradcam", lambda model, pixels: found[model])
+    monkeypatch.setitem(names, "permuted", lambda model: "permuted")
+    row = SHOWN.check_maps("trained", maps[..., None], np.ones((4, 6, 6)), np.arange(4))
+    third = spearmanr(maps[2].ravel(), others[2].ravel()).statistic
+    assert row["rank_correlation"] == pytest.approx((1 - 1 + third) / 3)
 
 
 UNDER_JAX = """
 import sys
+sys.path.insert(0, "tests")
 from xraylib import devices
 devices.use("cpu", "jax", devices=1)
 import numpy as np
-from xraylib.evaluation import saliency
+from notebook_code import definitions
 from xraylib.training import networks
-from xraylib.training.predictor import Predictor
+gradcam = definitions("07_shift_and_trust").gradcam
 given = np.load(sys.argv[1] + "/given.npz")
 found = {}
 for name, head in (("tiny_cnn", "two-logits"), ("scratch_cnn", "sigmoid")):
     model = networks.build(name, 32, head)
     model.load_weights(f"{sys.argv[1]}/{name}.weights.h5")
-    found[name] = saliency.heat_maps(Predictor(None, model, None), given["pixels"])
+    found[name] = gradcam(model, given["pixels"])
 np.savez(sys.argv[1] + "/found.npz", **found)
 """
 

@@ -103,6 +103,12 @@ def test_the_adjusted_auc_counts_the_pairs_within_strata():
     assert result["lost"] == pytest.approx(result["auc"] - result["adjusted"])
 
 
+def test_strata_are_tenths_of_the_images():
+    scored = patients_of(200).assign(score=0.5)
+    # Each tenth holds 10 normals and 10 pneumonias.
+    assert shortcuts.adjusted_auc(scored, np.arange(200.0))["pairs"] == 10 * 10 * 10
+
+
 def test_a_model_that_follows_the_feature_alone_keeps_nothing():
     rng = np.random.default_rng(1)
     scored = patients_of(300)

@@ -150,8 +150,8 @@ def test_scoring_that_was_interrupted_goes_on(two_runs, reports_here, monkeypatc
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        ("jpeg 1", "", "p3 has a score that is no number"),
-        ("jpeg 1", "7", "p3 has a score that is no number"),
+        ("jpeg 1", "", "p3 has '' as jpeg 1, which is no number"),
+        ("jpeg 1", "7", "p3 has '7' as jpeg 1, which is no number"),
         ("label", "2", "p3 has a label that is not 0 or 1"),
         ("image_id", "p4", "p4 is there twice"),
     ],
@@ -201,7 +201,6 @@ def corrupted(sample=0, patients=60, each=3):
 def test_losses_are_those_of_scikit_learn_and_an_untouched_image_loses_nothing():
     table = corrupted()
     found = views.corruption_losses(table)
-    assert tuple(found.columns) == views.LOSSES
     rows = found.set_index("corruption")
     clean = rows.loc["none"]
     for name, row in rows.iterrows():
@@ -347,7 +346,7 @@ def test_a_larger_network_sees_views_of_its_size_and_no_more_than_a_chunk(
     ("function", "said"),
     [
         (lambda pixels: np.zeros((len(pixels), 2)), r"an array \(\d+, 2\) for"),
-        (lambda pixels: 0.5, r"an array \(\) for"),
+        (lambda pixels: 0.5, "a float for"),
         (lambda pixels: np.full(len(pixels), np.nan), "no numbers"),
         (lambda pixels: ["normal"] * len(pixels), "a list"),
         (lambda pixels: None, "no numbers|an array|NoneType"),
@@ -359,8 +358,8 @@ def test_what_is_no_score_is_refused(small_phantom, function, said):
 
 
 def test_a_split_without_two_classes_is_refused(small_phantom):
-    with pytest.raises(InvalidDataError, match=r"the tests split has no images\. Fix: .*test, "):
+    with pytest.raises(InvalidDataError, match=r"the 0 images of the split tests .*Fix: .*test, "):
         views.evaluate_function(upper_half, small_phantom, "tests")
     normals = small_phantom[small_phantom["label"] == 0].reset_index(drop=True)
-    with pytest.raises(InvalidDataError, match=r"\d+ images, all of one class\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"\d+ images .* not of both classes\. Fix: "):
         views.evaluate_function(upper_half, normals)

@@ -85,8 +85,8 @@ def _classes(value: str) -> dict[str, str]:
 
 def _output(value: str) -> tuple[int, str]:
     index, _, ending = value.partition("/")
-    if not index.isdecimal() or ending not in ("sigmoid", "logit", "softmax"):
-        raise argparse.ArgumentTypeError(f"{value!r} is not INDEX/ENDING, such as 1/softmax")
+    if not index.isdecimal() or ending not in ("probability", "logit"):
+        raise argparse.ArgumentTypeError(f"{value!r} is not INDEX/ENDING, such as 1/logit")
     return int(index), ending
 
 
@@ -335,36 +335,17 @@ _COMMANDS = {
                 help="with --model: how its input is scaled; write --scale=-1..1",
             ),
             _argument(
-                "--size",
-                type=_PIXELS,
-                help="with --model: pixels of a side of its input, if the file leaves them open",
-            ),
-            _argument("--channels", type=int, choices=(1, 3), help="likewise: its grey channels"),
-            _argument(
                 "--output",
                 type=_output,
                 metavar="INDEX/ENDING",
-                help="with --model: which output is pneumonia, from 0, and whether it ends with "
-                "sigmoid, logit or softmax (0/sigmoid)",
+                help="with --model: which output is pneumonia, from 0, and whether it is a "
+                "probability or a logit (0/probability)",
             ),
         ),
     ),
     "corruptions": _Command(
         "score the test after corruptions of each severity",
         (_RECIPES, _TRAINED_ON),
-    ),
-    "ood": _Command(
-        "out-of-distribution scores: how unlike the training images",
-        (
-            _TRAINED_ON,
-            _argument(
-                "--on",
-                nargs="*",
-                default=[],
-                type=_text,
-                help="names or paths of further images to score",
-            ),
-        ),
     ),
     "report": _Command(
         "rebuild leaderboards, pages and model cards from the runs",

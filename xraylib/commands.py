@@ -349,7 +349,7 @@ def framing(options: argparse.Namespace) -> None:
     if options.model:
         _framing_of_file(options)
         return
-    for name in ("split", "threshold", "corruptions", "scale", "size", "channels", "output"):
+    for name in ("split", "threshold", "corruptions", "scale", "output"):
         value = getattr(options, name)
         if value is not None and value is not False:
             raise InvalidDataError(f"--{name} goes with --model. Fix: name its file, or leave out.")
@@ -367,13 +367,7 @@ def _framing_of_file(options: argparse.Namespace) -> None:
 
     if len(options.names) > 1:
         raise InvalidDataError("--model scores one data set. Fix: name one data set or folder.")
-    network = foreign.load_network(
-        options.model,
-        scale=options.scale,
-        size=options.size,
-        channels=options.channels,
-        output=options.output,
-    )
+    network = foreign.load_network(options.model, scale=options.scale, output=options.output)
     name = _prepare(options.names[0])
     from xraylib.datasets import manifest
     from xraylib.evaluation import views
@@ -413,15 +407,6 @@ def corruptions(options: argparse.Namespace) -> None:
     for recipe in options.recipes:
         table = views.score_corruptions(recipe, options.dataset)
         _print_table(views.corruption_losses(table))
-
-
-def ood(options: argparse.Namespace) -> None:
-    """Print out-of-distribution scores."""
-    _prepare(options.dataset)
-    from xraylib.evaluation import ood as out_of_distribution
-
-    table = out_of_distribution.ood_scores(options.dataset, options.on)
-    _print_table(out_of_distribution.ood_flagged(table))
 
 
 def report(options: argparse.Namespace) -> None:

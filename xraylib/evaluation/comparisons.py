@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from xraylib.datasets.splits import PROTOCOLS
 from xraylib.evaluation import metrics
 from xraylib.evaluation.resampling import over
 
@@ -17,11 +16,6 @@ COMPARISONS: tuple[tuple[str, str, str, str | float], ...] = (
     ("official test, threshold 0.5", "strict", "test", 0.5),
     ("official test, threshold from validation", "strict", "test", "frozen"),
 )
-
-
-def of_protocols(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores of `published` and `strict`, without those of other split strategies."""
-    return scores[scores["protocol"].isin(PROTOCOLS)]
 
 
 def protocol_comparison(

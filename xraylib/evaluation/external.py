@@ -99,10 +99,8 @@ def generalisation_gap(scores: pd.DataFrame, external: pd.DataFrame) -> pd.DataF
             below = np.hypot(test["value"] - test["low"], other["high"] - other["value"])
             above = np.hypot(test["high"] - test["value"], other["value"] - other["low"])
             row: dict[str, object] = {"recipe": recipe, "metric": metric}
-            for name, measured in (("test", test), ("external", other)):
-                row[name] = measured["value"]
-                row[f"{name}_low"] = measured["low"]
-                row[f"{name}_high"] = measured["high"]
+            row |= metrics.ends(test_metrics.rename({metric: "test"}), "test")
+            row |= metrics.ends(external_metrics.rename({metric: "external"}), "external")
             rows.append(row | {"gap": gap, "gap_low": gap - below, "gap_high": gap + above})
     return pd.DataFrame(rows)
 

@@ -6,7 +6,6 @@ framing has a large lung height. What this finds is an association: tightly fram
 in age or ward as well.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import pandas as pd
@@ -14,7 +13,7 @@ import pandas as pd
 from xraylib.errors import InvalidDataError
 from xraylib.evaluation import metrics
 
-# Bins of lung height: (0, 0.72] and so on.
+# Bins of lung height, which include their upper ends: (0, 0.72] and so on.
 LUNG_HEIGHTS = (0.0, 0.72, 0.78, 0.84, 1.0)
 SPLITS = ("val", "test")
 
@@ -24,7 +23,6 @@ def framing_by_lung_height(
     boxes: pd.DataFrame,
     *,
     threshold: float | None = None,
-    edges: Sequence[float] = LUNG_HEIGHTS,
 ) -> pd.DataFrame:
     """Measure sensitivity and specificity by lung height, on validation and on the official test.
 
@@ -36,8 +34,6 @@ def framing_by_lung_height(
         `image_id` and `lung_height` in (0, 1]; images without a box are left out.
     threshold : float, optional
         Used for all runs instead of their frozen thresholds.
-    edges : sequence of float
-        Borders of the bins, which include their upper end.
 
     Returns
     -------
@@ -61,8 +57,8 @@ def framing_by_lung_height(
         raise InvalidDataError(f"{what}. Fix: pass the boxes of the data set that was scored.")
     if threshold is not None:
         framed["threshold"] = threshold
-    names = [f"{low:g}–{high:g}" for low, high in pairwise(edges)]
-    framed["bin"] = pd.cut(framed["lung_height"], list(edges), labels=names)
+    names = [f"{low:g}–{high:g}" for low, high in pairwise(LUNG_HEIGHTS)]
+    framed["bin"] = pd.cut(framed["lung_height"], LUNG_HEIGHTS, labels=names)
     framed["split"] = pd.Categorical(framed["split"], SPLITS)
     rows = []
     keys = ["recipe", "split", "label", "bin"]

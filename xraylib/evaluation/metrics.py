@@ -67,8 +67,12 @@ def point_metrics(
     """
     weights = np.ones((1, len(labels))) if weights is None else weights
     positive = labels == 1
-    tp, fn, fp, tn = _confusion(positive, scores >= threshold, weights)
-    total = tp + tn + fp + fn
+    classified = scores >= threshold
+    tp = weights @ (positive & classified)
+    fp = weights @ (~positive & classified)
+    fn = weights @ (positive & ~classified)
+    total = weights.sum(axis=1)
+    tn = total - tp - fp - fn
     auc = np.full(len(weights), np.nan)
     average_precision = auc
     if ranking:
@@ -90,17 +94,6 @@ def point_metrics(
             "mcc": (tp * tn - fp * fn) / np.sqrt(margins),
             "brier": weights @ (scores - positive) ** 2 / total,
         }
-
-
-def _confusion(
-    positive: np.ndarray, classified: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Weights of true positives, false negatives, false positives and true negatives."""
-    tp = weights @ (positive & classified).astype(np.float64)
-    fn = weights @ (positive & ~classified).astype(np.float64)
-    fp = weights @ (~positive & classified).astype(np.float64)
-    tn = weights @ (~positive & ~classified).astype(np.float64)
-    return tp, fn, fp, tn
 
 
 @dataclass(frozen=True)
@@ -182,13 +175,17 @@ def evaluate(
     runs = resample(scores, split=split, rule=rule, resamples=resamples, ranking=ranking)
     rows = {metric: _summary(runs.values[metric], runs.resampled[metric]) for metric in METRICS}
     part = scores[scores["split"] == split]
-    patients = {
-        "accuracy": part["patient"].nunique(),
-        "sensitivity": part.loc[part["label"] == 1, "patient"].nunique(),
-        "specificity": part.loc[part["label"] == 0, "patient"].nunique(),
+    counted = {
+        "accuracy": part,
+        "sensitivity": part[part["label"] == 1],
+        "specificity": part[part["label"] == 0],
     }
-    for metric, count in patients.items():
-        rows[metric] = _with_wilson(rows[metric], count)
+    for metric, images in counted.items():
+        row = rows[metric]
+        patients = images["patient"].nunique()
+        for low, high in (("low", "high"), ("patients_low", "patients_high")):
+            ends = wilson_if_degenerate(row["value"], row[low], row[high], patients)
+            row |= dict(zip((low, high), ends, strict=True))
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -265,15 +262,6 @@ def _summary(by_run: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
     # Never narrower than over patients alone.
     row["low"] = min(low, outer_low)
     row["high"] = max(high, outer_high)
-    return row
-
-
-def _with_wilson(row: dict[str, float], patients: int) -> dict[str, float]:
-    """The row with Wilson's intervals where its share is exactly 0 or 1."""
-    row = dict(row)
-    for low, high in (("low", "high"), ("patients_low", "patients_high")):
-        ends = wilson_if_degenerate(row["value"], row[low], row[high], patients)
-        row[low], row[high] = ends
     return row
 
 

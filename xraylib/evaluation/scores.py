@@ -82,14 +82,11 @@ def load_external(dataset: str, other: str) -> pd.DataFrame:
     `NotFoundError` where there are none, `InvalidDataError` where recipes scored other images.
     """
     folder = paths.REPORTS / dataset / "external" / other
-    files = sorted(folder.glob("*.csv"), key=lambda file: runs.rank(file.stem))
-    if not files:
-        command = f"python -m xraylib external RECIPE --dataset {dataset} --on {other}"
-        raise NotFoundError(f"no scores in {folder}. Fix: `{command}`.")
-    table = pd.concat([read(file) for file in files], ignore_index=True)
+    command = f"python -m xraylib external RECIPE --dataset {dataset} --on {other}"
+    table = read_recipes(folder, command, runs.SCORE_COLUMNS)
     check(table)
     recipes = table.groupby("image_id")["recipe"].transform("nunique")
-    incomplete = recipes < len(files)
+    incomplete = recipes < table["recipe"].nunique()
     if incomplete.any():
         row = table[incomplete].iloc[0]
         raise InvalidDataError(
@@ -99,18 +96,26 @@ def load_external(dataset: str, other: str) -> pd.DataFrame:
     return table
 
 
-def read(
-    file: Path, columns: Collection[str] = runs.SCORE_COLUMNS, *, unscored: bool = False
-) -> pd.DataFrame:
+def read_recipes(folder: Path, command: str, columns: Collection[str]) -> pd.DataFrame:
+    """Read the files of a folder that hold one recipe each, in the order of the recipes.
+
+    `NotFoundError` where there are none names the `command` that writes them.
+    """
+    files = sorted(folder.glob("*.csv"), key=lambda file: runs.rank(file.stem))
+    if not files:
+        raise NotFoundError(f"no scores in {folder}. Fix: `{command}`.")
+    return pd.concat([read(file, columns) for file in files], ignore_index=True)
+
+
+def read(file: Path, columns: Collection[str]) -> pd.DataFrame:
     """Read a CSV file: `TEXT` stays text, `WHOLE` is int64, and all else is float64 in [0, 1].
 
     Parameters
     ----------
     file : Path
     columns : collection of str
-        Columns that the file must have; it may have others, such as one per view of the images.
-    unscored : bool
-        Whether a column may be empty for all images of a seed, which gives NaN.
+        Columns that the file must have. It may have others, such as one per view of the images,
+        which may be empty (NaN) for all images of a seed.
 
     Returns
     -------
@@ -136,7 +141,10 @@ def read(
         )
     for name in [str(column) for column in table if column not in TEXT]:
         values = pd.to_numeric(table[name], errors="coerce")
-        bad = _bad_numbers(table, name, values, unscored)
+        bad = ~np.isfinite(values)
+        bad |= values % 1 != 0 if name in WHOLE else (values < 0) | (values > 1)
+        if name not in columns:
+            bad &= ~(table[name] == "").groupby(table["seed"]).transform("all")
         if bad.any():
             row = table[bad].iloc[0]
             kind = "whole number" if name in WHOLE else "number in [0, 1]"
@@ -150,27 +158,12 @@ def read(
     return table.astype(types)
 
 
-def _bad_numbers(table: pd.DataFrame, name: str, values: pd.Series, unscored: bool) -> pd.Series:
-    """Which rows of a column of text are not the numbers that `read` promises."""
-    if name in WHOLE:
-        return ~np.isfinite(values) | (values % 1 != 0)
-    bad = ~np.isfinite(values) | (values < 0) | (values > 1)
-    if unscored:
-        bad &= ~(table[name] == "").groupby(table["seed"]).transform("all")
-    return bad
-
-
 def check(scores: pd.DataFrame) -> None:
     """Refuse a scores table that would give wrong numbers.
 
     `InvalidDataError` names the first bad row, or the run whose scores of a split hold one class or
     one value only.
     """
-    missing = [column for column in runs.SCORE_COLUMNS if column not in scores]
-    if missing:
-        raise InvalidDataError(
-            f"the scores table lacks the columns {', '.join(missing)}. Fix: write it again."
-        )
     if scores.empty:
         raise InvalidDataError("the scores table is empty. Fix: train a recipe first.")
     for problem, bad in (_bad_values(scores) | _contradictions(scores)).items():

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.stats import norm
 
 from xraylib import paths
 from xraylib.datasets import catalog, images, manifest, regions
@@ -21,8 +20,8 @@ from xraylib.datasets.corruptions import CORRUPTIONS, corrupt
 from xraylib.datasets.framing import FRAMING_VIEWS, SHARES
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import metrics
-from xraylib.evaluation.resampling import delong
-from xraylib.evaluation.scores import check
+from xraylib.evaluation.resampling import Z, delong
+from xraylib.evaluation.scores import check, read, read_recipes
 from xraylib.progress import tqdm
 from xraylib.storage import atomic_write
 from xraylib.training import runs
@@ -43,28 +42,13 @@ CHUNK = 1024
 ABOUT = ("recipe", "model", "seed", "threshold", "image_id", "patient", "label")
 # The column of the run's score of the unchanged image.
 CLEAN = "none 0"
+_COLUMNS = (*ABOUT, CLEAN)
 # The unchanged image in tables of results.
 UNCHANGED = "as it is"
 # Of intervals of one view.
 RESAMPLES = 500
 # Scoring 14 views of a large network takes an hour, so the framing experiment has three runs.
 FRAMING_RUNS = 3
-LOSSES = (
-    "recipe",
-    "seed",
-    "corruption",
-    "severity",
-    "n",
-    "auc",
-    "delta_auc",
-    "delta_auc_low",
-    "delta_auc_high",
-    "balanced_error",
-    "delta_balanced_error",
-    "delta_balanced_error_low",
-    "delta_balanced_error_high",
-)
-
 log = logging.getLogger(__name__)
 
 
@@ -145,7 +129,7 @@ def score_views(
     pixels = images.load_pixels(whole, SIZE)
     row_of = pd.Series(range(len(whole)), index=whole["image_id"])
     file = paths.REPORTS / name / study / f"{recipe}.csv"
-    earlier = read_views(file) if file.exists() else None
+    earlier = read(file, _COLUMNS) if file.exists() else None
     chosen = strict_runs(recipe, name)[:most_runs]
     tables = {run.seed: _scored_before(run, split, earlier, file, row_of) for run in chosen}
     to_do = [(run, view) for run in chosen for view in views if view not in tables[run.seed]]
@@ -201,17 +185,17 @@ def score(
 def _checked_scores(returned: Any, images: int) -> np.ndarray:
     """Return what a function gave as float64 `(images,)`; `(images, 1)` is taken as well."""
     fix = "return the score of pneumonia of each image, an array (n,) of finite numbers"
+    given = f"a {type(returned).__name__}"
+    if isinstance(returned, np.ndarray):
+        given = f"an array {returned.shape}"
     try:
-        scores = np.asarray(returned, dtype=np.float64)
+        scores = np.asarray(returned, dtype=np.float64).reshape(images)
     except (TypeError, ValueError) as error:
-        given = type(returned).__name__
-        raise InvalidDataError(f"the function returns a {given}. Fix: {fix}.") from error
-    if scores.shape not in ((images,), (images, 1)):
-        given = f"an array {scores.shape} for {images} images"
-        raise InvalidDataError(f"the function returns {given}. Fix: {fix}.")
+        what = f"the function returns {given} for {images} images"
+        raise InvalidDataError(f"{what}. Fix: {fix}.") from error
     if not np.isfinite(scores).all():
         raise InvalidDataError(f"the function returns scores that are no numbers. Fix: {fix}.")
-    return scores.ravel()
+    return scores
 
 
 def evaluate_function(
@@ -260,7 +244,13 @@ def evaluate_function(
         The split has no images, or of one class only, or the function returns no scores.
     """
     part = manifest[manifest["split"] == split].assign(recipe="function", protocol="", seed=0)
-    _check_two_classes(part, split, manifest)
+    if part["label"].nunique() < 2:
+        name = manifest.attrs.get("dataset", "the manifest")
+        splits = ", ".join(sorted(manifest["split"].unique()))
+        raise InvalidDataError(
+            f"{name}: the {len(part)} images of the split {split} are not of both classes. "
+            f"Fix: take another split (there are: {splits})."
+        )
     pixels = images.load_pixels(manifest, max(SIZE, size))
     rows = np.flatnonzero(manifest["split"] == split)
     views: dict[str, View] = dict(FRAMING_VIEWS)
@@ -283,16 +273,6 @@ def evaluate_function(
         row = {"view": name, "n": len(part), "threshold": threshold}
         table.append(row | metrics.ends(measured, "specificity", "sensitivity", "auc"))
     return pd.DataFrame(table)
-
-
-def _check_two_classes(part: pd.DataFrame, split: str, manifest: pd.DataFrame) -> None:
-    if part["label"].nunique() == 2:
-        return
-    held = f"{len(part)} images, all of one class" if len(part) else "no images"
-    splits = ", ".join(sorted(manifest["split"].unique()))
-    fix = f"take a split with both classes (there are: {splits})"
-    name = manifest.attrs.get("dataset", "the manifest")
-    raise InvalidDataError(f"{name}: the {split} split has {held}. Fix: {fix}.")
 
 
 def _between_classes(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -322,7 +302,7 @@ def _scored_before(
         model=run.settings["model_sha256"][:12],
         threshold=run.threshold,
     )
-    table = table[[*ABOUT, CLEAN]].reset_index(drop=True)
+    table = table[list(_COLUMNS)].reset_index(drop=True)
     if earlier is None:
         return table
     same_seed = earlier[earlier["seed"] == run.seed].reset_index(drop=True)
@@ -331,7 +311,7 @@ def _scored_before(
     if all(
         same_seed[key].tolist() == table[key].tolist() for key in ("model", "image_id", "label")
     ):
-        done = same_seed.drop(columns=[*ABOUT, CLEAN]).dropna(axis=1)
+        done = same_seed.drop(columns=list(_COLUMNS)).dropna(axis=1)
         return pd.concat([table, done], axis=1)
     if file.parents[1].name in runs.COMMITTED:
         what = f"{file} has scores of another run or of other images"
@@ -368,54 +348,15 @@ def load_views(dataset: str, study: str) -> pd.DataFrame:
         Rows as `score_views` returns them. Of the studies other than `corruptions`, whose recipes
         may have different views, runs that were not scored in every view yet are left out.
     """
-    folder = paths.REPORTS / dataset / study
-    files = sorted(folder.glob("*.csv"), key=lambda file: runs.rank(file.stem))
-    if not files:
-        command = f"python -m xraylib {study} RECIPE --dataset {dataset}"
-        raise NotFoundError(f"{folder} has no scores. Fix: `{command}`.")
-    table = pd.concat([read_views(file) for file in files], ignore_index=True)
-    _check_unchanged(table)
-    if study == "corruptions":
-        return table
-    return table.dropna(ignore_index=True)
-
-
-def read_views(file: Path) -> pd.DataFrame:
-    """Read and check one recipe's file of views.
-
-    Raises
-    ------
-    InvalidDataError
-        A column is missing, a score is no number in [0, 1], or the scores of the unchanged images
-        are no scores table (`scores.check`).
-    """
-    # As text first, because twelve hexadecimal digits can look like a number.
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    missing = [name for name in (*ABOUT, CLEAN) if name not in table]
-    if missing:
-        what = f"{file} lacks the columns {', '.join(missing)}"
-        raise InvalidDataError(f"{what}. Fix: delete it and score again.")
-    scores = table.columns.difference(list(ABOUT))
-    numbers = [*scores, "seed", "threshold", "label"]
-    # A view that was not scored for a run yet is empty in all its rows; other gaps are damage.
-    not_yet = (table[numbers] == "").groupby(table["seed"]).transform("all")
-    table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce")
-    damaged = (table[numbers].isna() & ~not_yet).any(axis=1)
-    damaged |= ((table[scores] < 0) | (table[scores] > 1)).any(axis=1)
-    if damaged.any():
-        image = table.loc[damaged, "image_id"].iloc[0]
-        what = f"{image} has a score that is no number in [0, 1] ({int(damaged.sum())} rows)"
-        raise InvalidDataError(f"{file}: {what}. Fix: delete the file and score again.")
-    table = table.astype({"seed": "int64", "label": "int64"})
-    _check_unchanged(table)
-    return table
-
-
-def _check_unchanged(table: pd.DataFrame) -> None:
-    """Check the scores of the unchanged images as a scores table."""
+    command = f"python -m xraylib {study} RECIPE --dataset {dataset}"
+    table = read_recipes(paths.REPORTS / dataset / study, command, _COLUMNS)
+    # The scores of the unchanged images are a scores table.
     unchanged = table.rename(columns={CLEAN: "score"})
     unchanged = unchanged.assign(protocol="strict", split="val", kind="")
     check(unchanged[list(runs.SCORE_COLUMNS)])
+    if study == "corruptions":
+        return table
+    return table.dropna(ignore_index=True)
 
 
 def corruption_losses(scores: pd.DataFrame) -> pd.DataFrame:
@@ -433,61 +374,64 @@ def corruption_losses(scores: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per recipe, run and corruption, `LOSSES`.
+        One row per recipe, run and corruption.
 
+        - `recipe`, `seed`, `corruption`.
         - `severity`: how many severities were averaged; `n`: images.
         - `auc`, `balanced_error`: under the corruption.
         - `delta_auc`: AUC lost; `delta_balanced_error`: error gained; each with `_low` and
           `_high`, DeLong's 95% interval of the paired difference over patients.
     """
-    tables = [_losses_of_run(run) for _, run in scores.groupby(["recipe", "seed"], sort=False)]
-    return pd.concat(tables, ignore_index=True)
+    rows = []
+    for _, run in scores.groupby(["recipe", "seed"], sort=False):
+        rows += _losses_of_run(run)
+    return pd.DataFrame(rows)
 
 
-def _losses_of_run(run: pd.DataFrame) -> pd.DataFrame:
+def _losses_of_run(run: pd.DataFrame) -> list[dict[str, object]]:
     """`corruption_losses` of one run."""
     scored = [str(name) for name in run if name not in ABOUT and run[name].notna().any()]
-    codes, names = pd.factorize(pd.Series(scored).str.rsplit(" ", n=1).str[0])
-    # Corruptions by views: 1 where the view is a severity of the corruption.
-    member = codes == np.arange(len(names))[:, None]
-    severities = member.sum(axis=1)
-    table = pd.DataFrame({"corruption": names, "severity": severities})
-    table["recipe"] = recipe = run["recipe"].iloc[0]
-    table["seed"] = run["seed"].iloc[0]
-    table["n"] = len(run)
-    complete = table["corruption"].map(
-        {name: len(steps) for name, (_, steps) in CORRUPTIONS.items()}
-    )
-    partly = table["severity"] < complete.fillna(1)
-    if partly.any():
-        what = (
-            f"{recipe} was scored on some severities of {table.loc[partly, 'corruption'].iloc[0]}"
-        )
-        fix = f"`python -m xraylib corruptions {recipe}`, which resumes where it stopped"
-        raise InvalidDataError(f"{what} only. Fix: {fix}.")
-    mean = member / severities[:, None]
-    against = np.eye(len(scored))[scored.index(CLEAN)] - mean
+    corruptions = pd.Series(scored).str.rsplit(" ", n=1).str[0]
     values = run[scored].to_numpy(dtype=float).T
     positive = (values >= run["threshold"].iloc[0]).astype(float)
     labels = run["label"].to_numpy()
     patients = run["patient"].to_numpy()
     aucs, auc_covariance = delong(labels, values, patients)
     accuracies, accuracy_covariance = delong(labels, positive, patients)
-    table["auc"] = mean @ aucs
-    table["balanced_error"] = 1 - mean @ accuracies
-    for name, by_view, covariance in (
-        ("delta_auc", aucs, auc_covariance),
-        ("delta_balanced_error", accuracies, accuracy_covariance),
-    ):
-        loss = np.round(against @ by_view, 12)
-        variance = np.einsum("ij,jk,ik->i", against, covariance, against)
-        # Rounding leaves a tiny variance where nothing changed.
-        variance = np.where(variance < 1e-15, 0.0, variance)
-        half = norm.ppf(0.975) * np.sqrt(variance)
-        table[name] = loss
-        table[f"{name}_low"] = loss - half
-        table[f"{name}_high"] = loss + half
-    return table[list(LOSSES)]
+    clean = np.eye(len(scored))[scored.index(CLEAN)]
+    rows = []
+    for name in corruptions.unique():
+        member = (corruptions == name).to_numpy()
+        _check_complete(run["recipe"].iloc[0], name, member.sum())
+        mean = member / member.sum()
+        row = {"recipe": run["recipe"].iloc[0], "seed": run["seed"].iloc[0]}
+        row |= {"corruption": name, "severity": member.sum(), "n": len(run)}
+        row["auc"] = mean @ aucs
+        row |= _loss("delta_auc", clean - mean, aucs, auc_covariance)
+        row["balanced_error"] = 1 - mean @ accuracies
+        row |= _loss("delta_balanced_error", clean - mean, accuracies, accuracy_covariance)
+        rows.append(row)
+    return rows
+
+
+def _check_complete(recipe: str, corruption: str, severities: int) -> None:
+    """Refuse a mean over some severities only."""
+    _, steps = CORRUPTIONS.get(corruption, (None, (0,)))
+    if severities < len(steps):
+        what = f"{recipe} was scored on some severities of {corruption} only"
+        fix = f"`python -m xraylib corruptions {recipe}`, which resumes where it stopped"
+        raise InvalidDataError(f"{what}. Fix: {fix}.")
+
+
+def _loss(
+    name: str, contrast: np.ndarray, by_view: np.ndarray, covariance: np.ndarray
+) -> dict[str, float]:
+    """A contrast between views with its 95% interval over patients."""
+    loss = np.round(contrast @ by_view, 12)
+    variance = contrast @ covariance @ contrast
+    # Rounding leaves a tiny variance where nothing changed.
+    half = Z * np.sqrt(variance) if variance >= 1e-15 else 0.0
+    return {name: loss, f"{name}_low": loss - half, f"{name}_high": loss + half}
 
 
 def framing_response(views: pd.DataFrame) -> pd.DataFrame:

@@ -297,41 +297,6 @@ def stale_note(board: pd.DataFrame) -> str:
 
 
 @style.styled
-def leaderboard(table: pd.DataFrame) -> Figure:
-    """Draw AUC and accuracy of each row of `tables.leaderboard`, best AUC first."""
-    table = table.assign(best=-table.groupby("recipe")["auc"].transform("max"))
-    table = table.sort_values(["best", "recipe", "protocol", "init"]).reset_index(drop=True)
-    table["row"] = table.index
-    labels = {position: _leaderboard_label(row) for position, row in table.iterrows()}
-    fig, (axes,) = blank(10, 1.2 + 0.44 * len(table), 1, 2, sharey=True)
-    panels = [(table, "auc", "AUC"), (table, "accuracy", "accuracy")]
-    forest(axes, panels, "row", labels, start=0.6, text=True)
-    sentences = ["Official test, the recipe of the best AUC first.", OVER_PATIENTS]
-    # Under another protocol other images are tested than those of the claim.
-    claimed = table[table["claimed_accuracy"].notna() & (table["protocol"] == "published")]
-    # An empty line without clipping has no extent, and the layout would collapse.
-    if len(claimed):
-        look = {"color": INK, "markerfacecolor": "none", "markersize": 8, "clip_on": False}
-        axes[1].plot(claimed["claimed_accuracy"], claimed["row"], "D", **look)
-        sentences.append("Diamond: claimed accuracy.")
-    sentences.append(stale_note(table))
-    title = "How good are the recipes, and what was claimed?"
-    return head(fig, title, " ".join(sentences).strip())
-
-
-def _leaderboard_label(row: pd.Series) -> str:
-    """Name a row of the leaderboard in two lines; a dagger marks an older training version."""
-    init = str(row["init"]).split(" (")[0]
-    weights = f"{init.replace('imagenet', 'ImageNet')} weights" if init != "none" else "no network"
-    plural = "" if row["seeds"] == 1 else "s"
-    older = row.get("training_version", TRAINING_VERSION) < TRAINING_VERSION
-    older = older and row["protocol"] == "strict"
-    dagger = " †" if older else ""
-    first = f"{recipe_label(row['recipe'])}, {row['protocol']}{dagger}"
-    return f"{first}\n{weights}, {row['seeds']} run{plural}, n = {row['n_test']:,}"
-
-
-@style.styled
 def protocol_comparison(table: pd.DataFrame) -> Figure:
     """Draw accuracy by how a network was split and scored, of `comparisons.protocol_comparison`."""
     recipes = table["recipe"].unique()

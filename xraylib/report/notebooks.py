@@ -9,19 +9,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import nbformat
+import papermill
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+
 from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
 from xraylib.storage import atomic_write
-
-try:
-    import nbformat
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from nbconvert import HTMLExporter
-except ImportError as error:
-    raise NotFoundError(
-        f"{error.name} is not installed, which running a notebook needs. "
-        'Fix: pip install "xraylib-pneumonia[notebooks]".'
-    ) from error
 
 # What a page would fetch from the network: the Colab badge, and scripts for formulas and widgets.
 _BADGE = re.compile(r"\[!\[[^\]]*\]\(https?://[^)]*\)\]\([^)]*\)\s*")

@@ -170,12 +170,13 @@ def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
     compute = []
     rows = board.to_dict(orient="records")
     for group, row in zip(groups, rows, strict=True):
-        choices = group.runs[0].settings["choices"]
+        choices = group[0].settings["choices"]
         epochs = sum(phase["epochs"] for phase in choices.get("phases", []))
         compute.append((row, choices | {"epochs": epochs}))
-        if group in leading and group.protocol == "strict" and group.recipe not in variants:
-            table = metrics.predictive(group.select(everything), PREVALENCES)
-            predictive[group.recipe] = table.to_dict(orient="records")
+        recipe = row["recipe"]
+        if group in leading and row["protocol"] == "strict" and recipe not in variants:
+            table = metrics.predictive(tables.scores_of(group, everything), PREVALENCES)
+            predictive[recipe] = table.to_dict(orient="records")
             strict.append(row)
     external = tables.read_rows(dataset, "external")
     protocols = board.groupby("recipe", sort=False)["protocol"].agg(list)
@@ -242,11 +243,13 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["value"] = _value
-    environment.filters["interval"] = _interval
-    environment.filters["span"] = _span
-    environment.filters["label"] = style.recipe_label
-    environment.filters["percent"] = _percent
+    environment.filters |= {
+        "value": _value,
+        "interval": _interval,
+        "span": _span,
+        "label": style.recipe_label,
+        "percent": _percent,
+    }
     return environment
 
 

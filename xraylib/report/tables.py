@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.text import Text
-from PIL import Image
 
 from xraylib import paths
-from xraylib.evaluation import comparisons, metrics, scores
+from xraylib.datasets.splits import PROTOCOLS
+from xraylib.evaluation import metrics, scores
 from xraylib.evaluation.claims import claims as compare_claims
 from xraylib.evaluation.claims import made_on
 from xraylib.evaluation.resampling import over
@@ -23,7 +22,7 @@ from xraylib.figures import style
 from xraylib.storage import atomic_write
 from xraylib.training import runs
 from xraylib.training.recipes import RECIPES
-from xraylib.training.runs import Identity, Run
+from xraylib.training.runs import Run
 from xraylib.training.thresholds import thresholds
 
 log = logging.getLogger(__name__)
@@ -54,32 +53,16 @@ LEADERBOARD = (
 _SMALLEST_IMAGE = 16
 
 
-@dataclass(frozen=True)
-class RunGroup:
-    """Runs that differ in nothing but their seed, so that their numbers may be averaged."""
+# Runs that differ in nothing but their seed, so that their numbers may be averaged.
+RunGroup = list[Run]
 
-    runs: tuple[Run, ...]
 
-    @property
-    def identity(self) -> Identity:
-        """What decides the numbers of these runs, besides their seed."""
-        return runs.identity(self.runs[0])
-
-    @property
-    def recipe(self) -> str:
-        """The recipe of these runs."""
-        return self.runs[0].recipe
-
-    @property
-    def protocol(self) -> str:
-        """The protocol of these runs."""
-        return self.runs[0].protocol
-
-    def select(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows of a scores table that are of these runs."""
-        seeds = [run.seed for run in self.runs]
-        same_runs = (table["recipe"] == self.recipe) & (table["protocol"] == self.protocol)
-        return table[same_runs & table["seed"].isin(seeds)]
+def scores_of(group: RunGroup, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a scores table that are of a group of runs."""
+    first = group[0]
+    seeds = [run.seed for run in group]
+    same = (table["recipe"] == first.recipe) & (table["protocol"] == first.protocol)
+    return table[same & table["seed"].isin(seeds)]
 
 
 def report_folder(dataset: str) -> Path:
@@ -103,9 +86,9 @@ def group_runs(dataset: str, recipes: Collection[str] | None = None) -> list[Run
         In the order of the recipes. The runs are those of `runs.list_runs`, so of one identity per
         recipe and protocol. Runs of other settings of the recipe are in a group of their own.
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, RunGroup] = {}
     for run in runs.list_runs(dataset):
-        if run.protocol not in comparisons.PROTOCOLS:
+        if run.protocol not in PROTOCOLS:
             continue
         if recipes is not None and run.recipe not in recipes:
             continue
@@ -115,15 +98,15 @@ def group_runs(dataset: str, recipes: Collection[str] | None = None) -> list[Run
             "choices": run.settings["choices"],
         }
         groups.setdefault(runs.digest(settings), []).append(run)
-    return [RunGroup(tuple(members)) for members in groups.values()]
+    return list(groups.values())
 
 
 def leading_groups(groups: Iterable[RunGroup]) -> list[RunGroup]:
     """Keep one group per recipe and protocol: the one with the most runs."""
     best: dict[tuple[str, str], RunGroup] = {}
     for group in groups:
-        key = (group.recipe, group.protocol)
-        if key not in best or len(group.runs) > len(best[key].runs):
+        key = (group[0].recipe, group[0].protocol)
+        if len(group) > len(best.get(key, [])):
             best[key] = group
     return list(best.values())
 
@@ -150,7 +133,7 @@ def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFr
     rows: list[dict[str, Any]] = []
     if groups:
         table = scores.load(dataset, names)
-        rows = [_leaderboard_row(dataset, group, group.select(table)) for group in groups]
+        rows = [_leaderboard_row(dataset, group, scores_of(group, table)) for group in groups]
         _warn_of_others(dataset, groups)
     elif names is None:
         scores.load(dataset)
@@ -162,14 +145,14 @@ def leaderboard(dataset: str, recipes: Iterable[str] | None = None) -> pd.DataFr
 def _warn_of_others(dataset: str, groups: list[RunGroup]) -> None:
     """Name the runs that are in no row or in another one, because a reader expects them in it."""
     for group in leading_groups(groups):
-        stored = runs.all_runs(dataset, group.recipe, group.protocol)
-        others = len(stored) - len(group.runs)
+        recipe, protocol = group[0].recipe, group[0].protocol
+        others = len(runs.all_runs(dataset, recipe, protocol)) - len(group)
         if others:
             log.warning(
                 "%s, %s: %d runs of different settings are not averaged with the others. "
                 "Fix: train all of its seeds with one recipe, budget, precision and backend",
-                group.recipe,
-                group.protocol,
+                recipe,
+                protocol,
                 others,
             )
 
@@ -185,13 +168,13 @@ def _leaderboard_row(dataset: str, group: RunGroup, table: pd.DataFrame) -> dict
     for metric, values in evaluated.iterrows():
         for column, value in values.items():
             row[f"{metric}_{column}"] = value
-    recipe = RECIPES.get(group.recipe)
+    identity = runs.identity(group[0])
+    recipe = RECIPES.get(identity.recipe)
     claims = recipe.claims if recipe is not None and made_on(dataset) else {}
-    identity = group.identity
-    settings = [run.settings for run in group.runs]
+    settings = [run.settings for run in group]
     return row | {
-        "recipe": group.recipe,
-        "protocol": group.protocol,
+        "recipe": identity.recipe,
+        "protocol": identity.protocol,
         "init": identity.init,
         "budget": identity.budget,
         "float_precision": identity.precision,
@@ -216,13 +199,13 @@ def claims(dataset: str) -> pd.DataFrame:
     groups = leading_groups(group_runs(dataset))
     other_init = set()
     for group in groups:
-        recipe = RECIPES.get(group.recipe)
-        if recipe is None or group.protocol != "published":
+        recipe = RECIPES.get(group[0].recipe)
+        if recipe is None or group[0].protocol != "published":
             continue
-        if not runs.init_matches(group.runs[0], recipe.init):
-            other_init.add(group.recipe)
+        if not runs.init_matches(group[0], recipe.init):
+            other_init.add(recipe.name)
     everything = scores.load(dataset)
-    chosen = pd.concat([group.select(everything) for group in groups], ignore_index=True)
+    chosen = pd.concat([scores_of(group, everything) for group in groups], ignore_index=True)
     return compare_claims(chosen, same_data=made_on(dataset), other_init=other_init)
 
 
@@ -268,40 +251,22 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     it; the columns `low` and `high` join the column before them.
     """
     names = [str(name) for name in table]
-    shown: dict[str, object] = {}
-    for position, name in enumerate(names):
-        ends = _interval_columns(names, position)
-        value_of = name.removesuffix("_low")
-        if ends is not None:
-            rows = zip(table[name], table[ends[0]], table[ends[1]], strict=True)
-            shown[name] = [style.interval(*row) for row in rows]
-        elif name.endswith("_low") and f"{value_of}_high" in names and value_of not in names:
-            pairs = zip(table[name], table[f"{value_of}_high"], strict=True)
-            shown[value_of] = [style.span(*pair) for pair in pairs]
-        elif name not in _joined(names):
-            shown[name] = table[name].round(3) if table[name].dtype.kind == "f" else table[name]
-    return pd.DataFrame(shown, index=table.index)
-
-
-def _interval_columns(names: list[str], position: int) -> tuple[str, str] | None:
-    """Name the columns of the interval of a value, or None if it has none."""
-    name = names[position]
-    if {f"{name}_low", f"{name}_high"} <= set(names):
-        return f"{name}_low", f"{name}_high"
-    if names[position + 1 : position + 3] == ["low", "high"]:
-        return "low", "high"
-    return None
-
-
-def _joined(names: list[str]) -> set[str]:
-    """Name the columns that are an end of some interval."""
-    ends: set[str] = set()
-    for position, name in enumerate(names):
-        ends.update(_interval_columns(names, position) or ())
-        stem = name.removesuffix("_high")
-        if stem != name and f"{stem}_low" in names:
-            ends.add(name)
-    return ends
+    shown = table.round(3)
+    for position, low in enumerate(names):
+        high = low.removesuffix("low") + "high"
+        apart = low == "low" and names[position + 1 : position + 2] != ["high"]
+        if high not in names or apart:
+            continue
+        value = names[position - 1] if low == "low" else low.removesuffix("_low")
+        ends = zip(table[low], table[high], strict=True)
+        if value in names:
+            rows = zip(table[value], ends, strict=True)
+            shown[value] = [style.interval(number, *span) for number, span in rows]
+            shown = shown.drop(columns=[low, high])
+        else:
+            shown[low] = [style.span(*span) for span in ends]
+            shown = shown.drop(columns=high).rename(columns={low: value})
+    return shown
 
 
 def read_rows(dataset: str, name: str) -> list[dict[Any, Any]]:
@@ -347,13 +312,6 @@ def save_figure(
     with atomic_write(place / f"{name}.png") as temporary:
         temporary.write_bytes(style.png(figure, caption, dpi, facts))
     return place / f"{name}.png"
-
-
-def figure_facts(file: Path) -> dict[str, Any] | None:
-    """Read what a figure of `save_figure` was made from; None if the file does not say."""
-    with Image.open(file) as image:
-        source = image.info.get("Source")
-    return None if source is None else json.loads(source)
 
 
 def draws_pixels(figure: Figure) -> bool:

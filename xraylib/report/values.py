@@ -1,6 +1,5 @@
 """Numbers that a text takes from the tables of a report."""
 
-import json
 import shlex
 
 import pandas as pd
@@ -15,13 +14,12 @@ def marked_value(file: str, words: str) -> str:
     Parameters
     ----------
     file
-        A CSV or JSON file below `reports/`.
+        A CSV file below `reports/`.
     words
-        `name=value` pairs as in a shell. Of a CSV file, `column` names the value and all other
-        pairs the row by its columns; `where` is a condition for `DataFrame.query` instead. `take`
-        is `min` or `max` if several rows may match. Of a JSON file, `key` holds the keys, joined by
-        dots. `format`: a Python format (`.3f`, the default; `.0%`), with `interval:` before it for
-        the value and its interval, or `span:` for the interval alone.
+        `name=value` pairs as in a shell. `column` names the value and all other pairs the row by
+        its columns; `where` is a condition for `DataFrame.query` instead. `take` is `min` or `max`
+        if several rows may match. `format`: a Python format (`.3f`, the default; `.0%`), with
+        `interval:` before it for the value and its interval.
 
     Returns
     -------
@@ -40,11 +38,6 @@ def marked_value(file: str, words: str) -> str:
     path = paths.REPORTS / file
     if not path.exists():
         raise NotFoundError(f"{path} is not there. Fix: run `make reproduce`, which writes it.")
-    if path.suffix == ".json":
-        value = json.loads(path.read_text(encoding="utf-8"))
-        for key in options["key"].split("."):
-            value = value[key]
-        return format(value, number_format).replace("-", "−")
     table = pd.read_csv(path)
     column = options.pop("column", "")
     take = options.pop("take", "only")
@@ -56,11 +49,12 @@ def marked_value(file: str, words: str) -> str:
             f"{path}: {len(rows)} rows match `{words}`. "
             "Fix: name one row and a column of the table in the marker."
         )
-    numbers = [_pick(rows[name], take) for name in needed]
+    numbers = rows[needed].agg("min" if take == "only" else take)
     texts = [format(number, number_format).replace("-", "−") for number in numbers]
-    if kind == "span":
-        return _joined(texts[1:])
-    return f"{texts[0]} ({_joined(texts[1:])})" if kind else texts[0]
+    if not kind:
+        return texts[0]
+    between = " to " if "−" in "".join(texts[1:]) else "–"
+    return f"{texts[0]} ({between.join(texts[1:])})"
 
 
 def _matching_rows(table: pd.DataFrame, options: dict[str, str]) -> pd.DataFrame:
@@ -73,13 +67,3 @@ def _matching_rows(table: pd.DataFrame, options: dict[str, str]) -> pd.DataFrame
         else:
             return table.iloc[:0]
     return table
-
-
-def _pick(values: pd.Series, take: str) -> float:
-    """Take the least, the largest or the only value."""
-    return float(values.agg(take)) if take in ("min", "max") else float(values.iloc[0])
-
-
-def _joined(ends: list[str]) -> str:
-    """Join the ends of an interval."""
-    return (" to " if "−" in "".join(ends) else "–").join(ends)

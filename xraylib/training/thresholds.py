@@ -26,9 +26,6 @@ from xraylib.errors import InvalidDataError, NotFoundError
 
 Rule = str | float | Callable[[np.ndarray, np.ndarray], float]
 
-# The rules that the table of operating points compares; the first is the recipes' default.
-RULES: tuple[str | float, ...] = ("sensitivity 0.95", "youden", "sensitivity 0.98", "cost 5", 0.5)
-
 
 def threshold(labels: np.ndarray, scores: np.ndarray, rule: Rule) -> float:
     """Choose a threshold by a rule; at or above it an image is classified as pneumonia.
