@@ -32,6 +32,8 @@ def write_dicom(file):
 @pytest.fixture
 def rsna(tmp_path):
     """A download in Kaggle's layout, of three images."""
+    folder = tmp_path / "download"
+    folder.mkdir()
     rows = [
         ("b", 512, 256, 256, 512, 1),
         ("b", 0, 0, 1024, 102.4, 1),
@@ -39,15 +41,15 @@ def rsna(tmp_path):
         ("c", "", "", "", "", 0),
     ]
     columns = ["patientId", "x", "y", "width", "height", "Target"]
-    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / challenges.RSNA_LABELS, index=False)
+    pd.DataFrame(rows, columns=columns).to_csv(folder / challenges.RSNA_LABELS, index=False)
     # As in the original, one row per box.
     classes = [("b", "Lung Opacity")] * 2
     classes += [("c", "No Lung Opacity / Not Normal"), ("a", "Normal")]
     table = pd.DataFrame(classes, columns=["patientId", "class"])
-    table.to_csv(tmp_path / challenges.RSNA_CLASSES, index=False)
+    table.to_csv(folder / challenges.RSNA_CLASSES, index=False)
     for name in "abc":
-        write_dicom(tmp_path / challenges.RSNA_IMAGES / f"{name}.dcm")
-    return tmp_path
+        write_dicom(folder / challenges.RSNA_IMAGES / f"{name}.dcm")
+    return folder
 
 
 def read(name, download):
@@ -108,14 +110,16 @@ FINDINGS = ["No finding", "Bronchitis", "Brocho-pneumonia", "Pneumonia", "Pleuro
 @pytest.fixture
 def vindr(tmp_path):
     """A download of VinDr-PCXR, of five images."""
+    folder = tmp_path / "download"
+    folder.mkdir()
     train = [("n", 1, 0, 0, 0, 0), ("p", 0, 0, 1, 0, 0), ("o", 0, 1, 0, 0, 0)]
     test = [("q", 0, 1, 0, 0, 0), ("q", 0, 0, 0, 0, 1), ("m", 1, 0, 0, 0, 0)]
     for split, rows in (("train", train), ("test", test)):
         table = pd.DataFrame(rows, columns=["image_id", *FINDINGS])
-        table.to_csv(tmp_path / f"image_labels_{split}.csv", index=False)
+        table.to_csv(folder / f"image_labels_{split}.csv", index=False)
         for name in table["image_id"].unique():
-            write_dicom(tmp_path / split / f"{name}.dicom")
-    return tmp_path
+            write_dicom(folder / split / f"{name}.dicom")
+    return folder
 
 
 def test_images_of_children_become_a_manifest(vindr):
