@@ -171,7 +171,7 @@ def test_litter_is_passed_over_and_other_files_are_left_out_loudly(kermany, capl
         Path(path).name: reason
         for path, reason in manifest.read(catalog.get_dataset("kermany")).passed_over
     }
-    assert passed_over["notes.txt"] == "no image"
+    assert passed_over["notes.txt"] == "no JPEG, PNG, TIFF or DICOM image"
     assert passed_over["more"] == "outside the folders that are read, with 1 images"
     assert set(passed_over) - {"notes.txt", "more"} == {
         ".DS_Store", "__MACOSX", "._IM-0115-0001.jpeg", "Thumbs.db", "@eaDir", ".ipynb_checkpoints",
