@@ -1,7 +1,6 @@
 """DICOM files: one frame as 8-bit grey, and what the header says of the examination."""
 
 import hashlib
-import importlib.util
 import io
 import logging
 import secrets
@@ -16,7 +15,7 @@ import pydicom
 from filelock import FileLock
 from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -56,8 +55,12 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 # All of them become RGB when they are decoded.
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
-# What the extra `dicom` installs.
-_DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
+_CHECKED_COMPRESSIONS = (
+    RLELossless,
+    *JPEGTransferSyntaxes,
+    *JPEGLSTransferSyntaxes,
+    *JPEG2000TransferSyntaxes,
+)
 
 # Values beyond this are no calibration of an image.
 _LARGEST = 1e9
@@ -150,12 +153,8 @@ def _check_compression(path: Path, dataset: pydicom.FileDataset) -> None:
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:
         return
-    try:
-        available = get_decoder(syntax).is_available
-    except NotImplementedError:
-        raise _refused(path, f"its compression ({syntax.name}) is not supported") from None
-    if not available:
-        raise _not_installed(path)
+    if syntax not in _CHECKED_COMPRESSIONS:
+        raise _refused(path, f"its compression ({syntax.name}) is not supported")
     # Without the offset tables a decoder finds no other frame than the one that is checked.
     for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
         if name in dataset:
@@ -164,12 +163,10 @@ def _check_compression(path: Path, dataset: pydicom.FileDataset) -> None:
     dataset.PixelData = encapsulate([frame])
     if syntax == RLELossless:
         headers.check_rle(frame, dataset.Rows * dataset.Columns)
-    elif syntax in JPEGTransferSyntaxes + JPEGLSTransferSyntaxes:
-        _check_size(path, dataset, headers.read_jpeg(frame))
-    elif syntax in JPEG2000TransferSyntaxes:
-        _check_size(path, dataset, headers.read_jpeg2000(frame))
     else:
-        raise _refused(path, f"its compression ({syntax.name}) is not supported")
+        is_jpeg2000 = syntax in JPEG2000TransferSyntaxes
+        read_size = headers.read_jpeg2000 if is_jpeg2000 else headers.read_jpeg
+        _check_size(path, dataset, read_size(frame))
 
 
 def _check_size(path: Path, dataset: pydicom.Dataset, header: headers.StreamHeader) -> None:
@@ -193,36 +190,30 @@ def _decode(path: Path, dataset: pydicom.FileDataset) -> np.ndarray:
     except Exception as error:
         if not syntax.is_compressed:
             raise
-        if not all(importlib.util.find_spec(name) for name in _DECODERS):
-            raise _not_installed(path) from error
-        raise _refused(
-            path,
+        detail = (
             f"its compressed image ({syntax.name}, {dataset.BitsStored} bits) is damaged, or of a "
-            "kind that no decoder here can read",
-        ) from error
+            "kind that no decoder here can read"
+        )
+        fix = 'pip install "xraylib-pneumonia[dicom-gpl]", or export it as an 8-bit PNG'
+        raise UnusableImageError(path, "unreadable", detail, fix) from error
     kind = dataset.PhotometricInterpretation
     if (kind in _GREY and raw.ndim == 2) or (kind in _COLOUR and raw.ndim == 3):
         return raw
     raise _refused(path, f"its pixels are {kind} of shape {raw.shape}, neither grey nor RGB")
 
 
-def _not_installed(path: Path) -> UnusableImageError:
-    fix = 'pip install "xraylib-pneumonia[dicom]", or export it as an 8-bit PNG'
-    return UnusableImageError(path, "unreadable", "its compression cannot be read here", fix)
-
-
 def _to_grey(path: Path, dataset: pydicom.Dataset, raw: np.ndarray) -> np.ndarray:
-    """Turn stored values into uint8, worked out for each level that occurs, not for each pixel."""
-    levels, counts = np.unique(raw, return_counts=True)
+    """Turn stored values into uint8, worked out for each possible level, not for each pixel."""
+    lowest = int(raw.min())
+    steps = np.subtract(raw, lowest, dtype=np.int32)
+    counts = np.bincount(steps.ravel())
+    levels = np.arange(lowest, lowest + len(counts))
     if raw.ndim == 3:
-        grey = _stretch(levels, 0, 2**dataset.BitsStored - 1)
-    else:
-        padding = _number(path, dataset, "PixelPaddingValue", np.inf)
-        grey = _render(path, dataset, levels, np.where(levels == padding, 0, counts))
-        grey[levels == padding] = 0
-    table = np.zeros(int(levels[-1]) - int(levels[0]) + 1, np.uint8)
-    table[levels.astype(int) - int(levels[0])] = grey
-    return table[np.subtract(raw, levels[0], dtype=np.int32)]
+        return _stretch(levels, 0, 2**dataset.BitsStored - 1)[steps]
+    is_padding = levels == _number(path, dataset, "PixelPaddingValue", np.inf)
+    grey = _render(path, dataset, levels, np.where(is_padding, 0, counts))
+    grey[is_padding] = 0
+    return grey[steps]
 
 
 def _render(
@@ -231,7 +222,7 @@ def _render(
     levels: np.ndarray,
     counts: np.ndarray,
 ) -> np.ndarray:
-    """Grey (uint8) of each stored level of a monochrome image; `counts` is 0 for padding."""
+    """Grey (uint8) of each level of a monochrome image, which occurs `counts` times."""
     values = _rescale(path, dataset, levels)
     width = _number(path, dataset, "WindowWidth", 0.0)
     centre = _number(path, dataset, "WindowCenter", None)
@@ -245,8 +236,8 @@ def _render(
     elif table := _voi_table(dataset):
         transformed = apply_voi_lut(np.rint(values).astype(np.int64), dataset)
         grey = _stretch(transformed, 0, 2 ** table.LUTDescriptor[2] - 1)
-    elif levels.dtype == np.uint8 and dataset.BitsStored == 8 and (values == levels).all():
-        grey = levels.copy()
+    elif dataset.BitsStored == 8 and levels[0] >= 0 and (values == levels).all():
+        grey = levels.astype(np.uint8)
     else:
         grey = _stretch(values, *_robust_range(values, counts))
     # Both say that low values are white, and a file with both says it twice (PS3.3, C.8.11.3.1.2).

@@ -22,8 +22,6 @@ _FRAMES = {*range(0xC0, 0xD0), 0xF7, 0xDE} - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xDA)}
 _START_OF_SCAN = 0xDA
 
-_TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-
 
 class StreamHeader(NamedTuple):
     """Size that a compressed stream announces: pixels, samples per pixel, bits per sample."""
@@ -64,7 +62,7 @@ def read_jpeg(stream: bytes) -> StreamHeader:
 
 def read_jpeg2000(stream: bytes) -> StreamHeader:
     """Header of a JPEG 2000 or HTJ2K codestream, which may be in a JP2 file."""
-    start = _find_codestream(stream)
+    start = _find_codestream(stream) if stream[4:8] == b"jP  " else 0
     if stream[start : start + 4] != b"\xff\x4f\xff\x51":
         raise ValueError("no header of a JPEG 2000 image")
     right, lower, left, upper = struct.unpack_from(">4I", stream, start + 8)
@@ -73,17 +71,16 @@ def read_jpeg2000(stream: bytes) -> StreamHeader:
 
 
 def _find_codestream(stream: bytes) -> int:
-    """Position of the codestream: 0, or after the boxes that precede it in a JP2 file."""
-    if stream[4:8] != b"jP  ":
-        return 0
+    """Position of the codestream after the boxes that precede it in a JP2 file."""
     position = 0
     for _ in range(_MAX_BOXES):
         length, kind = struct.unpack_from(">I4s", stream, position)
         if kind == b"jp2c":
-            return position + (16 if length == 1 else 8)
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", stream, position + 8)
-        position += max(length, 8)
+            return position + 8
+        # Of a box without a length, or with a long one, pydicom would search for ever.
+        if length < 8:
+            break
+        position += length
     raise ValueError("no codestream in a JP2 file")
 
 
@@ -132,7 +129,7 @@ def check_png(stream: bytes) -> None:
 
 
 def check_tiff(stream: bytes) -> bool:
-    """Check that the values of a TIFF's first page are no longer than the file itself.
+    """Check that a TIFF's first page has no more values than the file has bytes.
 
     Returns whether a second page follows, which Pillow would find out by counting all pages.
     """
@@ -141,11 +138,10 @@ def check_tiff(stream: bytes) -> bool:
     (count,) = struct.unpack_from(f"{order}H", stream, start)
     if count > _MAX_TIFF_TAGS:
         raise ValueError(f"{count} tags")
-    length = 0
+    values = 0
     for index in range(count):
-        _, kind, values = struct.unpack_from(f"{order}HHI", stream, start + 2 + 12 * index)
-        length += values * _TIFF_TYPE_BYTES.get(kind, 1)
-    if length > len(stream):
-        raise ValueError("tags longer than the file")
+        values += struct.unpack_from(f"{order}I", stream, start + 6 + 12 * index)[0]
+    if values > len(stream):
+        raise ValueError("tags of more values than the file has bytes")
     (following,) = struct.unpack_from(f"{order}I", stream, start + 2 + 12 * count)
     return following != 0
