@@ -4,6 +4,7 @@ import logging
 import shutil
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -59,7 +60,6 @@ def fetch(name: str | Path | Dataset, source: str = "default") -> Path:
         raise OperationFailedError(
             f"{dataset.name} cannot be fetched from here. Fix: {dataset.by_hand} ({dataset.root})."
         )
-    saved_before = (paths.DATA / "downloads" / dataset.file).exists()
     archive = _download(dataset)
     try:
         with atomic_folder(dataset.root) as folder:
@@ -68,16 +68,8 @@ def fetch(name: str | Path | Dataset, source: str = "default") -> Path:
     except _DAMAGE as error:
         # A checksum taken from this file must not be held against the right one next time.
         archive.with_name(f"{archive.name}.sha256").unlink(missing_ok=True)
-        if saved_before:
-            fate = "is kept"
-            fix = "complete it (`curl --continue-at -`, data/README.md), or delete it"
-        else:
-            archive.unlink()
-            fate = "was removed"
-            fix = "get the data from its publisher by hand (data/README.md)"
-        raise OperationFailedError(
-            f"{archive} cannot be unpacked and {fate}: {error}. Fix: {fix}, and fetch again."
-        ) from error
+        fix = "delete it or complete it (`curl --continue-at -`, data/README.md), and fetch again"
+        raise OperationFailedError(f"{archive} cannot be unpacked: {error}. Fix: {fix}.") from error
     archive.unlink()
     return dataset.root
 
@@ -94,7 +86,7 @@ def _download(dataset: Dataset) -> Path:
     if not checksum and first.exists():
         checksum = first.read_text().split()[0]
     pooch.get_logger().setLevel(logging.WARNING)
-    downloader = _Resuming(folder / f"{dataset.file}.partial")
+    downloader = partial(_resume, folder / f"{dataset.file}.partial")
     try:
         with storage_errors(target):
             pooch.retrieve(dataset.url, checksum, dataset.file, folder, downloader=downloader)
@@ -119,34 +111,25 @@ def _download(dataset: Dataset) -> Path:
     return target
 
 
-class _Resuming:
-    """A downloader for pooch that goes on where an earlier download was cut short.
+def _resume(unfinished: Path, url: str, output: str, pup: Any) -> None:
+    """Download for pooch, from where an earlier download was cut short.
 
-    What has come so far is in `partial`, which outlives a lost connection and a killed process.
+    What has come so far is in `unfinished`, which outlives a lost connection and a killed process.
     """
-
-    def __init__(self, partial: Path) -> None:
-        self.partial = partial
-
-    def __call__(self, url: str, output: str, pup: Any) -> None:
-        start = self.partial.stat().st_size if self.partial.exists() else 0
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        with requests.get(url, headers=headers, stream=True, timeout=60) as response:
-            # Out of range: nothing is missing, or the file is another one, which is checked later.
-            if response.status_code != requests.codes.requested_range_not_satisfiable:
-                response.raise_for_status()
-                resumed = response.status_code == requests.codes.partial_content
-                self._append(response, start if resumed else 0)
-        self.partial.replace(output)
-
-    def _append(self, response: requests.Response, start: int) -> None:
-        """Write the body of a response after the first `start` bytes."""
-        total = start + int(response.headers.get("Content-Length", 0))
-        bar = tqdm(desc=self.partial.stem, initial=start, total=total, unit="B", unit_scale=True)
-        with bar, self.partial.open("ab" if start else "wb") as file:
-            for block in response.iter_content(_BLOCK):
-                file.write(block)
-                bar.update(len(block))
+    start = unfinished.stat().st_size if unfinished.exists() else 0
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    with requests.get(url, headers=headers, stream=True, timeout=60) as response:
+        # Out of range: nothing is missing, or the file is another one, which is checked later.
+        if response.status_code != requests.codes.requested_range_not_satisfiable:
+            response.raise_for_status()
+            resumed = response.status_code == requests.codes.partial_content
+            length = int(response.headers.get("Content-Length", 0))
+            bar = tqdm(desc=unfinished.stem, total=length, unit="B", unit_scale=True)
+            with bar, unfinished.open("ab" if resumed else "wb") as file:
+                for block in response.iter_content(_BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+    unfinished.replace(output)
 
 
 def _from_kaggle(dataset: Dataset) -> Path:
@@ -154,13 +137,11 @@ def _from_kaggle(dataset: Dataset) -> Path:
         import kagglehub
 
         return Path(kagglehub.dataset_download(dataset.kaggle))
-    except ImportError as error:
-        fix = "pip install 'xraylib-pneumonia[kaggle]', or leave the source out"
-        raise OperationFailedError(
-            f"kagglehub, for Kaggle's {dataset.kaggle}, is not installed. Fix: {fix}."
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        fix = "see to the network and to Kaggle's token, or leave the source out"
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        fix = (
+            "pip install 'xraylib-pneumonia[kaggle]', see to the network and to Kaggle's token, or "
+            "leave the source out"
+        )
         raise OperationFailedError(
             f"kagglehub could not download {dataset.kaggle}: {error}. Fix: {fix}."
         ) from error
