@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
 from xraylib import paths
 from xraylib.datasets import challenges, phantom, shards
@@ -273,7 +272,7 @@ def _candidate_patients(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
     pseudonyms = images["pseudonym"]
     if pseudonyms[pseudonyms != ""].nunique() == 1:  # such as "Anonymous"
         pseudonyms = ""
-    regex = re.compile(dataset.patient_regex or "$.")  # by default one that finds nothing
+    regex = re.compile(dataset.patient_regex or "(?!)")  # which finds nothing
     from_names = []
     alone = []
     for image, file in zip(images["image_id"], images["relative"], strict=True):
@@ -318,19 +317,15 @@ def inseparable(manifest: pd.DataFrame) -> pd.Series:
     Two images are linked if they show the same patient or have the same bytes. A group holds all
     images that can be reached from one another through such links.
     """
-    images = len(manifest)
-    patients = pd.factorize(manifest["patient"])[0]
-    contents = pd.factorize(manifest["sha256"])[0]
-    # The nodes of the graph are the images, then the patients, then the contents.
-    first_patient = images
-    first_content = first_patient + images
-    nodes = 3 * images
-    sources = np.tile(np.arange(images), 2)
-    targets = np.concatenate([first_patient + patients, first_content + contents])
-    ones = np.ones(len(sources))
-    links = coo_array((ones, (sources, targets)), shape=(nodes, nodes))
-    groups = connected_components(links, directed=False)[1]
-    return pd.Series(groups[:images], index=manifest.index)
+    images = range(len(manifest))
+    linked = DisjointSet(images)
+    for column in ("patient", "sha256"):
+        for members in manifest.groupby(column).indices.values():
+            for member in members[1:]:
+                linked.merge(members[0], member)
+    # Numbered in the order in which the groups occur.
+    groups, _ = pd.factorize(np.array([linked[image] for image in images]))
+    return pd.Series(groups, index=manifest.index)
 
 
 def _make_split(dataset: Dataset, manifest: pd.DataFrame) -> list[str]:
