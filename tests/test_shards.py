@@ -73,6 +73,9 @@ def test_what_was_cut_goes_on_after_the_last_whole_shard(phantom, folder, tmp_pa
     ]
     with pytest.raises(InvalidDataError, match=r"other images or another size\. Fix: "):
         shards.write(phantom, 32, tmp_path, images.decoded, images_per_shard=25)
+    with pytest.raises(InvalidDataError, match=r"other images or another size\. Fix: "):
+        shards.write(phantom[:50], 28, tmp_path, images.decoded, images_per_shard=25)
+    assert len(shards.read_manifest(tmp_path)) == len(phantom)
 
 
 def settings_of(folder):

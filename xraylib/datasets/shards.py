@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from xraylib.errors import InvalidDataError, NotFoundError
-from xraylib.storage import atomic_write, sha256, storage_errors
+from xraylib.storage import atomic_write, sha256, sha256_bytes, storage_errors
 
 VERSION = 2
 _COLUMNS = ("image_id", "label", "patient", "kind", "split", "sha256")
@@ -52,17 +52,21 @@ def write(
     if any(Path(path).resolve().is_relative_to(resolved) for path in manifest["path"] if path):
         fix = "name another folder for the shards"
         raise InvalidDataError(f"{folder} holds the images themselves. Fix: {fix}.")
+    table = manifest[list(_COLUMNS)].to_csv(index=False)
+    settings = {
+        "version": VERSION,
+        "size": size,
+        "table": sha256_bytes(table.encode()),
+        "images_per_shard": images_per_shard,
+    }
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        _write_text(folder / "images.csv", manifest[list(_COLUMNS)].to_csv(index=False))
-        settings: dict[str, Any] = {"version": VERSION, "size": size}
-        settings["table"] = sha256(folder / "images.csv")
         begun = folder / "begun.json"
-        content = json.dumps(settings | {"images_per_shard": images_per_shard})
-        if begun.exists() and begun.read_text() != content:
+        if begun.exists() and begun.read_text() != json.dumps(settings):
             fix = "name another folder, or delete it"
             raise InvalidDataError(f"{folder} holds other images or another size. Fix: {fix}.")
-        _write_text(begun, content)
+        _write_text(begun, json.dumps(settings))
+        _write_text(folder / "images.csv", table)
         lengths = {}
         for number, start in enumerate(range(0, len(manifest), images_per_shard)):
             path = folder / f"shard-{number:05d}.arrayrecord"
@@ -74,7 +78,7 @@ def write(
 
 def _write_text(path: Path, content: str) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+        temporary.write_text(content, encoding="utf-8", newline="\n")
 
 
 def _write_shard(path: Path, chunks: Iterator[list[np.ndarray]]) -> None:
