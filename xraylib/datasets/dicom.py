@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import secrets
+import struct
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -62,6 +63,8 @@ _CHECKED_COMPRESSIONS = (
     *JPEG2000TransferSyntaxes,
 )
 
+_SHORTEST = 64  # bytes
+
 # Values beyond this are no calibration of an image.
 _LARGEST = 1e9
 
@@ -74,12 +77,11 @@ def is_dicom(data: bytes) -> bool:
     """
     if data[128:132] == b"DICM":
         return True
-    group = int.from_bytes(data[:2], "little")
-    element = int.from_bytes(data[2:4], "little")
-    length = int.from_bytes(data[4:8], "little")
-    if len(data) < 64 or group not in (2, 8) or element > 0x100:
+    if len(data) < _SHORTEST:
         return False
-    return data[4:6] in (b"UL", b"UI", b"OB", b"CS", b"SH", b"LO", b"DA", b"TM") or length <= 64
+    group, element, length = struct.unpack_from("<HHI", data)
+    is_explicit = data[4:6] in (b"UL", b"UI", b"OB", b"CS", b"SH", b"LO", b"DA", b"TM")
+    return group in (2, 8) and element <= 0x100 and (is_explicit or length <= _SHORTEST)
 
 
 def read_dicom(path: Path, data: bytes) -> Image.Image:
@@ -174,13 +176,13 @@ def _check_compression(dataset: pydicom.FileDataset) -> None:
 
 
 def _check_size(dataset: pydicom.Dataset, header: headers.StreamHeader) -> None:
-    announced = (header.width, header.height, header.samples)
     expected = (dataset.Columns, dataset.Rows, dataset.get("SamplesPerPixel", 1))
-    if announced != expected:
+    if tuple(header) != expected:
+        announced = " x ".join(map(str, header))
+        said = " x ".join(map(str, expected))
         raise _RefusedError(
             "unreadable",
-            f"its compressed image has {announced[0]} x {announced[1]} x {announced[2]} values, "
-            f"its header says {expected[0]} x {expected[1]} x {expected[2]}",
+            f"its compressed image has {announced} values, its header says {said}",
         )
 
 

@@ -24,12 +24,11 @@ _START_OF_SCAN = 0xDA
 
 
 class StreamHeader(NamedTuple):
-    """Size that a compressed stream announces: pixels, samples per pixel, bits per sample."""
+    """Size that a compressed stream announces: pixels, and samples per pixel."""
 
     width: int
     height: int
     samples: int
-    bits: int
 
 
 def read_jpeg(stream: bytes) -> StreamHeader:
@@ -53,8 +52,8 @@ def read_jpeg(stream: bytes) -> StreamHeader:
             position += 2
         else:
             if marker in _FRAMES:
-                bits, height, width, samples = struct.unpack_from(">BHHB", stream, position + 4)
-                frames.append(StreamHeader(width, height, samples, bits))
+                height, width, samples = struct.unpack_from(">HHB", stream, position + 5)
+                frames.append(StreamHeader(width, height, samples))
             (length,) = struct.unpack_from(">H", stream, position + 2)
             position += 2 + length
     raise ValueError("no header of a JPEG")
@@ -66,8 +65,8 @@ def read_jpeg2000(stream: bytes) -> StreamHeader:
     if stream[start : start + 4] != b"\xff\x4f\xff\x51":
         raise ValueError("no header of a JPEG 2000 image")
     right, lower, left, upper = struct.unpack_from(">4I", stream, start + 8)
-    samples, depth = struct.unpack_from(">HB", stream, start + 40)
-    return StreamHeader(right - left, lower - upper, samples, (depth & 0x7F) + 1)
+    (samples,) = struct.unpack_from(">H", stream, start + 40)
+    return StreamHeader(right - left, lower - upper, samples)
 
 
 def _find_codestream(stream: bytes) -> int:
