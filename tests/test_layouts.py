@@ -146,6 +146,7 @@ def test_a_new_split_mends_a_patient_in_two_splits(tmp_path):
         ),
         (usual(of_folders("ill", "well")), r"ill is neither.*--classes"),
         (usual(["ill", "well"]), 'ill, well.*--classes "ill=0,well=1"'),
+        (usual(of_folders("ILL", "NORMAL")), 'ILL is neither.*--classes "NORMAL=0,ILL=1"'),
         (["a.png", "b.png"], "2 images and no folder of a class.*CSV"),
     ],
 )

@@ -118,11 +118,14 @@ def _classes_of(dataset: Dataset) -> Mapping[str, tuple[int, str]]:
     return _CLASSES | _TABLE_LABELS if dataset.table else _CLASSES
 
 
-def _unnamed_classes(dataset: Dataset, content: str, names: Iterable[str]) -> InvalidDataError:
+def _unnamed_classes(dataset: Dataset, content: str, names: Collection[str]) -> InvalidDataError:
     """Advise which command names the classes; which name has which label is for the user to say."""
-    usual = [f"{name}={_CLASSES[_plain(name)][0]}" for name in names if _plain(name) in _CLASSES]
-    guessed = [f"{name}={label}" for label, name in enumerate([*sorted(names), "OTHER"][:2])]
-    classes = ",".join(usual or guessed)
+    labels = {name: _CLASSES[_plain(name)][0] for name in names if _plain(name) in _CLASSES}
+    for name in [*sorted(names), "OTHER"]:
+        missing = {0, 1} - set(labels.values())
+        if missing:
+            labels.setdefault(name, min(missing))
+    classes = ",".join(f"{name}={label}" for name, label in labels.items())
     command = f'`python -m xraylib data verify {dataset.reference} --classes "{classes}"`'
     return InvalidDataError(
         f"{content}. Fix: say which classes are normal (0) and pneumonia (1), such as {command}; "
@@ -185,7 +188,10 @@ def _folder_of_classes(
 
     folder = dataset.root
     passed_over: list[PassedOver] = []
-    while not are_named(folders := _subfolders(folder)):
+    while True:
+        folders = _subfolders(folder)
+        if are_named(folders):
+            return folder, passed_over
         if not folders:
             images = len(list_folder(folder).images)
             fix = (
@@ -203,7 +209,6 @@ def _folder_of_classes(
         inner = (holders or folders)[0]
         passed_over += _outside(folder, [inner])
         folder = inner
-    return folder, passed_over
 
 
 def _listed(folder: Path) -> Listing:
@@ -278,7 +283,7 @@ def _read_table(dataset: Dataset) -> Layout:
             f"{file}: the labels of {len(unnamed)} rows are neither normal nor pneumonia: "
             f"{first_names(counts)}"
         )
-        raise _unnamed_classes(dataset, content, table["label"].unique())
+        raise _unnamed_classes(dataset, content, unnamed.unique().tolist())
     table["reason"] = table["label"].map(_not_named)
     table.loc[names == "", "reason"] = "the table gives no label"
     table.loc[has_class, "reason"] = ""

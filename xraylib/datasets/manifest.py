@@ -270,8 +270,7 @@ def _unique_ids(files: list[str]) -> list[str]:
 def _candidate_patients(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
     """Say who the patient of each image is by each source, in order of precedence."""
     pseudonyms = images["pseudonym"]
-    if pseudonyms[pseudonyms != ""].nunique() == 1:  # such as "Anonymous"
-        pseudonyms = ""
+    is_anonymous = pseudonyms[pseudonyms != ""].nunique() == 1  # such as "Anonymous"
     regex = re.compile(dataset.patient_regex or "(?!)")  # which finds nothing
     from_names = []
     alone = []
@@ -284,7 +283,7 @@ def _candidate_patients(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
         {
             TABLE_SOURCE: images["patient"],
             REGEX_SOURCE: [_first_group(regex, file) for file in images["relative"]],
-            DICOM_SOURCE: pseudonyms,
+            DICOM_SOURCE: "" if is_anonymous else pseudonyms,
             FOLDER_SOURCE: images["folder"],
             NAME_SOURCE: from_names,
             NO_SOURCE: alone,
