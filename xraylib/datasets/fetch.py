@@ -53,24 +53,21 @@ def fetch(name: str | Path | Dataset, source: str = "default") -> Path:
     if source not in sources:
         fix = f"take one of {', '.join(sources)}"
         raise NotFoundError(f"{dataset.name} has no source named {source!r}. Fix: {fix}.")
-    if source == "kaggle":
-        _copy_splits(_from_kaggle(dataset), dataset)
-        return dataset.root
     if not dataset.url:
         raise OperationFailedError(
             f"{dataset.name} cannot be fetched from here. Fix: {dataset.by_hand} ({dataset.root})."
         )
-    archive = _download(dataset)
+    archive = _from_kaggle(dataset) if source == "kaggle" else _download(dataset)
     try:
         with atomic_folder(dataset.root) as folder:
-            unpack = _unpack_arrays if archive.suffix == ".npz" else _unpack
-            unpack(archive, folder)
+            _unpack(archive, folder)
     except _DAMAGE as error:
         # A checksum taken from this file must not be held against the right one next time.
         archive.with_name(f"{archive.name}.sha256").unlink(missing_ok=True)
         fix = "delete it or complete it (`curl --continue-at -`, data/README.md), and fetch again"
         raise OperationFailedError(f"{archive} cannot be unpacked: {error}. Fix: {fix}.") from error
-    archive.unlink()
+    if archive.is_file():  # kagglehub keeps its own copy, a folder
+        archive.unlink()
     return dataset.root
 
 
@@ -147,19 +144,19 @@ def _from_kaggle(dataset: Dataset) -> Path:
         ) from error
 
 
-def _copy_splits(source: Path, dataset: Dataset) -> None:
-    """Copy the split folders of an unpacked copy; kagglehub keeps its own."""
-    try:
-        with atomic_folder(dataset.root) as folder:
-            for split in _split_folders(source):
-                hidden = shutil.ignore_patterns(".*", "__MACOSX")
-                shutil.copytree(split, folder / split.name, ignore=hidden)
-    except ValueError as error:
-        fix = "remove it and fetch again, or leave the source out"
-        raise OperationFailedError(f"{source} cannot be used: {error}. Fix: {fix}.") from error
-
-
 def _unpack(archive: Path, folder: Path) -> None:
+    """Fill a folder with the split folders of an archive, or of a folder that was unpacked."""
+    if archive.is_dir():
+        for split in _split_folders(archive):
+            hidden = shutil.ignore_patterns(".*", "__MACOSX")
+            shutil.copytree(split, folder / split.name, ignore=hidden)
+    elif archive.suffix == ".npz":
+        _unpack_arrays(archive, folder)
+    else:
+        _unpack_zip(archive, folder)
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
     """Unpack the split folders of a zip archive.
 
     `ZipFile` itself drops `..` and absolute paths and writes links as plain files, so nothing can

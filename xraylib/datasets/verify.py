@@ -113,7 +113,7 @@ def _notes(dataset: Dataset, reading: manifest.Reading, rows: pd.DataFrame) -> I
         fix = "`data audit` leaves them out"
         yield f"{len(conflicts)} of these have copies of the other class: {fix}"
     command = f"python -m xraylib data audit {dataset.reference}"
-    yield f"no image was decoded, so that a damaged one can be among them: `{command}` decodes all"
+    yield f"no image was decoded: `{command}` decodes each and names the damaged ones"
 
 
 def _by_reason(passed_over: list[PassedOver]) -> dict[str, list[str]]:
