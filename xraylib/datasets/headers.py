@@ -15,12 +15,14 @@ _MAX_JPEG_SEGMENTS = 4_096
 _MAX_JPEG_SCANS = 100
 _MAX_BOXES = 1_000
 _MAX_PNG_CHUNKS = 100_000
-_MAX_TIFF_TAGS = 1_000
 
 # Start of frame: JPEG (not DHT, JPG and DAC, which lie between), JPEG-LS, hierarchical JPEG.
 _FRAMES = {*range(0xC0, 0xD0), 0xF7, 0xDE} - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xDA)}
 _START_OF_SCAN = 0xDA
+
+
+_TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 
 
 class StreamHeader(NamedTuple):
@@ -128,19 +130,18 @@ def check_png(stream: bytes) -> None:
 
 
 def check_tiff(stream: bytes) -> bool:
-    """Check that a TIFF's first page has no more values than the file has bytes.
+    """Check that the values of a TIFF's first page are no longer than the file itself.
 
     Returns whether a second page follows, which Pillow would find out by counting all pages.
     """
     order = "<" if stream[:2] == b"II" else ">"
     (start,) = struct.unpack_from(f"{order}I", stream, 4)
     (count,) = struct.unpack_from(f"{order}H", stream, start)
-    if count > _MAX_TIFF_TAGS:
-        raise ValueError(f"{count} tags")
-    values = 0
+    length = 0
     for index in range(count):
-        values += struct.unpack_from(f"{order}I", stream, start + 6 + 12 * index)[0]
-    if values > len(stream):
-        raise ValueError("tags of more values than the file has bytes")
+        _, kind, values = struct.unpack_from(f"{order}HHI", stream, start + 2 + 12 * index)
+        length += values * _TIFF_TYPE_BYTES.get(kind, 1)
+    if length > len(stream):
+        raise ValueError("tags longer than the file")
     (following,) = struct.unpack_from(f"{order}I", stream, start + 2 + 12 * count)
     return following != 0
