@@ -146,30 +146,26 @@ def test_an_archive_that_cannot_be_trusted_leaves_nothing_in_the_way(
     monkeypatch.setattr(fetch, "MAX_UNPACKED", 8000)
     with pytest.raises(OperationFailedError, match=f"{said}.*Fix: "):
         fetch.fetch(kermany_on(host, members))
-    assert left() == ["downloads"]
+    assert left() == ["ChestXRay2017.zip", "downloads"]
+    (paths.DATA / "downloads" / "ChestXRay2017.zip").unlink()
     fetch.fetch(kermany_on(host))
     assert len(manifest.load("kermany")) == len(FILES)
 
 
-def test_what_was_downloaded_and_is_no_archive_is_removed_and_said(host):
+def test_what_is_no_whole_archive_is_kept_and_named_with_what_to_do(host):
     dataset = kermany_on(host)
-    (host[0] / "images.zip").write_bytes(b"<html>busy</html>")
-    with pytest.raises(OperationFailedError, match=r"ChestXRay2017\.zip .* was removed.*Fix: "):
-        fetch.fetch(dataset)
-    assert left() == ["downloads"]
-
-
-def test_a_part_saved_by_hand_is_kept_and_named(host):
-    dataset = kermany_on(host)
-    saved = paths.DATA / "downloads" / "ChestXRay2017.zip"
-    saved.parent.mkdir(parents=True)
+    archive = paths.DATA / "downloads" / "ChestXRay2017.zip"
     whole = (host[0] / "images.zip").read_bytes()
-    saved.write_bytes(whole[:900])
-    with pytest.raises(OperationFailedError, match=r"ChestXRay2017\.zip .* is kept.*Fix: .*curl"):
-        fetch.fetch(dataset)
-    assert saved.read_bytes() == whole[:900]
-    assert left() == ["ChestXRay2017.zip", "downloads"]
-    saved.write_bytes(whole)
+    for content in (b"<html>busy</html>", whole[:900]):
+        (host[0] / "images.zip").write_bytes(content)
+        with pytest.raises(
+            OperationFailedError, match=r"ChestXRay2017\.zip cannot be unpacked.*Fix: delete.*curl"
+        ):
+            fetch.fetch(dataset)
+        assert archive.read_bytes() == content
+        assert left() == ["ChestXRay2017.zip", "downloads"]
+        archive.unlink()
+    archive.write_bytes(whole)
     assert len(list(fetch.fetch(dataset).rglob("*.jpeg"))) == len(FILES)
 
 

@@ -146,6 +146,7 @@ def test_a_new_split_mends_a_patient_in_two_splits(tmp_path):
         ),
         (usual(of_folders("ill", "well")), r"ill is neither.*--classes"),
         (usual(["ill", "well"]), 'ill, well.*--classes "ill=0,well=1"'),
+        (usual(of_folders("ILL", "NORMAL")), 'ILL is neither.*--classes "NORMAL=0,ILL=1"'),
         (["a.png", "b.png"], "2 images and no folder of a class.*CSV"),
     ],
 )
@@ -184,10 +185,8 @@ def test_every_file_that_is_passed_over_is_named_with_its_reason(tmp_path):
     os.mkfifo(root / "train/NORMAL/pipe")
     reasons = verify.verify(root).attrs["passed_over"]
     assert {reason: [Path(p).name for p in files] for reason, files in reasons.items()} == {
-        "a BMP image, which is not read": ["e.bmp"],
-        "no image": ["n.txt"],
+        "no JPEG, PNG, TIFF or DICOM image": ["a.zip", "e.bmp", "n.txt"],
         "empty": ["nothing"],
-        "an archive, which is not read": ["a.zip"],
         "a broken link": ["gone.jpg"],
         "not a regular file": ["pipe"],
     }
@@ -219,10 +218,8 @@ def test_two_files_of_one_name_are_two_images_of_one_patient(tmp_path):
     assert table["patient"].nunique() == 16
 
 
-def test_folders_of_unreadable_rights_are_counted_and_named(tmp_path, monkeypatch):
-    root = plant(
-        tmp_path / "mine", [*usual(), "train/NORMAL/shut/a.png", "train/NORMAL/shut2/a.png"]
-    )
+def test_a_folder_of_unreadable_rights_is_named(tmp_path, monkeypatch):
+    root = plant(tmp_path / "mine", [*usual(), "train/NORMAL/shut/a.png"])
     scan = os.scandir
 
     def guarded(path="."):
@@ -231,11 +228,13 @@ def test_folders_of_unreadable_rights_are_counted_and_named(tmp_path, monkeypatc
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(InvalidDataError, match=r"2 folders cannot be read.*shut.*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"cannot read .*shut\. Fix: "):
         manifest.load(root)
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"", "empty"), (b"<html>", "no image")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "empty"), (b"<html>", "no JPEG, PNG, TIFF or DICOM image")]
+)
 def test_a_file_that_is_no_image_is_found_before_anything_runs(tmp_path, content, said):
     root = plant(tmp_path / "mine", usual())
     (root / "train/NORMAL/0-0.png").write_bytes(content)
@@ -345,7 +344,7 @@ def test_arrays_of_medmnist_are_refused_with_the_step(tmp_path):
         catalog.get_dataset(file)
     # As the `medmnist` package writes images beside a list without a header.
     (tmp_path / "m.csv").write_text("TRAIN,train0_0.png,0\n")
-    with pytest.raises(InvalidDataError, match=r"no column path.*Fix: .*first line"):
+    with pytest.raises(InvalidDataError, match=r"needs the columns path.*Fix: .*first line"):
         manifest.load(tmp_path / "m.csv")
 
 
@@ -366,12 +365,12 @@ def listed(tmp_path):
 def test_a_table_says_everything_of_an_image(listed):
     def row(n):
         split = ("train", "valid", "test")[n // 4]
-        return f"x/{n}.png,{n % 2},p{n // 4},{split},{('', 'viral')[n % 2]},0{n}0Y,AP"
+        return f"x/{n}.png,{('normal', 'viral')[n % 2]},p{n // 4},{split},AP"
 
-    file = listed("path,label,patient,split,kind,age,view", row)
+    file = listed("path,label,patient,split,view", row)
     table = manifest.load(file).set_index("image_id")
     assert table.loc["7"].drop(["path", "sha256"]).to_dict() == {
-        "label": 1, "patient": "p1", "kind": "virus", "split": "val", "age": 70.0, "view": "AP",
+        "label": 1, "patient": "p1", "kind": "virus", "split": "val",
     }  # fmt: skip
     assert table.loc["6", "kind"] == "normal"
 

@@ -91,7 +91,7 @@ def test_any_name_is_read(name):
 def test_what_a_name_was_made_of_is_read_from_it(number, kind, images, suffix):
     name = "_".join([f"person{number}", kind, *map(str, images)]) + suffix
     assert manifest.patient_and_kind(name) == (f"person{number}", kind)
-    assert manifest.other_readings(name)["same number and kind"] == f"person{number}_{kind}"
+    assert manifest.other_readings(name)["same number and kind"] == f"{kind}-{number}"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_litter_is_passed_over_and_other_files_are_left_out_loudly(kermany, capl
         Path(path).name: reason
         for path, reason in manifest.read(catalog.get_dataset("kermany")).passed_over
     }
-    assert passed_over["notes.txt"] == "no image"
+    assert passed_over["notes.txt"] == "no JPEG, PNG, TIFF or DICOM image"
     assert passed_over["more"] == "outside the folders that are read, with 1 images"
     assert set(passed_over) - {"notes.txt", "more"} == {
         ".DS_Store", "__MACOSX", "._IM-0115-0001.jpeg", "Thumbs.db", "@eaDir", ".ipynb_checkpoints",
@@ -206,7 +206,7 @@ def test_a_folder_below_the_class_folder_is_a_patient(tmp_path, caplog):
     assert table["patient"].value_counts().to_dict() == {
         "NORMAL1": 2, "NORMAL2": 2, "PNEUMONIA1": 2, "PNEUMONIA2": 2,
     }  # fmt: skip
-    assert "counts as one patient (8 images)" in caplog.text
+    assert "the patient of 8 images is read from the folder below the class folder" in caplog.text
 
 
 def test_a_linked_folder_is_named_and_not_entered(kermany, caplog):
@@ -229,12 +229,10 @@ def test_a_name_that_is_not_utf_8_is_read_audited_and_quarantined(tmp_path, kerm
     verify.verify(replace(catalog.get_dataset("kermany"), expected=()))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe\x00garbage", b"relative,md5\na,b\n", b"relative,sha256\n"]
-)
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00garbage", b'{"a 1 2": [', b"[1, 2]"])
 def test_a_damaged_index_is_made_anew_and_said(kermany, caplog, content):
     before = manifest.load("kermany")
-    (remembered,) = (paths.CACHE / "kermany").glob("index-*.csv")
+    remembered = paths.CACHE / "kermany" / "index.json"
     whole = remembered.read_bytes()
     remembered.write_bytes(content)
     pd.testing.assert_frame_equal(manifest.load("kermany"), before)
@@ -279,7 +277,7 @@ def test_names_without_a_patient_are_said(tmp_path, caplog):
     files = [f"train/{c}/{c}{i}.png" for c in ("NORMAL", "PNEUMONIA") for i in range(2)]
     table = manifest.load(plant(tmp_path / "mine", files))
     assert table["patient"].tolist() == table["image_id"].tolist()
-    assert "of 4 of 4 images nothing says the patient" in caplog.text
+    assert "the patient of 4 images is read from nothing" in caplog.text
 
 
 def test_the_phantom_is_written_on_first_use_and_says_nothing(caplog):
@@ -307,7 +305,7 @@ def test_missing_data_names_the_place_and_how_to_get_it():
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ((), "holds no file"),
+        ((), "0 images and no folder of a class"),
         (("a.png", "b.png"), "2 images and no folder of a class"),
         (("train/NORMAL/.hidden.png",), "no JPEG, PNG, TIFF or DICOM"),
         (("train/NORMAL/a.png", "train/NORMAL/b.png"), "train split holds normals only"),
@@ -336,14 +334,14 @@ def test_an_unreadable_file_is_named(kermany, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(manifest, "_sha256", refuse)
+    monkeypatch.setattr(manifest, "sha256", refuse)
     with pytest.raises(InvalidDataError, match=r"cannot read .*\.jpeg"):
         manifest.load("kermany")
 
 
 def test_files_are_hashed_once_until_one_changes(kermany, monkeypatch):
-    hashed, sha256 = [], manifest._sha256
-    monkeypatch.setattr(manifest, "_sha256", lambda path: hashed.append(path) or sha256(path))
+    hashed, sha256 = [], manifest.sha256
+    monkeypatch.setattr(manifest, "sha256", lambda path: hashed.append(path) or sha256(path))
     first = manifest.load("kermany")
     pd.testing.assert_frame_equal(manifest.load("kermany"), first)
     assert len(hashed) == len(FILES)

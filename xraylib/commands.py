@@ -57,7 +57,7 @@ def data_verify(options: argparse.Namespace) -> None:
     if changed:
         dataset = catalog.understand(dataset, **given)
     table = verify.verify(dataset)
-    _print_table(table if dataset.expected else table.drop(columns="expected"))
+    _print_table(table)
     for note in table.attrs["notes"]:
         print(printable(note))
     for reason, files in table.attrs["passed_over"].items():

@@ -19,8 +19,8 @@ from xraylib import paths
 from xraylib.datasets.phantom import PhantomSettings
 from xraylib.errors import InvalidDataError, NotFoundError
 
-# Images by split: (normal, pneumonia), or the sum alone where no more is published.
-Counts = Mapping[str, tuple[int, int] | int]
+# Images by split: (normal, pneumonia), or (both,) where no more is published.
+Counts = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ _ALL = (
         folder="chest_xray_roboflow",
         by_hand=f"unpack data/train.zip, data/valid.zip and data/test.zip of {_ROBOFLOW} "
         "into the folders train, val and test there",
-        expected=(({"train": 4077, "val": 1165, "test": 582}, ""),),
+        expected=(({"train": (4077,), "val": (1165,), "test": (582,)}, ""),),
     ),
     Dataset(
         name="pneumoniamnist",
@@ -248,9 +248,6 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
         return DATASETS[str(name)]
     if name in _FOLDERS:
         return _FOLDERS[str(name)]
-    if "://" in str(name):
-        fix = "mount it (`gcsfuse` for a bucket) and give the folder"
-        raise NotFoundError(f"{name} is an address. Fix: {fix}.")
     path = Path(name).expanduser()
     if path.is_file():
         dataset = _from_file(path.resolve())
@@ -259,7 +256,10 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
     else:
         near = difflib.get_close_matches(str(name).rstrip("/\\"), DATASETS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        fix = f"take one of {', '.join(DATASETS)}, or the path of a folder, CSV or description"
+        fix = (
+            f"take one of {', '.join(DATASETS)}, or the path of a folder, CSV or description; "
+            "mount a bucket first (`gcsfuse`)"
+        )
         raise NotFoundError(f"{str(name)!r} is no data set and no folder.{hint} Fix: {fix}.")
     _FOLDERS[dataset.name] = dataset
     return dataset
@@ -269,7 +269,8 @@ def _from_path(given: Path, images: Path) -> Dataset:
     """Return the data set of a folder or CSV, under the path by which it is called."""
     # Two folders of one name must not share an index or a quarantine list.
     mark = hashlib.sha256(os.fsencode(given)).hexdigest()[:8]
-    title = _for_file_names(given.name)
+    # Undecodable bytes are replaced, and a long name leaves room for what is added to it.
+    title = os.fsencode(given.name)[:100].decode("utf-8", "replace")
     is_table = images.is_file()
     return Dataset(
         name=f"folder-{title}-{mark}",
@@ -290,12 +291,10 @@ def _from_file(file: Path) -> Dataset:
         return _from_path(file, file)
     if suffix == ".toml":
         return _read_description(file)
-    fix = "give the folder of the images, a CSV with the columns path and label, or a description"
-    if suffix == ".npz":
-        fix = (
-            f"for PneumoniaMNIST put it into {paths.DATA / 'downloads'}, run `python -m xraylib "
-            "data fetch pneumoniamnist` and name that; of other arrays write an image each"
-        )
+    fix = (
+        "give the folder of the images, a CSV with the columns path and label, or a description; "
+        "arrays of PneumoniaMNIST are unpacked by `python -m xraylib data fetch pneumoniamnist`"
+    )
     raise InvalidDataError(f"{file} is neither a table nor a description. Fix: {fix}.")
 
 
@@ -383,8 +382,3 @@ def description(dataset: Dataset) -> str:
 def reference(name: str) -> str:
     """Return what a user types for the data set of a report: its name, or its path."""
     return _FOLDERS[name].given if name in _FOLDERS else name
-
-
-def _for_file_names(name: str) -> str:
-    """Replace undecodable bytes, and cut a name that leaves no room for what is added to it."""
-    return os.fsencode(name)[:100].decode("utf-8", "replace")

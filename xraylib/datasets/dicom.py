@@ -1,10 +1,10 @@
 """DICOM files: one frame as 8-bit grey, and what the header says of the examination."""
 
 import hashlib
-import importlib.util
 import io
 import logging
 import secrets
+import struct
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -16,7 +16,7 @@ import pydicom
 from filelock import FileLock
 from PIL import Image
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -56,8 +56,14 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 # All of them become RGB when they are decoded.
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
-# What the extra `dicom` installs.
-_DECODERS = ("pylibjpeg", "libjpeg", "openjpeg")
+_CHECKED_COMPRESSIONS = (
+    RLELossless,
+    *JPEGTransferSyntaxes,
+    *JPEGLSTransferSyntaxes,
+    *JPEG2000TransferSyntaxes,
+)
+
+_SHORTEST = 64  # bytes
 
 # Values beyond this are no calibration of an image.
 _LARGEST = 1e9
@@ -71,12 +77,11 @@ def is_dicom(data: bytes) -> bool:
     """
     if data[128:132] == b"DICM":
         return True
-    group = int.from_bytes(data[:2], "little")
-    element = int.from_bytes(data[2:4], "little")
-    length = int.from_bytes(data[4:8], "little")
-    if len(data) < 64 or group not in (2, 8) or element > 0x100:
+    if len(data) < _SHORTEST:
         return False
-    return data[4:6] in (b"UL", b"UI", b"OB", b"CS", b"SH", b"LO", b"DA", b"TM") or length <= 64
+    group, element, length = struct.unpack_from("<HHI", data)
+    is_explicit = data[4:6] in (b"UL", b"UI", b"OB", b"CS", b"SH", b"LO", b"DA", b"TM")
+    return group in (2, 8) and element <= 0x100 and (is_explicit or length <= _SHORTEST)
 
 
 def read_dicom(path: Path, data: bytes) -> Image.Image:
@@ -95,67 +100,67 @@ def read_dicom(path: Path, data: bytes) -> Image.Image:
         The file is damaged, holds no single grey or RGB frame, or cannot be decoded here.
     """
     try:
-        dataset = _parse(path, data)
-        _check_kind(path, dataset)
-        _check_compression(path, dataset)
-        raw = _decode(path, dataset)
-        return Image.fromarray(_to_grey(path, dataset, raw)).convert("L")
-    except UnusableImageError:
-        raise
+        dataset = _parse(data)
+        _check_kind(dataset)
+        _check_compression(dataset)
+        return Image.fromarray(_to_grey(dataset, _decode(dataset))).convert("L")
+    except _RefusedError as refusal:
+        raise UnusableImageError(path, *refusal.args) from refusal
     except MemoryError as error:
-        raise _refused(path, "it does not fit into memory", "oversized") from error
+        raise UnusableImageError(path, "oversized", "it does not fit into memory") from error
     except Exception as error:  # pydicom and its decoders raise anything on damaged content
         _log.debug("%s: %r", path, error)
-        raise _refused(path, "a damaged or incomplete DICOM file") from error
+        detail = "a damaged or incomplete DICOM file"
+        raise UnusableImageError(path, "unreadable", detail) from error
 
 
-def _refused(path: Path, detail: str, problem: str = "unreadable") -> UnusableImageError:
-    return UnusableImageError(path, problem, detail)
+class _RefusedError(Exception):
+    """What `UnusableImageError` takes after the path."""
 
 
-def _parse(path: Path, data: bytes) -> pydicom.FileDataset:
+def _parse(data: bytes) -> pydicom.FileDataset:
     """Parse the file; where the transfer syntax is missing, take the one pydicom recognised."""
     if _DEFLATED in data:
-        raise _refused(path, "a deflated DICOM file")
+        raise _RefusedError("unreadable", "a deflated DICOM file")
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     if "EncryptedAttributesSequence" in dataset or "PixelData" not in dataset:
-        raise _refused(path, "a DICOM file that is encrypted or holds no image")
+        raise _RefusedError("unreadable", "a DICOM file that is encrypted or holds no image")
     if "TransferSyntaxUID" not in dataset.file_meta:
         if dataset["PixelData"].is_undefined_length:
-            raise _refused(path, "a compressed DICOM file that does not say how (transfer syntax)")
+            raise _RefusedError(
+                "unreadable", "a compressed DICOM file that does not say how (transfer syntax)"
+            )
         implicit, little_endian = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     return dataset
 
 
-def _check_kind(path: Path, dataset: pydicom.Dataset) -> None:
+def _check_kind(dataset: pydicom.Dataset) -> None:
     """Refuse what is no single image of at most 16 bits, before it is decoded."""
     missing = [name for name in _NEEDED if dataset.get(name) in (None, "")]
     if missing:
-        raise _refused(path, f"a DICOM file without {', '.join(missing)}")
+        raise _RefusedError("unreadable", f"a DICOM file without {', '.join(missing)}")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise _refused(path, "a DICOM file of several frames, not one image")
+        raise _RefusedError("unreadable", "a DICOM file of several frames, not one image")
     if dataset.Rows * dataset.Columns > MAX_PIXELS:
         size = f"{dataset.Columns} x {dataset.Rows}"
-        raise _refused(path, f"{size} pixels, more than {MAX_PIXELS:,}", "oversized")
+        raise _RefusedError("oversized", f"{size} pixels, more than {MAX_PIXELS:,}")
     if dataset.BitsAllocated > 16:
-        raise _refused(path, f"its values have {dataset.BitsAllocated} bits, more than 16")
+        raise _RefusedError(
+            "unreadable", f"its values have {dataset.BitsAllocated} bits, more than 16"
+        )
     if dataset.get("VOILUTFunction") not in (None, "", "LINEAR", "LINEAR_EXACT"):
-        raise _refused(path, f"its window is {dataset.VOILUTFunction}, not linear")
+        raise _RefusedError("unreadable", f"its window is {dataset.VOILUTFunction}, not linear")
 
 
-def _check_compression(path: Path, dataset: pydicom.FileDataset) -> None:
+def _check_compression(dataset: pydicom.FileDataset) -> None:
     """Hold the stream's own header against Rows and Columns, and keep only the checked frame."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_compressed:
         return
-    try:
-        available = get_decoder(syntax).is_available
-    except NotImplementedError:
-        raise _refused(path, f"its compression ({syntax.name}) is not supported") from None
-    if not available:
-        raise _not_installed(path)
+    if syntax not in _CHECKED_COMPRESSIONS:
+        raise _RefusedError("unreadable", f"its compression ({syntax.name}) is not supported")
     # Without the offset tables a decoder finds no other frame than the one that is checked.
     for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
         if name in dataset:
@@ -164,26 +169,24 @@ def _check_compression(path: Path, dataset: pydicom.FileDataset) -> None:
     dataset.PixelData = encapsulate([frame])
     if syntax == RLELossless:
         headers.check_rle(frame, dataset.Rows * dataset.Columns)
-    elif syntax in JPEGTransferSyntaxes + JPEGLSTransferSyntaxes:
-        _check_size(path, dataset, headers.read_jpeg(frame))
-    elif syntax in JPEG2000TransferSyntaxes:
-        _check_size(path, dataset, headers.read_jpeg2000(frame))
     else:
-        raise _refused(path, f"its compression ({syntax.name}) is not supported")
+        is_jpeg2000 = syntax in JPEG2000TransferSyntaxes
+        read_size = headers.read_jpeg2000 if is_jpeg2000 else headers.read_jpeg
+        _check_size(dataset, read_size(frame))
 
 
-def _check_size(path: Path, dataset: pydicom.Dataset, header: headers.StreamHeader) -> None:
-    announced = (header.width, header.height, header.samples)
+def _check_size(dataset: pydicom.Dataset, header: headers.StreamHeader) -> None:
     expected = (dataset.Columns, dataset.Rows, dataset.get("SamplesPerPixel", 1))
-    if announced != expected:
-        raise _refused(
-            path,
-            f"its compressed image has {announced[0]} x {announced[1]} x {announced[2]} values, "
-            f"its header says {expected[0]} x {expected[1]} x {expected[2]}",
+    if tuple(header) != expected:
+        announced = " x ".join(map(str, header))
+        said = " x ".join(map(str, expected))
+        raise _RefusedError(
+            "unreadable",
+            f"its compressed image has {announced} values, its header says {said}",
         )
 
 
-def _decode(path: Path, dataset: pydicom.FileDataset) -> np.ndarray:
+def _decode(dataset: pydicom.FileDataset) -> np.ndarray:
     """Stored values, ``(height, width)`` or, of a colour image, ``(height, width, 3)``."""
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
@@ -193,49 +196,45 @@ def _decode(path: Path, dataset: pydicom.FileDataset) -> np.ndarray:
     except Exception as error:
         if not syntax.is_compressed:
             raise
-        if not all(importlib.util.find_spec(name) for name in _DECODERS):
-            raise _not_installed(path) from error
-        raise _refused(
-            path,
+        detail = (
             f"its compressed image ({syntax.name}, {dataset.BitsStored} bits) is damaged, or of a "
-            "kind that no decoder here can read",
-        ) from error
+            "kind that no decoder here can read"
+        )
+        fix = 'pip install "xraylib-pneumonia[dicom-gpl]", or export it as an 8-bit PNG'
+        raise _RefusedError("unreadable", detail, fix) from error
     kind = dataset.PhotometricInterpretation
     if (kind in _GREY and raw.ndim == 2) or (kind in _COLOUR and raw.ndim == 3):
         return raw
-    raise _refused(path, f"its pixels are {kind} of shape {raw.shape}, neither grey nor RGB")
+    raise _RefusedError(
+        "unreadable", f"its pixels are {kind} of shape {raw.shape}, neither grey nor RGB"
+    )
 
 
-def _not_installed(path: Path) -> UnusableImageError:
-    fix = 'pip install "xraylib-pneumonia[dicom]", or export it as an 8-bit PNG'
-    return UnusableImageError(path, "unreadable", "its compression cannot be read here", fix)
-
-
-def _to_grey(path: Path, dataset: pydicom.Dataset, raw: np.ndarray) -> np.ndarray:
-    """Turn stored values into uint8, worked out for each level that occurs, not for each pixel."""
-    levels, counts = np.unique(raw, return_counts=True)
+def _to_grey(dataset: pydicom.Dataset, raw: np.ndarray) -> np.ndarray:
+    """Turn stored values into uint8, worked out for each possible level, not for each pixel."""
+    lowest = int(raw.min())
+    steps = np.subtract(raw, lowest, dtype=np.int32)
+    counts = np.bincount(steps.ravel())
+    levels = np.arange(lowest, lowest + len(counts))
     if raw.ndim == 3:
-        grey = _stretch(levels, 0, 2**dataset.BitsStored - 1)
-    else:
-        padding = _number(path, dataset, "PixelPaddingValue", np.inf)
-        grey = _render(path, dataset, levels, np.where(levels == padding, 0, counts))
-        grey[levels == padding] = 0
-    table = np.zeros(int(levels[-1]) - int(levels[0]) + 1, np.uint8)
-    table[levels.astype(int) - int(levels[0])] = grey
-    return table[np.subtract(raw, levels[0], dtype=np.int32)]
+        return _stretch(levels, 0, 2**dataset.BitsStored - 1)[steps]
+    is_padding = levels == _number(dataset, "PixelPaddingValue", np.inf)
+    grey = _render(dataset, levels, np.where(is_padding, 0, counts))
+    grey[is_padding] = 0
+    return grey[steps]
 
 
 def _render(
-    path: Path,
     dataset: pydicom.Dataset,
     levels: np.ndarray,
     counts: np.ndarray,
 ) -> np.ndarray:
-    """Grey (uint8) of each stored level of a monochrome image; `counts` is 0 for padding."""
-    values = _rescale(path, dataset, levels)
-    width = _number(path, dataset, "WindowWidth", 0.0)
-    centre = _number(path, dataset, "WindowCenter", None)
+    """Grey (uint8) of each level of a monochrome image, which occurs `counts` times."""
+    values = _rescale(dataset, levels)
+    width = _number(dataset, "WindowWidth", 0.0)
+    centre = _number(dataset, "WindowCenter", None)
     exact = dataset.get("VOILUTFunction") == "LINEAR_EXACT"
+    is_plain = dataset.BitsAllocated == dataset.BitsStored == 8 and levels[0] >= 0
     if centre is not None and (width > 0 if exact else width >= 1):
         # PS3.3, C.11.2.1.2.1 and C.11.2.1.3.2: LINEAR counts pixels, LINEAR_EXACT does not.
         if not exact:
@@ -245,8 +244,8 @@ def _render(
     elif table := _voi_table(dataset):
         transformed = apply_voi_lut(np.rint(values).astype(np.int64), dataset)
         grey = _stretch(transformed, 0, 2 ** table.LUTDescriptor[2] - 1)
-    elif levels.dtype == np.uint8 and dataset.BitsStored == 8 and (values == levels).all():
-        grey = levels.copy()
+    elif is_plain and (values == levels).all():
+        grey = levels.astype(np.uint8)
     else:
         grey = _stretch(values, *_robust_range(values, counts))
     # Both say that low values are white, and a file with both says it twice (PS3.3, C.8.11.3.1.2).
@@ -256,25 +255,25 @@ def _render(
     return grey
 
 
-def _rescale(path: Path, dataset: pydicom.Dataset, levels: np.ndarray) -> np.ndarray:
+def _rescale(dataset: pydicom.Dataset, levels: np.ndarray) -> np.ndarray:
     """Apply the modality's lookup table, or its slope and intercept where they are given."""
     if dataset.get("ModalityLUTSequence"):
         return apply_modality_lut(levels, dataset)
-    slope = _number(path, dataset, "RescaleSlope", 1.0)
-    intercept = _number(path, dataset, "RescaleIntercept", 0.0)
+    slope = _number(dataset, "RescaleSlope", 1.0)
+    intercept = _number(dataset, "RescaleIntercept", 0.0)
     if slope == 0:
-        raise _refused(path, "its RescaleSlope is 0, so that every pixel is equal")
+        raise _RefusedError("unreadable", "its RescaleSlope is 0, so that every pixel is equal")
     return levels * slope + intercept
 
 
-def _number(path: Path, dataset: pydicom.Dataset, name: str, default: Any) -> Any:
+def _number(dataset: pydicom.Dataset, name: str, default: Any) -> Any:
     """First value of an element as a float; the default where the element is empty or missing."""
     value = dataset.get(name)
     if value is None or value == "" or np.size(value) == 0:
         return default
     number = float(np.ravel(value)[0])
     if not abs(number) <= _LARGEST:
-        raise _refused(path, f"its {name} is {number:g}")
+        raise _RefusedError("unreadable", f"its {name} is {number:g}")
     return number
 
 

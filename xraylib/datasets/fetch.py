@@ -4,6 +4,7 @@ import logging
 import shutil
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,33 +53,21 @@ def fetch(name: str | Path | Dataset, source: str = "default") -> Path:
     if source not in sources:
         fix = f"take one of {', '.join(sources)}"
         raise NotFoundError(f"{dataset.name} has no source named {source!r}. Fix: {fix}.")
-    if source == "kaggle":
-        _copy_splits(_from_kaggle(dataset), dataset)
-        return dataset.root
     if not dataset.url:
         raise OperationFailedError(
             f"{dataset.name} cannot be fetched from here. Fix: {dataset.by_hand} ({dataset.root})."
         )
-    saved_before = (paths.DATA / "downloads" / dataset.file).exists()
-    archive = _download(dataset)
+    archive = _from_kaggle(dataset) if source == "kaggle" else _download(dataset)
     try:
         with atomic_folder(dataset.root) as folder:
-            unpack = _unpack_arrays if archive.suffix == ".npz" else _unpack
-            unpack(archive, folder)
+            _unpack(archive, folder)
     except _DAMAGE as error:
         # A checksum taken from this file must not be held against the right one next time.
         archive.with_name(f"{archive.name}.sha256").unlink(missing_ok=True)
-        if saved_before:
-            fate = "is kept"
-            fix = "complete it (`curl --continue-at -`, data/README.md), or delete it"
-        else:
-            archive.unlink()
-            fate = "was removed"
-            fix = "get the data from its publisher by hand (data/README.md)"
-        raise OperationFailedError(
-            f"{archive} cannot be unpacked and {fate}: {error}. Fix: {fix}, and fetch again."
-        ) from error
-    archive.unlink()
+        fix = "delete it or complete it (`curl --continue-at -`, data/README.md), and fetch again"
+        raise OperationFailedError(f"{archive} cannot be unpacked: {error}. Fix: {fix}.") from error
+    if archive.is_file():  # kagglehub keeps its own copy, a folder
+        archive.unlink()
     return dataset.root
 
 
@@ -94,7 +83,7 @@ def _download(dataset: Dataset) -> Path:
     if not checksum and first.exists():
         checksum = first.read_text().split()[0]
     pooch.get_logger().setLevel(logging.WARNING)
-    downloader = _Resuming(folder / f"{dataset.file}.partial")
+    downloader = partial(_resume, folder / f"{dataset.file}.partial")
     try:
         with storage_errors(target):
             pooch.retrieve(dataset.url, checksum, dataset.file, folder, downloader=downloader)
@@ -119,34 +108,25 @@ def _download(dataset: Dataset) -> Path:
     return target
 
 
-class _Resuming:
-    """A downloader for pooch that goes on where an earlier download was cut short.
+def _resume(unfinished: Path, url: str, output: str, pup: Any) -> None:
+    """Download for pooch, from where an earlier download was cut short.
 
-    What has come so far is in `partial`, which outlives a lost connection and a killed process.
+    What has come so far is in `unfinished`, which outlives a lost connection and a killed process.
     """
-
-    def __init__(self, partial: Path) -> None:
-        self.partial = partial
-
-    def __call__(self, url: str, output: str, pup: Any) -> None:
-        start = self.partial.stat().st_size if self.partial.exists() else 0
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        with requests.get(url, headers=headers, stream=True, timeout=60) as response:
-            # Out of range: nothing is missing, or the file is another one, which is checked later.
-            if response.status_code != requests.codes.requested_range_not_satisfiable:
-                response.raise_for_status()
-                resumed = response.status_code == requests.codes.partial_content
-                self._append(response, start if resumed else 0)
-        self.partial.replace(output)
-
-    def _append(self, response: requests.Response, start: int) -> None:
-        """Write the body of a response after the first `start` bytes."""
-        total = start + int(response.headers.get("Content-Length", 0))
-        bar = tqdm(desc=self.partial.stem, initial=start, total=total, unit="B", unit_scale=True)
-        with bar, self.partial.open("ab" if start else "wb") as file:
-            for block in response.iter_content(_BLOCK):
-                file.write(block)
-                bar.update(len(block))
+    start = unfinished.stat().st_size if unfinished.exists() else 0
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    with requests.get(url, headers=headers, stream=True, timeout=60) as response:
+        # Out of range: nothing is missing, or the file is another one, which is checked later.
+        if response.status_code != requests.codes.requested_range_not_satisfiable:
+            response.raise_for_status()
+            resumed = response.status_code == requests.codes.partial_content
+            length = int(response.headers.get("Content-Length", 0))
+            bar = tqdm(desc=unfinished.stem, total=length, unit="B", unit_scale=True)
+            with bar, unfinished.open("ab" if resumed else "wb") as file:
+                for block in response.iter_content(_BLOCK):
+                    file.write(block)
+                    bar.update(len(block))
+    unfinished.replace(output)
 
 
 def _from_kaggle(dataset: Dataset) -> Path:
@@ -154,31 +134,29 @@ def _from_kaggle(dataset: Dataset) -> Path:
         import kagglehub
 
         return Path(kagglehub.dataset_download(dataset.kaggle))
-    except ImportError as error:
-        fix = "pip install 'xraylib-pneumonia[kaggle]', or leave the source out"
-        raise OperationFailedError(
-            f"kagglehub, for Kaggle's {dataset.kaggle}, is not installed. Fix: {fix}."
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        fix = "see to the network and to Kaggle's token, or leave the source out"
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        fix = (
+            "pip install 'xraylib-pneumonia[kaggle]', see to the network and to Kaggle's token, or "
+            "leave the source out"
+        )
         raise OperationFailedError(
             f"kagglehub could not download {dataset.kaggle}: {error}. Fix: {fix}."
         ) from error
 
 
-def _copy_splits(source: Path, dataset: Dataset) -> None:
-    """Copy the split folders of an unpacked copy; kagglehub keeps its own."""
-    try:
-        with atomic_folder(dataset.root) as folder:
-            for split in _split_folders(source):
-                hidden = shutil.ignore_patterns(".*", "__MACOSX")
-                shutil.copytree(split, folder / split.name, ignore=hidden)
-    except ValueError as error:
-        fix = "remove it and fetch again, or leave the source out"
-        raise OperationFailedError(f"{source} cannot be used: {error}. Fix: {fix}.") from error
-
-
 def _unpack(archive: Path, folder: Path) -> None:
+    """Fill a folder with the split folders of an archive, or of a folder that was unpacked."""
+    if archive.is_dir():
+        for split in _split_folders(archive):
+            hidden = shutil.ignore_patterns(".*", "__MACOSX")
+            shutil.copytree(split, folder / split.name, ignore=hidden)
+    elif archive.suffix == ".npz":
+        _unpack_arrays(archive, folder)
+    else:
+        _unpack_zip(archive, folder)
+
+
+def _unpack_zip(archive: Path, folder: Path) -> None:
     """Unpack the split folders of a zip archive.
 
     `ZipFile` itself drops `..` and absolute paths and writes links as plain files, so nothing can

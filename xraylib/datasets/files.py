@@ -19,16 +19,7 @@ _LITTER = re.compile(
 )
 
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
-_START = 132
-# Formats that are not read, by how they begin.
-_OTHER_FORMATS = {
-    b"BM": "a BMP image",
-    b"GIF8": "a GIF image",
-    b"RIFF": "a WebP image",
-    b"PK\x03\x04": "an archive",
-    b"\x1f\x8b": "an archive",
-}
-
+_START = 132  # so far DICOM's mark
 HIDDEN = "hidden, or left by a system"
 
 
@@ -75,55 +66,52 @@ def list_folder(folder: str | Path) -> Listing:
     listing = Listing()
     home = os.path.realpath(folder)
     entered = {home}
-    pending = [os.fspath(folder)]
-    while pending:
-        current = pending.pop()
-        try:
-            with os.scandir(current) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
-        except OSError:
-            listing.closed.append(current)
-            continue
-        for entry in entries:
-            if not entry.is_dir():
-                _sort_file(entry, listing)
-            elif is_litter(entry.name):
-                listing.passed_over.append(PassedOver(entry.path + os.sep, HIDDEN))
-            elif _is_read_elsewhere(entry, home, entered):
+
+    def note_closed(error: OSError) -> None:
+        listing.closed.append(error.filename)
+
+    for current, folders, files in os.walk(folder, followlinks=True, onerror=note_closed):
+        entries = [(name, str(Path(current, name))) for name in sorted(folders)]
+        folders.clear()
+        for name, path in entries:
+            if is_litter(name):
+                listing.passed_over.append(PassedOver(path + os.sep, HIDDEN))
+            elif _is_read_elsewhere(path, home, entered):
                 reason = "a link to a folder that is read already"
-                listing.passed_over.append(PassedOver(entry.path + os.sep, reason))
+                listing.passed_over.append(PassedOver(path + os.sep, reason))
             else:
-                pending.append(entry.path)
+                folders.append(name)
+        for name in files:
+            _sort_file(Path(current, name), listing)
     listing.images.sort()
     listing.passed_over.sort()
     return listing
 
 
-def _is_read_elsewhere(entry: os.DirEntry[str], home: str, entered: set[str]) -> bool:
+def _is_read_elsewhere(path: str, home: str, entered: set[str]) -> bool:
     """Whether a folder was entered before, or is a link into, or to above, the folder `home`."""
-    target = os.path.realpath(entry.path)
-    if target in entered:
-        return True
-    if entry.is_symlink() and os.path.commonpath([target, home]) in (target, home):
+    target = os.path.realpath(path)
+    is_link = Path(path).is_symlink()
+    if target in entered or (is_link and os.path.commonpath([target, home]) in (target, home)):
         return True
     entered.add(target)
     return False
 
 
-def _sort_file(entry: os.DirEntry[str], listing: Listing) -> None:
+def _sort_file(path: Path, listing: Listing) -> None:
     """Put a file into the list where it belongs."""
-    if is_litter(entry.name):
-        listing.passed_over.append(PassedOver(entry.path, HIDDEN))
-    elif entry.is_symlink() and not Path(entry.path).exists():
-        listing.broken.append(entry.path)
-    elif not entry.is_file():  # to open a pipe would wait for its writer
-        listing.passed_over.append(PassedOver(entry.path, "not a regular file"))
-    elif Path(entry.name).suffix.lower() in SUFFIXES:
-        listing.images.append(entry.path)
-    elif reason := why_no_image(entry.path):
-        listing.passed_over.append(PassedOver(entry.path, reason))
+    if is_litter(path.name):
+        listing.passed_over.append(PassedOver(str(path), HIDDEN))
+    elif path.is_symlink() and not path.exists():
+        listing.broken.append(str(path))
+    elif not path.is_file():  # to open a pipe would wait for its writer
+        listing.passed_over.append(PassedOver(str(path), "not a regular file"))
+    elif path.suffix.lower() in SUFFIXES:
+        listing.images.append(str(path))
+    elif reason := why_no_image(path):
+        listing.passed_over.append(PassedOver(str(path), reason))
     else:
-        listing.images.append(entry.path)
+        listing.images.append(str(path))
 
 
 def why_no_image(path: str | Path) -> str:
@@ -137,7 +125,4 @@ def why_no_image(path: str | Path) -> str:
         return "empty"
     if start.startswith(_IMAGE_STARTS) or is_dicom(start):
         return ""
-    for mark, kind in _OTHER_FORMATS.items():
-        if start.startswith(mark):
-            return f"{kind}, which is not read"
-    return "no image"
+    return "no JPEG, PNG, TIFF or DICOM image"

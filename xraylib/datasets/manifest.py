@@ -1,13 +1,12 @@
 """The manifest: one row per image, sorted by `image_id`, read from folders or a table.
 
 Its columns are `image_id` (str, unique), `path`, `label` (0 normal, 1 pneumonia), `patient`, `kind`
-(normal, bacteria, virus, unknown), `split` (train, val, test) and `sha256` (of the file); a table
-can add `age` and `view`. The names of Kermany's files are the only place where the patient is
-written down, so every patient-grouped number of this repository on these images rests on
-`patient_and_kind`.
+(normal, bacteria, virus, unknown), `split` (train, val, test) and `sha256` (of the file). The names
+of Kermany's files are the only place where the patient is written down, so every patient-grouped
+number of this repository on these images rests on `patient_and_kind`.
 """
 
-import hashlib
+import json
 import logging
 import re
 from collections import Counter
@@ -19,31 +18,34 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
 from xraylib import paths
 from xraylib.datasets import challenges, phantom, shards
 from xraylib.datasets.catalog import Dataset, get_dataset
 from xraylib.datasets.dicom import patient_pseudonym
 from xraylib.datasets.files import HIDDEN, RASTER_SUFFIXES, PassedOver
-from xraylib.datasets.layouts import FURTHER, Layout, read_layout
+from xraylib.datasets.layouts import Layout, read_layout
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.progress import tqdm
-from xraylib.storage import atomic_write
+from xraylib.storage import atomic_write, sha256
 
 _log = logging.getLogger(__name__)
 
+COLUMNS = ("image_id", "path", "label", "patient", "kind", "split", "sha256")
 _PNEUMONIA_KINDS = ("bacteria", "virus")
 
 _SUFFIX = re.compile(r"\.(jpe?g|png|jfif|tiff?|dcm|dicom|ima)$", re.IGNORECASE)
 _ROBOFLOW = re.compile(r"_(jpe?g|png|tiff?|bmp|webp)\.rf\.[0-9A-Za-z]+$")
 
-_PNEUMONIA = re.compile(r"person([0-9]+)_(bacteria|virus)(?:_[0-9]+)+")
-_NORMAL = re.compile(r"(NORMAL2-IM|IM)-([0-9]+)(?:-[0-9]+)+")
-_VERSION_3 = re.compile(r"(NORMAL|BACTERIA|VIRUS)-([0-9]+)-[0-9]+")
+# The names of Kermany's files, of version 2 and (the last) of version 3.
+_NAMES = (
+    re.compile(r"person(?P<number>[0-9]+)_(?P<series>bacteria|virus)(_[0-9]+)+"),
+    re.compile(r"(?P<series>NORMAL2-IM|IM)-(?P<number>[0-9]+)(-[0-9]+)+"),
+    re.compile(r"(?P<series>NORMAL|BACTERIA|VIRUS)-(?P<number>[0-9]+)-[0-9]+"),
+)
+_VERSION_3_SERIES = ("NORMAL", "BACTERIA", "VIRUS")
 _NIH = re.compile(r"([0-9]+)_[0-9]+")  # <patient>_<follow-up>
-_SHA256 = re.compile("[0-9a-f]{64}")
 # Of a split that is made here: the share of the test, the seed, and the fewest patients per class
 # (one tests, one validates, one trains).
 _TEST_SHARE = 0.2
@@ -101,20 +103,18 @@ def load(name: str | Path | Dataset) -> pd.DataFrame:
 
 def _warn(dataset: Dataset, reading: "Reading") -> None:
     """Warn of what a reader of results should know of how a data set was understood."""
-    for remark in reading.remarks:
-        _log.warning("%s: %s", dataset.name, remark)
-    patientless = reading.patient_sources.count(NO_SOURCE)
-    if patientless and dataset.names != "none":
-        message = "%s: of %d of %d images nothing says the patient; each counts as its own"
-        _log.warning(message, dataset.name, patientless, len(reading.manifest))
-    if FOLDER_SOURCE in reading.patient_sources:
-        count = reading.patient_sources.count(FOLDER_SOURCE)
-        message = "%s: each folder below a class folder counts as one patient (%d images)"
-        _log.warning(message, dataset.name, count)
+    remarks = list(reading.remarks)
+    for source, images in Counter(reading.patient_sources).items():
+        is_expected = source == NO_SOURCE and dataset.names == "none"
+        if source in (NO_SOURCE, FOLDER_SOURCE) and not is_expected:
+            remarks.append(f"the patient of {images} images is read from {source}")
     named = [file for file in reading.passed_over if file.reason != HIDDEN]
     if named and not dataset.phantom:  # the phantom's masks lie beside its splits
-        message = "%s: %d files are passed over, first %s (%s); `data verify` names them all"
-        _log.warning(message, dataset.name, len(named), *named[0])
+        first = f"{named[0].path} ({named[0].reason})"
+        also = "`data verify` names them all"
+        remarks.append(f"{len(named)} files are passed over, first {first}; {also}")
+    for remark in remarks:
+        _log.warning("%s: %s", dataset.name, remark)
 
 
 def quarantine_path(name: str | Path | Dataset) -> Path:
@@ -222,52 +222,34 @@ def read(dataset: Dataset) -> Reading:
     root = dataset.root
     if not root.is_dir():
         raise NotFoundError(f"{dataset.name}: no folder {root}. Fix: {dataset.fix}.")
-    if dataset.reader:
-        table = _from_lists(dataset)
-        return Reading(table, [NO_SOURCE] * len(table), [], [])
     if shards.is_shards(root):
         fix = "name the folder that they were written from"
         raise InvalidDataError(f"{root} holds shards, not image files. Fix: {fix}.")
     try:
-        layout = read_layout(dataset)
-        files = layout.images["relative"].tolist()
-        hashes, dicom_patients = _contents(layout.root, files, paths.CACHE / dataset.name)
+        layout = _layout(dataset)
+        images = layout.images.join(_contents(dataset, layout))
     except PermissionError as error:
         fix = "allow reading it, or move it away"
         raise InvalidDataError(f"cannot read {error.filename}. Fix: {fix}.") from error
-    ids = _unique_ids(files)
-    patients, sources, kinds = _patients_and_kinds(dataset, layout, ids, dicom_patients)
-    manifest = pd.DataFrame(
-        {
-            "image_id": ids,
-            "path": [str(layout.root / file) for file in files],
-            "label": layout.images["label"].tolist(),
-            "patient": patients,
-            "kind": kinds,
-            "split": layout.images["split"].tolist(),
-            "sha256": hashes,
-        }
-    )
-    for column in FURTHER:
-        if column in layout.images:
-            manifest[column] = layout.images[column]
-    # A normal image of another family's name is normal; a pneumonia without a kind is unknown.
-    unread = ~manifest["kind"].isin(_PNEUMONIA_KINDS)
-    manifest.loc[unread, "kind"] = manifest.loc[unread, "label"].map({0: "normal", 1: "unknown"})
+    images["image_id"] = _unique_ids(images["relative"].tolist())
+    images["path"] = [str(layout.root / file) for file in images["relative"]]
+    images = images.sort_values("image_id", ignore_index=True)
     if dataset.names == "kermany":
-        _check_one_version(root, ids)
-    order = manifest["image_id"].argsort()
-    manifest = manifest.iloc[order].reset_index(drop=True)
+        _check_one_version(root, images["image_id"])
+    candidates = _candidate_patients(dataset, images)
+    is_known = candidates != ""
+    patients = candidates.where(is_known).bfill(axis=1).iloc[:, 0].map(_storable)
+    manifest = images.assign(patient=patients, kind=_kinds(dataset, images))[list(COLUMNS)]
     remarks = _make_split(dataset, manifest) if dataset.is_own and len(manifest) else []
-    return Reading(manifest, [sources[row] for row in order], layout.passed_over, remarks)
+    sources = candidates.columns[is_known.to_numpy().argmax(axis=1)].tolist()
+    return Reading(manifest, sources, layout.passed_over, remarks)
 
 
-def _from_lists(dataset: Dataset) -> pd.DataFrame:
-    """Return the manifest of a download that has lists instead of class folders."""
-    table = challenges.READERS[dataset.reader](dataset.root)
-    files = [Path(path).relative_to(dataset.root).as_posix() for path in table["path"]]
-    hashes, _ = _contents(dataset.root, files, paths.CACHE / dataset.name, patients=False)
-    return table.assign(sha256=hashes)[[*challenges.COLUMNS, "sha256"]]
+def _layout(dataset: Dataset) -> Layout:
+    """List the images of a data set, by its folders or by the lists of its download."""
+    if dataset.reader:
+        return challenges.READERS[dataset.reader](dataset.root)
+    return read_layout(dataset)
 
 
 def _unique_ids(files: list[str]) -> list[str]:
@@ -285,42 +267,39 @@ def _unique_ids(files: list[str]) -> list[str]:
     return ids
 
 
-def _patients_and_kinds(
-    dataset: Dataset, layout: Layout, ids: list[str], dicom_patients: list[str]
-) -> tuple[list[str], list[str], list[str]]:
-    """Read the patient of each image, what it was read from, and the kind."""
-    if len(set(dicom_patients) - {""}) == 1:  # such as "Anonymous"
-        dicom_patients = [""] * len(ids)
-    regex = re.compile(dataset.patient_regex) if dataset.patient_regex else None
-    patients = []
-    sources = []
-    kinds = []
-    images = layout.images
-    rows = zip(
-        ids,
-        images["relative"],
-        images["patient"],
-        images["folder"],
-        images["kind"],
-        dicom_patients,
-        strict=True,
-    )
-    for image, relative, listed, folder, kind, dicom_patient in rows:
-        named, named_kind = _READERS[dataset.names](image)
-        candidates = {
-            TABLE_SOURCE: listed,
-            REGEX_SOURCE: _first_group(regex, relative) if regex else "",
-            DICOM_SOURCE: dicom_patient,
-            FOLDER_SOURCE: folder,
-            NAME_SOURCE: named if named != image_id(image) else "",
-        }
-        source = next((name for name in candidates if candidates[name]), NO_SOURCE)
+def _candidate_patients(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
+    """Say who the patient of each image is by each source, in order of precedence."""
+    pseudonyms = images["pseudonym"]
+    is_anonymous = pseudonyms[pseudonyms != ""].nunique() == 1  # such as "Anonymous"
+    regex = re.compile(dataset.patient_regex or "(?!)")  # which finds nothing
+    from_names = []
+    alone = []
+    for image, file in zip(images["image_id"], images["relative"], strict=True):
+        patient, _ = _READERS[dataset.names](image)
+        from_names.append(patient if patient != image_id(image) else "")
         # Two files of one name in a folder, as JPEG and PNG, show one patient.
-        alone = image if image == image_id(relative) else _without_suffix(relative)
-        patients.append(_storable(candidates.get(source, alone)))
-        sources.append(source)
-        kinds.append(kind or named_kind)
-    return patients, sources, kinds
+        alone.append(image if image == image_id(file) else _without_suffix(file))
+    return pd.DataFrame(
+        {
+            TABLE_SOURCE: images["patient"],
+            REGEX_SOURCE: [_first_group(regex, file) for file in images["relative"]],
+            DICOM_SOURCE: "" if is_anonymous else pseudonyms,
+            FOLDER_SOURCE: images["folder"],
+            NAME_SOURCE: from_names,
+            NO_SOURCE: alone,
+        }
+    )
+
+
+def _kinds(dataset: Dataset, images: pd.DataFrame) -> pd.Series:
+    """Give the kind that the layout says, else the name.
+
+    A normal image of another family's name is normal; a pneumonia without a kind is unknown.
+    """
+    named = pd.Series([_READERS[dataset.names](image)[1] for image in images["image_id"]])
+    by_label = images["label"].map({0: "normal", 1: "unknown"})
+    named = named.where(named.isin(_PNEUMONIA_KINDS), by_label)
+    return images["kind"].where(images["kind"] != "", named)
 
 
 def _first_group(regex: re.Pattern[str], path: str) -> str:
@@ -337,25 +316,21 @@ def inseparable(manifest: pd.DataFrame) -> pd.Series:
     Two images are linked if they show the same patient or have the same bytes. A group holds all
     images that can be reached from one another through such links.
     """
-    images = len(manifest)
-    patients = pd.factorize(manifest["patient"])[0]
-    contents = pd.factorize(manifest["sha256"])[0]
-    # The nodes of the graph are the images, then the patients, then the contents.
-    first_patient = images
-    first_content = first_patient + images
-    nodes = 3 * images
-    sources = np.tile(np.arange(images), 2)
-    targets = np.concatenate([first_patient + patients, first_content + contents])
-    ones = np.ones(len(sources))
-    links = coo_array((ones, (sources, targets)), shape=(nodes, nodes))
-    groups = connected_components(links, directed=False)[1]
-    return pd.Series(groups[:images], index=manifest.index)
+    images = range(len(manifest))
+    linked = DisjointSet(images)
+    for column in ("patient", "sha256"):
+        for members in manifest.groupby(column).indices.values():
+            for member in members[1:]:
+                linked.merge(members[0], member)
+    # Numbered in the order in which the groups occur.
+    groups, _ = pd.factorize(np.array([linked[image] for image in images]))
+    return pd.Series(groups, index=manifest.index)
 
 
 def _make_split(dataset: Dataset, manifest: pd.DataFrame) -> list[str]:
     """Give a fifth of the patients of each class to the test where there is none; say so."""
     splits = set(manifest["split"])
-    if "test" in splits or splits == {"val"} or (dataset.split and dataset.split != "new"):
+    if "test" in splits or splits == {"val"} or dataset.split not in (None, "new"):
         return []
     manifest.loc[manifest["split"] == "", "split"] = "train"
     groups = inseparable(manifest)
@@ -368,8 +343,11 @@ def _make_split(dataset: Dataset, manifest: pd.DataFrame) -> list[str]:
             f"{_FEWEST_PATIENTS} are needed"
         ]
     rng = np.random.default_rng(_SPLIT_SEED)
-    shares = [rng.permutation(members)[: _test_size(len(members))] for members in patients]
-    is_test = groups.isin(np.concatenate(shares))
+    chosen = [
+        rng.permutation(members)[: max(1, round(_TEST_SHARE * len(members)))]
+        for members in patients
+    ]
+    is_test = groups.isin(np.concatenate(chosen))
     manifest.loc[is_test, "split"] = "test"
     return [
         "there is no test, so one was made: a fifth of the patients of each class, "
@@ -377,15 +355,11 @@ def _make_split(dataset: Dataset, manifest: pd.DataFrame) -> list[str]:
     ]
 
 
-def _test_size(patients: int) -> int:
-    return max(1, round(_TEST_SHARE * patients))
-
-
-def _check_one_version(root: Path, ids: list[str]) -> None:
+def _check_one_version(root: Path, ids: pd.Series) -> None:
     """Refuse a folder with names of versions 2 and 3 of Kermany's data: the same images twice."""
-    names = [image_id(image) for image in ids]
-    version_2 = [name for name in names if _PNEUMONIA.fullmatch(name) or _NORMAL.fullmatch(name)]
-    version_3 = [name for name in names if _VERSION_3.fullmatch(name)]
+    by_series = {_parse_name(image)[0]: image for image in ids}
+    version_2 = [image for series, image in by_series.items() if series in _TEST_NUMBERS]
+    version_3 = [image for series, image in by_series.items() if series in _VERSION_3_SERIES]
     if version_2 and version_3:
         raise InvalidDataError(
             f"{root} holds names of version 2 ({version_2[0]}) and of version 3 ({version_3[0]}) "
@@ -393,60 +367,38 @@ def _check_one_version(root: Path, ids: list[str]) -> None:
         )
 
 
-def _contents(
-    root: Path, files: list[str], cache: Path, patients: bool = True
-) -> tuple[list[str], list[str]]:
-    """Give the SHA-256 of every file and the pseudonym of a DICOM file's patient, else nothing.
+def _contents(dataset: Dataset, layout: Layout) -> pd.DataFrame:
+    """Give `sha256` and `pseudonym` (of the patient of a DICOM file, else empty) of each image.
 
     Both come from the cache where no file has changed.
     """
-    lines = []
-    for file in files:
-        stat = (root / file).stat()
-        lines.append(f"{file}\t{stat.st_size}\t{stat.st_mtime_ns}")
-    # File names need not be UTF-8: undecodable bytes are kept as surrogates.
-    listing = "\n".join(lines).encode("utf-8", "surrogateescape")
-    remembered = cache / f"index-{hashlib.sha256(listing).hexdigest()[:16]}.csv"
-    if remembered.exists():
-        contents = _remembered_contents(remembered, files)
-        if contents is not None:
-            return contents
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        work = pool.map(partial(_content, patients=patients), [root / file for file in files])
-        rows = list(tqdm(work, total=len(files), desc=f"hashing {root.name}", unit="image"))
-    table = pd.DataFrame(rows, columns=["sha256", "patient"], dtype=str)
-    with atomic_write(remembered) as temporary:
-        table.insert(0, "relative", files)
-        table.to_csv(temporary, index=False, errors="surrogateescape")
-    return table["sha256"].tolist(), table["patient"].tolist()
-
-
-def _remembered_contents(remembered: Path, files: list[str]) -> tuple[list[str], list[str]] | None:
-    """Read an index from the cache; None where it is damaged or of other files."""
+    files = {}
+    for file in layout.images["relative"]:
+        path = layout.root / file
+        stat = path.stat()
+        files[f"{file} {stat.st_size} {stat.st_mtime_ns}"] = path
+    index = paths.CACHE / dataset.name / "index.json"
+    known: dict[str, tuple[str, str]] = {}
     try:
-        table = pd.read_csv(
-            remembered, dtype=str, keep_default_na=False, encoding_errors="surrogateescape"
-        )
-        hashes: list[str] = table["sha256"].tolist()
-        # Indexes of sets without DICOM files were once written without patients.
-        patients = table["patient"].tolist() if "patient" in table else [""] * len(files)
-        if table["relative"].tolist() == files and all(map(_SHA256.fullmatch, hashes)):
-            return hashes, patients
-    except (ValueError, KeyError):
-        pass
-    _log.warning("%s is damaged; the files are hashed anew", remembered)
-    return None
+        if index.exists():
+            known = dict(json.loads(index.read_bytes()))
+    except (ValueError, TypeError):
+        _log.warning("%s is damaged; the files are hashed anew", index)
+    new = {key: path for key, path in files.items() if key not in known}
+    if new:
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            work = pool.map(partial(_content, dataset), new.values())
+            contents = tqdm(work, total=len(new), desc=f"hashing {layout.root.name}", unit="image")
+            known |= zip(new, contents, strict=True)
+        with atomic_write(index) as temporary:
+            temporary.write_text(json.dumps(known))
+    return pd.DataFrame([known[key] for key in files], columns=["sha256", "pseudonym"])
 
 
-def _content(path: Path, patients: bool) -> tuple[str, str]:
+def _content(dataset: Dataset, path: Path) -> tuple[str, str]:
     """Hash a file and, if it can be DICOM, read who its patient is."""
-    may_be_dicom = patients and path.suffix.lower() not in RASTER_SUFFIXES
-    return _sha256(path), patient_pseudonym(path) if may_be_dicom else ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    may_say = dataset.names != "none" and path.suffix.lower() not in RASTER_SUFFIXES
+    return sha256(path), patient_pseudonym(path) if may_say else ""
 
 
 def count(dataset: Dataset) -> int:
@@ -454,9 +406,7 @@ def count(dataset: Dataset) -> int:
     root = dataset.root
     if not root.is_dir() or not any(root.iterdir()):
         return 0
-    if dataset.reader:
-        return sum(1 for _ in root.rglob("*.dc*m"))
-    return len(read_layout(dataset).images)
+    return len(_layout(dataset).images)
 
 
 def image_id(filename: str) -> str:
@@ -486,24 +436,25 @@ def patient_and_kind(filename: str) -> tuple[str, str]:
     called `test-…` here. Names of version 3 hold the number itself. A name of another family has
     the kind `unknown` and is its own patient.
     """
+    series, number = _parse_name(filename)
+    if not series:
+        return image_id(filename), "unknown"
+    if series in _VERSION_3_SERIES:
+        return f"patient{number}", series.lower()
+    in_test = any(first <= int(number) <= last for first, last in _TEST_NUMBERS[series])
+    prefix = "test-" if in_test else ""
+    if series in _PNEUMONIA_KINDS:
+        return f"{prefix}person{int(number)}", series
+    return f"{prefix}{series if in_test else 'IM'}-{int(number):04d}", "normal"
+
+
+def _parse_name(filename: str) -> tuple[str, str]:
+    """Read the series and the number in a name of Kermany's family; both are empty in others."""
     stem = image_id(filename)
-    if match := _VERSION_3.fullmatch(stem):
-        return f"patient{match[2]}", match[1].lower()
-    if match := _PNEUMONIA.fullmatch(stem):
-        number = int(match[1])
-        return f"{_folder_prefix(match[2], number)}person{number}", match[2]
-    if match := _NORMAL.fullmatch(stem):
-        series = match[1]
-        number = int(match[2])
-        if prefix := _folder_prefix(series, number):
-            return f"{prefix}{series}-{number:04d}", "normal"
-        return f"IM-{number:04d}", "normal"
-    return stem, "unknown"
-
-
-def _folder_prefix(series: str, number: int) -> str:
-    in_test = any(first <= number <= last for first, last in _TEST_NUMBERS[series])
-    return "test-" if in_test else ""
+    for pattern in _NAMES:
+        if match := pattern.fullmatch(stem):
+            return match["series"], match["number"]
+    return "", ""
 
 
 def other_readings(image: str) -> dict[str, str]:
@@ -521,16 +472,15 @@ def other_readings(image: str) -> dict[str, str]:
         `same number`: a number is one child in both folders. An image of another family of names
         is its own patient.
     """
-    stem = image_id(image)
-    if match := _PNEUMONIA.fullmatch(stem):
-        number = f"person{match[1]}"
-        return {"same number and kind": f"{number}_{match[2]}", "same number": number}
-    if match := _NORMAL.fullmatch(stem):
-        return {"same number and kind": f"{match[1]}-{match[2]}", "same number": f"IM-{match[2]}"}
-    if match := _VERSION_3.fullmatch(stem):
-        return {"same number and kind": f"{match[1]}-{match[2]}", "same number": match[2]}
-    itself = _without_suffix(image)
-    return {"same number and kind": itself, "same number": itself}
+    series, number = _parse_name(image)
+    if not series:
+        itself = _without_suffix(image)
+        return {"same number and kind": itself, "same number": itself}
+    same_number = {"bacteria": "person", "virus": "person", "IM": "IM-", "NORMAL2-IM": "IM-"}
+    return {
+        "same number and kind": f"{series}-{number}",
+        "same number": same_number.get(series, "") + number,
+    }
 
 
 def _nih_patient_and_kind(filename: str) -> tuple[str, str]:
@@ -561,13 +511,11 @@ def series_and_number(manifest: pd.DataFrame) -> pd.DataFrame:
         the text before the number in `patient`.
         `number`: float, missing where there is none. The index is that of `manifest`.
     """
-    rows: list[tuple[str, float]] = []
+    rows = []
     for image, patient in zip(manifest["image_id"], manifest["patient"], strict=True):
-        stem = image_id(image)
-        if match := _PNEUMONIA.fullmatch(stem):
-            rows.append((match[2], float(match[1])))
-        elif match := _NORMAL.fullmatch(stem) or _LAST_NUMBER.fullmatch(patient):
-            rows.append((match[1], float(match[2])))
-        else:
-            rows.append(("", float("nan")))
+        series, number = _parse_name(image)
+        if series not in _TEST_NUMBERS:
+            match = _LAST_NUMBER.fullmatch(patient)
+            series, number = match.groups() if match else ("", "nan")
+        rows.append((series, float(number)))
     return pd.DataFrame(rows, columns=["series", "number"], index=manifest.index)

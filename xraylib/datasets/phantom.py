@@ -466,9 +466,7 @@ def _expose(water: Floats, exposure: SimpleNamespace, cm: float, rng: np.random.
     return (255 * np.clip(grey, 0, 1) ** math.exp(exposure.gamma)).astype(np.uint8)
 
 
-def simulate(
-    kind: str, patient_seed: Seed, image_seed: Seed, size: int = 224, marker: str | None = None
-) -> tuple[Mask, Mask]:
+def simulate(kind: str, patient_seed: Seed, image_seed: Seed, size: int = 224) -> tuple[Mask, Mask]:
     """Simulate one AP chest X-ray of a child.
 
     Parameters
@@ -482,8 +480,6 @@ def simulate(
         Fixes exposure, position and devices.
     size : int
         Height and width in pixels.
-    marker : str, optional
-        "L", "R" or "" for none; by default it is left to chance.
 
     Returns
     -------
@@ -492,7 +488,7 @@ def simulate(
     """
     rng = np.random.default_rng(image_seed)
     exposure = _draw(rng, _EXPOSURE)
-    marker_by_chance = "LR"[rng.integers(2)] if rng.random() < 0.6 else ""
+    marker = "LR"[rng.integers(2)] if rng.random() < 0.6 else ""
     seeds = np.random.SeedSequence(patient_seed).spawn(2)
     anatomy = np.random.default_rng(seeds[0])
     disease = np.random.default_rng(seeds[1])
@@ -519,7 +515,7 @@ def simulate(
     water = np.maximum(water * (1 + 0.008 * turn * view.x), 0)
     # Attenuation is in cm of water so far; `cm` is the side of a pixel. Devices lie in the image's
     # own frame.
-    devices = _devices(rng, marker_by_chance if marker is None else marker)
+    devices = _devices(rng, marker)
     water += _View(size, cm, 0.0, _CENTRE).strokes(devices)
     return _expose(water, exposure, cm, rng), _lesion_mask(lesion, lung, cm)
 

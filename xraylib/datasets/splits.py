@@ -163,8 +163,7 @@ def _official(manifest: pd.DataFrame, seed: int) -> pd.DataFrame:
     )
     pool = _outside_test(manifest)
     # Each class keeps an image to train on.
-    spare = pool["label"].value_counts().min() - 1
-    images = max(min(8, spare), 0)
+    images = min(8, pool["label"].value_counts().min() - 1)
     validation = pool.groupby("label").sample(images, random_state=seed).index
     return _with_splits(manifest, {"train": pool.index, "val": validation})
 
@@ -241,8 +240,7 @@ def _stratified_sample(rows: pd.DataFrame, images: int, seed: int) -> Labels:
     """Draw so many images, stratified by class, or all if there are no more."""
     if len(rows) > images + 1:
         return _divide(rows, seed, second=images)[1]
-    sample = rows.sample(min(images, len(rows)), random_state=seed)
-    return np.sort(sample.index)
+    return np.sort(rows.sample(min(images, len(rows)), random_state=seed).index)
 
 
 def _with_splits(manifest: pd.DataFrame, splits: Mapping[str, Labels]) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +10,8 @@ import pandas as pd
 from xraylib.datasets import images, manifest, splits
 from xraylib.datasets.catalog import DATASETS, Counts, Dataset, get_dataset
 from xraylib.datasets.files import PassedOver, why_no_image
-from xraylib.errors import InvalidDataError
+from xraylib.datasets.layouts import first_names
+from xraylib.errors import InvalidDataError, XraylibError
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def describe() -> pd.DataFrame:
     for dataset in DATASETS.values():
         try:
             images_present = manifest.count(dataset)
-        except InvalidDataError as error:
+        except (XraylibError, PermissionError) as error:
             _log.warning("%s", error)
             images_present = 0
         rows.append(
@@ -62,7 +63,6 @@ def verify(name: str | Path | Dataset) -> pd.DataFrame:
         - `split`: train, val or test.
         - `label`: 0 normal, 1 pneumonia.
         - `images`, `patients`: int, on this machine.
-        - `expected`: Int64, the published number of images, missing where there is none.
 
         `attrs["fingerprint"]` names the content, as `images.fingerprint` does.
         `attrs["notes"]` is a list of str: how patients were read, and what was decided or is odd.
@@ -83,44 +83,37 @@ def verify(name: str | Path | Dataset) -> pd.DataFrame:
     manifest.check_classes(dataset, rows)
     by_class = rows.groupby(["split", "label"])
     table = by_class.agg(images=("image_id", "size"), patients=("patient", "nunique"))
+    notes = [*_as_published(dataset, table["images"]), *_notes(dataset, reading, rows)]
     table = table.reset_index()
-    edition = _nearest_edition(dataset, table) if dataset.expected else {}
-    expected = []
-    for split, label in zip(table["split"], table["label"], strict=True):
-        due = edition.get(split)
-        expected.append(due[label] if isinstance(due, tuple) else None)
-    table = table.assign(expected=pd.array(expected, dtype="Int64"))
     table.attrs = {
         "dataset": dataset.name,
         "fingerprint": images.fingerprint(rows),
-        "notes": list(_notes(reading, rows)),
+        "notes": notes,
         "passed_over": _by_reason(reading.passed_over),
         "problem": _problem(dataset, rows) if dataset.is_own else "",
     }
     return table
 
 
-def _notes(reading: manifest.Reading, rows: pd.DataFrame) -> Iterator[str]:
-    """Say how patients were read, and what was decided or is odd."""
+def _notes(dataset: Dataset, reading: manifest.Reading, rows: pd.DataFrame) -> Iterator[str]:
+    """Say how patients were read, what was decided or is odd, and what was not looked at."""
     yield from reading.remarks
     for source, count in Counter(reading.patient_sources).most_common():
         yield f"the patient of {count} images is read from {source}"
     labels = rows.groupby("patient")["label"].nunique()
     both = labels.index[labels > 1]
     if len(both):
-        yield f"{len(both)} patients have images of both classes: {_some(both)}"
+        yield f"{len(both)} patients have images of both classes: {first_names(both)}"
     copies = rows[rows["sha256"].duplicated(keep=False)]
     if len(copies):
-        yield f"{len(copies)} images are byte-identical to another: {_some(copies['image_id'])}"
+        names = first_names(copies["image_id"])
+        yield f"{len(copies)} images are byte-identical to another: {names}"
     conflicts = copies[copies.groupby("sha256")["label"].transform("nunique") > 1]
     if len(conflicts):
         fix = "`data audit` leaves them out"
         yield f"{len(conflicts)} of these have copies of the other class: {fix}"
-
-
-def _some(names: pd.Index | pd.Series) -> str:
-    """List the first names."""
-    return ", ".join(map(str, names[:5])) + (", …" if len(names) > 5 else "")
+    command = f"python -m xraylib data audit {dataset.reference}"
+    yield f"no image was decoded: `{command}` decodes each and names the damaged ones"
 
 
 def _by_reason(passed_over: list[PassedOver]) -> dict[str, list[str]]:
@@ -149,38 +142,23 @@ def _problem(dataset: Dataset, rows: pd.DataFrame) -> str:
     return ""
 
 
-def _nearest_edition(dataset: Dataset, table: pd.DataFrame) -> Counts:
-    """Return the edition that the images are, or refuse them by what differs from the nearest."""
-    counts = {str(split): tuple(rows["images"]) for split, rows in table.groupby("split")}
-
-    def distance(edition: tuple[Counts, str]) -> int:
-        return sum(abs(present - due) for _, present, due in _differences(edition[0], counts))
-
-    nearest, remark = min(dataset.expected, key=distance)
-    differences = _differences(nearest, counts)
-    if differences:
-        listed = "; ".join(
-            f"{folder} holds {present} images, not {due}" for folder, present, due in differences
-        )
+def _as_published(dataset: Dataset, images: pd.Series) -> Iterator[str]:
+    """Say which published edition the images are, if any is known; refuse what is none of them."""
+    counts = {str(split): tuple(numbers) for split, numbers in images.groupby("split")}
+    sums = {split: (sum(numbers),) for split, numbers in counts.items()}
+    for edition, remark in dataset.expected:
+        if edition in (counts, sums):
+            yield f"there are as many images as published ({_listed(edition)})"
+            if remark:
+                yield remark
+            return
+    if dataset.expected:
+        published = " or ".join(_listed(edition) for edition, _ in dataset.expected)
         raise InvalidDataError(
-            f"{dataset.root} is not as published: {listed}. Fix: remove it and {dataset.fix}."
+            f"{dataset.root} is not as published: it holds {_listed(counts)} images (normal + "
+            f"pneumonia), not {published}. Fix: remove it and {dataset.fix}."
         )
-    if remark:
-        _log.warning("%s: %s", dataset.root, remark)
-    return nearest
 
 
-def _differences(
-    edition: Counts, counts: Mapping[str, tuple[int, ...]]
-) -> list[tuple[str, int, int]]:
-    """List the folders that differ, with the images there and those expected."""
-    rows = []
-    for split in dict.fromkeys((*edition, *counts)):
-        present = counts.get(split, (0, 0))
-        due = edition.get(split, (0, 0))
-        if isinstance(due, int):
-            rows.append((split, sum(present), due))
-        else:
-            rows.append((f"{split}/NORMAL", present[0], due[0]))
-            rows.append((f"{split}/PNEUMONIA", present[1], due[1]))
-    return [row for row in rows if row[1] != row[2]]
+def _listed(counts: Counts) -> str:
+    return ", ".join(f"{split} {' + '.join(map(str, n))}" for split, n in counts.items())
