@@ -3,7 +3,9 @@
 DATASET ?= phantom
 BUDGET  ?= $(if $(filter phantom,$(DATASET)),quick,full)
 SEED    ?= 0
-RECIPES ?= $(if $(filter kermany,$(DATASET)),all,tiny-cnn-28 mobilenetv2-frozen majority-class file-size mean-intensity)
+# Transfer learning on images of your own needs ImageNet weights, so it is left out unless they are on this machine.
+TRANSFER := $(if $(filter phantom,$(DATASET))$(XRAYLIB_WEIGHTS),mobilenetv2-frozen)
+RECIPES ?= $(if $(filter kermany,$(DATASET)),all,tiny-cnn-28 $(TRANSFER) majority-class file-size mean-intensity)
 # Kermany: the committed runs are read back and nothing is trained. RETRAIN=1 trains all anew.
 RETRAIN ?=
 PYTHON  ?= python3
