@@ -86,8 +86,6 @@ LONG: set[str] = set()
 # Public functions that one notebook alone calls: analyses that have tests of their own.
 ONE_CALLER = {
     "commands.py:ood",
-    "datasets/audit.py:patient_evidence",
-    "datasets/audit.py:single_features",
     "evaluation/ood.py:frozen_features",
 }
 _NO_TOKENS = {
