@@ -8,13 +8,14 @@ that teach nothing and measure only.
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from numpy.random import Generator, default_rng
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_image
 
-from xraylib.datasets.corruptions import TAUGHT, corrupt_each
+from xraylib.datasets.corruptions import TAUGHT, corrupt_one
 
-Change = Callable[[Image.Image, np.random.Generator], Image.Image]
+Change = Callable[[Image.Image, Generator], Image.Image]
 
 
 def change_each(pixels: np.ndarray, change: Change, seed: int = 0) -> np.ndarray:
@@ -37,20 +38,19 @@ def change_each(pixels: np.ndarray, change: Change, seed: int = 0) -> np.ndarray
     changed = np.empty(pixels.shape, np.uint8)
     height, width = pixels.shape[1:3]
     for index, image in enumerate(pixels):
-        rng = np.random.default_rng([seed, index])
+        rng = default_rng([seed, index])
         picture = change(Image.fromarray(image[..., 0]), rng)
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
         changed[index, ..., 0] = np.asarray(picture)
     return changed
 
 
-def degrade(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def degrade(image: Image.Image, rng: Generator) -> Image.Image:
     """Change an image in one of the ways that the flagship was taught."""
-    pixels = np.asarray(image)[None, ..., None]
-    return Image.fromarray(corrupt_each(pixels, TAUGHT, int(rng.integers(2**31)))[0, ..., 0])
+    return corrupt_one(image, TAUGHT, default_rng(int(rng.integers(2**31))))
 
 
-def frame(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def frame(image: Image.Image, rng: Generator) -> Image.Image:
     """Add a border of up to 10% to all sides or to two opposite ones, or hide them under one."""
     horizontal = round(rng.uniform(0, 0.1) * image.width)
     vertical = round(rng.uniform(0, 0.1) * image.height)
@@ -62,7 +62,7 @@ def frame(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return ImageOps.expand(image, border, shade)
 
 
-def trim(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def trim(image: Image.Image, rng: Generator) -> Image.Image:
     """Lose up to 5% of each side."""
     left, top, right, bottom = rng.uniform(0, 0.05, 4)
     return _crop(image, left, top, 1 - right, 1 - bottom)
@@ -74,35 +74,35 @@ def _crop(image: Image.Image, left: float, top: float, right: float, bottom: flo
     return image.crop((left * width, top * height, right * width, bottom * height))
 
 
-def lean(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def lean(image: Image.Image, rng: Generator) -> Image.Image:
     """Turn by up to 7°."""
     return image.rotate(rng.uniform(-7, 7), Image.Resampling.BILINEAR)
 
 
-def tilt(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def tilt(image: Image.Image, rng: Generator) -> Image.Image:
     """Turn by 14° to 60° in either direction; the corners are black."""
     angle = rng.uniform(14, 60) * rng.choice([-1, 1])
     return image.rotate(angle, Image.Resampling.BILINEAR, expand=rng.random() < 0.5)
 
 
-def turn_over(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def turn_over(image: Image.Image, rng: Generator) -> Image.Image:
     """Turn by 180°, mirrored or not."""
     return ImageOps.flip(image) if rng.random() < 0.5 else image.rotate(180)
 
 
-def cut(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def cut(image: Image.Image, rng: Generator) -> Image.Image:
     """Keep about one half, or a tight detail."""
     return halve(image, rng) if rng.random() < 0.6 else _detail(image, rng, 0.25, 0.55)
 
 
-def halve(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def halve(image: Image.Image, rng: Generator) -> Image.Image:
     """Keep 45 to 55% of an image: its left, right, upper or lower half."""
     share = rng.uniform(0.45, 0.55)
     boxes = ((0, 0, share, 1), (1 - share, 0, 1, 1), (0, 0, 1, share), (0, 1 - share, 1, 1))
     return _crop(image, *boxes[rng.integers(4)])
 
 
-def _detail(image: Image.Image, rng: np.random.Generator, low: float, high: float) -> Image.Image:
+def _detail(image: Image.Image, rng: Generator, low: float, high: float) -> Image.Image:
     """Keep a box anywhere, of `low` to `high` of the width and of the height."""
     width, height = rng.uniform(low, high, 2)
     left = rng.uniform(0, 1 - width)
@@ -121,14 +121,14 @@ REFUSED: dict[str, Change] = {
 }
 
 
-def slightly(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def slightly(image: Image.Image, rng: Generator) -> Image.Image:
     """Apply one of `KEPT`, or two of them one after the other."""
     for number in rng.choice(len(KEPT), size=rng.integers(1, 3), replace=False):
         image = KEPT[number](image, rng)
     return image
 
 
-def refused(image: Image.Image, rng: np.random.Generator, kind: str) -> Image.Image:
+def refused(image: Image.Image, rng: Generator, kind: str) -> Image.Image:
     """Change an image as a kind of `REFUSED` says, and one of two slightly as well."""
     if rng.random() < 0.5:
         image = slightly(image, rng)
@@ -151,9 +151,7 @@ def unusual_images(count: int, size: int) -> np.ndarray:
     """
     photograph = _photograph("china.jpg")
     kinds = (_gradient, _noise, _clouds, _shapes, photograph, photograph)
-    pictures = (
-        kinds[index % len(kinds)](np.random.default_rng([0, index]), size) for index in range(count)
-    )
+    pictures = (kinds[index % len(kinds)](default_rng([0, index]), size) for index in range(count))
     return _stack(pictures, size)
 
 
@@ -162,11 +160,11 @@ def _stack(pictures: Iterable[Image.Image], size: int) -> np.ndarray:
     return np.stack([np.asarray(picture.resize((size, size))) for picture in pictures])[..., None]
 
 
-def _photograph(name: str) -> Callable[[np.random.Generator, int], Image.Image]:
+def _photograph(name: str) -> Callable[[Generator, int], Image.Image]:
     """Return what makes details of a photograph of scikit-learn, turned or inverted at random."""
     photograph = Image.fromarray(load_sample_image(name)).convert("L")
 
-    def make(rng: np.random.Generator, size: int) -> Image.Image:
+    def make(rng: Generator, size: int) -> Image.Image:
         detail = _detail(photograph, rng, 0.3, 0.95)
         detail = detail.rotate(90 * int(rng.integers(4)), expand=True)
         return ImageOps.invert(detail) if rng.random() < 0.3 else detail
@@ -174,7 +172,7 @@ def _photograph(name: str) -> Callable[[np.random.Generator, int], Image.Image]:
     return make
 
 
-def _gradient(rng: np.random.Generator, size: int) -> Image.Image:
+def _gradient(rng: Generator, size: int) -> Image.Image:
     """A blank in one case of four, otherwise a slope."""
     steep = 0.0 if rng.random() < 0.25 else rng.uniform(0, 255)
     direction = rng.uniform(-1, 1, 2)
@@ -184,12 +182,12 @@ def _gradient(rng: np.random.Generator, size: int) -> Image.Image:
     return _picture(slope + rng.uniform(0, 255) + noise)
 
 
-def _noise(rng: np.random.Generator, size: int) -> Image.Image:
+def _noise(rng: Generator, size: int) -> Image.Image:
     side = int(rng.integers(4, size))
     return _picture(rng.integers(0, 256, (side, side)))
 
 
-def _clouds(rng: np.random.Generator, size: int) -> Image.Image:
+def _clouds(rng: Generator, size: int) -> Image.Image:
     """Smooth noise over the whole range, or darker at the edges like a chest."""
     cloud = gaussian_filter(rng.normal(size=(size, size)), rng.uniform(2, size / 6))
     cloud = (cloud - cloud.min()) / np.ptp(cloud)
@@ -199,7 +197,7 @@ def _clouds(rng: np.random.Generator, size: int) -> Image.Image:
     return _picture(255 * cloud)
 
 
-def _shapes(rng: np.random.Generator, size: int) -> Image.Image:
+def _shapes(rng: Generator, size: int) -> Image.Image:
     picture = Image.new("L", (size, size), int(rng.integers(256)))
     draw = ImageDraw.Draw(picture)
     for _ in range(int(rng.integers(1, 12))):
@@ -231,11 +229,11 @@ def strangers(size: int, count: int) -> Iterator[tuple[str, np.ndarray]]:
         "drawn long bones": _long_bones,
     }
     for number, (name, make) in enumerate(families.items()):
-        rngs = (np.random.default_rng([1, number, index]) for index in range(count))
+        rngs = (default_rng([1, number, index]) for index in range(count))
         yield name, _stack((make(rng, size) for rng in rngs), size)
 
 
-def _page(rng: np.random.Generator, size: int) -> Image.Image:
+def _page(rng: Generator, size: int) -> Image.Image:
     page = Image.new("L", (850, 1100), 255)
     draw = ImageDraw.Draw(page)
     height = int(rng.integers(12, 40))
@@ -246,7 +244,7 @@ def _page(rng: np.random.Generator, size: int) -> Image.Image:
     return ImageOps.invert(page) if rng.random() < 0.3 else page
 
 
-def _hand(rng: np.random.Generator, size: int) -> Image.Image:
+def _hand(rng: Generator, size: int) -> Image.Image:
     """Five fingers of four bones over a soft palm, on black."""
     soft = Image.new("L", (400, 400))
     bones = Image.new("L", (400, 400))
@@ -265,7 +263,7 @@ def _hand(rng: np.random.Generator, size: int) -> Image.Image:
     return _grainy(layers[0] + layers[1], rng)
 
 
-def _skull(rng: np.random.Generator, size: int) -> Image.Image:
+def _skull(rng: Generator, size: int) -> Image.Image:
     """A bright ring with two orbits, a nose and teeth."""
     head = Image.new("L", (400, 400))
     draw = ImageDraw.Draw(head)
@@ -281,7 +279,7 @@ def _skull(rng: np.random.Generator, size: int) -> Image.Image:
     return _grainy(_blurred(head, rng.uniform(2, 5)) * rng.uniform(0.7, 1.1), rng)
 
 
-def _long_bones(rng: np.random.Generator, size: int) -> Image.Image:
+def _long_bones(rng: Generator, size: int) -> Image.Image:
     """Two parallel bones in soft tissue: a forearm or a lower leg."""
     limb = Image.new("L", (400, 400))
     draw = ImageDraw.Draw(limb)
@@ -294,5 +292,5 @@ def _long_bones(rng: np.random.Generator, size: int) -> Image.Image:
     return picture.rotate(rng.uniform(-25, 25), Image.Resampling.BILINEAR)
 
 
-def _grainy(values: np.ndarray, rng: np.random.Generator) -> Image.Image:
+def _grainy(values: np.ndarray, rng: Generator) -> Image.Image:
     return _picture(values + rng.normal(0, 3, values.shape))
