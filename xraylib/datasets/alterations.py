@@ -1,8 +1,8 @@
 """Images as they should not be: turned, tilted, inverted, cut, or no chest at all.
 
 They cost no label. Those of `REFUSED`, and `unusual_images`, teach the packaged model what it
-should not answer; `KEPT` are slight changes, which it should. `STRANGERS` are families of pictures
-that teach nothing and measure only.
+should not answer; `KEPT` are slight changes, which it should. `strangers` are pictures that teach
+nothing and measure only.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -200,8 +200,8 @@ def near_duplicates(pixels: np.ndarray) -> np.ndarray:
         correlation = values[start : start + _ROWS_AT_ONCE] @ values[start:].T
         close = start + np.argwhere(correlation >= COPY_CORRELATION)
         close = close[close[:, 0] < close[:, 1]]
-        for first_pair in range(0, len(close), _PAIRS_AT_ONCE):
-            some = close[first_pair : first_pair + _PAIRS_AT_ONCE]
+        for done in range(0, len(close), _PAIRS_AT_ONCE):
+            some = close[done : done + _PAIRS_AT_ONCE]
             first, second = (_normalised(_differences(small[rows])) for rows in some.T)
             pairs.append(some[(first * second).sum(axis=1) >= DETAIL_CORRELATION])
     return np.concatenate(pairs)

@@ -78,7 +78,7 @@ class ImageFeatures:
         Their rows of the manifest, numbered anew.
     values : dict of str to numpy.ndarray
         float32 `(n, k)` for each of `FILE`, `SURROUND` and `CONTENT`, and for each tag of `TAGS`
-        and `PatientAge` that some file has. A text has one number per value; NaN is missing.
+        and `PatientAge` that some file has. NaN is missing. Texts are numbered, -1 is missing.
     thumbnails : numpy.ndarray
         uint8 `(n, 32, 32, 1)`, for `audit.near_duplicates`.
     """
