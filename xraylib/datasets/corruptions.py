@@ -187,8 +187,8 @@ def corrupt(pixels: np.ndarray, name: str, severity: int, seed: int = 0) -> np.n
     corrupted = np.empty(pixels.shape, np.uint8)
     for index, image in enumerate(pixels):
         rng = default_rng([seed, number, severity, index])
-        picture = Image.fromarray(image[..., 0])
-        corrupted[index, ..., 0] = function(picture, parameters[severity - 1], rng)
+        picture = function(Image.fromarray(image[..., 0]), parameters[severity - 1], rng)
+        corrupted[index, ..., 0] = np.asarray(picture)
     return corrupted
 
 
@@ -212,7 +212,8 @@ def corrupt_each(pixels: np.ndarray, names: tuple[str, ...], seed: int = 0) -> n
     rng = default_rng(seed)
     corrupted = np.empty(pixels.shape, np.uint8)
     for index, image in enumerate(pixels):
-        corrupted[index, ..., 0] = corrupt_one(Image.fromarray(image[..., 0]), names, rng)
+        picture = corrupt_one(Image.fromarray(image[..., 0]), names, rng)
+        corrupted[index, ..., 0] = np.asarray(picture)
     return corrupted
 
 
