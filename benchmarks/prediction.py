@@ -87,10 +87,8 @@ def _add_bars(
 
 def _collimate(image: Image.Image, rng: np.random.Generator, share: float) -> Image.Image:
     """Blacken that share of the height and width on every side."""
-    across = round(image.width * share)
-    along = round(image.height * share)
-    inner = image.crop((across, along, image.width - across, image.height - along))
-    return ImageOps.expand(inner, (across, along), 0)
+    border = (round(image.width * share), round(image.height * share))
+    return ImageOps.expand(ImageOps.crop(image, border), border)
 
 
 def _contrast(image: Image.Image, rng: np.random.Generator, factor: float) -> Image.Image:

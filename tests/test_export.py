@@ -245,7 +245,7 @@ def test_the_network_that_finds_the_lungs_is_trained_and_packaged(
         (small_phantom["split"] == "test").sum(),
     ]
     assert (folder / "lungs.tflite").read_bytes() != before
-    pixels = lung_finder.resize(images.load_pixels(small_phantom, 224)[:2])
+    pixels = images.load_pixels(small_phantom, lung_finder.SIZE)[:2].astype(np.float32)
     expected = networks_made[0].predict(pixels, verbose=0)
     packaged_network = lung_finder.load_network()
     for image, probability in zip(pixels, expected, strict=True):

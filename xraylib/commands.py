@@ -81,7 +81,7 @@ def data_audit(options: argparse.Namespace) -> int:
 
     status, result = _audit(options)
     quarantine = manifest.quarantine_path(_find_dataset(options.name))
-    audit.check_and_quarantine(result.files, result.total, quarantine, options.max_bad)
+    audit.write_quarantine(result.files, result.total, quarantine, options.max_bad)
     if not result.files.empty:
         print(f"every file with a finding: {quarantine}")
     return status

@@ -145,8 +145,8 @@ def _system_facts(board: pd.DataFrame, claims: pd.DataFrame) -> dict[str, Any]:
         systems.append(FLAGSHIP)
     accuracy = claims[claims["metric"] == "accuracy"].set_index("recipe")
     verdicts = accuracy["verdict"].dropna().to_dict()
-    for row in accuracy[accuracy["verdict"] == TOO_WIDE].reset_index().to_dict(orient="records"):
-        verdicts[row["recipe"]] += f" ({_span(row, 'next')})"
+    for name, row in accuracy[accuracy["verdict"] == TOO_WIDE].iterrows():
+        verdicts[name] += f" ({style.span(row['next_low'], row['next_high'], 2)})"
     return {"systems": systems, "measured": measured, "verdicts": verdicts}
 
 
