@@ -46,7 +46,7 @@ def change_each(pixels: np.ndarray, change: Change, seed: int = 0) -> np.ndarray
 
 
 def degrade(image: Image.Image, rng: Generator) -> Image.Image:
-    """Change an image in one of the ways that the flagship was taught."""
+    """Change an image with one of the degradations on which the flagship was trained."""
     return corrupt_one(image, TAUGHT, default_rng(int(rng.integers(2**31))))
 
 
