@@ -60,7 +60,7 @@ def test_the_findings_are_ranked_and_name_what_was_planted(audited):
     texts = table.groupby("level")["finding"].agg(" | ".join)
     assert "First quantiser: AUC 1.000" in texts["leak"]
     assert "1 patient in train and test (1 image" in texts["leak"]
-    assert "2 images in 1 group of copies in two splits" in texts["leak"]
+    assert "2 images in 1 group that look like copies, in two splits" in texts["leak"]
     assert "1 file: truncated" in texts["fault"] and "2 files: conflict" in texts["fault"]
     assert audited.has("leak") and audited.has("note")
     assert (table["meaning"].str.len() > 0).all() and (table["fix"].str.len() > 0).all()

@@ -277,9 +277,10 @@ def _of_patients(images: pd.DataFrame) -> Iterator[Finding]:
     if len(images) > 1 and (images["patient"] == images["image_id"]).all():
         yield Finding(
             "check",
-            "The names do not tell the patient: each image counts as its own",
-            "Patients in two splits cannot be found, and intervals may be too narrow.",
-            "Tell the patient of each image.",
+            "Each image counts as a patient of its own",
+            "If patients have several images, none is found in two splits, and intervals are too "
+            "narrow.",
+            "Check with `data verify`; name the patients by --patient-regex or a column patient.",
             1.0,
         )
 
@@ -302,7 +303,7 @@ def _of_copies(images: pd.DataFrame, groups: np.ndarray) -> Iterator[Finding]:
         "fault": (
             crosses_labels,
             "under two labels",
-            "One of two labels is wrong.",
+            "If they show one examination, one of two labels is wrong.",
             "Look at these images, and correct the label.",
         ),
         "check": (
@@ -317,8 +318,8 @@ def _of_copies(images: pd.DataFrame, groups: np.ndarray) -> Iterator[Finding]:
         if len(copied):
             count = int(copied.str.len().sum())
             finding = (
-                f"{_count(count, 'image')} in {_count(len(copied), 'group')} of copies {where} "
-                f"(such as {' and '.join(copied.iloc[0][:2])})"
+                f"{_count(count, 'image')} in {_count(len(copied), 'group')} that look like "
+                f"copies, {where} (such as {' and '.join(copied.iloc[0][:2])})"
             )
             yield Finding(level, finding, meaning, fix, count / len(images))
 
