@@ -94,7 +94,6 @@ def test_every_command_has_a_function_that_does_it():
         for name in table:
             assert callable(getattr(commands, prefix + name.replace("-", "_")))
     parse = cli._parser().parse_args
-    assert parse(["ship", "flagship"]).function == parse(["export", "flagship"]).function
     assert parse(["data", "list"]).function == "data_list"
 
 
@@ -186,7 +185,6 @@ def test_fields_of_a_recipe_are_set_by_name(monkeypatch):
         (["train", "tiny-cnn-28", "--backend", "torch"], "torch'"),
         (["predict", "film.png", "--model", "vgg99"], "vgg99'"),
         (["predict", "film.png", "--model", "tiny-cnn-28", "--dataset", "nosuch"], "nosuch'"),
-        (["predict", "film.png", "--model", "vgg99", "--heatmap", "maps"], "--heatmap"),
         (
             ["predict", __file__, "--model", "mobilenetv2-frozen"],
             "no model of mobilenetv2-frozen, trained on",

@@ -30,11 +30,10 @@ class _Argument(NamedTuple):
 
 
 class _Command(NamedTuple):
-    """A command's help and arguments; `aliases` are other names for it."""
+    """A command's help and arguments."""
 
     help: str
     arguments: tuple[_Argument, ...] = ()
-    aliases: tuple[str, ...] = ()
 
 
 def _argument(*names: str, **options: Any) -> _Argument:
@@ -120,13 +119,6 @@ _AUDIT = (
         help="exit status 1 for a finding of this level or a worse one",
     ),
     _argument("--show", type=_NATURAL, default=20, help="unusable files to list (20)"),
-)
-
-_OTHERS = _argument(
-    "--others",
-    default="nih",
-    type=_text,
-    help="images of another population; the pixels of half of them teach the gate (nih)",
 )
 
 _DATA_ACTIONS = {
@@ -235,7 +227,7 @@ _COMMANDS = {
                 "--model",
                 type=_path,
                 metavar="NAME|FOLDER",
-                help="a trained recipe or run; by default the packaged model",
+                help="a trained recipe, a run or an exported model; by default the packaged model",
             ),
             _TRAINED_ON,
             _argument(
@@ -275,13 +267,35 @@ _COMMANDS = {
         ),
     ),
     "export": _Command(
-        "make the run of the best validation the model that comes with the package",
-        (_RECIPE, _TRAINED_ON, _OTHERS),
-        aliases=("ship",),
+        "make the run of the best validation a LiteRT model: the packaged one, or one in a folder",
+        (
+            _RECIPE,
+            _TRAINED_ON,
+            _argument(
+                "--to",
+                type=_path,
+                metavar="FOLDER",
+                help="write it here, for `predict --model FOLDER`, and not into the package",
+            ),
+            _argument(
+                "--others",
+                type=_text,
+                help="images of another population; the pixels of half of them teach the gate. By "
+                "default nih for the packaged model; with --to there is no gate without them",
+            ),
+        ),
     ),
     "measure": _Command(
         "measure the packaged model: its answers on the test, what its gate refuses",
-        (_TRAINED_ON, _OTHERS),
+        (
+            _TRAINED_ON,
+            _argument(
+                "--others",
+                default="nih",
+                type=_text,
+                help="images of another population; those that taught the gate are left out (nih)",
+            ),
+        ),
     ),
     "external": _Command(
         "external validation: score another data set",
@@ -447,12 +461,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_commands(group: Any, commands: dict[str, _Command], prefix: str = "") -> None:
     """Add commands to a parser; the command `run-notebook` calls `commands.run_notebook`."""
     for name, command in commands.items():
-        parser = group.add_parser(
-            name,
-            help=command.help,
-            description=command.help,
-            aliases=command.aliases,
-        )
+        parser = group.add_parser(name, help=command.help, description=command.help)
         parser.set_defaults(function=prefix + name.replace("-", "_"))
         for names, arguments in command.arguments:
             parser.add_argument(*names, **arguments)

@@ -290,28 +290,31 @@ def _load_keras() -> None:
     """
     if "tensorflow" in sys.modules:
         return
-    with _silent_stderr():
+    with silent_stderr():
         importlib.import_module("keras")
         if importlib.util.find_spec("tensorflow"):
             importlib.import_module("tensorflow")
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Send file descriptor 2 nowhere.
+def silent_stderr() -> Iterator[None]:
+    """Send file descriptor 2 nowhere, where C++ code writes whatever Python or variables say.
 
-    TensorFlow's C++ code writes to it while it loads, whatever `TF_CPP_MIN_LOG_LEVEL` says. Python
-    exceptions are raised as usual.
+    Python exceptions are raised as usual.
     """
-    sys.stderr.flush()
-    stderr = os.dup(2)
     try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        stderr = os.dup(2)
+    except OSError:  # it is closed already
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
         yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        os.close(nowhere)
 
 
 def _jax_devices(device: str, devices: int | None) -> tuple[str, str, int]:

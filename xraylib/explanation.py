@@ -187,7 +187,7 @@ def explain(
     UnusableImageError
         If the file cannot be read.
     InvalidDataError
-        If the model is not the packaged one, which alone has what an explanation needs.
+        If the model has not what an explanation needs, see `check`.
 
     Examples
     --------
@@ -196,16 +196,25 @@ def explain(
     ['change', 'probability', 'answer']
     """
     model = model or load_packaged()
-    if not isinstance(model, PackagedModel):
-        raise InvalidDataError(
-            f"{model.name} is a trained run, which has no limits to explain. "
-            "Fix: take the packaged model, or see notebook 07."
-        )
+    check(model)
     whole = images.read_gray(file)
     pixels = images.read_gray(file, model.size)[..., None]
     if row is None:
         (row,) = prediction.answer_files([file], model)
     return explain_pixels(row, whole.shape, pixels, model)
+
+
+def check(model: Any) -> None:
+    """Refuse a model whose answers cannot be explained, with `InvalidDataError`.
+
+    An explanation needs the box of the lungs and the limits of the packaged model, or of an
+    exported one.
+    """
+    if "limits" in model.left_out or not model.sees_lungs:
+        raise InvalidDataError(
+            f"{model.name} cannot be explained, because it has no limits or sees no lungs' box. "
+            "Fix: take the packaged model, or see notebook 07."
+        )
 
 
 def explain_pixels(
@@ -252,14 +261,15 @@ def explain_pixels(
     )
 
 
-def reference(manifest: pd.DataFrame) -> dict[str, Any]:
-    """Measure the training images, for the packaged model to compare images with.
+def reference(manifest: pd.DataFrame, rows: np.ndarray) -> dict[str, Any]:
+    """Measure the training images, for a model to compare images with.
 
     Parameters
     ----------
     manifest : pandas.DataFrame
-        A whole manifest, from `manifest.load`, with images on this machine. Its rows of the split
-        `train` are measured.
+        A whole manifest, from `manifest.load`, with images on this machine.
+    rows : numpy.ndarray
+        The rows of the training images.
 
     Returns
     -------
@@ -268,11 +278,7 @@ def reference(manifest: pd.DataFrame) -> dict[str, Any]:
 
         n : number of training images, by class
         measures : by measure and class, the 0%, 5%, …, 100% quantiles
-        heat_map : of the committed table of heat maps in radiologists' boxes: `images`, and the
-            share of images whose peak lies in a box, for the heat map (`pointing`) and for a map
-            that sees no image (`position_prior`); left out where there is no such table
     """
-    rows = np.flatnonzero(manifest["split"] == "train")
     pixels = images.load_pixels(manifest, regions.SOURCE_SIZE)[rows]
     measured = measure(pixels, regions.load_boxes(manifest)[rows])
     labels = manifest["label"].to_numpy()[rows]
@@ -283,7 +289,7 @@ def reference(manifest: pd.DataFrame) -> dict[str, Any]:
             values = np.quantile(of_class[name], _QUANTILES)
             quantiles[name][class_name] = [round(float(value), 4) for value in values]
     counts = {name: int((labels == label).sum()) for label, name in enumerate(CLASSES)}
-    return {"n": counts, "measures": quantiles} | _localisation(manifest.attrs["dataset"])
+    return {"n": counts, "measures": quantiles}
 
 
 def measure(pixels: np.ndarray, boxes: np.ndarray) -> pd.DataFrame:
@@ -494,8 +500,16 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in rows.to_numpy()]
 
 
-def _localisation(dataset: str) -> dict[str, Any]:
-    """Read the committed table that says whether heat maps point at what radiologists mark."""
+def localisation(dataset: str) -> dict[str, Any]:
+    """Read the committed table that says whether heat maps point at what radiologists mark.
+
+    Returns
+    -------
+    dict
+        As `heat_map`: `images`, and the share of images whose peak lies in a box, for the heat map
+        (`pointing`) and for a map that sees no image (`position_prior`). Empty where there is no
+        such table.
+    """
     file = paths.REPORTS / dataset / "tables" / _LOCALISATION
     if not file.is_file():
         return {}

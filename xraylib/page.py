@@ -40,6 +40,7 @@ class Page(anywidget.AnyWidget):
 
     def __init__(self, model: PackagedModel | None = None) -> None:
         self._model = model or load_packaged()
+        explanation.check(self._model)
         self._examples = list_examples()
         self._kept: dict[int, tuple[dict[str, Any], tuple[int, ...], np.ndarray]] = {}
         self._rows: list[dict[str, Any]] = []
@@ -112,8 +113,7 @@ def describe(model: PackagedModel) -> dict[str, Any]:
         "model": f"{model.name}, file {model.sha256[:12]}",
         "record": _sentence(model.record or "how often it is right was not measured"),
         "caveats": [
-            f"Trained on children of one hospital. Of other hospitals and of adults: "
-            f"{model.elsewhere}.",
+            f"Trained on {model.population}. Of other hospitals and of adults: {model.elsewhere}.",
             explanation.heat_map_caveat(known),
         ],
     }
@@ -131,9 +131,7 @@ def words(row: dict[str, Any], model: PackagedModel) -> dict[str, str]:
     if row["answer"] == UNDECIDED:
         meaning += " The model leaves this open, because such probabilities are too often wrong."
     elif rate.get("share") is not None and not row["notice"]:
-        meaning += (
-            f" On the official test {rate['share']:.1%} of {rate['n']} such answers are right."
-        )
+        meaning += f" On {model.test} {rate['share']:.1%} of {rate['n']} such answers are right."
     return {"answer": row["answer"], "meaning": meaning, "notice": _sentence(row["notice"])}
 
 
