@@ -192,8 +192,6 @@ def test_fields_of_a_recipe_are_set_by_name(monkeypatch):
         (["predict", "film.png", "--prevalence", "0"], "prevalence"),
         (["predict", "film.png", "--prevalence", "1"], "prevalence"),
         (["export", "vgg99"], "vgg99'"),
-        (["measure", "--dataset", "nosuch"], "nosuch'"),
-        (["measure", "--dataset", "phantom"], "nih"),
         (["external", "vgg99"], "vgg99'"),
         (["external", "tiny-cnn-28"], "nih"),
         (["corruptions", "tiny-cnn-28", "vgg99"], "vgg99'"),

@@ -33,7 +33,7 @@ ORDER = (
     {"figures"},
     {"report"},
     {"experiment", "answers", "packaged"},
-    {"prediction", "gate", "measurements"},
+    {"prediction", "gate"},
     {"explanation"},
     {"export"},
     {"app", "commands", "page"},

@@ -285,18 +285,6 @@ _COMMANDS = {
             ),
         ),
     ),
-    "measure": _Command(
-        "measure the packaged model: its answers on the test, what its gate refuses",
-        (
-            _TRAINED_ON,
-            _argument(
-                "--others",
-                default="nih",
-                type=_text,
-                help="images of another population; those that taught the gate are left out (nih)",
-            ),
-        ),
-    ),
     "external": _Command(
         "external validation: score another data set",
         (

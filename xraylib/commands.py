@@ -320,23 +320,6 @@ def export(options: argparse.Namespace) -> None:
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Measure the packaged model: its answers on the test, and what its gate refuses."""
-    _prepare(options.dataset)
-    from xraylib import gate, measurements, packaged
-    from xraylib.datasets import manifest
-
-    others = manifest.load(options.others)
-    tables = measurements.measure(
-        packaged.load_packaged(),
-        manifest.load(options.dataset),
-        others,
-        gate.taught_half(others),
-    )
-    for table in tables:
-        _print_table(table)
-
-
 def external(options: argparse.Namespace) -> None:
     """Score another data set, and compare with the official test."""
     name = _prepare(options.dataset, options.recipe)

@@ -17,16 +17,18 @@ import pandas as pd
 from keras import layers, ops
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from xraylib import explanation, gate, measurements, paths
+from xraylib import explanation, gate, paths
 from xraylib.datasets import images, lung_finder, splits
 from xraylib.datasets.framing import swap_framing
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.packaged import (
     MODEL_FILE,
+    NORMAL,
     OK,
+    PNEUMONIA,
     PackagedModel,
     build_packaged,
     load_packaged,
@@ -78,7 +80,7 @@ def package(
     run, manifest, others
         As in `export_run`.
     radiologists_list
-        See `measurements.agreement_with_radiologists`; by default nothing is known elsewhere.
+        See `agreement_with_radiologists`; by default nothing is known elsewhere.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def package(
     answers["reference"] |= explanation.localisation(settings["dataset"])
     settings |= {"weights": "float16", "licences": _LICENCES}
     if radiologists_list is not None:
-        answers["elsewhere"] = measurements.agreement_with_radiologists(
+        answers["elsewhere"] = agreement_with_radiologists(
             build_packaged(settings, content), others, radiologists_list
         )
     write_packaged(paths.SHIPPED, settings, content)
@@ -200,7 +202,7 @@ def _convert_run(
     if rows["test"].empty or too_few:
         left_out["record of right answers"] = too_few or "there are no test images"
     else:
-        answers["right"] = measurements.right_answers(
+        answers["right"] = right_answers(
             build_packaged(settings, content).answer(pixels[rows["test"]]),
             manifest.loc[rows["test"], "label"].to_numpy(),
         )
@@ -341,6 +343,65 @@ _CALIBRATIONS = {"raw": _raw, "temperature": _temperature, "platt": _platt}
 
 def _quantile(values: Any, share: float, method: Any) -> float:
     return float(np.quantile(values, share, method=method))
+
+
+def right_answers(answers: list[dict[str, Any]], labels: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Count how often each answer was right.
+
+    Parameters
+    ----------
+    answers
+        From `PackagedModel.answer`.
+    labels
+        `(n,)`, 0 for normal and 1 for pneumonia.
+
+    Returns
+    -------
+    dict
+        By answer that says a class: `n`, how often it was given, and `share`, how often it was
+        right, or None where it was never given.
+    """
+    rates = {}
+    for name, label in ((NORMAL, 0), (PNEUMONIA, 1)):
+        chosen = np.array([a["status"] == "ok" and a["answer"] == name for a in answers])
+        share = float((labels[chosen] == label).mean()) if chosen.any() else None
+        rates[name] = {"n": int(chosen.sum()), "share": share}
+    return rates
+
+
+def agreement_with_radiologists(
+    model: PackagedModel,
+    others: pd.DataFrame,
+    file: Path,
+) -> dict[str, Any]:
+    """Measure how the model ranks images that radiologists re-read: lung opacity against normal.
+
+    Parameters
+    ----------
+    model : PackagedModel
+    others : pandas.DataFrame
+        A manifest. An image without an answer has the log odds 0.
+    file : pathlib.Path
+        A CSV file with the columns `image_id`, `view` (AP or PA) and `rsna_class`, of which
+        `Lung Opacity` and `Normal` are compared.
+
+    Returns
+    -------
+    dict
+        `images`: how many; `all`, `AP` and `PA`: the AUC of all of them and of each view.
+    """
+    listed = pd.read_csv(file).set_index("image_id").reindex(others["image_id"])
+    is_opacity = (listed["rsna_class"] == "Lung Opacity").to_numpy()
+    is_compared = is_opacity | (listed["rsna_class"] == "Normal").to_numpy()
+    pixels = images.load_pixels(others, model.size)[np.flatnonzero(is_compared)]
+    log_odds = np.array([answer.get("log_odds", 0.0) for answer in model.answer(pixels)])
+    labels = is_opacity[is_compared]
+    views = listed["view"].to_numpy()[is_compared]
+    agreement = {"images": len(labels), "all": float(roc_auc_score(labels, log_odds))}
+    for view in ("AP", "PA"):
+        is_view = views == view
+        agreement[view] = float(roc_auc_score(labels[is_view], log_odds[is_view]))
+    return agreement
 
 
 @dataclass(frozen=True)
