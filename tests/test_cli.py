@@ -16,7 +16,6 @@ from PIL import Image
 from xraylib import answers, cli, commands, paths
 from xraylib.datasets import catalog, manifest
 from xraylib.datasets.phantom import PhantomSettings, write
-from xraylib.training import recipes
 from xraylib.training.recipes import BUDGETS, Budget
 
 EXAMPLES = paths.ROOT / "data" / "examples"
@@ -131,8 +130,8 @@ def test_missing_data_is_named_and_nothing_takes_its_place(tmp_path):
         ["data", "shard", "phantom", "folder", "--size", "-5"],
         ["train", "tiny-cnn-28", "--seed", "-1"],
         ["train", "tiny-cnn-28", "--seed", "1.5"],
-        ["train", "tiny-cnn-28", "--set", "epochs"],
-        ["train", "tiny-cnn-28", "--set", "=5"],
+        ["data", "verify", "phantom", "--classes", "sick"],
+        ["data", "verify", "phantom", "--classes", "=1"],
         ["train", "tiny-cnn-28", "--dataset", ""],
     ],
     ids=lambda arguments: " ".join(arguments) or "nothing",
@@ -153,19 +152,11 @@ def test_limits_of_numbers_are_allowed():
     assert parse(["data", "shard", "x", "y", "--size", "1"]).size == 1
 
 
-def test_fields_of_a_recipe_are_set_by_name(monkeypatch):
-    options = cli._parser().parse_args(
-        ["train", "tiny-cnn-28", "--set", "epochs=5", "size=128", "--set", "init=a=b"]
-    )
-    changes = {"epochs": "5", "size": "128", "init": "a=b"}
-    assert dict(options.set) == changes
+def test_fields_of_a_recipe_are_set_by_its_name(monkeypatch):
     trained = []
-    monkeypatch.setattr(
-        recipes, "override", lambda recipe, given: (recipe.name, given), raising=False
-    )
     monkeypatch.setattr(commands, "_train_recipe", lambda recipe, *_, **__: trained.append(recipe))
-    assert cli.main(["train", "tiny-cnn-28", "--set", "epochs=5", "size=128", "init=a=b"]) == 0
-    assert trained == [("tiny-cnn-28", changes)]
+    assert cli.main(["train", "tiny-cnn-28+epochs=5+size=128"]) == 0
+    assert (trained[0].epochs, trained[0].size) == (5, 128)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,12 @@ def is_failure(row: dict[str, Any]) -> bool:
     return row["status"] == "error" or HEAT_MAP_FAILED in row["message"]
 
 
+def add_failure(row: dict[str, Any], error: Exception) -> None:
+    """Add to a row's message that its picture could not be written."""
+    failure = f"{HEAT_MAP_FAILED} ({error})"
+    row["message"] = "; ".join(filter(None, (row["message"], failure)))
+
+
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
     """Round an answer to six digits; an image that got no answer has None as `probability`."""
     shown = {}

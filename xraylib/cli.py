@@ -22,11 +22,8 @@ from xraylib.errors import XraylibError
 _DESCRIPTION = "Pneumonia on chest radiographs. Not a medical device."
 
 
-class _Argument(NamedTuple):
-    """What `ArgumentParser.add_argument` takes."""
-
-    names: tuple[str, ...]
-    options: dict[str, Any]
+# What `ArgumentParser.add_argument` takes: names and options.
+_Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 
 class _Command(NamedTuple):
@@ -37,7 +34,7 @@ class _Command(NamedTuple):
 
 
 def _argument(*names: str, **options: Any) -> _Argument:
-    return _Argument(names, options)
+    return names, options
 
 
 def _text(value: str) -> str:
@@ -71,15 +68,14 @@ def _number(
     return parse
 
 
-def _setting(value: str) -> tuple[str, str]:
-    name, separator, text = value.partition("=")
-    if not (name and separator):
-        raise argparse.ArgumentTypeError(f"{value!r} is not FIELD=VALUE, such as epochs=5")
-    return name, text
-
-
 def _classes(value: str) -> dict[str, str]:
-    return dict(_setting(pair) for pair in value.split(","))
+    classes = {}
+    for pair in value.split(","):
+        name, separator, label = pair.partition("=")
+        if not (name and separator):
+            raise argparse.ArgumentTypeError(f"{pair!r} is not NAME=LABEL, such as sick=1")
+        classes[name] = label
+    return classes
 
 
 def _output(value: str) -> tuple[int, str]:
@@ -179,7 +175,7 @@ _COMMANDS = {
     "train": _Command(
         "train a recipe with some seeds and add the runs to the report",
         (
-            _RECIPE,
+            _argument("recipe", help=f"{_RECIPE_HELP}. Fields change as in tiny-cnn-28+epochs=5"),
             _argument(
                 "--dataset",
                 default="phantom",
@@ -192,15 +188,6 @@ _COMMANDS = {
                 "--protocol",
                 default="strict",
                 help="strict, published, or a split strategy",
-            ),
-            _argument(
-                "--set",
-                nargs="+",
-                action="extend",
-                type=_setting,
-                default=[],
-                metavar="FIELD=VALUE",
-                help="change fields of the recipe, such as epochs=5 size=128",
             ),
             _argument(
                 "--init",

@@ -129,8 +129,6 @@ def train(options: argparse.Namespace) -> None:
     from xraylib.training import recipes
 
     recipe = recipes.get_recipe(options.recipe)
-    if options.set:
-        recipe = recipes.override(recipe, dict(options.set))
     if not devices.in_job():
         _train_recipe(recipe, options, job=False)
     elif "XRAYLIB_WATCHED" not in os.environ:
@@ -256,8 +254,7 @@ def _explain(row: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
     try:
         explanation.write_figure(explained, row["path"], folder)
     except OperationFailedError as error:
-        failure = f"{answers.HEAT_MAP_FAILED} ({error})"
-        row["message"] = "; ".join(filter(None, (row["message"], failure)))
+        answers.add_failure(row, error)
     return {"explanation": explained.record()}
 
 

@@ -4,9 +4,7 @@ Nothing here explains a disease. An image is compared with the training images, 
 after small changes that no radiologist would mind.
 """
 
-import hashlib
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import ndimage
 
 from xraylib import paths, prediction
@@ -353,62 +351,44 @@ def write_figure(explained: Explanation, path: str, folder: Path) -> Path:
 
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    stem = os.fsencode(Path(path).stem)[:80].decode("utf-8", "ignore")
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    file = folder / f"{stem}-{digest}.png"
+    file = folder / prediction.picture_name(path)
     with atomic_write(file) as temporary:
         figure = explained.figure()
         temporary.write_bytes(style.png(figure, figure.caption))
     return file
 
 
-def _gamma(image: np.ndarray, power: float) -> np.ndarray:
-    return np.round(255 * (image / 255.0) ** power).astype(np.uint8)
+def _noisy(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
+    noise = np.random.default_rng(0).normal(scale=5, size=pixels.shape)
+    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
-def _shifted(image: np.ndarray, by: int) -> np.ndarray:
-    return np.clip(image.astype(int) + by, 0, 255).astype(np.uint8)
-
-
-def _contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    return np.asarray(ImageEnhance.Contrast(Image.fromarray(image)).enhance(factor))
-
-
-def _filtered(image: np.ndarray, kernel: ImageFilter.Filter) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).filter(kernel))
-
-
-def _noisy(image: np.ndarray) -> np.ndarray:
-    noise = np.random.default_rng(0).normal(scale=5, size=image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8)
-
-
-def _saved_as_jpeg(image: np.ndarray) -> np.ndarray:
+def _saved_as_jpeg(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=30)
-    with Image.open(file) as saved:
-        return np.asarray(saved)
+    image.save(file, "JPEG", quality=30)
+    return Image.open(file)
 
 
-def _turned(image: np.ndarray, degrees: float) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR))
-
-
-# Small changes of an image, uint8 `(224, 224)`, each with its name.
-CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "darker by 40 grey levels": lambda image: _shifted(image, -40),
-    "brighter by 40 grey levels": lambda image: _shifted(image, 40),
-    "dark parts brighter (gamma 0.7)": lambda image: _gamma(image, 0.7),
-    "dark parts darker (gamma 1.4)": lambda image: _gamma(image, 1.4),
-    "half the contrast": lambda image: _contrast(image, 0.5),
-    "contrast × 1.5": lambda image: _contrast(image, 1.5),
-    "blurred (1 pixel of 224)": lambda image: _filtered(image, ImageFilter.GaussianBlur(1)),
-    "sharpened": lambda image: _filtered(image, ImageFilter.UnsharpMask(2, 150)),
+# Small changes of an image of mode L, each with its name.
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "darker by 40 grey levels": lambda image: image.point(lambda grey: grey - 40),
+    "brighter by 40 grey levels": lambda image: image.point(lambda grey: grey + 40),
+    "dark parts brighter (gamma 0.7)": lambda image: image.point(
+        lambda grey: 255 * (grey / 255) ** 0.7
+    ),
+    "dark parts darker (gamma 1.4)": lambda image: image.point(
+        lambda grey: 255 * (grey / 255) ** 1.4
+    ),
+    "half the contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.5),
+    "contrast × 1.5": lambda image: ImageEnhance.Contrast(image).enhance(1.5),
+    "blurred (1 pixel of 224)": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
+    "sharpened": lambda image: image.filter(ImageFilter.UnsharpMask(2, 150)),
     "noise of 5 grey levels": _noisy,
     "saved as JPEG, quality 30": _saved_as_jpeg,
-    "turned by 5° to the left": lambda image: _turned(image, 5),
-    "turned by 5° to the right": lambda image: _turned(image, -5),
-    "mirrored": np.fliplr,
+    "turned by 5° to the left": lambda image: image.rotate(5, Image.Resampling.BILINEAR),
+    "turned by 5° to the right": lambda image: image.rotate(-5, Image.Resampling.BILINEAR),
+    "mirrored": ImageOps.mirror,
 }
 
 
@@ -429,8 +409,9 @@ def _answers_by_margin(
 
 def _answers_by_change(pixels: np.ndarray, model: PackagedModel) -> list[dict[str, Any]]:
     """Answer an image after each change, as a file that was changed so would be answered."""
-    changed = np.stack([change(pixels[..., 0])[..., None] for change in CHANGES.values()])
-    outcomes = model.answer(changed)
+    image = Image.fromarray(pixels[..., 0])
+    changed = np.stack([np.asarray(change(image)) for change in CHANGES.values()])
+    outcomes = model.answer(changed[..., None])
     return [
         {"change": name} | _outcome(outcome)
         for name, outcome in zip(CHANGES, outcomes, strict=True)

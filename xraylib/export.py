@@ -314,31 +314,26 @@ def choose_calibration(
     """
     held_out = {name: np.empty(len(log_odds)) for name in _CALIBRATIONS}
     for fit, rest in StratifiedGroupKFold(_FOLDS).split(log_odds, labels, patients):
-        for name, calibrate in _CALIBRATIONS.items():
-            slope, intercept = calibrate(log_odds[fit], labels[fit])
+        for name in _CALIBRATIONS:
+            slope, intercept = _fit_line(log_odds[fit], labels[fit], name)
             held_out[name][rest] = expit(log_odds[rest] * slope + intercept)
     losses = {name: float(log_loss(labels, values)) for name, values in held_out.items()}
     method = min(losses, key=losses.__getitem__)
-    slope, intercept = _CALIBRATIONS[method](log_odds, labels)
+    slope, intercept = _fit_line(log_odds, labels, method)
     _log.info("calibration: %s, cross-validated log loss %s", method, losses)
     return {"method": method, "slope": slope, "intercept": intercept, "log_loss": losses}
 
 
-def _raw(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    return 1.0, 0.0
+_CALIBRATIONS = ("raw", "temperature", "platt")
 
 
-def _temperature(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    model = LogisticRegression(C=1e6, fit_intercept=False).fit(log_odds[:, None], labels)
-    return float(model.coef_[0, 0]), 0.0
-
-
-def _platt(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    model = LogisticRegression(C=1e6).fit(log_odds[:, None], labels)
+def _fit_line(log_odds: np.ndarray, labels: np.ndarray, method: str) -> tuple[float, float]:
+    """Return slope and intercept of the log odds by a calibration method."""
+    if method == "raw":
+        return 1.0, 0.0
+    model = LogisticRegression(C=1e6, fit_intercept=method == "platt")
+    model.fit(log_odds[:, None], labels)
     return float(model.coef_[0, 0]), float(model.intercept_[0])
-
-
-_CALIBRATIONS = {"raw": _raw, "temperature": _temperature, "platt": _platt}
 
 
 def _quantile(values: Any, share: float, method: Any) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xraylib.answers import COLUMNS, HEAT_MAP_FAILED
+from xraylib.answers import COLUMNS, add_failure
 from xraylib.datasets import dicom, images
 from xraylib.datasets.files import list_folder
 from xraylib.errors import (
@@ -313,7 +313,7 @@ def answer_files(
                 heat_map = answer.get("heat_map")
                 row |= _decide(answer, content.header, model, limit)
                 if heat_maps is not None and heat_map is not None:
-                    row["message"] = _and_heat_map(row, heat_maps, content.pixels, heat_map)
+                    _write_heat_map(row, heat_maps, content.pixels, heat_map)
                 yield row
 
 
@@ -406,25 +406,23 @@ def _without(model: PackagedModel) -> str:
     return f"this model has no {', no '.join(model.left_out)}" if model.left_out else ""
 
 
-def _and_heat_map(
+def _write_heat_map(
     row: dict[str, Any],
     folder: Path,
     image: np.ndarray,
     heat_map: np.ndarray,
-) -> str:
-    """Write an image under its heat map; return the row's message, with the failure if any."""
-    file = folder / _heat_map_name(row["path"])
+) -> None:
+    """Write an image under its heat map; a failure is added to the row's message."""
+    file = folder / picture_name(row["path"])
     try:
         with atomic_write(file) as temporary:
             overlay_heat_map(image, heat_map).save(temporary)
     except (OperationFailedError, OSError) as error:
-        failure = f"{HEAT_MAP_FAILED} ({error})"
-        return "; ".join(filter(None, (row["message"], failure)))
-    return row["message"]
+        add_failure(row, error)
 
 
-def _heat_map_name(path: str) -> str:
-    """Name a heat map after its image: 80 bytes at most, and a digest of the whole path."""
+def picture_name(path: str) -> str:
+    """Name what is drawn of an image: 80 bytes of its name, and a digest of its whole path."""
     stem = os.fsencode(Path(path).stem)[:80].decode("utf-8", "ignore")
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
     return f"{stem}-{digest}.png"
