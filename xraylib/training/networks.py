@@ -339,10 +339,21 @@ class RandomDegradation(_RandomChange):
     """Blurs images and adds noise at random in training, each image differently.
 
     Of the images 30% are blurred: each is mixed, by a random share, with its average over a window
-    of about 5 × 5 pixels. Then 50% get Gaussian noise whose standard deviation is up to 30 grey
-    levels times the square of a number from 0 to 1, and 25% get noise of up to a quarter of each
-    pixel.
+    of about 5 × 5 pixels. Then 50% get Gaussian noise whose standard deviation is `noise` times
+    the square of a number from 0 to 1, and 25% get noise in proportion to each pixel.
+
+    Parameters
+    ----------
+    noise
+        The largest standard deviation of Gaussian noise, in grey levels of 255.
+    speckle
+        The largest standard deviation of proportional noise, as a share of the pixel.
     """
+
+    def __init__(self, noise: float = 30.0, speckle: float = 0.25, **options: Any):
+        super().__init__(**options)
+        self.noise = noise
+        self.speckle = speckle
 
     def change(self, inputs: Any) -> Any:
         """Degrade each image."""
@@ -353,8 +364,8 @@ class RandomDegradation(_RandomChange):
             blurred = ops.average_pool(blurred, 3, strides=1, padding="same")
         images = images + self._sometimes(images, 0.3) * (blurred - images)
         noise = keras.random.normal(ops.shape(images), seed=self.seeds)
-        additive = 30.0 * self._sometimes(images, 0.5) ** 2
-        proportional = 0.25 * self._sometimes(images, 0.25)
+        additive = self.noise * self._sometimes(images, 0.5) ** 2
+        proportional = self.speckle * self._sometimes(images, 0.25)
         images = images + noise * (additive + proportional * images)
         return ops.cast(ops.clip(images, 0.0, 255.0), inputs.dtype)
 
