@@ -185,22 +185,16 @@ def _convert_run(
     content = to_litert(network, linear, half_precision=half_precision)
     settings = _settings(run, network, content)
     answers = settings["answers"]
-    model = build_packaged(settings, content)
-    validation = manifest.loc[rows["val"]]
-    plain = model.answer(pixels[rows["val"]])
-    answers |= gate_limits(plain)
-    log_odds = _log_odds(plain, validation)
-    if run.settings["choices"].get("validation", "plain") != "plain":
-        swapped = swap_framing(pixels[rows["val"]], validation["label"].to_numpy())
-        log_odds = pd.concat([log_odds, _log_odds(model.answer(swapped), validation)])
-    too_few = _too_few_patients(log_odds)
-    if too_few:
-        left_out["limits"] = too_few
-        answers["threshold"] = run.threshold
-    else:
-        answers |= limits_of(log_odds)
-    if rows["test"].empty or too_few:
-        left_out["record of right answers"] = too_few or "there are no test images"
+    limits, not_set = _set_limits(
+        build_packaged(settings, content), run, manifest.loc[rows["val"]], pixels[rows["val"]]
+    )
+    answers |= limits
+    left_out |= not_set
+    if linear is not None and "gate_limit" not in limits:
+        left_out["gate"] = "no lungs are found in validation images"
+    if rows["test"].empty or "limits" in left_out:
+        reason = left_out.get("limits", "there are no test images")
+        left_out["record of right answers"] = reason
     else:
         answers["right"] = right_answers(
             build_packaged(settings, content).answer(pixels[rows["test"]]),
@@ -210,6 +204,25 @@ def _convert_run(
         answers["reference"] = explanation.reference(manifest, rows["train"].to_numpy())
     answers["left_out"] = left_out
     return settings, content
+
+
+def _set_limits(
+    model: PackagedModel,
+    run: runs.Run,
+    validation: pd.DataFrame,
+    pixels: np.ndarray,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the limits that a run's validation images set, and the parts that they do not set."""
+    plain = model.answer(pixels)
+    limits: dict[str, Any] = gate_limits(plain)
+    log_odds = _log_odds(plain, validation)
+    if run.settings["choices"].get("validation", "plain") != "plain":
+        swapped = swap_framing(pixels, validation["label"].to_numpy())
+        log_odds = pd.concat([log_odds, _log_odds(model.answer(swapped), validation)])
+    too_few = _too_few_patients(log_odds)
+    if too_few:
+        return limits | {"threshold": run.threshold}, {"limits": too_few}
+    return limits | limits_of(log_odds), {}
 
 
 def _assign_splits(run: runs.Run, manifest: pd.DataFrame) -> pd.DataFrame:
