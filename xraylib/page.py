@@ -169,17 +169,9 @@ def _picture(gray: np.ndarray) -> bytes:
 
 def _coloured(heat_map: np.ndarray, shape: tuple[int, ...]) -> bytes:
     """Return a heat map, float `(size, size)` in [0, 1], as a PNG of the image's proportions."""
-    from matplotlib import colormaps
-
-    colours = (colormaps["inferno"](heat_map)[..., :3] * 255).astype(np.uint8)
-    image = Image.fromarray(colours).resize(_small(shape))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def _small(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return width and height with the longer side at most that of a picture."""
     height, width = shape
-    scale = min(1.0, _PICTURE / max(height, width))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    scale = min(1.0, _PICTURE / max(shape))
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    file = io.BytesIO()
+    prediction.colour_heat_map(heat_map).resize(small).save(file, "PNG")
+    return file.getvalue()

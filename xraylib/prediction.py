@@ -444,8 +444,12 @@ def overlay_heat_map(
     strength : float
         From 0, the image alone, to 1, the heat map alone.
     """
+    gray = Image.fromarray(image[..., 0]).convert("RGB")
+    return Image.blend(gray, colour_heat_map(heat_map), strength)
+
+
+def colour_heat_map(heat_map: np.ndarray) -> Image.Image:
+    """Return a heat map, float `(h, w)` in [0, 1], in colours from black to yellow."""
     from matplotlib import colormaps
 
-    colours = (colormaps["inferno"](heat_map)[..., :3] * 255).astype(np.uint8)
-    gray = Image.fromarray(image[..., 0]).convert("RGB")
-    return Image.blend(gray, Image.fromarray(colours), strength)
+    return Image.fromarray((colormaps["inferno"](heat_map)[..., :3] * 255).astype(np.uint8))
