@@ -470,6 +470,8 @@ def build(
     if augmentation is not None:
         x = find_part(AUGMENTATIONS, augmentation)()(x)
     x = find_part(NETWORKS, network)(x, size, weights)
+    if head not in HEADS:
+        raise NotFoundError(f"there is no head {head!r}. Fix: choose one of {', '.join(HEADS)}.")
     last = HEADS[head]
     last_name = "L6" if network == "tiny_cnn" else "output"
     outputs = layers.Dense(last.units, last.activation, dtype="float32", name=last_name)(x)
