@@ -191,7 +191,7 @@ notebooks: $(SETUP)  ## run the notebooks on the phantom and keep their outputs,
 
 flagship: $(SETUP)  ## train the model that comes with the package anew, from Kermany's data (hours; goes on where it stopped)
 	$(CALL_PY) -m xraylib train flagship --dataset kermany --overwrite
-	$(CALL_PY) -m xraylib ship flagship
+	$(CALL_PY) -m xraylib export flagship
 
 app: $(SETUP)  ## open the packaged model as a page in the browser (notebook 08; on this machine only)
 	$(CALL_PY) -m xraylib.app

@@ -5,7 +5,7 @@ file of an image was altered, and the table `alterations` of Kermany's report, w
 kind. `model` is 12 digits of the SHA-256 of the packaged model. Real images are taken where
 XRAYLIB_DATA has them (Kermany's copies and originals). Without them, the parts that need none
 are measured. Nothing here chose a limit of the model. What the answers are worth and what the gate
-refuses is measured by `python -m xraylib measure`.
+refuses is measured by benchmarks/packaged_model.py.
 """
 
 import argparse
