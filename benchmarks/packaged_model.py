@@ -30,6 +30,8 @@ from xraylib.report.tables import save_table
 
 # Every image of the test is changed in each way; the kinds that are made up have so many.
 MADE_UP = 120
+# How often an answer is right depends on how common pneumonia is.
+PREVALENCES = (0.05, 0.2)
 _RESAMPLES = 1000
 
 # Ways to change test images, and the gate's name for each; empty where it should let them pass.
@@ -114,8 +116,9 @@ def measure_answers(
     -------
     pandas.DataFrame
         One row per `measure`, with `n` images, `value`, and `low` and `high`, its interval over
-        patients: the share of each answer and how often it was right; of the images that got one,
-        the AUC, the expected calibration error and the Brier score.
+        patients: the share of each answer, in all and by class; how often it was right, and how
+        often it would be at each of `PREVALENCES`; of the images that got one, the AUC, the
+        expected calibration error and the Brier score.
     """
     given = _given(answers)
     rows = []
@@ -131,6 +134,15 @@ def measure_answers(
         if chosen.any():
             right = share_interval(labels[chosen] == label, patients[chosen])
             add(f"right: {name}", int(chosen.sum()), right)
+    for kind, label in (("pneumonias", 1), ("normal images", 0)):
+        of_class = labels == label
+        for name in (*ANSWERS, "abstained"):
+            share = share_interval(given[of_class] == name, patients[of_class])
+            add(f"share of {kind}: {name}", int(of_class.sum()), share)
+    for name, label in ((NORMAL, 0), (PNEUMONIA, 1)):
+        for prevalence in PREVALENCES:
+            values = _right_at(prevalence, given == name, label, labels, patients)
+            add(f"right at a prevalence of {prevalence:.0%}: {name}", len(given), values)
     decided = np.isin(given, [UNDECIDED, "abstained"])
     add("share: undecided or abstained", len(given), share_interval(decided, patients))
     answered = given != "abstained"
@@ -148,6 +160,24 @@ def measure_answers(
     for name, values in losses.items():
         add(name, count, (float(values[0]), *interval(values[1:])))
     return pd.DataFrame(rows)
+
+
+def _right_at(
+    prevalence: float, chosen: np.ndarray, label: int, labels: np.ndarray, patients: np.ndarray
+) -> tuple[float, float, float]:
+    """How often an answer would be right at another prevalence, by Bayes' rule, with its interval.
+
+    `chosen` are the images that got the answer, bool `(n,)`; `label` is the class that it names.
+    """
+    names, owner = np.unique(patients, return_inverse=True)
+    resampled = bootstrap_weights(len(names), _RESAMPLES)
+    weights = np.vstack([np.ones(len(names)), resampled])[:, owner]
+    of_class = labels == label
+    right = (weights @ (chosen & of_class)) / (weights @ of_class)
+    wrong = (weights @ (chosen & ~of_class)) / (weights @ ~of_class)
+    share = prevalence if label else 1 - prevalence
+    values = share * right / (share * right + (1 - share) * wrong)
+    return (float(values[0]), *interval(values[1:]))
 
 
 def calibration_error(

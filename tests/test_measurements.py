@@ -58,6 +58,18 @@ def test_the_table_of_answers_is_what_is_counted_by_hand(measurements):
     assert value["right: looks normal"] == pytest.approx(2 / 3)
     assert count["right: looks normal"] == 3
     assert value["right: looks like pneumonia"] == pytest.approx(3 / 4)
+    positive = np.array([name == packaged.PNEUMONIA for name in GIVEN])
+    found = positive[LABELS == 1].mean()
+    false_alarms = positive[LABELS == 0].mean()
+    assert value["share of pneumonias: looks like pneumonia"] == pytest.approx(found)
+    assert value["share of normal images: looks like pneumonia"] == pytest.approx(false_alarms)
+    assert count["share of pneumonias: undecided"] == (LABELS == 1).sum()
+    by_bayes = 0.05 * found / (0.05 * found + 0.95 * false_alarms)
+    assert value["right at a prevalence of 5%: looks like pneumonia"] == pytest.approx(by_bayes)
+    calm = np.array([name == packaged.NORMAL for name in GIVEN])
+    true_calm = 0.8 * calm[LABELS == 0].mean()
+    by_bayes = true_calm / (true_calm + 0.2 * calm[LABELS == 1].mean())
+    assert value["right at a prevalence of 20%: looks normal"] == pytest.approx(by_bayes)
     answered = PROBABILITY[:9]
     truth = LABELS[:9]
     assert count["Brier score"] == 9

@@ -247,7 +247,9 @@ class PackagedModel:
             for name, rate in rates.items()
             if rate["share"] is not None
         ]
-        return f"right on {self.test}: {', '.join(shares)}" if shares else ""
+        if not shares:
+            return ""
+        return f"right on {self.test}, at its prevalence: {', '.join(shares)}"
 
 
 def find_lungs(pixels: np.ndarray) -> np.ndarray:
