@@ -173,11 +173,13 @@ def _right_at(
     resampled = bootstrap_weights(len(names), _RESAMPLES)
     weights = np.vstack([np.ones(len(names)), resampled])[:, owner]
     of_class = labels == label
-    right = (weights @ (chosen & of_class)) / (weights @ of_class)
-    wrong = (weights @ (chosen & ~of_class)) / (weights @ ~of_class)
     share = prevalence if label else 1 - prevalence
-    values = share * right / (share * right + (1 - share) * wrong)
-    return (float(values[0]), *interval(values[1:]))
+    # Resamples without a class, or without this answer, say nothing.
+    with np.errstate(invalid="ignore"):
+        right = share * (weights @ (chosen & of_class)) / (weights @ of_class)
+        wrong = (1 - share) * (weights @ (chosen & ~of_class)) / (weights @ ~of_class)
+        values = right / (right + wrong)
+    return (float(values[0]), *interval(values[1:][np.isfinite(values[1:])]))
 
 
 def calibration_error(
