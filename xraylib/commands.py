@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -158,6 +159,8 @@ def _train_recipe(recipe: Any, options: argparse.Namespace, job: bool) -> None:
     )
     for run in experiment.runs(recipe, options.protocol):
         print(run.folder, flush=True)
+    if not job:
+        print(f"next: python -m xraylib report {shlex.quote(options.dataset)}", file=sys.stderr)
 
 
 def _train_in_job(recipe: Any, options: argparse.Namespace) -> None:

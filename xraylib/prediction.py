@@ -202,7 +202,8 @@ def runs_with_model(recipe: str, dataset: str) -> list[Any]:
     if not usable:
         raise NotFoundError(
             f"no model of {recipe}, trained on {name}, is on this machine. "
-            f"Fix: {runs.train_command(dataset, recipe)}"
+            f"Fix: name with --dataset what it was trained on, or train it here: "
+            f"{runs.train_command(dataset, recipe)}"
         )
     return usable
 
