@@ -626,3 +626,21 @@ def test_members_that_differ_widen_the_interval_of_their_ensemble():
         assert row["auc_low"] < patients["low"] and row["auc_high"] > patients["high"]
         width[name] = row["auc_high"] - row["auc_low"]
     assert width["apart"] > 1.3 * width["alike"]
+
+
+def test_a_gap_is_written_beside_its_own_view():
+    whole, framed, lungs = list(shift.REGIONS.values())[:3]
+    gaps = {whole: 0.11, framed: 0.22, lungs: 0.33}
+    rows = []
+    for recipe, views in (("scratch-cnn", (whole, lungs)), ("tiny-cnn-28", gaps)):
+        for view in views:
+            row = {"recipe": recipe, "view": view, "runs": 3, "n_val": 10, "n_test": 9}
+            for name, value in (("val", 0.9), ("test", 0.8), ("gap", gaps[view])):
+                row |= {name: value, f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
+            rows.append(row)
+    first, second = shift.gap_figure(pd.DataFrame(rows)).axes
+    labels = [label.get_text() for label in first.get_yticklabels()]
+    for ax, views in ((first, (whole, lungs)), (second, gaps)):
+        texts = {text.get_position()[1]: text.get_text() for text in ax.texts}
+        for view in views:
+            assert texts[labels.index(view)].startswith(f"{gaps[view]:.3f}")
