@@ -342,7 +342,7 @@ def allocator(films: Path, quick: bool) -> list[dict]:
                 os.environ.pop(name, None)
                 if steady:
                     os.environ[name] = setting
-            values.append(_alone(_cpu_seconds, films, 8 if quick else 40))
+            values.append(alone(_cpu_seconds, films, 8 if quick else 40))
     what = (
         "CPU-seconds of 40 steps of `scratch-cnn`, batches of 32, memory kept "
         "(`MALLOC_…` as in the Makefile)"
@@ -451,7 +451,7 @@ def shared(films: Path, quick: bool) -> list[dict]:
     spent: dict[int, list[float]] = {4: [], 1: []}
     for _ in range(1 if quick else 3):
         for count, values in spent.items():
-            values.append(_alone(_shared_steps, films, count, 2 if quick else 10))
+            values.append(alone(_shared_steps, films, count, 2 if quick else 10))
     what = "Training step of `scratch-cnn` under JAX, batches of 32 shared by 4 simulated devices"
     times = {"ours": spent[4], "peer": spent[1]}
     return [row(what, "one device, the same cores", "s", times)]
@@ -487,11 +487,11 @@ def memory(films: Path, quick: bool) -> list[dict]:
     peaks: dict[str, list[float]] = {name: [] for name in asked}
     for _ in range(repeats):
         for name, (how, count) in asked.items():
-            peaks[name].append(_alone(_peak, films, how, count))
+            peaks[name].append(alone(_peak, films, how, count))
     sharded = {}
     for count in (few, epoch):
-        _alone(_write_shards, films, count)
-        sharded[count] = [_alone(_peak, films, "shards", count) for _ in range(repeats)]
+        alone(_write_shards, films, count)
+        sharded[count] = [alone(_peak, films, "shards", count) for _ in range(repeats)]
     decoding = f"Peak memory of `load_pixels`, {many} images of {SIZE} px"
     reading = f"Peak memory of an epoch read from shards, {epoch} images of {SIZE} px"
     fewer = f"the same, {few} images"
@@ -503,7 +503,7 @@ def memory(films: Path, quick: bool) -> list[dict]:
     ]
 
 
-def _alone(work: Callable[..., Any], *arguments: Any) -> Any:
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a fresh process: spawned, because a fork begins with our peak."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
@@ -555,7 +555,7 @@ def audit(films: Path, quick: bool) -> list[dict]:
     for times in (1, 2, 4, 8):
         settings = phantom.PhantomSettings(images=times * least, size=112)
         folder = phantom.write(films.parent / f"audited-{times}", settings)
-        measured = [_alone(_audited, folder) for _ in range(repeats)]
+        measured = [alone(audited, folder) for _ in range(repeats)]
         rates[times] = [times * least / seconds for seconds, _ in measured]
         peaks[times] = [peak for _, peak in measured]
     rows = []
@@ -571,7 +571,7 @@ def audit(films: Path, quick: bool) -> list[dict]:
     return rows
 
 
-def _audited(folder: Path) -> tuple[float, float]:
+def audited(folder: Path) -> tuple[float, float]:
     """CPU-seconds of an audit, from the import on, and MB that this process has held at most."""
     from xraylib.datasets import catalog
     from xraylib.report import dataset_audit
