@@ -214,6 +214,17 @@ def test_a_table_in_the_folder_is_proposed_by_its_path(tmp_path, files):
     assert cli.main(shlex.split(proposed)) == 0
 
 
+def test_a_table_without_the_columns_is_named_so_that_it_can_say_so(tmp_path):
+    root = plant(tmp_path / "mine", ["0.png", "1.png"])
+    (root / "labels.csv").write_text("id,finding\n0.png,0\n")
+    with pytest.raises(InvalidDataError, match=r"table by its path, `[^`]*labels\.csv`"):
+        verify.verify(root)
+    root = plant(tmp_path / "other", usual(of_folders("abnormal", "healthy")))
+    (root / "metadata.csv").write_text("patient,age\n1,2\n")
+    with pytest.raises(InvalidDataError, match=r'--classes "abnormal=\?,healthy=\?"'):
+        verify.verify(root)
+
+
 def test_classes_of_ones_own_leave_out_the_others_and_name_them(tmp_path):
     root = plant(tmp_path / "mine", usual(["ill", "well", "unsure"], count=6))
     classes = {"well": 0, "ILL": 1}
@@ -466,7 +477,7 @@ def test_tables_are_read_as_programs_write_them(listed, header, row, encoding):
 
 
 def test_columns_of_0_and_1_are_labels_where_no_column_is(listed):
-    marks = ("1,0,0,0", "0,1.0,0,0", "0,0,1,0", "0,0,0,0")
+    marks = ("1,0,0,0", "0,1.0,,0", "0,0,1,-1.0", "0,0,0,0")
     file = listed("file,Normal,Bacteria,Virus,COVID", lambda n: f"{n}.png,{marks[n % 4]}")
     table = manifest.load(file).set_index("image_id")
     assert table.loc[["0", "1", "2"], "label"].tolist() == [0, 1, 1]

@@ -153,16 +153,16 @@ def _unnamed_classes(dataset: Dataset, content: str, names: Iterable[str]) -> In
 def _not_understood(dataset: Dataset, content: str, names: Iterable[str] = ()) -> InvalidDataError:
     """Advise to give a table that lies in the folder, else to name the classes."""
     classes = _classes_of(dataset, _CLASSES | _IN_TABLES)
-    known_labels = {}
-    for file in _tables(dataset.root.rglob("*")):
+    known_labels = dict.fromkeys(_tables(dataset.root.rglob("*")), -1)
+    for file in known_labels:
         with suppress(InvalidDataError):
             labels = _rename_columns(file, _read_csv(file))["label"]
             known_labels[file] = labels.map(_plain).isin(classes).sum()
-    if known_labels:
+    folders = [name for name in names if not _IN_NAMES_OF_SPLITS.search(_plain(name))]
+    if known_labels and (len(folders) < 2 or max(known_labels.values()) >= 0):
         table = shlex.quote(str(max(known_labels, key=known_labels.__getitem__)))
         fix = f"give the table by its path, `python -m xraylib data verify {table}`"
         return InvalidDataError(f"{content}. Fix: {fix}.")
-    folders = [name for name in names if not _IN_NAMES_OF_SPLITS.search(_plain(name))]
     if len(folders) > 1:
         return _unnamed_classes(dataset, content, folders)
     fix = (
@@ -394,7 +394,7 @@ def _rename_columns(file: Path, table: pd.DataFrame) -> pd.DataFrame:
             renamed[column] = table[present[0]].str.strip()
         else:
             missing.add(column)
-    flags = table.loc[:, table.isin([*_IN_TABLES]).all()]
+    flags = table.loc[:, table.isin([*_IN_TABLES, "", "-1.0"]).all()]
     if "label" in missing and flags.shape[1] > 1:
         is_class = flags.isin(("1", "1.0")).to_numpy()
         renamed["label"] = [list(flags.columns[row]) or [""] for row in is_class]
