@@ -160,7 +160,7 @@ def test_a_new_split_mends_a_patient_in_two_splits(tmp_path):
             r'--classes "Normal=0,Lung Opacity=\?,Not Normal=\?"',
         ),
         (usual(of_folders("Bacteria", "clear")), '--classes "Bacteria=1,clear=0"'),
-        (["a.png", "b.png"], "2 images and no folder of a class.*CSV"),
+        (["a.png", "b.png"], "2 images and no folder of a class or split; its folders: none.*CSV"),
         (
             [f"{split}/{n}.png" for split in ("train", "valid", "test") for n in range(3)],
             r"9 images lie in test, train, valid, in no class folder.*<split>/<class>/<image>",
@@ -171,7 +171,7 @@ def test_a_new_split_mends_a_patient_in_two_splits(tmp_path):
         ),
         (
             [f"stage_2_{split}_images/{n}.png" for split in ("train", "test") for n in range(3)],
-            "neither split nor class folders.*<split>/<class>/<image>",
+            "6 images and no folder of a class or split.*<split>/<class>/<image>",
         ),
     ],
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from xraylib.datasets.catalog import TABLES, Dataset
@@ -34,6 +35,7 @@ _CLASSES = {
     "viral": (1, "virus"),
     "viral pneumonia": (1, "virus"),
 }
+_Classes = Mapping[str, tuple[int, str]]
 _IN_TABLES = {"0": (0, ""), "1": (1, ""), "0.0": (0, ""), "1.0": (1, "")}
 _SPLITS = {
     "train": "train",
@@ -105,7 +107,7 @@ def read_layout(dataset: Dataset) -> Layout:
 
 def first_names(names: Iterable[object]) -> str:
     """List the first five names, for a message."""
-    listed = [str(name) for name in names]
+    listed = list(map(str, names))
     return ", ".join(listed[:5]) + (", …" if len(listed) > 5 else "")
 
 
@@ -118,9 +120,7 @@ def _plain(name: str) -> str:
     return re.sub(r"^[0-9]+ ", "", words)
 
 
-def _classes_of(
-    dataset: Dataset, usual: Mapping[str, tuple[int, str]] = _CLASSES
-) -> Mapping[str, tuple[int, str]]:
+def _classes_of(dataset: Dataset, usual: _Classes = _CLASSES) -> _Classes:
     """Give label and kind by the plain name of a class."""
     if dataset.classes:
         return {_plain(name): (label, "") for name, label in dataset.classes.items()}
@@ -236,12 +236,10 @@ def _are_named(folders: list[Path], names: Collection[str]) -> bool:
 
 def _below(path: str, folder: Path) -> str:
     """Write a path in a folder from there on, with slashes."""
-    return path[len(str(folder)) :].replace(os.sep, "/").lstrip("/")
+    return Path(path).relative_to(folder).as_posix()
 
 
-def _folder_of_classes(
-    dataset: Dataset, classes: Mapping[str, tuple[int, str]]
-) -> tuple[Path, list[PassedOver]]:
+def _folder_of_classes(dataset: Dataset, classes: _Classes) -> tuple[Path, list[PassedOver]]:
     """Find the folder with split or class folders; list what lies beside the folders around it."""
     names = {*_SPLITS, *classes}
     folder = dataset.root
@@ -250,14 +248,14 @@ def _folder_of_classes(
         folders = _subfolders(folder)
         if _are_named(folders, names):
             return folder, passed_over
-        if not folders:
-            images = len(list_folder(folder).images)
-            content = f"{folder} holds {images} images and no folder of a class"
-            raise _not_understood(dataset, content)
         holders = [path for path in folders if _are_named(_subfolders(path), names)]
         if len(holders) != 1 and len(folders) != 1:
+            images = len(list_folder(folder).images)
             others = [path.name for path in folders]
-            content = f"{folder} holds neither split nor class folders but: {first_names(others)}"
+            content = (
+                f"{folder} holds {images} images and no folder of a class or split; "
+                f"its folders: {first_names(others) or 'none'}"
+            )
             raise _not_understood(dataset, content, others)
         inner = (holders or folders)[0]
         passed_over += _outside(folder, [inner])
@@ -303,14 +301,16 @@ def _outside(folder: Path, read: Collection[Path]) -> list[PassedOver]:
     passed_over = []
     for path in sorted(folder.iterdir()):
         name = str(path) + (os.sep if path.is_dir() else "")
+        if path in read:
+            continue
         if is_litter(path.name):
-            passed_over.append(PassedOver(name, HIDDEN))
-        elif not path.is_dir():
-            passed_over.append(PassedOver(name, "outside the class folders"))
-        elif path not in read:
+            reason = HIDDEN
+        elif path.is_dir():
             images = len(list_folder(path).images)
             reason = f"outside the folders that are read, with {images} images"
-            passed_over.append(PassedOver(name, reason))
+        else:
+            reason = "outside the class folders"
+        passed_over.append(PassedOver(name, reason))
     return passed_over
 
 
@@ -337,10 +337,15 @@ def _read_table(dataset: Dataset, file: Path, root: Path) -> Layout:
             f"{first_names(counts)}"
         )
         raise _unnamed_classes(dataset, content, labels)
-    table["reason"] = table["label"].map(_not_named)
-    table.loc[names == "", "reason"] = "the table gives no label"
-    table.loc[has_class, "reason"] = ""
-    table.loc[has_class & is_missing, "reason"] = "in the table, but there is no such file"
+    table["reason"] = np.select(
+        [names == "", ~has_class, is_missing],
+        [
+            "the table gives no label",
+            table["label"].map(_not_named),
+            "in the table, but there is no such file",
+        ],
+        "",
+    )
     unread = table[table["reason"] != ""].drop_duplicates("path")
     passed_over = list(map(PassedOver, unread["path"], unread["reason"]))
     images = table[table["reason"] == ""]
@@ -394,7 +399,7 @@ def _rename_columns(file: Path, table: pd.DataFrame) -> pd.DataFrame:
             renamed[column] = table[present[0]].str.strip()
         else:
             missing.add(column)
-    flags = table.loc[:, table.isin([*_IN_TABLES, "", "-1.0"]).all()]
+    flags = table.loc[:, table.isin([*_IN_TABLES, "", "-1.0"]).all()]  # -1.0 is uncertain
     if "label" in missing and flags.shape[1] > 1:
         is_class = flags.isin(("1", "1.0")).to_numpy()
         renamed["label"] = [list(flags.columns[row]) or [""] for row in is_class]
