@@ -221,6 +221,7 @@ def test_a_table_without_the_columns_is_named_so_that_it_can_say_so(tmp_path):
         verify.verify(root)
     root = plant(tmp_path / "other", usual(of_folders("abnormal", "healthy")))
     (root / "metadata.csv").write_text("patient,age\n1,2\n")
+    (root / "test/metadata.csv").write_text("patient,age\n1,2\n")
     with pytest.raises(InvalidDataError, match=r'--classes "abnormal=\?,healthy=\?"'):
         verify.verify(root)
 

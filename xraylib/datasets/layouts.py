@@ -127,7 +127,7 @@ def _classes_of(dataset: Dataset, usual: _Classes = _CLASSES) -> _Classes:
     return usual
 
 
-def _unnamed_classes(dataset: Dataset, content: str, names: Iterable[str]) -> InvalidDataError:
+def _unnamed_classes(dataset: Dataset, content: str, names: Collection[str]) -> InvalidDataError:
     """Advise which command names the classes; recognised ones come first, with their label.
 
     A single other class gets the label that is missing. Of several, the user has to choose.
@@ -201,7 +201,8 @@ def _read_folders(dataset: Dataset) -> Layout:
     for split_folder, split in (splits or {root: ""}).items():
         class_folders = _subfolders(split_folder)
         tables = _tables(split_folder.iterdir())
-        if len(tables) == 1 and not _are_named(class_folders, classes):
+        has_classes = len(class_folders) > 1 or _are_named(class_folders, classes)
+        if len(tables) == 1 and not has_classes:
             layout = _read_table(dataset, tables[0], root)
             rows += layout.images.assign(split=split)[columns].itertuples(index=False)
             passed_over += layout.passed_over
