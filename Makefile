@@ -3,7 +3,9 @@
 DATASET ?= phantom
 BUDGET  ?= $(if $(filter phantom,$(DATASET)),quick,full)
 SEED    ?= 0
-RECIPES ?= $(if $(filter kermany,$(DATASET)),all,tiny-cnn-28 mobilenetv2-frozen majority-class file-size mean-intensity)
+# Transfer learning on images of your own needs ImageNet weights, so it is left out unless they are on this machine.
+TRANSFER := $(if $(filter phantom,$(DATASET))$(XRAYLIB_WEIGHTS),mobilenetv2-frozen)
+RECIPES ?= $(if $(filter kermany,$(DATASET)),all,tiny-cnn-28 $(TRANSFER) majority-class file-size mean-intensity)
 # Kermany: the committed runs are read back and nothing is trained. RETRAIN=1 trains all anew.
 RETRAIN ?=
 PYTHON  ?= python3
@@ -189,7 +191,7 @@ notebooks: $(SETUP)  ## run the notebooks on the phantom and keep their outputs,
 
 flagship: $(SETUP)  ## train the model that comes with the package anew, from Kermany's data (hours; goes on where it stopped)
 	$(CALL_PY) -m xraylib train flagship --dataset kermany --overwrite
-	$(CALL_PY) -m xraylib ship flagship
+	$(CALL_PY) -m xraylib export flagship
 
 app: $(SETUP)  ## open the packaged model as a page in the browser (notebook 08; on this machine only)
 	$(CALL_PY) -m xraylib.app

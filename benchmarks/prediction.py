@@ -5,7 +5,7 @@ file of an image was altered, and the table `alterations` of Kermany's report, w
 kind. `model` is 12 digits of the SHA-256 of the packaged model. Real images are taken where
 XRAYLIB_DATA has them (Kermany's copies and originals). Without them, the parts that need none
 are measured. Nothing here chose a limit of the model. What the answers are worth and what the gate
-refuses is measured by `python -m xraylib measure`.
+refuses is measured by benchmarks/packaged_model.py.
 """
 
 import argparse
@@ -87,10 +87,8 @@ def _add_bars(
 
 def _collimate(image: Image.Image, rng: np.random.Generator, share: float) -> Image.Image:
     """Blacken that share of the height and width on every side."""
-    across = round(image.width * share)
-    along = round(image.height * share)
-    inner = image.crop((across, along, image.width - across, image.height - along))
-    return ImageOps.expand(inner, (across, along), 0)
+    border = (round(image.width * share), round(image.height * share))
+    return ImageOps.expand(ImageOps.crop(image, border), border)
 
 
 def _contrast(image: Image.Image, rng: np.random.Generator, factor: float) -> Image.Image:

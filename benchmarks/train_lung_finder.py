@@ -24,7 +24,7 @@ from sklearn.model_selection import GroupKFold
 from xraylib import devices, paths
 from xraylib.datasets import catalog, images, lungs
 from xraylib.datasets import manifest as manifests
-from xraylib.datasets.lung_finder import SIZE, boxes_of, resize
+from xraylib.datasets.lung_finder import SIZE, boxes_of
 from xraylib.errors import NotFoundError
 
 HARDWARE = devices.use()
@@ -94,14 +94,19 @@ def fit(pixels: np.ndarray, masks: np.ndarray, *, epochs: int = 10, seed: int = 
     steps = len(pixels) // size
     rate = keras.optimizers.schedules.CosineDecay(2e-3, steps * epochs, alpha=0.01)
     model.compile(keras.optimizers.Adam(rate), _overlap_loss)
-    images = resize(pixels)
+    inputs = _resize(pixels)
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch])
         losses = [
-            float(model.train_on_batch(*batch)) for batch in _batches(images, masks, rng, size)
+            float(model.train_on_batch(*batch)) for batch in _batches(inputs, masks, rng, size)
         ]
         log.info("lung finder, epoch %d: loss %.4f", epoch + 1, np.mean(losses[-20:]))
     return model
+
+
+def _resize(pixels: np.ndarray) -> np.ndarray:
+    """Resize images to the network's input, float32 `(n, 112, 112, 1)`."""
+    return images.resize(pixels, SIZE).astype(np.float32)
 
 
 def _overlap_loss(truth: keras.KerasTensor, probability: keras.KerasTensor) -> keras.KerasTensor:
@@ -252,7 +257,7 @@ def _overlaps(
     network: keras.Model, pixels: np.ndarray, masks: dict[int, np.ndarray], rows: np.ndarray
 ) -> np.ndarray:
     """Overlap of found and drawn boxes, 0 where no lungs are found."""
-    probability = network.predict(resize(pixels[rows]), batch_size=64, verbose=0)[..., 0]
+    probability = network.predict(_resize(pixels[rows]), batch_size=64, verbose=0)[..., 0]
     drawn = np.stack([lungs.box_of_mask(masks[row]) for row in rows])
     return np.nan_to_num(overlap(boxes_of(probability).boxes, drawn))
 

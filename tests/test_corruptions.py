@@ -9,13 +9,11 @@ from PIL import Image
 from xraylib.datasets import framing, phantom
 from xraylib.datasets.corruptions import (
     CORRUPTIONS,
-    HANDLING,
-    MEDMNIST_C,
     TAUGHT,
     corrupt,
     corrupt_each,
 )
-from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.errors import InvalidDataError
 
 NOISE = ("gaussian noise", "speckle noise", "impulse noise", "shot noise")
 EVERY = [(name, step + 1) for name in CORRUPTIONS for step in range(len(CORRUPTIONS[name][1]))]
@@ -38,7 +36,8 @@ def ramp():
 
 
 def test_there_are_thirteen_published_corruptions_and_five_of_handling():
-    assert (len(MEDMNIST_C), len(HANDLING), len(CORRUPTIONS)) == (13, 5, 18)
+    handling = ["aspect ratio", "rotation", "inversion", "border", "marker"]
+    assert len(CORRUPTIONS) == 18 and list(CORRUPTIONS)[13:] == handling
     assert {name for name, (_, steps) in CORRUPTIONS.items() if len(steps) != 5} == {"inversion"}
 
 
@@ -199,13 +198,8 @@ def test_each_image_gets_one_of_the_named_corruptions(film):
 def test_a_severity_that_does_not_exist_is_named(severity):
     with pytest.raises(InvalidDataError, match=rf"jpeg has no severity {severity}.*1 to 5"):
         corrupt(flat(9), "jpeg", severity)
-    with pytest.raises(InvalidDataError, match=r"inversion has no severity 2\. Fix: give 1\."):
+    with pytest.raises(InvalidDataError, match=r"inversion has no severity 2\. Fix: .*1 to 1"):
         corrupt(flat(9), "inversion", 2)
-
-
-def test_a_corruption_that_does_not_exist_is_named():
-    with pytest.raises(NotFoundError, match=r"'fog'. Fix: .*pixelate.*marker"):
-        corrupt(flat(9), "fog", 1)
 
 
 def test_bars_blacken_what_the_crop_takes_away():
@@ -240,8 +234,3 @@ def test_the_controls_are_the_corruptions_that_they_name(film):
     for name in ("jpeg", "gaussian blur", "brightness up", "brightness down"):
         view = framing.FRAMING_VIEWS[f"{name} 2"]
         np.testing.assert_array_equal(view(film), corrupt(film, name, 2))
-
-
-def test_one_class_has_no_other_rendering():
-    with pytest.raises(InvalidDataError, match="both classes"):
-        framing.swap_rendering(flat(9, films=2), np.array([1, 1]), seed=0)

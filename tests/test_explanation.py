@@ -12,6 +12,7 @@ from scipy.special import expit
 from xraylib import cli, explanation, packaged, page, paths
 from xraylib.datasets import images, lung_finder, lungs, regions
 from xraylib.errors import InvalidDataError, OperationFailedError
+from xraylib.training.predictor import Predictor
 
 BOX = np.array([0.25, 0.15, 0.2, 0.3])
 LIMITS = {
@@ -135,10 +136,9 @@ def test_an_image_is_compared_with_the_training_images_of_each_class(file, monke
     whole = np.concatenate([pixels, np.full((1, 224, 224, 1), 255)]).astype(np.uint8)
     monkeypatch.setattr(images, "load_pixels", lambda manifest, size: whole)
     monkeypatch.setattr(regions, "load_boxes", lambda manifest: np.tile(BOX, (81, 1)))
-    known = explanation.reference(table)
+    known = explanation.reference(table, np.arange(80))
     assert known["n"] == {"normal": 40, "pneumonia": 40}
     assert known["measures"]["brightness"]["normal"][-1] == 139, "the test image is left out"
-    assert "heat_map" not in known
     explained = explanation.explain(file, model_with(reference=json.loads(json.dumps(known))))
     row = explained.measures.set_index("measure").loc["brightness"]
     assert 120 < row["value"] < 139
@@ -165,18 +165,22 @@ def test_the_caveat_of_heat_maps_says_the_committed_numbers(monkeypatch):
     table = pd.read_csv(
         paths.ROOT / "reports" / "kermany" / "tables" / "nih_localisation.csv", index_col="map"
     )
-    known = explanation._localisation("kermany")
+    known = explanation.localisation("kermany")
     sentence = explanation.heat_map_caveat(known)
     assert f"box in {table['pointing'].loc['heat map']:.0%}" in sentence
     assert f"no image in {table['pointing'].loc['position prior']:.0%}" in sentence
     assert "not measured" in explanation.heat_map_caveat({})
 
 
-def test_only_the_packaged_model_is_explained(file):
-    class Run:
-        name = "run"
+class Run:
+    """A trained run, without limits."""
 
-    with pytest.raises(InvalidDataError, match=r"run is a trained run.*Fix: "):
+    name = "run"
+    left_out = Predictor.left_out
+
+
+def test_a_model_without_limits_is_not_explained(file):
+    with pytest.raises(InvalidDataError, match=r"run cannot be explained.*Fix: "):
         explanation.explain(file, Run())
 
 
@@ -223,9 +227,12 @@ def test_a_figure_that_cannot_be_written_stops_nothing(file, tmp_path, monkeypat
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_trained_run_is_not_explained_by_the_command(file, tmp_path, capsys):
+def test_a_trained_run_is_not_explained_by_the_command(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("xraylib.prediction.load_model", lambda name, dataset: Run())
     assert cli.main(["predict", str(file), "--explain", str(tmp_path), "--model", "x"]) == 1
-    assert "--explain needs the packaged model. Fix: " in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "run cannot be explained" in printed.err
+    assert printed.out == ""
 
 
 @pytest.fixture

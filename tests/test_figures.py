@@ -232,7 +232,7 @@ def test_runs_of_older_code_bear_a_dagger_that_is_explained():
     versions.attrs["dataset"] = "kermany"
     text = words(evaluation.leaderboard_figure(versions))
     assert text.count("†\n") == 1 and "strict †" in text
-    assert "share children with the training images" in " ".join(text.split())
+    assert "share children with their training images" in " ".join(text.split())
     versions = BOARD.assign(training_version=[2, 2, 1])
     versions.attrs["dataset"] = "kermany"
     text = words(evaluation.leaderboard_figure(versions))

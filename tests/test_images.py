@@ -416,13 +416,25 @@ def test_a_damaged_cache_is_built_again(tmp_path, cache, caplog, damage):
     np.testing.assert_array_equal(images.load_pixels(manifest, 24), expected)
 
 
-def test_files_of_any_size_are_decoded_in_order(tmp_path, monkeypatch):
+def test_files_are_decoded_in_order_and_in_chunks(tmp_path, monkeypatch):
     manifest = folder(tmp_path / "films", 5)
     expected = np.stack([images.read_gray(path, 16) for path in manifest["path"]])
-    for limit in (0, 10**9):
-        monkeypatch.setattr(images, "_SMALL_FILE", limit)
-        (chunk,) = images.decoded(manifest, 16)
-        np.testing.assert_array_equal(np.stack(chunk), expected)
+    monkeypatch.setattr(images, "_CHUNK", 3)
+    first, second = images.decoded(manifest, 16)
+    assert len(first) == 3
+    np.testing.assert_array_equal(np.stack([*first, *second]), expected)
+
+
+def test_a_box_of_each_image_is_resized():
+    halves = np.zeros((2, 40, 60, 1), np.uint8)
+    halves[:, :, 30:] = 200
+    boxes = np.array([[0, 0, 30, 40], [30, 10, 60, 20]])
+    resized = images.resize(halves, 8, boxes, Image.Resampling.BOX)
+    assert resized.shape == (2, 8, 8, 1)
+    assert (resized[0] == 0).all() and (resized[1] == 200).all()
+    whole = images.resize(halves, 8)
+    assert np.ptp(whole) > 150
+    assert images.resize(halves[:0], 8).shape == (0, 8, 8, 1)
 
 
 def test_nothing_to_read_a_full_disk_and_a_file_in_the_way_are_named(tmp_path, monkeypatch):

@@ -314,7 +314,7 @@ def test_a_file_that_is_no_image_is_found_before_anything_runs(tmp_path, content
     assert "--max-bad" in problem.split("Fix: ")[1]
     dataset = catalog.get_dataset(root)
     findings = audit.audit_files(manifest.index(dataset))
-    audit.check_and_quarantine(findings, 16, manifest.quarantine_path(dataset), 1)
+    audit.write_quarantine(findings, 16, manifest.quarantine_path(dataset), 1)
     assert verify.verify(root).attrs["problem"] == ""
 
 

@@ -1,7 +1,6 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,19 +98,19 @@ def test_boxes_are_read_with_ids_as_text(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (HEADER + "a,0,0,0,0\nb,0.5,0.5,0,0\n", r"row 3: top 0.5, bottom 0.5"),
-        (HEADER + "a,0,0,0.7,0.4\n", "row 2: .*left 0.7, right 0.4"),
-        (HEADER + "a,-0.1,0,0,0\n", "row 2: top -0.1"),
-        (HEADER + "a,0,1.2,0,0\n", "row 2: .*bottom 1.2"),
-        (HEADER + "a,0,inf,0,0\n", "row 2: .*bottom inf"),
-        (HEADER + "a,0,,0,0\n", "row 2: .*bottom nan"),
-        (HEADER + "a,0,few,0,0\n", "row 2: .*bottom nan"),
-        (HEADER + "a,0,0,0,0\na,0,0,0,0\n", "row 3: a occurs twice"),
-        (HEADER + ",0,0,0,0\n", "row 2: image_id is empty"),
-        ("image_id,top,left\na,0,0\n", "no column bottom, right"),
+        (HEADER + "a,0,0,0,0\nb,0.5,0.5,0,0\n", r"line 3 .*top 0.5, bottom 0.5.*not inside"),
+        (HEADER + "a,0,0,0.7,0.4\n", "line 2 .*left 0.7, right 0.4.*not inside"),
+        (HEADER + "a,-0.1,0,0,0\n", "line 2 .*top -0.1.*not inside"),
+        (HEADER + "a,0,1.2,0,0\n", "line 2 .*bottom 1.2.*not inside"),
+        (HEADER + "a,0,inf,0,0\n", "line 2 .*bottom inf.*not inside"),
+        (HEADER + "a,0,,0,0\n", "line 2 .*bottom nan.*not inside"),
+        (HEADER + "a,0,few,0,0\n", "line 2 .*bottom few.*not inside"),
+        (HEADER + "a,0,0,0,0\na,0,0,0,0\n", "line 3 .*image_id a.*twice"),
+        (HEADER + ",0,0,0,0\n", "line 2 .*not named"),
+        ("image_id,top,left\na,0,0\n", "is not a CSV.*bottom.*right"),
         ("", "is not a CSV"),
-        ('image_id\n"a', "is not a CSV|no column"),
-        (b"\xff\xfe\x00\xd8", "is not a CSV|no column"),
+        ('image_id\n"a', "is not a CSV"),
+        (b"\xff\xfe\x00\xd8", "is not a CSV"),
     ],
 )
 def test_wrong_boxes_are_named_with_row_and_fix(tmp_path, content, words):
@@ -191,7 +190,7 @@ def save(where, content, name="a.json"):
 @pytest.mark.parametrize("content", [darwin_first, darwin_complex, darwin_second, coco])
 def test_outlines_of_every_format_give_the_same_box(tmp_path, content):
     table = lungs.read_outlines(save(tmp_path / "labels", content()))
-    assert table.columns.tolist() == lungs.OUTLINE_COLUMNS and table["image_id"].tolist() == ["a"]
+    assert table["image_id"].tolist() == ["a"]
     assert table.iloc[0].drop("image_id").to_dict() == pytest.approx(EXPECTED)
 
 
@@ -205,7 +204,7 @@ def moved(shift, content=darwin_first):
 def test_an_outline_may_overshoot_by_a_pixel_and_no_more(tmp_path):
     table = lungs.read_outlines(save(tmp_path, moved(20.8)))
     assert table["left"][0] == 0
-    with pytest.raises(InvalidDataError, match=r"a\.json: an outline of a\.jpeg leaves.*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"a\.json .*an outline leaves a\.jpeg.*Fix: "):
         lungs.read_outlines(save(tmp_path, moved(22)))
 
 
@@ -221,22 +220,22 @@ def without(content, *keys):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (without(darwin_first(), "image"), "no Darwin file"),
-        (without(darwin_first(), "annotations"), "no Darwin file"),
-        (without(darwin_first(), "image", "width"), "no Darwin file"),
-        (without(darwin_second(), "item", "slots", 0), "no Darwin file"),
-        (without(coco(), "categories"), "no COCO file"),
-        (without(coco(), "images", 0), "no COCO file"),
-        (["text"], "no Darwin file"),
+        (without(darwin_first(), "image"), r"a\.json cannot be used"),
+        (without(darwin_first(), "annotations"), r"a\.json cannot be used"),
+        (without(darwin_first(), "image", "width"), r"a\.json cannot be used"),
+        (without(darwin_second(), "item", "slots", 0), r"a\.json cannot be used"),
+        (without(coco(), "categories"), r"a\.json cannot be used"),
+        (without(coco(), "images", 0), r"a\.json cannot be used"),
+        (["text"], r"a\.json cannot be used"),
         (darwin_first() | {"annotations": [OTHER]}, 'none of 1 images has .*"lung"'),
         (
             darwin_first() | {"image": {"filename": "a", "width": 0, "height": 0}},
-            "leaves|no .* file",
+            "0 x 0 pixels",
         ),
         (
             darwin_first()
             | {"annotations": [{"name": "Lung", "polygon": {"path": points([(5, 5), (5, 9)])}}]},
-            "has no area",
+            "an outline without area",
         ),
     ],
 )
@@ -253,20 +252,5 @@ def test_damaged_or_repeated_annotations_are_named(tmp_path):
     with pytest.raises(InvalidDataError, match="a is outlined twice"):
         lungs.read_outlines(tmp_path)
     (tmp_path / "again.json").write_text("{")
-    with pytest.raises(InvalidDataError, match=r"again\.json cannot be read as JSON"):
+    with pytest.raises(InvalidDataError, match=r"again\.json cannot be used .*JSON.*Fix: "):
         lungs.read_outlines(tmp_path)
-
-
-def test_outlines_are_checked_against_their_images(tmp_path):
-    outlines = pd.DataFrame([EXPECTED | {"image_id": "a"}])
-    file = tmp_path / "a.png"
-    Image.new("L", (100, 80)).save(file)
-    lungs.check_outlines(outlines, [file, tmp_path / "more.png"])
-    with pytest.raises(InvalidDataError, match=r"1 of 1 outlined images.*such as a\. Fix: "):
-        lungs.check_outlines(outlines, [tmp_path / "more.png"])
-    Image.new("L", (80, 100)).save(file)
-    with pytest.raises(InvalidDataError, match=r"80 x 100 pixels.*100 x 80\. Fix: "):
-        lungs.check_outlines(outlines, [file])
-    file.write_text("")
-    with pytest.raises(InvalidDataError, match=r"a\.png: cannot be read"):
-        lungs.check_outlines(outlines, [file])

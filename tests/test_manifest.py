@@ -223,7 +223,7 @@ def test_a_name_that_is_not_utf_8_is_read_audited_and_quarantined(tmp_path, kerm
         assert "caf&#56553;" in set(table["image_id"])
     findings = audit.audit_files(table)
     listed = manifest.quarantine_path("kermany")
-    audit.check_and_quarantine(findings, len(table), listed, max_bad_fraction=0.5)
+    audit.write_quarantine(findings, len(table), listed, max_bad_fraction=0.5)
     assert manifest.read_quarantine(listed) == {"caf&#56553;"}
     assert len(manifest.load("kermany")) == len(FILES)
     verify.verify(replace(catalog.get_dataset("kermany"), expected=()))
@@ -353,7 +353,8 @@ def test_files_are_hashed_once_until_one_changes(kermany, monkeypatch):
 def test_quarantined_images_are_left_out_loudly_with_or_without_the_cache(kermany, caplog):
     (kermany / FILES[1]).write_bytes(b"no image")
     listed = manifest.quarantine_path("kermany")
-    audit.write_quarantine(audit.audit_files(manifest.load("kermany")), listed)
+    findings = audit.audit_files(manifest.load("kermany"))
+    audit.write_quarantine(findings, len(FILES), listed, max_bad_fraction=0.5)
     assert paths.CACHE not in listed.parents
     table = manifest.load("kermany")
     assert set(manifest.index(catalog.get_dataset("kermany"))["image_id"]) - set(

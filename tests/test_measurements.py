@@ -1,10 +1,12 @@
 """The tables about the packaged model: each number is checked against one counted by hand."""
 
+import importlib
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from xraylib import measurements, packaged
+from xraylib import export, packaged, paths
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
 GIVEN = [
@@ -19,6 +21,13 @@ GIVEN = [
 PROBABILITY = np.array([0.1, 0.2, 0.4, 0.9, 0.9, 0.8, 0.95, 0.15, 0.5, 0.99])
 
 
+@pytest.fixture
+def measurements(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(paths.ROOT / "benchmarks"))
+    return importlib.import_module("packaged_model")
+
+
 def answers_of(given=GIVEN, probability=PROBABILITY):
     rows = []
     for name, value in zip(given, probability, strict=True):
@@ -30,14 +39,14 @@ def answers_of(given=GIVEN, probability=PROBABILITY):
 
 
 def test_how_often_answers_were_right_leaves_out_what_was_not_answered():
-    rates = measurements.right_answers(answers_of(), LABELS)
+    rates = export.right_answers(answers_of(), LABELS)
     assert rates[packaged.NORMAL] == {"n": 3, "share": pytest.approx(2 / 3)}
     assert rates[packaged.PNEUMONIA] == {"n": 4, "share": pytest.approx(3 / 4)}
-    nothing = measurements.right_answers(answers_of([None] * 10), LABELS)
+    nothing = export.right_answers(answers_of([None] * 10), LABELS)
     assert nothing[packaged.NORMAL] == {"n": 0, "share": None}
 
 
-def test_the_table_of_answers_is_what_is_counted_by_hand():
+def test_the_table_of_answers_is_what_is_counted_by_hand(measurements):
     table = measurements.measure_answers(answers_of(), LABELS, np.arange(10).astype(str))
     value = table.set_index("measure")["value"]
     count = table.set_index("measure")["n"]
@@ -76,7 +85,7 @@ class Model:
         return rows
 
 
-def test_the_gate_is_measured_on_changed_images_and_on_others(monkeypatch):
+def test_the_gate_is_measured_on_changed_images_and_on_others(measurements, monkeypatch):
     monkeypatch.setattr(measurements, "MADE_UP", 2)
     dark = np.full((6, 32, 32, 1), 40, np.uint8)
     dark[:, ::2] = 60
@@ -95,7 +104,9 @@ def test_the_gate_is_measured_on_changed_images_and_on_others(monkeypatch):
     assert table.loc["drawn hand", "n"] == 2
 
 
-def test_both_tables_name_the_model_that_was_measured(phantom, reports_here, monkeypatch):
+def test_both_tables_name_the_model_that_was_measured(
+    measurements, phantom, reports_here, monkeypatch
+):
     answered = answers_of()
     model = Model()
     model.sha256 = "a" * 64

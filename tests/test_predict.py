@@ -416,17 +416,17 @@ def test_a_heat_map_that_cannot_be_written_is_the_message_of_its_row(shipped, tm
         with Image.open(file) as picture:
             assert picture.size == (224, 224)
         file.unlink()
-    (heat / prediction._heat_map_name(str(first))).mkdir()
+    (heat / prediction.picture_name(str(first))).mkdir()
     rows = list(prediction.answer_files([first, second], shipped, heat_maps=heat))
     assert answers.HEAT_MAP_FAILED in rows[0]["message"]
     assert answers.is_failure(rows[0])
     assert not answers.is_failure(rows[1])
     assert rows[1]["answer"] == "looks like pneumonia"
-    assert (heat / prediction._heat_map_name(str(second))).is_file()
+    assert (heat / prediction.picture_name(str(second))).is_file()
 
 
 def test_images_of_one_name_in_two_folders_have_two_heat_maps():
-    names = {prediction._heat_map_name(path) for path in ("a/1.png", "b/1.png", "b/1.dcm")}
+    names = {prediction.picture_name(path) for path in ("a/1.png", "b/1.png", "b/1.dcm")}
     assert len(names) == 3
     assert all(name.startswith("1-") and name.endswith(".png") for name in names)
 

@@ -33,7 +33,7 @@ ORDER = (
     {"figures"},
     {"report"},
     {"experiment", "answers", "packaged"},
-    {"prediction", "gate", "measurements"},
+    {"prediction", "gate"},
     {"explanation"},
     {"export"},
     {"app", "commands", "page"},
@@ -75,7 +75,7 @@ def test_a_folder_imports_only_from_those_above_it():
 
 # Thin, measured so that folding cannot help. The aim is 70,000 tokens. What the package lacks to it
 # has to go, so this number only becomes smaller.
-TOKENS = 109_200
+TOKENS = 105_300
 TOKENS_A_LINE = 9.3
 TUPLE_ASSIGNMENTS = 2 / 1000
 FUNCTION_LINES = 50
@@ -84,10 +84,7 @@ NAMES_IN_NOTEBOOKS = 67
 # Functions that still have to be split: this list only becomes shorter.
 LONG: set[str] = set()
 # Public functions that one notebook alone calls: analyses that have tests of their own.
-ONE_CALLER = {
-    "datasets/audit.py:patient_evidence",
-    "datasets/audit.py:single_features",
-}
+ONE_CALLER: set[str] = set()
 _NO_TOKENS = {
     tokenize.COMMENT,
     tokenize.NL,

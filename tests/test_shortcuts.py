@@ -64,11 +64,9 @@ def test_the_test_is_scored_by_a_model_that_has_not_seen_it():
     assert table["auc"][0] == 1 and np.isnan(table["test_auc"][0])
 
 
-def test_too_few_patients_are_refused_whatever_their_images():
+def test_too_few_patients_are_too_few_whatever_their_images():
     few = patients_of(2 * shortcuts.MIN_PATIENTS - 1, images=5)
     assert not shortcuts.enough_patients(few)
-    with pytest.raises(InvalidDataError, match=r"fewer than 20 patients.*Fix: "):
-        shortcuts.measure(few, {"width": np.arange(len(few))[:, None]})
     assert shortcuts.enough_patients(patients_of(2 * shortcuts.MIN_PATIENTS))
 
 

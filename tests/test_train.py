@@ -195,7 +195,8 @@ def untrained(monkeypatch, places):
         table = job.assigned.assign(score=np.linspace(0, 1, len(job.assigned)))
         return Fitted(pd.DataFrame({"epoch": [1]}), table, {"train_seconds": 1.0})
 
-    monkeypatch.setattr(module, "_fit_network", pretend)
+    monkeypatch.setattr(module.NetworkFit, "__init__", lambda fit, job: vars(fit).update(job=job))
+    monkeypatch.setattr(module.NetworkFit, "fit", lambda fit: pretend(fit.job))
     return began
 
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from xraylib.errors import InvalidDataError
@@ -39,6 +38,12 @@ _log = logging.getLogger(__name__)
 def is_failure(row: dict[str, Any]) -> bool:
     """Whether something that was asked for is missing: the answer, or its heat map."""
     return row["status"] == "error" or HEAT_MAP_FAILED in row["message"]
+
+
+def add_failure(row: dict[str, Any], error: Exception) -> None:
+    """Add to a row's message that its picture could not be written."""
+    failure = f"{HEAT_MAP_FAILED} ({error})"
+    row["message"] = "; ".join(filter(None, (row["message"], failure)))
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
@@ -148,12 +153,7 @@ class AnswerTable:
                 raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._stream is not None:
             with storage_errors(self.file):
                 self._stream.close()

@@ -22,11 +22,8 @@ from xraylib.errors import XraylibError
 _DESCRIPTION = "Pneumonia on chest radiographs. Not a medical device."
 
 
-class _Argument(NamedTuple):
-    """What `ArgumentParser.add_argument` takes."""
-
-    names: tuple[str, ...]
-    options: dict[str, Any]
+# What `ArgumentParser.add_argument` takes: names and options.
+_Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 
 class _Command(NamedTuple):
@@ -38,7 +35,7 @@ class _Command(NamedTuple):
 
 
 def _argument(*names: str, **options: Any) -> _Argument:
-    return _Argument(names, options)
+    return names, options
 
 
 def _text(value: str) -> str:
@@ -72,15 +69,21 @@ def _number(
     return parse
 
 
-def _setting(value: str) -> tuple[str, str]:
-    name, separator, text = value.partition("=")
+def _setting(value: str) -> str:
+    name, separator, _ = value.partition("=")
     if not (name and separator):
         raise argparse.ArgumentTypeError(f"{value!r} is not FIELD=VALUE, such as epochs=5")
-    return name, text
+    return value
 
 
 def _classes(value: str) -> dict[str, str]:
-    return dict(_setting(pair) for pair in value.split(","))
+    classes = {}
+    for pair in value.split(","):
+        name, separator, label = pair.partition("=")
+        if not (name and separator):
+            raise argparse.ArgumentTypeError(f"{pair!r} is not NAME=LABEL, such as sick=1")
+        classes[name] = label
+    return classes
 
 
 def _output(value: str) -> tuple[int, str]:
@@ -120,13 +123,6 @@ _AUDIT = (
         help="exit status 1 for a finding of this level or a worse one",
     ),
     _argument("--show", type=_NATURAL, default=20, help="unusable files to list (20)"),
-)
-
-_OTHERS = _argument(
-    "--others",
-    default="nih",
-    type=_text,
-    help="images of another population; the pixels of half of them teach the gate (nih)",
 )
 
 _DATA_ACTIONS = {
@@ -189,6 +185,15 @@ _COMMANDS = {
         (
             _RECIPE,
             _argument(
+                "--set",
+                nargs="+",
+                action="extend",
+                type=_setting,
+                default=[],
+                metavar="FIELD=VALUE",
+                help="change fields of the recipe, such as epochs=5 size=128",
+            ),
+            _argument(
                 "--dataset",
                 default="phantom",
                 type=_text,
@@ -200,15 +205,6 @@ _COMMANDS = {
                 "--protocol",
                 default="strict",
                 help="strict, published, or a split strategy",
-            ),
-            _argument(
-                "--set",
-                nargs="+",
-                action="extend",
-                type=_setting,
-                default=[],
-                metavar="FIELD=VALUE",
-                help="change fields of the recipe, such as epochs=5 size=128",
             ),
             _argument(
                 "--init",
@@ -235,7 +231,7 @@ _COMMANDS = {
                 "--model",
                 type=_path,
                 metavar="NAME|FOLDER",
-                help="a trained recipe or run; by default the packaged model",
+                help="a trained recipe, a run or an exported model; by default the packaged model",
             ),
             _TRAINED_ON,
             _argument(
@@ -275,13 +271,24 @@ _COMMANDS = {
         ),
     ),
     "export": _Command(
-        "make the run of the best validation the model that comes with the package",
-        (_RECIPE, _TRAINED_ON, _OTHERS),
+        "make the run of the best validation a LiteRT model: the packaged one, or one in a folder",
+        (
+            _RECIPE,
+            _TRAINED_ON,
+            _argument(
+                "--to",
+                type=_path,
+                metavar="FOLDER",
+                help="write it here, for `predict --model FOLDER`, and not into the package",
+            ),
+            _argument(
+                "--others",
+                type=_text,
+                help="images of another population; the pixels of half of them teach the gate. By "
+                "default nih for the packaged model; with --to there is no gate without them",
+            ),
+        ),
         aliases=("ship",),
-    ),
-    "measure": _Command(
-        "measure the packaged model: its answers on the test, what its gate refuses",
-        (_TRAINED_ON, _OTHERS),
     ),
     "external": _Command(
         "external validation: score another data set",

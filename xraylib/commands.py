@@ -81,7 +81,7 @@ def data_audit(options: argparse.Namespace) -> int:
 
     status, result = _audit(options)
     quarantine = manifest.quarantine_path(_find_dataset(options.name))
-    audit.check_and_quarantine(result.files, result.total, quarantine, options.max_bad)
+    audit.write_quarantine(result.files, result.total, quarantine, options.max_bad)
     if not result.files.empty:
         print(f"every file with a finding: {quarantine}")
     return status
@@ -128,9 +128,7 @@ def train(options: argparse.Namespace) -> None:
     from xraylib import devices
     from xraylib.training import recipes
 
-    recipe = recipes.get_recipe(options.recipe)
-    if options.set:
-        recipe = recipes.override(recipe, dict(options.set))
+    recipe = recipes.get_recipe("+".join([options.recipe, *options.set]))
     if not devices.in_job():
         _train_recipe(recipe, options, job=False)
     elif "XRAYLIB_WATCHED" not in os.environ:
@@ -197,19 +195,18 @@ def predict(options: argparse.Namespace) -> int:
     """Answer image files; exit status 1 if one was not answered."""
     from tqdm.auto import tqdm
 
-    from xraylib import answers, prediction
+    from xraylib import answers, explanation, prediction
 
-    if options.model and (options.heatmap or options.explain):
-        option = "--heatmap" if options.heatmap else "--explain"
-        raise InvalidDataError(
-            f"{option} needs the packaged model. Fix: leave --model out, or see notebook 07."
-        )
     named = _paths_on_stdin() if options.paths == ["-"] else options.paths
     files, passed_over = prediction.list_files(named)
     if not files:
         raise NotFoundError("the list on standard input is empty. Fix: give one path per line.")
     model = prediction.load_model(options.model, options.dataset)
-    model = prediction.configure(model, options.prevalence, options.strict_domain)
+    model = prediction.configure(
+        model, options.prevalence, options.strict_domain, options.heatmap is not None
+    )
+    if options.explain:
+        explanation.check(model)
     threshold = model.threshold if options.threshold is None else options.threshold
     settings = prediction.settings_of(model, threshold)
     failures = 0
@@ -257,8 +254,7 @@ def _explain(row: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
     try:
         explanation.write_figure(explained, row["path"], folder)
     except OperationFailedError as error:
-        failure = f"{answers.HEAT_MAP_FAILED} ({error})"
-        row["message"] = "; ".join(filter(None, (row["message"], failure)))
+        answers.add_failure(row, error)
     return {"explanation": explained.record()}
 
 
@@ -299,37 +295,26 @@ def _signals_as_interrupts() -> Iterator[None]:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Make the run of the best validation the model that comes with the package."""
-    _prepare(options.dataset, options.recipe)
+    """Make the run of the best validation a LiteRT model: the packaged one, or one in a folder."""
+    _prepare(options.dataset, options.recipe, backend="tensorflow")
     from xraylib import export as exporting
     from xraylib import prediction
     from xraylib.datasets import manifest
 
-    runs = prediction.runs_with_model(options.recipe, options.dataset)
-    run = exporting.best_run(runs)
-    others = manifest.load(options.others)
-    labels = paths.DATA / f"{others.attrs['dataset']}_rsna.csv"
-    known = labels if labels.is_file() else None
-    exporting.package(run, manifest.load(options.dataset), others, known)
-    for file in sorted(paths.SHIPPED.iterdir()):
+    run = exporting.best_run(prediction.runs_with_model(options.recipe, options.dataset))
+    images = manifest.load(options.dataset)
+    if options.to:
+        others = manifest.load(options.others) if options.others else None
+        model = exporting.export_run(run, images, options.to, others)
+    else:
+        others = manifest.load(options.others or "nih")
+        labels = paths.DATA / f"{others.attrs['dataset']}_rsna.csv"
+        known = labels if labels.is_file() else None
+        model = exporting.package(run, images, others, known)
+    for part, reason in model.left_out.items():
+        print(f"without {part}: {reason}")
+    for file in sorted((options.to or paths.SHIPPED).iterdir()):
         print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
-
-
-def measure(options: argparse.Namespace) -> None:
-    """Measure the packaged model: its answers on the test, and what its gate refuses."""
-    _prepare(options.dataset)
-    from xraylib import gate, measurements, packaged
-    from xraylib.datasets import manifest
-
-    others = manifest.load(options.others)
-    tables = measurements.measure(
-        packaged.load_packaged(),
-        manifest.load(options.dataset),
-        others,
-        gate.taught_half(others),
-    )
-    for table in tables:
-        _print_table(table)
 
 
 def external(options: argparse.Namespace) -> None:
@@ -458,7 +443,7 @@ def _find_dataset(name: str) -> Any:
     return dataset
 
 
-def _prepare(dataset: str, *recipes: str) -> str:
+def _prepare(dataset: str, *recipes: str, backend: str | None = None) -> str:
     """Check the names given, prepare the device, and return the name of the data set's report."""
     from xraylib import devices
     from xraylib.datasets import catalog
@@ -467,7 +452,7 @@ def _prepare(dataset: str, *recipes: str) -> str:
     for recipe in recipes:
         get_recipe(recipe)
     name = catalog.get_dataset(dataset).name
-    devices.use()
+    devices.use(backend=backend)
     return name
 
 

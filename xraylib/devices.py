@@ -91,7 +91,8 @@ def use(
         How many devices share each batch (JAX only). By default all of an accelerator, and one
         CPU. More CPUs than one are simulated, for tests.
     precision
-        By default `default_precision`. Heads always end in float32.
+        By default `mixed_bfloat16` on a TPU, which multiplies in it, and elsewhere `float32`.
+        Heads always end in float32.
     job
         Wait for the other processes of the job (see `in_job`), and share each batch among all their
         devices.
@@ -117,14 +118,9 @@ def use(
         _join()
     find_devices = _jax_devices if backend == "jax" else _tensorflow_devices
     kind, name, count = find_devices(device, devices)
-    precision = precision or default_precision(kind)
+    precision = precision or ("mixed_bfloat16" if kind == "tpu" else "float32")
     _set_up_keras(backend, kind, count, precision)
     return Accelerator(kind, name, count, backend, precision, process()[1])
-
-
-def default_precision(kind: str) -> str:
-    """Return the precision for a kind of device: a TPU multiplies in bfloat16."""
-    return "mixed_bfloat16" if kind == "tpu" else "float32"
 
 
 def _check(device: str, backend: str, devices: int | None, precision: str | None) -> None:
@@ -290,28 +286,31 @@ def _load_keras() -> None:
     """
     if "tensorflow" in sys.modules:
         return
-    with _silent_stderr():
+    with silent_stderr():
         importlib.import_module("keras")
         if importlib.util.find_spec("tensorflow"):
             importlib.import_module("tensorflow")
 
 
 @contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Send file descriptor 2 nowhere.
+def silent_stderr() -> Iterator[None]:
+    """Send file descriptor 2 nowhere, where C++ code writes whatever Python or variables say.
 
-    TensorFlow's C++ code writes to it while it loads, whatever `TF_CPP_MIN_LOG_LEVEL` says. Python
-    exceptions are raised as usual.
+    Python exceptions are raised as usual.
     """
-    sys.stderr.flush()
-    stderr = os.dup(2)
     try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        stderr = os.dup(2)
+    except OSError:  # it is closed already
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
         yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+        os.close(nowhere)
 
 
 def _jax_devices(device: str, devices: int | None) -> tuple[str, str, int]:

@@ -4,9 +4,7 @@ Nothing here explains a disease. An image is compared with the training images, 
 after small changes that no radiologist would mind.
 """
 
-import hashlib
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import ndimage
 
 from xraylib import paths, prediction
@@ -187,7 +185,7 @@ def explain(
     UnusableImageError
         If the file cannot be read.
     InvalidDataError
-        If the model is not the packaged one, which alone has what an explanation needs.
+        If the model has not what an explanation needs, see `check`.
 
     Examples
     --------
@@ -196,16 +194,25 @@ def explain(
     ['change', 'probability', 'answer']
     """
     model = model or load_packaged()
-    if not isinstance(model, PackagedModel):
-        raise InvalidDataError(
-            f"{model.name} is a trained run, which has no limits to explain. "
-            "Fix: take the packaged model, or see notebook 07."
-        )
+    check(model)
     whole = images.read_gray(file)
     pixels = images.read_gray(file, model.size)[..., None]
     if row is None:
         (row,) = prediction.answer_files([file], model)
     return explain_pixels(row, whole.shape, pixels, model)
+
+
+def check(model: Any) -> None:
+    """Refuse a model whose answers cannot be explained, with `InvalidDataError`.
+
+    An explanation needs the box of the lungs and the limits of the packaged model, or of an
+    exported one.
+    """
+    if "limits" in model.left_out or not model.sees_lungs:
+        raise InvalidDataError(
+            f"{model.name} cannot be explained, because it has no limits or sees no lungs' box. "
+            "Fix: take the packaged model, or see notebook 07."
+        )
 
 
 def explain_pixels(
@@ -252,14 +259,15 @@ def explain_pixels(
     )
 
 
-def reference(manifest: pd.DataFrame) -> dict[str, Any]:
-    """Measure the training images, for the packaged model to compare images with.
+def reference(manifest: pd.DataFrame, rows: np.ndarray) -> dict[str, Any]:
+    """Measure the training images, for a model to compare images with.
 
     Parameters
     ----------
     manifest : pandas.DataFrame
-        A whole manifest, from `manifest.load`, with images on this machine. Its rows of the split
-        `train` are measured.
+        A whole manifest, from `manifest.load`, with images on this machine.
+    rows : numpy.ndarray
+        The rows of the training images.
 
     Returns
     -------
@@ -268,11 +276,7 @@ def reference(manifest: pd.DataFrame) -> dict[str, Any]:
 
         n : number of training images, by class
         measures : by measure and class, the 0%, 5%, …, 100% quantiles
-        heat_map : of the committed table of heat maps in radiologists' boxes: `images`, and the
-            share of images whose peak lies in a box, for the heat map (`pointing`) and for a map
-            that sees no image (`position_prior`); left out where there is no such table
     """
-    rows = np.flatnonzero(manifest["split"] == "train")
     pixels = images.load_pixels(manifest, regions.SOURCE_SIZE)[rows]
     measured = measure(pixels, regions.load_boxes(manifest)[rows])
     labels = manifest["label"].to_numpy()[rows]
@@ -283,7 +287,7 @@ def reference(manifest: pd.DataFrame) -> dict[str, Any]:
             values = np.quantile(of_class[name], _QUANTILES)
             quantiles[name][class_name] = [round(float(value), 4) for value in values]
     counts = {name: int((labels == label).sum()) for label, name in enumerate(CLASSES)}
-    return {"n": counts, "measures": quantiles} | _localisation(manifest.attrs["dataset"])
+    return {"n": counts, "measures": quantiles}
 
 
 def measure(pixels: np.ndarray, boxes: np.ndarray) -> pd.DataFrame:
@@ -347,62 +351,44 @@ def write_figure(explained: Explanation, path: str, folder: Path) -> Path:
 
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    stem = os.fsencode(Path(path).stem)[:80].decode("utf-8", "ignore")
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    file = folder / f"{stem}-{digest}.png"
+    file = folder / prediction.picture_name(path)
     with atomic_write(file) as temporary:
         figure = explained.figure()
         temporary.write_bytes(style.png(figure, figure.caption))
     return file
 
 
-def _gamma(image: np.ndarray, power: float) -> np.ndarray:
-    return np.round(255 * (image / 255.0) ** power).astype(np.uint8)
+def _noisy(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
+    noise = np.random.default_rng(0).normal(scale=5, size=pixels.shape)
+    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
-def _shifted(image: np.ndarray, by: int) -> np.ndarray:
-    return np.clip(image.astype(int) + by, 0, 255).astype(np.uint8)
-
-
-def _contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    return np.asarray(ImageEnhance.Contrast(Image.fromarray(image)).enhance(factor))
-
-
-def _filtered(image: np.ndarray, kernel: ImageFilter.Filter) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).filter(kernel))
-
-
-def _noisy(image: np.ndarray) -> np.ndarray:
-    noise = np.random.default_rng(0).normal(scale=5, size=image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8)
-
-
-def _saved_as_jpeg(image: np.ndarray) -> np.ndarray:
+def _saved_as_jpeg(image: Image.Image) -> Image.Image:
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=30)
-    with Image.open(file) as saved:
-        return np.asarray(saved)
+    image.save(file, "JPEG", quality=30)
+    return Image.open(file)
 
 
-def _turned(image: np.ndarray, degrees: float) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BILINEAR))
-
-
-# Small changes of an image, uint8 `(224, 224)`, each with its name.
-CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "darker by 40 grey levels": lambda image: _shifted(image, -40),
-    "brighter by 40 grey levels": lambda image: _shifted(image, 40),
-    "dark parts brighter (gamma 0.7)": lambda image: _gamma(image, 0.7),
-    "dark parts darker (gamma 1.4)": lambda image: _gamma(image, 1.4),
-    "half the contrast": lambda image: _contrast(image, 0.5),
-    "contrast × 1.5": lambda image: _contrast(image, 1.5),
-    "blurred (1 pixel of 224)": lambda image: _filtered(image, ImageFilter.GaussianBlur(1)),
-    "sharpened": lambda image: _filtered(image, ImageFilter.UnsharpMask(2, 150)),
+# Small changes of an image of mode L, each with its name.
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "darker by 40 grey levels": lambda image: image.point(lambda grey: grey - 40),
+    "brighter by 40 grey levels": lambda image: image.point(lambda grey: grey + 40),
+    "dark parts brighter (gamma 0.7)": lambda image: image.point(
+        lambda grey: 255 * (grey / 255) ** 0.7
+    ),
+    "dark parts darker (gamma 1.4)": lambda image: image.point(
+        lambda grey: 255 * (grey / 255) ** 1.4
+    ),
+    "half the contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.5),
+    "contrast × 1.5": lambda image: ImageEnhance.Contrast(image).enhance(1.5),
+    "blurred (1 pixel of 224)": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
+    "sharpened": lambda image: image.filter(ImageFilter.UnsharpMask(2, 150)),
     "noise of 5 grey levels": _noisy,
     "saved as JPEG, quality 30": _saved_as_jpeg,
-    "turned by 5° to the left": lambda image: _turned(image, 5),
-    "turned by 5° to the right": lambda image: _turned(image, -5),
-    "mirrored": np.fliplr,
+    "turned by 5° to the left": lambda image: image.rotate(5, Image.Resampling.BILINEAR),
+    "turned by 5° to the right": lambda image: image.rotate(-5, Image.Resampling.BILINEAR),
+    "mirrored": ImageOps.mirror,
 }
 
 
@@ -423,8 +409,9 @@ def _answers_by_margin(
 
 def _answers_by_change(pixels: np.ndarray, model: PackagedModel) -> list[dict[str, Any]]:
     """Answer an image after each change, as a file that was changed so would be answered."""
-    changed = np.stack([change(pixels[..., 0])[..., None] for change in CHANGES.values()])
-    outcomes = model.answer(changed)
+    image = Image.fromarray(pixels[..., 0])
+    changed = np.stack([np.asarray(change(image)) for change in CHANGES.values()])
+    outcomes = model.answer(changed[..., None])
     return [
         {"change": name} | _outcome(outcome)
         for name, outcome in zip(CHANGES, outcomes, strict=True)
@@ -494,8 +481,16 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in rows.to_numpy()]
 
 
-def _localisation(dataset: str) -> dict[str, Any]:
-    """Read the committed table that says whether heat maps point at what radiologists mark."""
+def localisation(dataset: str) -> dict[str, Any]:
+    """Read the committed table that says whether heat maps point at what radiologists mark.
+
+    Returns
+    -------
+    dict
+        As `heat_map`: `images`, and the share of images whose peak lies in a box, for the heat map
+        (`pointing`) and for a map that sees no image (`position_prior`). Empty where there is no
+        such table.
+    """
     file = paths.REPORTS / dataset / "tables" / _LOCALISATION
     if not file.is_file():
         return {}

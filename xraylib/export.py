@@ -1,13 +1,13 @@
-"""Make trained networks those of the package: LiteRT in half precision.
+"""Make trained networks LiteRT models: that of the package, or one in a folder of its own.
 
-The packaged model comes with the limits of its answers; beside it lies the network that finds the
-lungs. Everything that its answers need is chosen on validation images, whose patients the run did
-not train on; what is reported of the test is measured after that.
+Everything that answers need is chosen on validation images, whose patients the run did not train
+on. What is reported of the test is measured after that. A part that cannot be set from the data of
+the run is left out and named; none is taken from other data.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,26 @@ import pandas as pd
 from keras import layers, ops
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from xraylib import explanation, gate, measurements, paths
-from xraylib.datasets import images, lung_finder, regions, splits
+from xraylib import explanation, gate, paths
+from xraylib.datasets import images, lung_finder, splits
 from xraylib.datasets.framing import swap_framing
 from xraylib.errors import InvalidDataError, NotFoundError
-from xraylib.packaged import OK, PackagedModel, build_packaged, load_packaged, write_packaged
-from xraylib.storage import write_verified
-from xraylib.training import networks, runs
-from xraylib.training.predictor import load_predictor
+from xraylib.packaged import (
+    MODEL_FILE,
+    NORMAL,
+    OK,
+    PNEUMONIA,
+    PackagedModel,
+    build_packaged,
+    load_packaged,
+    write_packaged,
+)
+from xraylib.storage import sha256_bytes, write_verified
+from xraylib.training import runs
+from xraylib.training.predictor import Predictor, load_predictor
 
 # Of each class, the share of validation images that may lie beyond the limit of the other.
 WRONG = 0.01
@@ -37,30 +46,25 @@ OUTSIDE = 0.01
 
 _FOLDS = 5
 _LICENCES = {"data": "CC BY 4.0 (Kermany et al. 2018)", "initial weights": "Apache-2.0"}
-
-# What an answer is without any limit: the network's own probability.
-_NO_LIMITS = {
-    "calibration": {"method": "raw", "slope": 1.0, "intercept": 0.0},
-    "prevalence": 0.5,
-    "normal_up_to": 0.0,
-    "pneumonia_from": 0.0,
-    "gate_limit": 0.0,
-    "domain_limit": 0.0,
-}
+# Data sets of children, of whose models answers say that adults are unlike the training images.
+_OF_CHILDREN = ("kermany", "kermany-v3")
 
 _log = logging.getLogger(__name__)
 
 
 def best_run(candidates: Sequence[runs.Run]) -> runs.Run:
-    """Choose the run with the highest validation AUC in its worst view, at its best epoch.
+    """Choose the run with the best validation at its best epoch.
 
-    This is the criterion of a recipe's validation `robust`, by which its epochs are chosen too.
+    The criterion is the one that chose its epoch: the AUC in the worst swapped view where there are
+    some, otherwise the loss.
     """
 
-    def worst_view_auc(run: runs.Run) -> float:
-        return run.history.filter(like="val_auc_").min(axis=1).max()
+    def criterion(run: runs.Run) -> float:
+        aucs = run.history.filter(like="val_auc_")
+        losses = run.history["val_loss"] if aucs.empty else 1 - aucs.min(axis=1)
+        return losses.min()
 
-    return max(candidates, key=worst_view_auc)
+    return min(candidates, key=criterion)
 
 
 def package(
@@ -71,9 +75,64 @@ def package(
 ) -> PackagedModel:
     """Make a run of the flagship the packaged model, in `paths.SHIPPED`.
 
-    Its `run.json` has, as `answers`, what `limits_of` chooses, and what answers mention: how often
-    each was `right` on the official test, what is known `elsewhere`, and the `reference` that
-    explanations compare with. They are measured when all limits are chosen.
+    Parameters
+    ----------
+    run, manifest, others
+        As in `export_run`.
+    radiologists_list
+        See `agreement_with_radiologists`; by default nothing is known elsewhere.
+
+    Raises
+    ------
+    NotFoundError
+        If the run is of another network.
+    InvalidDataError
+        If a part of the model cannot be set.
+    """
+    choices = run.settings["choices"]
+    expected = ("mobilenetv2_standardized", "sigmoid", "lungs")
+    if (choices["network"], choices["head"], choices.get("region")) != expected:
+        raise NotFoundError(
+            f"{run.recipe} is another network than the packaged one. Fix: export it with --to "
+            "FOLDER."
+        )
+    settings, content = _convert_run(run, manifest, others, half_precision=True)
+    answers = settings["answers"]
+    for part, reason in answers.pop("left_out").items():
+        raise InvalidDataError(f"no {part}: {reason}. Fix: package a model of a larger data set.")
+    answers["reference"] |= explanation.localisation(settings["dataset"])
+    settings |= {"weights": "float16", "licences": _LICENCES}
+    if radiologists_list is not None:
+        answers["elsewhere"] = agreement_with_radiologists(
+            build_packaged(settings, content), others, radiologists_list
+        )
+    write_packaged(paths.SHIPPED, settings, content)
+    return load_packaged(paths.SHIPPED)
+
+
+def export_run(
+    run: runs.Run,
+    manifest: pd.DataFrame,
+    folder: Path,
+    others: pd.DataFrame | None = None,
+) -> PackagedModel:
+    """Write a run as a LiteRT model, which `predict --model FOLDER` answers with.
+
+    The folder has `model.tflite`, `run.json` and their `SHA256SUMS`. `run.json` is that of the run
+    without its Keras weights, and has as `answers`:
+
+    input, region, sha256
+        Side of the network's input in pixels, which region it sees, and its file's SHA-256.
+    calibration, prevalence, normal_up_to, pneumonia_from
+        See `limits_of`; in their place, where they cannot be set, the run's `threshold`.
+    gate_limit, domain_limit
+        See `gate_limits`.
+    right, reference
+        How often each answer was right on the test, and what explanations compare with.
+    left_out
+        The parts that could not be set, each with its reason.
+    dataset
+        What it was trained on; missing for Kermany's children.
 
     Parameters
     ----------
@@ -81,127 +140,174 @@ def package(
         Its model must be on this machine.
     manifest
         Of the data set that it was trained on.
+    folder
+        Where to write; it is new, empty, or holds an exported model, which is replaced.
     others
         Of another population, whose upright, complete chest images the gate lets pass. It learns
-        from the pixels of `gate.taught_half`; nothing else is used.
-    radiologists_list
-        See `measurements.agreement_with_radiologists`; by default nothing is known elsewhere.
+        from the pixels of `gate.taught_half`; nothing else is used. Without it there is no gate.
 
     Raises
     ------
     NotFoundError
-        If the run is of another network.
+        If the run sees no image, or a region that new images do not have.
+    InvalidDataError
+        If the folder holds something else, or the run was trained on other images.
     """
-    choices = run.settings["choices"]
-    expected = ("mobilenetv2_standardized", "sigmoid", "lungs")
-    if (choices["network"], choices["head"], choices.get("region")) != expected:
-        raise NotFoundError(
-            f"{run.recipe} is another network. Fix: package the flagship, or export yours with "
-            "xraylib/export.py."
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MODEL_FILE).is_file():
+        raise InvalidDataError(f"{folder} holds other files. Fix: name a new folder.")
+    settings, content = _convert_run(run, manifest, others, half_precision=False)
+    write_packaged(folder, settings, content)
+    return load_packaged(folder)
+
+
+def _convert_run(
+    run: runs.Run,
+    manifest: pd.DataFrame,
+    others: pd.DataFrame | None,
+    *,
+    half_precision: bool,
+) -> tuple[dict[str, Any], bytes]:
+    """Return the content of the two files of a run as a LiteRT model."""
+    assigned = _assign_splits(run, manifest)
+    rows = {split: assigned.index[assigned["split"] == split] for split in ("train", "val", "test")}
+    predictor = load_predictor(run)
+    network = split_network(predictor)
+    pixels = images.load_pixels(manifest, predictor.size)
+    left_out = {}
+    linear = None
+    if others is None:
+        left_out["gate"] = "no images of another population were given (--others)"
+    else:
+        foreign = images.load_pixels(others, predictor.size)[gate.taught_half(others)]
+        linear = gate.teach(network.describe, pixels[rows["train"]], foreign)
+    if "maps" not in network.model.output:
+        left_out["heat map"] = "its last layer does not read means of feature maps"
+    content = to_litert(network, linear, half_precision=half_precision)
+    settings = _settings(run, network, content)
+    answers = settings["answers"]
+    limits, not_set = _set_limits(
+        build_packaged(settings, content), run, manifest.loc[rows["val"]], pixels[rows["val"]]
+    )
+    answers |= limits
+    left_out |= not_set
+    if linear is not None and "gate_limit" not in limits:
+        left_out["gate"] = "no lungs are found in validation images"
+    if rows["test"].empty or "limits" in left_out:
+        reason = left_out.get("limits", "there are no test images")
+        left_out["record of right answers"] = reason
+    else:
+        answers["right"] = right_answers(
+            build_packaged(settings, content).answer(pixels[rows["test"]]),
+            manifest.loc[rows["test"], "label"].to_numpy(),
         )
-    strategy = choices["split_strategy"]
-    assigned = splits.assign(manifest, run.protocol, run.seed, split_strategy=strategy)
-    pixels = images.load_pixels(manifest, regions.SOURCE_SIZE)
-    training = pixels[np.flatnonzero(assigned["split"] == "train")]
-    validation_rows = np.flatnonzero(assigned["split"] == "val")
-    foreign = images.load_pixels(others, regions.SOURCE_SIZE)[gate.taught_half(others)]
-
-    network = load_predictor(run).model
-    content = to_litert(
-        network, *gate.teach(_features(network), choices["size"], training, foreign)
-    )
-    settings = _settings(run, content)
-    validation = assigned.iloc[validation_rows]
-    settings["answers"] |= limits_of(
-        build_packaged(settings, content),
-        pixels[validation_rows],
-        validation["label"].to_numpy(),
-        validation["patient"].to_numpy(),
-    )
-    frozen = build_packaged(settings, content)
-    test = np.flatnonzero(assigned["split"] == "test")
-    settings["answers"]["right"] = measurements.right_answers(
-        frozen.answer(pixels[test]),
-        assigned["label"].to_numpy()[test],
-    )
-    settings["answers"]["reference"] = explanation.reference(assigned)
-    if radiologists_list is not None:
-        settings["answers"]["elsewhere"] = measurements.agreement_with_radiologists(
-            frozen, others, radiologists_list
-        )
-    write_packaged(paths.SHIPPED, settings, content)
-    return load_packaged(paths.SHIPPED)
+    if network.sees_lungs:
+        answers["reference"] = explanation.reference(manifest, rows["train"].to_numpy())
+    answers["left_out"] = left_out
+    return settings, content
 
 
-def _settings(run: runs.Run, content: bytes) -> dict[str, Any]:
-    """Give the run's settings as those of the packaged model, without limits and Keras weights."""
-    settings = {name: value for name, value in run.settings.items() if name != "model_sha256"}
-    answers = {
-        "input": run.settings["choices"]["size"],
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    return settings | {
-        "trained_model_sha256": run.settings["model_sha256"],
-        "weights": "float16",
-        "licences": _LICENCES,
-        "answers": _NO_LIMITS | answers,
-    }
-
-
-def _features(network: keras.Model) -> gate.Network:
-    """From two views of images, float32 `(n, 2, side, side, 1)`, to their features `(n, 2, k)`."""
-    pooled = keras.Model(network.input, network.layers[-3].output)
-
-    def features(views: np.ndarray) -> np.ndarray:
-        flat = views.reshape(-1, *views.shape[2:])
-        return pooled.predict(flat, batch_size=64, verbose=0).reshape(len(views), 2, -1)
-
-    return features
-
-
-def limits_of(
+def _set_limits(
     model: PackagedModel,
-    validation: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
-) -> dict[str, Any]:
-    """Choose calibration and limits on validation images, plain and framed as the other class.
+    run: runs.Run,
+    validation: pd.DataFrame,
+    pixels: np.ndarray,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the limits that a run's validation images set, and the parts that they do not set."""
+    plain = model.answer(pixels)
+    limits: dict[str, Any] = gate_limits(plain)
+    log_odds = _log_odds(plain, validation)
+    if run.settings["choices"].get("validation", "plain") != "plain":
+        swapped = swap_framing(pixels, validation["label"].to_numpy())
+        log_odds = pd.concat([log_odds, _log_odds(model.answer(swapped), validation)])
+    too_few = _too_few_patients(log_odds)
+    if too_few:
+        return limits | {"threshold": run.threshold}, {"limits": too_few}
+    return limits | limits_of(log_odds), {}
 
-    Parameters
-    ----------
-    model
-        Without limits.
-    validation
-        uint8 `(n, 224, 224, 1)`.
-    labels, patients
-        `(n,)`.
+
+def _assign_splits(run: runs.Run, manifest: pd.DataFrame) -> pd.DataFrame:
+    """Split the manifest as the run did, so that validation has no patient of its training."""
+    strategy = run.settings["choices"]["split_strategy"]
+    assigned = splits.assign(manifest, run.protocol, run.seed, split_strategy=strategy)
+    if runs.split_fingerprint(assigned) != run.settings["split"]:
+        raise InvalidDataError(
+            f"{run.folder} was trained on other files or labels than those on this machine. "
+            f"Fix: train it again: {run.command}"
+        )
+    return assigned
+
+
+def _settings(run: runs.Run, network: "SplitNetwork", content: bytes) -> dict[str, Any]:
+    """Return the run's settings, without its Keras weights, as those of a model without limits."""
+    settings = {name: value for name, value in run.settings.items() if name != "model_sha256"}
+    answers: dict[str, Any] = {
+        "input": network.side,
+        "region": "lungs" if network.sees_lungs else "whole",
+        "sha256": sha256_bytes(content),
+    }
+    if settings["dataset"] not in _OF_CHILDREN:
+        answers["dataset"] = settings["dataset"]
+    return settings | {"trained_model_sha256": run.settings["model_sha256"], "answers": answers}
+
+
+def gate_limits(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """Choose the limits that the shares `REFUSED` and `OUTSIDE` of answers lie beyond.
 
     Returns
     -------
     dict
-        calibration : `method`, `slope` and `intercept` of the log odds, and the cross-validated
-            log loss of each method
+        `gate_limit` and `domain_limit`; nothing for a model without a gate.
+    """
+    judged = [answer for answer in answers if "gate" in answer]
+    if not judged:
+        return {}
+    return {
+        "gate_limit": _quantile([answer["gate"][OK] for answer in judged], REFUSED, "lower"),
+        "domain_limit": _quantile([answer["domain"] for answer in judged], 1 - OUTSIDE, "higher"),
+    }
+
+
+def _log_odds(answers: list[dict[str, Any]], manifest: pd.DataFrame) -> pd.DataFrame:
+    """Return `log_odds`, `label` and `patient` of the images that have log odds."""
+    log_odds = [answer.get("log_odds", np.nan) for answer in answers]
+    return manifest[["label", "patient"]].assign(log_odds=log_odds).dropna(subset="log_odds")
+
+
+def _too_few_patients(log_odds: pd.DataFrame) -> str:
+    """Say which class has fewer patients than there are folds; empty if none has."""
+    for label in (0, 1):
+        count = log_odds.loc[log_odds["label"] == label, "patient"].nunique()
+        if count < _FOLDS:
+            return f"validation has {count} patients of class {label}, fewer than {_FOLDS}"
+    return ""
+
+
+def limits_of(log_odds: pd.DataFrame) -> dict[str, Any]:
+    """Choose calibration and limits on validation images.
+
+    Parameters
+    ----------
+    log_odds
+        `log_odds`, `label` and `patient` of each image. Where a recipe chose its epoch on swapped
+        images, each image framed as the other class has a row as well.
+
+    Returns
+    -------
+    dict
+        calibration : see `choose_calibration`
         prevalence : share of pneumonias among these images
         normal_up_to, pneumonia_from : limits of the answers, on the calibrated log odds: beyond
             them lies at most the share `WRONG` of the other class, and none contradicts P = .5
-        gate_limit, domain_limit : what the shares `REFUSED` and `OUTSIDE` of the images lie beyond
     """
-    plain = model.answer(validation)
-    answers = [*plain, *model.answer(swap_framing(validation, labels))]
-    with_lungs = np.array(["log_odds" in answer for answer in answers])
-    log_odds = np.array([answer["log_odds"] for answer in answers if "log_odds" in answer])
-    both_labels = np.tile(labels, 2)[with_lungs]
-    both_patients = np.tile(patients, 2)[with_lungs]
-    calibration = choose_calibration(log_odds, both_labels, both_patients)
-    calibrated = log_odds * calibration["slope"] + calibration["intercept"]
-    seen = [answer for answer in plain if "gate" in answer]
+    labels = log_odds["label"].to_numpy()
+    raw = log_odds["log_odds"].to_numpy()
+    calibration = choose_calibration(raw, labels, log_odds["patient"].to_numpy())
+    calibrated = raw * calibration["slope"] + calibration["intercept"]
     return {
         "calibration": calibration,
-        "prevalence": float(both_labels.mean()),
-        "normal_up_to": min(0.0, _quantile(calibrated[both_labels == 1], WRONG, "lower")),
-        "pneumonia_from": max(0.0, _quantile(calibrated[both_labels == 0], 1 - WRONG, "higher")),
-        "gate_limit": _quantile([answer["gate"][OK] for answer in seen], REFUSED, "lower"),
-        "domain_limit": _quantile([answer["domain"] for answer in seen], 1 - OUTSIDE, "higher"),
+        "prevalence": float(labels.mean()),
+        "normal_up_to": min(0.0, _quantile(calibrated[labels == 1], WRONG, "lower")),
+        "pneumonia_from": max(0.0, _quantile(calibrated[labels == 0], 1 - WRONG, "higher")),
     }
 
 
@@ -218,116 +324,245 @@ def choose_calibration(
     -------
     dict
         `method` (raw, temperature or platt), `slope`, `intercept`, and `log_loss` by method.
-
-    Raises
-    ------
-    InvalidDataError
-        If a class has fewer patients than there are folds.
     """
-    for label in (0, 1):
-        count = len(np.unique(patients[labels == label]))
-        if count < _FOLDS:
-            raise InvalidDataError(
-                f"validation has lungs of {count} patients of class {label}, fewer than {_FOLDS}. "
-                "Fix: package a model of a larger data set."
-            )
     held_out = {name: np.empty(len(log_odds)) for name in _CALIBRATIONS}
     for fit, rest in StratifiedGroupKFold(_FOLDS).split(log_odds, labels, patients):
-        for name, calibrate in _CALIBRATIONS.items():
-            slope, intercept = calibrate(log_odds[fit], labels[fit])
+        for name in _CALIBRATIONS:
+            slope, intercept = _fit_line(log_odds[fit], labels[fit], name)
             held_out[name][rest] = expit(log_odds[rest] * slope + intercept)
     losses = {name: float(log_loss(labels, values)) for name, values in held_out.items()}
     method = min(losses, key=losses.__getitem__)
-    slope, intercept = _CALIBRATIONS[method](log_odds, labels)
+    slope, intercept = _fit_line(log_odds, labels, method)
     _log.info("calibration: %s, cross-validated log loss %s", method, losses)
     return {"method": method, "slope": slope, "intercept": intercept, "log_loss": losses}
 
 
-def _raw(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    return 1.0, 0.0
+_CALIBRATIONS = ("raw", "temperature", "platt")
 
 
-def _temperature(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    model = LogisticRegression(C=1e6, fit_intercept=False).fit(log_odds[:, None], labels)
-    return float(model.coef_[0, 0]), 0.0
-
-
-def _platt(log_odds: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    model = LogisticRegression(C=1e6).fit(log_odds[:, None], labels)
+def _fit_line(log_odds: np.ndarray, labels: np.ndarray, method: str) -> tuple[float, float]:
+    """Return slope and intercept of the log odds by a calibration method."""
+    if method == "raw":
+        return 1.0, 0.0
+    model = LogisticRegression(C=1e6, fit_intercept=method == "platt")
+    model.fit(log_odds[:, None], labels)
     return float(model.coef_[0, 0]), float(model.intercept_[0])
-
-
-_CALIBRATIONS = {"raw": _raw, "temperature": _temperature, "platt": _platt}
 
 
 def _quantile(values: Any, share: float, method: Any) -> float:
     return float(np.quantile(values, share, method=method))
 
 
-class _Answers(layers.Layer):
-    """What an answer needs of the network: log odds, a heat map, the gate and the domain.
+def right_answers(answers: list[dict[str, Any]], labels: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Count how often each answer was right.
 
     Parameters
     ----------
-    model
-        The trained network: standardisation, a layer `backbone`, average pooling, a sigmoid unit.
-    gate_layer, domain_layer
-        From `gate.teach`.
+    answers
+        From `PackagedModel.answer`.
+    labels
+        `(n,)`, 0 for normal and 1 for pneumonia.
+
+    Returns
+    -------
+    dict
+        By answer that says a class: `n`, how often it was given, and `share`, how often it was
+        right, or None where it was never given.
     """
+    rates = {}
+    for name, label in ((NORMAL, 0), (PNEUMONIA, 1)):
+        chosen = np.array([a["status"] == "ok" and a["answer"] == name for a in answers])
+        share = float((labels[chosen] == label).mean()) if chosen.any() else None
+        rates[name] = {"n": int(chosen.sum()), "share": share}
+    return rates
+
+
+def agreement_with_radiologists(
+    model: PackagedModel,
+    others: pd.DataFrame,
+    file: Path,
+) -> dict[str, Any]:
+    """Measure how the model ranks images that radiologists re-read: lung opacity against normal.
+
+    Parameters
+    ----------
+    model : PackagedModel
+    others : pandas.DataFrame
+        A manifest. An image without an answer has the log odds 0.
+    file : pathlib.Path
+        A CSV file with the columns `image_id`, `view` (AP or PA) and `rsna_class`, of which
+        `Lung Opacity` and `Normal` are compared.
+
+    Returns
+    -------
+    dict
+        `images`: how many; `all`, `AP` and `PA`: the AUC of all of them and of each view.
+    """
+    listed = pd.read_csv(file).set_index("image_id").reindex(others["image_id"])
+    is_opacity = (listed["rsna_class"] == "Lung Opacity").to_numpy()
+    is_compared = is_opacity | (listed["rsna_class"] == "Normal").to_numpy()
+    pixels = images.load_pixels(others, model.size)[np.flatnonzero(is_compared)]
+    log_odds = np.array([answer.get("log_odds", 0.0) for answer in model.answer(pixels)])
+    labels = is_opacity[is_compared]
+    views = listed["view"].to_numpy()[is_compared]
+    agreement = {"images": len(labels), "all": float(roc_auc_score(labels, log_odds))}
+    for view in ("AP", "PA"):
+        is_view = views == view
+        agreement[view] = float(roc_auc_score(labels[is_view], log_odds[is_view]))
+    return agreement
+
+
+@dataclass(frozen=True)
+class SplitNetwork:
+    """A run's network, split at its last layer.
+
+    Attributes
+    ----------
+    model
+        From images `(n, side, side, 1)` to `features`, what the last layer reads, `(n, k)`, and
+        `maps`, the last feature maps, where the features are their means.
+    kernel, bias
+        The log odds of pneumonia are `features @ kernel + bias`; float32 `(k,)` and a number.
+    side
+        Height and width of the input in pixels.
+    sees_lungs
+        Whether the network sees the box of the lungs, not the whole image.
+    """
+
+    model: keras.Model
+    kernel: np.ndarray
+    bias: float
+    side: int
+    sees_lungs: bool
+
+    def features(self, views: np.ndarray) -> np.ndarray:
+        """Return the features, `(n, k)`, of images in 0…255, `(n, side, side, 1)`."""
+        return self.model.predict(views, batch_size=64, verbose=0)["features"]
+
+    def describe(self, pixels: np.ndarray) -> np.ndarray:
+        """Describe images for `gate.teach`."""
+        if self.sees_lungs:
+            return gate.describe_lungs(pixels, self.features, self.side)
+        return self.features(pixels)
+
+
+def split_network(predictor: Predictor) -> SplitNetwork:
+    """Split a run's network at its last layer.
+
+    Raises
+    ------
+    NotFoundError
+        If it sees a region that new images do not have.
+    """
+    if predictor.region not in ("whole", "lungs"):
+        raise NotFoundError(
+            f"{predictor.run.recipe} sees the region {predictor.region!r}, which new images do not "
+            "have. Fix: export a recipe that sees the whole image, or `lungs`."
+        )
+    model = predictor.model
+    body = [layer for layer in model.layers if not isinstance(layer, layers.Dropout)]
+    if predictor.head is None:
+        last = body.pop()
+        features = last.input
+        kernel, bias = (np.asarray(weight, np.float32) for weight in last.weights)
+        if kernel.shape[1] == 1:
+            kernel = kernel[:, 0]
+            log_odds_bias = bias[0]
+        else:
+            kernel = kernel[:, 1] - kernel[:, 0]
+            log_odds_bias = bias[1] - bias[0]
+    else:
+        features = model.output
+        kernel = predictor.head["coefficients"].astype(np.float32)
+        log_odds_bias = predictor.head["intercept"]
+    outputs = {"features": features}
+    if isinstance(body[-1], layers.GlobalAveragePooling2D):
+        outputs["maps"] = body[-1].input
+    return SplitNetwork(
+        keras.Model(model.input, outputs),
+        kernel,
+        float(log_odds_bias),
+        model.input_shape[1],
+        predictor.region == "lungs",
+    )
+
+
+class _Answers(layers.Layer):
+    """What an answer needs of a network, see `to_litert`."""
 
     def __init__(
         self,
-        model: keras.Model,
-        gate_layer: gate.Linear,
-        domain_layer: gate.Linear,
+        network: SplitNetwork,
+        linear: tuple[gate.Linear, gate.Linear] | None,
     ) -> None:
         super().__init__()
-        self.backbone = model.get_layer("backbone")
-        self.kernel, self.bias = (np.asarray(weight) for weight in model.layers[-1].weights)
-        self.gate_layer = gate_layer
-        self.domain_layer = domain_layer
+        self.model = network.model
+        self.kernel = network.kernel
+        self.bias = network.bias
+        self.linear = dict(zip(("gate", "domain"), linear or (), strict=False))
 
-    def call(self, views: Any, lungs: Any) -> dict[str, Any]:
-        """Answer the two views of one image, `(2, side, side, 1)` in 0…255, and its lungs."""
-        standardised = networks.Standardization()(views)
-        feature_maps = self.backbone(ops.repeat(standardised, 3, axis=-1), training=False)
-        features = ops.mean(feature_maps, axis=(1, 2))
-        described = ops.concatenate([ops.reshape(features, (1, -1)), ops.reshape(lungs, (1, 6))], 1)
-        return {
-            "log_odds": ops.matmul(features[:1], self.kernel)[:, 0] + self.bias,
-            "heat": ops.sum(feature_maps[:1] * self.kernel[:, 0], axis=-1),
-            "gate": ops.matmul(described, self.gate_layer.kernel) + self.gate_layer.bias,
-            "domain": ops.matmul(described, self.domain_layer.kernel) + self.domain_layer.bias,
-            "features": features,
-        }
+    def call(self, views: Any, lungs: Any = None) -> dict[str, Any]:
+        """Answer the views of one image."""
+        seen = self.model(views, training=False)
+        features = seen["features"]
+        outputs = {"log_odds": ops.matmul(features[:1], self.kernel[:, None])[:, 0] + self.bias}
+        if "maps" in seen:
+            outputs["heat"] = ops.sum(seen["maps"][:1] * self.kernel, axis=-1)
+        described = ops.reshape(features, (1, -1))
+        if lungs is not None:
+            described = ops.concatenate([described, ops.reshape(lungs, (1, 6))], axis=1)
+        for name, layer in self.linear.items():
+            outputs[name] = ops.matmul(described, layer.kernel) + layer.bias
+        return outputs
 
 
 def to_litert(
-    model: keras.Model,
-    gate_layer: gate.Linear,
-    domain_layer: gate.Linear,
+    network: SplitNetwork,
+    linear: tuple[gate.Linear, gate.Linear] | None = None,
+    *,
+    half_precision: bool = False,
 ) -> bytes:
-    """Export a network as a LiteRT model of one image, in half precision.
+    """Convert a network to a LiteRT model of one image.
 
-    Its input are the image's two `views` (`packaged.two_views`), float32 `(2, side, side, 1)` in
-    0…255, and `lungs`, float32 `(6,)`: area, certainty and box of `lung_finder.find`. It gives
-    `log_odds` `(1,)` and `heat` `(1, h, w)` of the first view (the last feature maps, weighted by
-    the head, which is Grad-CAM for this network); `gate` `(1, 8)`, log odds of the entries of
-    `packaged.GATE`; `domain` `(1, 1)`, large for images of other populations; and the pooled
-    `features` `(2, k)` of both views.
+    Its input `views` is float32 in 0…255: the image, `(1, side, side, 1)`, or for a network that
+    sees the lungs `packaged.two_views`, `(2, side, side, 1)`, with the image's row of
+    `packaged.find_lungs` as `lungs`, float32 `(6,)`. It gives `log_odds` `(1,)` of the first view
+    and, where the network has them:
+
+    heat
+        `(1, h, w)`: the last feature maps, weighted by the head, which is Grad-CAM here.
+    gate
+        `(1, 8)`: log odds of the entries of `packaged.GATE`.
+    domain
+        `(1, 1)`: large for images of other populations.
 
     Parameters
     ----------
-    model
-        A network `mobilenetv2_standardized`.
-    gate_layer, domain_layer
-        From `gate.teach`.
+    network
+        From `split_network`.
+    linear
+        The layers of gate and domain, from `gate.teach`.
+    half_precision
+        Keep weights in float16, which halves the file.
+
+    Raises
+    ------
+    NotFoundError
+        If LiteRT cannot hold the network.
     """
-    side = model.input_shape[1]
-    views = keras.Input((side, side, 1), batch_size=2, name="views")
-    lungs = keras.Input(batch_shape=(6,), name="lungs")
-    answers = _Answers(model, gate_layer, domain_layer)(views, lungs)
-    return _convert(keras.Model([views, lungs], answers))
+    shape = (network.side, network.side, 1)
+    inputs = [keras.Input(shape, batch_size=2 if network.sees_lungs else 1, name="views")]
+    if network.sees_lungs:
+        inputs.append(keras.Input(batch_shape=(6,), name="lungs"))
+    outputs = _Answers(network, linear)(*inputs)
+    try:
+        return _convert(keras.Model(inputs, outputs), half_precision=half_precision)
+    except Exception as error:  # the converter's own, of whatever it does not know
+        reason = " ".join(str(error).split())[:200]
+        raise NotFoundError(
+            f"LiteRT cannot hold this network ({type(error).__name__}: {reason}). "
+            "Fix: predict with the run itself, by `predict --model` and its folder."
+        ) from error
 
 
 def package_lung_finder(network: keras.Model) -> None:
@@ -338,16 +573,18 @@ def package_lung_finder(network: keras.Model) -> None:
     """
     side = lung_finder.SIZE
     image = keras.Input((side, side, 1), batch_size=1, name="image")
-    content = _convert(keras.Model(image, {"lung": network(image)}))
+    model = keras.Model(image, {"lung": network(image)})
+    content = _convert(model, half_precision=True)
     write_verified(paths.SHIPPED, {lung_finder.MODEL_FILE: content})
     lung_finder.load_network.cache_clear()
 
 
-def _convert(model: keras.Model) -> bytes:
-    """Convert a network to LiteRT in half precision."""
+def _convert(model: keras.Model, *, half_precision: bool) -> bytes:
     import tensorflow as tf
 
+    keras.config.disable_interactive_logging()  # which would print the graph
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_types = [tf.float16]
+    if half_precision:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
     return converter.convert()

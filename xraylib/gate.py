@@ -14,11 +14,12 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from xraylib.datasets import alterations, lung_finder
-from xraylib.packaged import GATE, OK, has_lungs, two_views
+from xraylib.datasets import alterations
+from xraylib.errors import InvalidDataError
+from xraylib.packaged import GATE, OK, find_lungs, has_lungs, two_views
 from xraylib.progress import tqdm
 
-# From float32 `(n, 2, side, side, 1)` to features `(n, 2, k)` of the two views.
+# From images, float32 `(n, side, side, 1)` in 0…255, to the features that its head reads, `(n, k)`.
 Network = Callable[[np.ndarray], np.ndarray]
 
 # So many images are changed in each way, slight changes included. Twice as many stay unchanged.
@@ -37,8 +38,7 @@ class Linear:
 
 
 def teach(
-    network: Network,
-    side: int,
+    describe: Callable[[np.ndarray], np.ndarray],
     training: np.ndarray,
     others: np.ndarray,
 ) -> tuple[Linear, Linear]:
@@ -46,12 +46,11 @@ def teach(
 
     Parameters
     ----------
-    network : callable
-        The trained network without its head.
-    side : int
-        Height and width of its input in pixels.
+    describe : callable
+        From images, uint8 `(n, size, size, 1)`, to what the layers see, float32 `(n, features)`,
+        see `describe_lungs`; an image for which that is missing (NaN) is left out.
     training : numpy.ndarray
-        Images of the run's training patients, uint8 `(n, 224, 224, 1)`.
+        Images of the run's training patients.
     others : numpy.ndarray
         Images of another population, likewise. They are good images to the gate.
 
@@ -59,6 +58,11 @@ def teach(
     -------
     gate, domain : Linear
         Log odds of each entry of `GATE`, and one output that is large for other populations.
+
+    Raises
+    ------
+    InvalidDataError
+        If one of the two populations cannot be described.
     """
     features: list[np.ndarray] = []
     kinds: list[str] = []
@@ -66,7 +70,8 @@ def teach(
     examples = list(_examples(training, others))
     for kind, from_others, pixels, change in tqdm(examples, desc="gate", unit="kind"):
         changed = pixels if change is None else alterations.change_each(pixels, change)
-        described = describe(network, side, changed)
+        chunks = range(0, len(changed), _CHUNK)
+        described = np.concatenate([describe(changed[at : at + _CHUNK]) for at in chunks])
         described = described[~np.isnan(described).any(axis=1)]
         features.append(described)
         kinds += [kind] * len(described)
@@ -75,7 +80,13 @@ def teach(
     named = np.array(kinds)
     gate = _fit(table, np.array([list(GATE).index(kind) for kind in kinds]), len(GATE))
     good = named == OK
-    domain = _fit(table[good], np.array(is_other)[good].astype(int), 2)
+    populations = np.array(is_other)[good].astype(int)
+    if len(np.unique(populations)) < 2:
+        raise InvalidDataError(
+            "no lungs are found in the training images, or in those of the other population. "
+            "Fix: give other images with --others, or none."
+        )
+    domain = _fit(table[good], populations, 2)
     difference = Linear(
         domain.kernel[:, 1:] - domain.kernel[:, :1],
         domain.bias[1:] - domain.bias[:1],
@@ -96,33 +107,30 @@ def taught_half(others: pd.DataFrame) -> np.ndarray:
     return others["patient"].isin(chosen).to_numpy()
 
 
-def describe(network: Network, side: int, pixels: np.ndarray) -> np.ndarray:
-    """Give the features of images: of both views, then what the lung finder says.
+def describe_lungs(pixels: np.ndarray, network: Network, side: int) -> np.ndarray:
+    """Describe images for a network that sees the box of the lungs.
 
     Parameters
     ----------
-    network, side
-        As in `teach`.
     pixels : numpy.ndarray
         uint8 `(n, 224, 224, 1)`.
+    network : callable
+        The trained network without its head.
+    side : int
+        Height and width of its input in pixels.
 
     Returns
     -------
     numpy.ndarray
-        float32 `(n, 2 k + 6)`; missing (NaN) where no lungs are found.
+        float32 `(n, 2 k + 6)`: the features of both views, then the row of `find_lungs`; missing
+        (NaN) where no lungs are found.
     """
-    parts = []
-    for start in range(0, len(pixels), _CHUNK):
-        chunk = pixels[start : start + _CHUNK]
-        found = lung_finder.find(chunk)
-        lungs = np.column_stack([found.area, found.certainty, found.boxes])
-        views = two_views(chunk, np.nan_to_num(found.boxes), side)
-        seen = network(views).reshape(len(chunk), -1)
-        described = np.concatenate([seen, lungs], axis=1).astype(np.float32)
-        pairs = zip(found.boxes, found.area, strict=True)
-        described[[not has_lungs(box, area) for box, area in pairs]] = np.nan
-        parts.append(described)
-    return np.concatenate(parts)
+    lung_rows = find_lungs(pixels)
+    views = two_views(pixels, np.nan_to_num(lung_rows[:, 2:]), side)
+    features = network(views.reshape(-1, side, side, 1)).reshape(len(pixels), -1)
+    described = np.concatenate([features, lung_rows], axis=1).astype(np.float32)
+    described[[not has_lungs(row) for row in lung_rows]] = np.nan
+    return described
 
 
 def _examples(

@@ -1,10 +1,11 @@
-"""The model that comes with the package, on LiteRT: neither TensorFlow, JAX nor Keras is loaded."""
+"""The model that comes with the package, and exported ones: a folder with a LiteRT network.
+
+Neither TensorFlow, JAX nor Keras is loaded.
+"""
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from PIL import Image
 from scipy.special import expit, logit, softmax
 
 from xraylib.datasets import images, lung_finder, lungs, regions
+from xraylib.devices import silent_stderr
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.paths import SHIPPED
-from xraylib.storage import read_verified, write_verified
+from xraylib.storage import read_verified, sha256, write_verified
 
 MODEL_FILE = "model.tflite"
 SETTINGS_FILE = "run.json"
@@ -47,7 +49,7 @@ _SMALLEST_AREA = 0.05
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """The packaged network with the limits that validation set.
+    """A network with the limits that validation set: the one of the package, or an exported one.
 
     Attributes
     ----------
@@ -56,13 +58,12 @@ class PackagedModel:
     sha256 : str
         Of the file `model.tflite`.
     limits : dict
-        The entry `answers` of `run.json`.
+        The entry `answers` of `run.json`, see `export.export_run`.
     network : callable
-        Takes `views`, float32 `(2, side, side, 1)`, and `lungs`, float32 `(6,)`; see
-        `export.to_litert`.
-    prevalence : float
+        See `export.to_litert`.
+    prevalence : float or None
         The share of pneumonias, in (0, 1), where the images come from. By default that of the
-        images on which the probability was calibrated.
+        images on which the probability was calibrated; None if it was not.
     strict_domain : bool
         Give no answer for images of another population than that of training.
     """
@@ -71,13 +72,28 @@ class PackagedModel:
     sha256: str
     limits: dict[str, Any]
     network: Callable[..., dict[str, np.ndarray]]
-    prevalence: float
+    prevalence: float | None
     strict_domain: bool = False
 
-    # Height and width of the images that it takes, in pixels.
-    size = regions.SOURCE_SIZE
-    # It has limits instead.
-    threshold = None
+    @property
+    def sees_lungs(self) -> bool:
+        """Whether the network sees the box of the lungs, not the whole image."""
+        return self.limits.get("region", "lungs") == "lungs"
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images that it takes, in pixels."""
+        return regions.SOURCE_SIZE if self.sees_lungs else self.limits["input"]
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold of its run where it has no limits, which otherwise take its place."""
+        return self.limits.get("threshold")
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The parts that could not be set when it was exported, and why."""
+        return self.limits.get("left_out", {})
 
     def answer(self, pixels: np.ndarray) -> list[dict[str, Any]]:
         """Answer images one by one.
@@ -85,7 +101,7 @@ class PackagedModel:
         Parameters
         ----------
         pixels : numpy.ndarray
-            uint8 `(n, 224, 224, 1)`, bone bright.
+            uint8 `(n, size, size, 1)`, bone bright.
 
         Returns
         -------
@@ -95,95 +111,102 @@ class PackagedModel:
             status : `ok` or `abstained`
             reason : the key of `GATE` for which there is no answer, else empty
             message : the same in words
-            answer : one of `ANSWERS`
+            answer : one of `ANSWERS`; empty without limits
             probability : of pneumonia, calibrated, at `prevalence`
             log_odds : the same before the shift to `prevalence`; the limits lie on it
+
+            Of a model that has these parts:
+
             is_outside : whether the image is of another population than that of training
             domain : how far beyond the limit of that it lies; at most 0 within
             gate : probability of each entry of `GATE`
             box : of the lungs, `(4,)`: top, bottom, left, right as shares of the image
-            heat_map : float32 `(224, 224)` in [0, 1], of the whole image
+            heat_map : float32 `(size, size)` in [0, 1], of the whole image
 
             Where no lungs are found there are `status`, `reason`, `message` and an empty
             `heat_map` only.
         """
-        found = lung_finder.find(pixels)
-        rows = zip(pixels, found.boxes, found.area, found.certainty, strict=True)
-        return [self._answer_image(*row) for row in rows]
+        if not self.sees_lungs:
+            return [self._answer_image(image, None) for image in pixels]
+        pairs = zip(pixels, find_lungs(pixels), strict=True)
+        return [self._answer_image(image, lung_row) for image, lung_row in pairs]
 
     def answer_in_boxes(self, image: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any]]:
         """Answer one image, uint8 `(224, 224, 1)`, as if its lungs lay in other boxes, `(n, 4)`.
 
         Returns what `answer` does, one dict for each box.
         """
-        found = lung_finder.find(image[None])
-        area = found.area[0]
-        certainty = found.certainty[0]
-        return [self._answer_image(image, box, area, certainty) for box in boxes]
+        area, certainty = find_lungs(image[None])[0, :2]
+        return [self._answer_image(image, np.array([area, certainty, *box])) for box in boxes]
 
-    def _answer_image(
-        self,
-        image: np.ndarray,
-        box: np.ndarray,
-        area: float,
-        certainty: float,
-    ) -> dict[str, Any]:
-        if not has_lungs(box, area):
-            message = f"no lungs are found: {GATE['other']}"
+    def _answer_image(self, image: np.ndarray, lung_row: np.ndarray | None) -> dict[str, Any]:
+        """Answer an image with its row of `find_lungs`, or as a whole."""
+        if lung_row is None:
+            box = np.zeros(4)
+            outputs = self.network(views=image[None].astype(np.float32))
+        elif has_lungs(lung_row):
+            box = lung_row[2:]
+            outputs = self.network(
+                views=two_views(image[None], box[None], self.limits["input"])[0],
+                lungs=lung_row.astype(np.float32),
+            )
+        else:
             return {
                 "status": "abstained",
                 "reason": "other",
-                "message": message,
+                "message": f"no lungs are found: {GATE['other']}",
                 "heat_map": np.zeros((self.size, self.size), np.float32),
             }
-        outputs = self.network(
-            views=two_views(image[None], box[None], self.limits["input"])[0],
-            lungs=np.array([area, certainty, *box], np.float32),
-        )
         raw_log_odds = outputs["log_odds"].item()
         log_odds = self._calibrated(raw_log_odds)
-        # The head's bias is shared out evenly, so that the map's mean is the image's log odds.
-        cam = outputs["heat"][0]
-        cam = cam - cam.mean() + raw_log_odds
-        gate = dict(zip(GATE, softmax(outputs["gate"].ravel()), strict=True))
-        domain = outputs["domain"].item() - self.limits["domain_limit"]
-        reason = self._reason_to_refuse(gate)
-        return {
-            "status": "abstained" if reason else "ok",
-            "reason": reason,
-            "message": GATE[reason] if reason else "",
+        answer = {
+            "status": "ok",
+            "reason": "",
+            "message": "",
             "answer": self._decide(log_odds),
             "probability": float(expit(self._shifted(log_odds))),
             "log_odds": log_odds,
-            "is_outside": domain > 0,
-            "domain": domain,
-            "gate": gate,
-            "box": box,
-            "heat_map": _in_whole(cam, box, self.size),
         }
+        if lung_row is not None:
+            answer["box"] = box
+        if "heat" in outputs:
+            # The head's bias is shared out evenly, so that the map's mean is the log odds.
+            cam = outputs["heat"][0]
+            answer["heat_map"] = _in_whole(cam - cam.mean() + raw_log_odds, box, self.size)
+        if "gate" in outputs:
+            answer |= self._judge(outputs)
+        return answer
+
+    def _judge(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Give what the gate and the domain say, and the status that follows."""
+        gate = dict(zip(GATE, softmax(outputs["gate"].ravel()), strict=True))
+        domain = outputs["domain"].item() - self.limits.get("domain_limit", 0.0)
+        judged = {"gate": gate, "domain": domain, "is_outside": domain > 0}
+        if gate[OK] < self.limits.get("gate_limit", 0.0):
+            reason = max(gate, key=gate.__getitem__)
+            judged |= {"status": "abstained", "reason": reason, "message": GATE[reason]}
+        return judged
 
     def _calibrated(self, log_odds: float) -> float:
-        calibration = self.limits["calibration"]
+        calibration = self.limits.get("calibration", {"slope": 1.0, "intercept": 0.0})
         return log_odds * calibration["slope"] + calibration["intercept"]
 
     def _shifted(self, log_odds: float) -> float:
         """Move log odds from the prevalence of the calibration to that of the images."""
+        if self.prevalence is None:
+            return log_odds
         return log_odds + logit(self.prevalence) - logit(self.limits["prevalence"])
 
     def _decide(self, log_odds: float) -> str:
         """Choose the answer: the limits lie on the evidence, and no answer contradicts P."""
+        if "normal_up_to" not in self.limits:
+            return ""
         shifted = self._shifted(log_odds)
         if log_odds < self.limits["normal_up_to"] and shifted < 0:
             return NORMAL
         if log_odds > self.limits["pneumonia_from"] and shifted > 0:
             return PNEUMONIA
         return UNDECIDED
-
-    def _reason_to_refuse(self, gate: dict[str, float]) -> str:
-        """Name the entry of `GATE` for which the image gets no answer; empty where it gets one."""
-        if gate[OK] >= self.limits["gate_limit"]:
-            return ""
-        return max(gate, key=gate.__getitem__)
 
     @property
     def elsewhere(self) -> str:
@@ -199,26 +222,55 @@ class PackagedModel:
         return text
 
     @property
+    def of_children(self) -> bool:
+        """Whether it was trained on Kermany's children; of other data no age is known."""
+        return "dataset" not in self.limits
+
+    @property
+    def population(self) -> str:
+        """What it was trained on, in words."""
+        if self.of_children:
+            return "children of one hospital"
+        return f"the images of {self.limits['dataset']}"
+
+    @property
+    def test(self) -> str:
+        """The name of the test on which its answers were counted."""
+        return "the official test" if self.of_children else f"the test of {self.limits['dataset']}"
+
+    @property
     def record(self) -> str:
-        """How often each answer was right on the official test, in one line."""
+        """How often each answer was right on the test, in one line."""
         rates = self.limits.get("right") or {}
         shares = [
             f"{name!r} {rate['share']:.1%} of {rate['n']}"
             for name, rate in rates.items()
             if rate["share"] is not None
         ]
-        return f"right on the official test: {', '.join(shares)}" if shares else ""
+        return f"right on {self.test}: {', '.join(shares)}" if shares else ""
 
 
-def has_lungs(box: np.ndarray, area: float) -> bool:
-    """Whether a box `(4,)` and an area of `lung_finder.find` can be those of lungs."""
-    height = 1 - box[0] - box[1]
-    width = 1 - box[2] - box[3]
-    return bool(min(height, width) >= _SMALLEST_SIDE and area >= _SMALLEST_AREA)
+def find_lungs(pixels: np.ndarray) -> np.ndarray:
+    """Find the lungs in uint8 images `(n, size, size, 1)`.
+
+    Returns
+    -------
+    numpy.ndarray
+        `(n, 6)`: area, certainty and the four sides of the box, see `lung_finder.LungBoxes`.
+    """
+    found = lung_finder.find(pixels)
+    return np.column_stack([found.area, found.certainty, found.boxes])
+
+
+def has_lungs(lung_row: np.ndarray) -> bool:
+    """Whether a row of `find_lungs` can be that of lungs."""
+    area, _, top, bottom, left, right = lung_row
+    smallest_side = min(1 - top - bottom, 1 - left - right)
+    return bool(smallest_side >= _SMALLEST_SIDE and area >= _SMALLEST_AREA)
 
 
 def two_views(pixels: np.ndarray, boxes: np.ndarray, side: int) -> np.ndarray:
-    """Give the network's input: the box of the lungs and the whole image.
+    """Give the input of a network that sees the lungs: their box, and the whole image.
 
     Parameters
     ----------
@@ -259,7 +311,7 @@ def _span(before: float, after: float, size: int) -> slice:
 
 
 def load_packaged(folder: Path = SHIPPED) -> PackagedModel:
-    """Read the packaged model and check that both of its files are those that were packaged.
+    """Read the packaged model, or an exported one, and check that its files are those written.
 
     Parameters
     ----------
@@ -276,11 +328,20 @@ def load_packaged(folder: Path = SHIPPED) -> PackagedModel:
     settings_text = read_verified(folder / SETTINGS_FILE)
     model = read_verified(folder / MODEL_FILE)
     try:
-        return build_packaged(json.loads(settings_text), model)
+        settings = json.loads(settings_text)
+        packaged = build_packaged(settings, model)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        problem = f"{folder} holds no model of this package ({type(error).__name__}: {error})"
-        fix = "install the package again, or `git checkout` the folder"
-        raise InvalidDataError(f"{problem}. Fix: {fix}.") from error
+        raise InvalidDataError(
+            f"{folder} holds no model of this package ({type(error).__name__}: {error}). "
+            "Fix: install the package again, or export the model again."
+        ) from error
+    finder = SHIPPED / lung_finder.MODEL_FILE
+    if folder != SHIPPED and packaged.sees_lungs and settings["lung_finder"] != sha256(finder)[:12]:
+        raise InvalidDataError(
+            f"{folder}: its limits were set with another network to find lungs than this "
+            "package has. Fix: train and export it again."
+        )
+    return packaged
 
 
 def build_packaged(settings: dict[str, Any], model: bytes) -> PackagedModel:
@@ -291,7 +352,7 @@ def build_packaged(settings: dict[str, Any], model: bytes) -> PackagedModel:
         sha256=hashlib.sha256(model).hexdigest(),
         limits=limits,
         network=load_network(model),
-        prevalence=limits["prevalence"],
+        prevalence=limits.get("prevalence"),
     )
 
 
@@ -311,24 +372,6 @@ def load_network(model: bytes) -> Callable[..., dict[str, np.ndarray]]:
             "build, name a trained run with --model."
         ) from error
     interpreter = Interpreter(model_content=model, num_threads=2)
-    with _without_native_stderr():  # where LiteRT says that it chose its usual CPU backend
+    with silent_stderr():  # where LiteRT says that it chose its usual CPU backend
         interpreter.allocate_tensors()
     return interpreter.get_signature_runner()
-
-
-@contextmanager
-def _without_native_stderr() -> Iterator[None]:
-    """Send file descriptor 2 to nowhere; LiteRT's C++ logger has no level that Python could set."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # it is closed already
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

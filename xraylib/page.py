@@ -40,6 +40,7 @@ class Page(anywidget.AnyWidget):
 
     def __init__(self, model: PackagedModel | None = None) -> None:
         self._model = model or load_packaged()
+        explanation.check(self._model)
         self._examples = list_examples()
         self._kept: dict[int, tuple[dict[str, Any], tuple[int, ...], np.ndarray]] = {}
         self._rows: list[dict[str, Any]] = []
@@ -112,8 +113,7 @@ def describe(model: PackagedModel) -> dict[str, Any]:
         "model": f"{model.name}, file {model.sha256[:12]}",
         "record": _sentence(model.record or "how often it is right was not measured"),
         "caveats": [
-            f"Trained on children of one hospital. Of other hospitals and of adults: "
-            f"{model.elsewhere}.",
+            f"Trained on {model.population}. Of other hospitals and of adults: {model.elsewhere}.",
             explanation.heat_map_caveat(known),
         ],
     }
@@ -131,9 +131,7 @@ def words(row: dict[str, Any], model: PackagedModel) -> dict[str, str]:
     if row["answer"] == UNDECIDED:
         meaning += " The model leaves this open, because such probabilities are too often wrong."
     elif rate.get("share") is not None and not row["notice"]:
-        meaning += (
-            f" On the official test {rate['share']:.1%} of {rate['n']} such answers are right."
-        )
+        meaning += f" On {model.test} {rate['share']:.1%} of {rate['n']} such answers are right."
     return {"answer": row["answer"], "meaning": meaning, "notice": _sentence(row["notice"])}
 
 
@@ -171,17 +169,9 @@ def _picture(gray: np.ndarray) -> bytes:
 
 def _coloured(heat_map: np.ndarray, shape: tuple[int, ...]) -> bytes:
     """Return a heat map, float `(size, size)` in [0, 1], as a PNG of the image's proportions."""
-    from matplotlib import colormaps
-
-    colours = (colormaps["inferno"](heat_map)[..., :3] * 255).astype(np.uint8)
-    image = Image.fromarray(colours).resize(_small(shape))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def _small(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return width and height with the longer side at most that of a picture."""
     height, width = shape
-    scale = min(1.0, _PICTURE / max(height, width))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    scale = min(1.0, _PICTURE / max(shape))
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    file = io.BytesIO()
+    prediction.colour_heat_map(heat_map).resize(small).save(file, "PNG")
+    return file.getvalue()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xraylib.answers import COLUMNS, HEAT_MAP_FAILED
+from xraylib.answers import COLUMNS, add_failure
 from xraylib.datasets import dicom, images
 from xraylib.datasets.files import list_folder
 from xraylib.errors import (
@@ -26,7 +26,7 @@ from xraylib.errors import (
     UnusableImageError,
     XraylibError,
 )
-from xraylib.packaged import PackagedModel, load_packaged
+from xraylib.packaged import MODEL_FILE, PackagedModel, load_packaged
 from xraylib.storage import atomic_write, storage_errors
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Model = PackagedModel | Predictor
 
-# Years. The packaged model was trained on children.
+# Years, of an adult for a model of children.
 ADULT = 19
 
 _BATCH = 32
@@ -65,12 +65,8 @@ def predict(
         none, because it has three answers.
     heat_maps : Path, optional
         A folder, into which each image is written under its heat map.
-    prevalence : float, optional
-        The share of pneumonias, in (0, 1), where the images come from; of the packaged model. By
-        default that of its training.
-    strict_domain : bool
-        Let the packaged model give no answer for images of another population than that of its
-        training, such as adults, instead of a notice.
+    prevalence, strict_domain
+        See `configure`.
 
     Returns
     -------
@@ -95,13 +91,13 @@ def predict(
     Raises
     ------
     InvalidDataError
-        If `prevalence` is no share, or is asked of a trained run, as is `strict_domain`.
+        If the model cannot do what is asked of it.
     """
     named = [paths] if isinstance(paths, str | Path) else paths
     files, passed_over = list_files(named)
     if passed_over:
         _log.info("%d files are no images: %s", len(passed_over), ", ".join(passed_over))
-    model = configure(model or load_packaged(), prevalence, strict_domain)
+    model = configure(model or load_packaged(), prevalence, strict_domain, heat_maps is not None)
     rows = answer_files(files, model, threshold, heat_maps)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -110,46 +106,53 @@ def configure(
     model: "Model",
     prevalence: float | None = None,
     strict_domain: bool = False,
+    heat_maps: bool = False,
 ) -> "Model":
-    """Return the packaged model for images of a prevalence, and strict on their population or not.
+    """Return a model for images of a prevalence, and strict on their population or not.
 
     Parameters
     ----------
     model
         As `load_model` gives it.
-    prevalence, strict_domain
-        As in `predict`.
+    prevalence : float, optional
+        The share of pneumonias, in (0, 1), where the images come from. By default that of the
+        images on which the probability was calibrated.
+    strict_domain : bool
+        Give no answer for images of another population than that of training, such as adults,
+        instead of a notice.
+    heat_maps : bool
+        Whether heat maps will be asked for.
 
     Raises
     ------
     InvalidDataError
-        If `prevalence` is no share, or something is asked of a trained run.
+        If `prevalence` is no share, or the model lacks a part that is needed.
     """
-    if prevalence is None and not strict_domain:
-        return model
-    if not isinstance(model, PackagedModel):
-        raise InvalidDataError(
-            f"{model.name} is a trained run, which knows neither prevalence nor population. "
-            "Fix: take the packaged model."
-        )
-    if prevalence is None:
-        prevalence = model.prevalence
-    if not 0 < prevalence < 1:
+    if prevalence is not None and not 0 < prevalence < 1:
         raise InvalidDataError(
             f"a prevalence of {prevalence:g} leaves nothing to predict. "
             "Fix: give a share between 0 and 1."
         )
-    return replace(model, prevalence=prevalence, strict_domain=strict_domain)
+    needed = {"limits": prevalence is not None, "gate": strict_domain, "heat map": heat_maps}
+    for part, is_needed in needed.items():
+        if is_needed and part in model.left_out:
+            raise InvalidDataError(
+                f"{model.name} has no {part}, which is needed here. Fix: take the packaged model, "
+                f"or one that was exported with its {part}."
+            )
+    if not isinstance(model, PackagedModel):
+        return model
+    return replace(model, prevalence=prevalence or model.prevalence, strict_domain=strict_domain)
 
 
 def load_model(name: str | Path | None = None, dataset: str = "kermany") -> "Model":
-    """Load the packaged model, or that of a training run.
+    """Load the packaged model, an exported one, or that of a training run.
 
     Parameters
     ----------
     name : str or Path, optional
-        A run's folder, or a recipe, of which the first strict run whose model is on this
-        machine is taken. By default the packaged model.
+        The folder of an exported model or of a run; or a recipe, of which the first strict run
+        whose model is on this machine is taken. By default the packaged model.
     dataset : str
         What the recipe was trained on: a name or a path.
 
@@ -162,9 +165,11 @@ def load_model(name: str | Path | None = None, dataset: str = "kermany") -> "Mod
     """
     if name is None:
         return load_packaged()
+    folder = Path(name)
+    if (folder / MODEL_FILE).is_file():
+        return load_packaged(folder)
     from xraylib import devices
 
-    folder = Path(name)
     if (folder / "run.json").is_file():
         devices.use()
         return _load_run(folder)
@@ -308,7 +313,7 @@ def answer_files(
                 heat_map = answer.get("heat_map")
                 row |= _decide(answer, content.header, model, limit)
                 if heat_maps is not None and heat_map is not None:
-                    row["message"] = _and_heat_map(row, heat_maps, content.pixels, heat_map)
+                    _write_heat_map(row, heat_maps, content.pixels, heat_map)
                 yield row
 
 
@@ -352,7 +357,7 @@ def _answer_readable(contents: list[_Content | str], model: "Model") -> list[dic
 def settings_of(model: "Model", threshold: float | None) -> dict[str, Any]:
     """Give the columns that are equal in all rows of a call; empty where they do not apply."""
     return {
-        "prevalence": getattr(model, "prevalence", ""),
+        "prevalence": getattr(model, "prevalence", None) or "",
         "threshold": "" if threshold is None else threshold,
         "model": model.name,
         "model_sha256": model.sha256[:12],
@@ -375,45 +380,49 @@ def _decide(
         return {"status": "abstained", "message": refusal}
     row = {"status": "ok", "probability": answer["probability"]}
     if isinstance(model, PackagedModel):
+        population = _notice(answer, header, model)
+        if population and model.strict_domain:
+            return {"status": "abstained", "message": population}
         row["answer"] = answer["answer"]
-        row["notice"] = _notice(answer, header, model)
-        if row["notice"] and model.strict_domain:
-            return {"status": "abstained", "message": row["notice"]}
+        row["notice"] = "; ".join(filter(None, (population, _without(model))))
     if threshold is not None:
         row["label"] = "pneumonia" if answer["probability"] >= threshold else "normal"
     return row
 
 
 def _notice(answer: dict[str, Any], header: dict[str, Any], model: PackagedModel) -> str:
-    """Say that an image is of another population than the children of the training."""
+    """Say that an image is of another population than that of the training."""
     reasons = []
     age = header.get("patient_age")
-    if age is not None and age >= ADULT:
+    if model.of_children and age is not None and age >= ADULT:
         reasons.append("an adult by the file's header")
-    if answer["is_outside"]:
+    if answer.get("is_outside"):
         reasons.append("unlike the training images, as those of adults or of another hospital are")
     return f"{' and '.join(reasons)}: {model.elsewhere}" if reasons else ""
 
 
-def _and_heat_map(
+def _without(model: PackagedModel) -> str:
+    """Say which parts an exported model lacks; its `run.json` says why."""
+    return f"this model has no {', no '.join(model.left_out)}" if model.left_out else ""
+
+
+def _write_heat_map(
     row: dict[str, Any],
     folder: Path,
     image: np.ndarray,
     heat_map: np.ndarray,
-) -> str:
-    """Write an image under its heat map; return the row's message, with the failure if any."""
-    file = folder / _heat_map_name(row["path"])
+) -> None:
+    """Write an image under its heat map; a failure is added to the row's message."""
+    file = folder / picture_name(row["path"])
     try:
         with atomic_write(file) as temporary:
             overlay_heat_map(image, heat_map).save(temporary)
     except (OperationFailedError, OSError) as error:
-        failure = f"{HEAT_MAP_FAILED} ({error})"
-        return "; ".join(filter(None, (row["message"], failure)))
-    return row["message"]
+        add_failure(row, error)
 
 
-def _heat_map_name(path: str) -> str:
-    """Name a heat map after its image: 80 bytes at most, and a digest of the whole path."""
+def picture_name(path: str) -> str:
+    """Name what is drawn of an image: 80 bytes of its name, and a digest of its whole path."""
     stem = os.fsencode(Path(path).stem)[:80].decode("utf-8", "ignore")
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
     return f"{stem}-{digest}.png"
@@ -435,8 +444,12 @@ def overlay_heat_map(
     strength : float
         From 0, the image alone, to 1, the heat map alone.
     """
+    gray = Image.fromarray(image[..., 0]).convert("RGB")
+    return Image.blend(gray, colour_heat_map(heat_map), strength)
+
+
+def colour_heat_map(heat_map: np.ndarray) -> Image.Image:
+    """Return a heat map, float `(h, w)` in [0, 1], in colours from black to yellow."""
     from matplotlib import colormaps
 
-    colours = (colormaps["inferno"](heat_map)[..., :3] * 255).astype(np.uint8)
-    gray = Image.fromarray(image[..., 0]).convert("RGB")
-    return Image.blend(gray, Image.fromarray(colours), strength)
+    return Image.fromarray((colormaps["inferno"](heat_map)[..., :3] * 255).astype(np.uint8))

@@ -174,11 +174,15 @@ def _temporary_name(target: Path) -> str:
 def _sweep_files(folder: Path) -> None:
     """Once per process and folder, remove the temporary files of processes that were killed."""
     if folder not in _swept:
-        for left in folder.glob(".partial-*"):
-            if left.is_file() and not _writer_runs(left):
-                with suppress(OSError):
-                    left.unlink()
+        for left in _left_by_killed(folder):
+            with suppress(OSError):
+                left.unlink()
         _swept.add(folder)
+
+
+def _left_by_killed(folder: Path) -> list[Path]:
+    """List the temporary files and folders whose writers have gone."""
+    return [left for left in folder.glob(".partial-*") if not _writer_runs(left)]
 
 
 def _writer_runs(temporary: Path) -> bool:
@@ -239,9 +243,8 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 def _recover_folder(path: Path) -> None:
     """Remove what killed writers of this folder left; put the old folder back if it is missing."""
-    for aside in path.parent.glob(".partial-*"):
-        is_ours = aside.name.endswith(f"-{path.name[-_NAME_LENGTH:]}") and aside.is_dir()
-        if is_ours and not _writer_runs(aside):
+    for aside in _left_by_killed(path.parent):
+        if aside.name.endswith(f"-{path.name[-_NAME_LENGTH:]}") and aside.is_dir():
             if (aside / "old").exists() and not path.exists():
                 (aside / "old").replace(path)
             shutil.rmtree(aside, ignore_errors=True)

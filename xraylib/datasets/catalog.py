@@ -56,9 +56,6 @@ class Dataset:
     originals : str
         A list of the original files below `paths.DATA`, for copies that were brought to one size
         (see `audit.originals`).
-    version_3_names : str
-        A list of the names that version 3 gives the images, below `paths.DATA` (see
-        `audit.patient_evidence`).
     expected : tuple of (Counts, str)
         The editions that are known, with a remark for an incomplete one.
     """
@@ -81,7 +78,6 @@ class Dataset:
     names: str = "kermany"
     reader: str = ""
     originals: str = ""
-    version_3_names: str = ""
     expected: tuple[tuple[Counts, str], ...] = ()
     phantom: PhantomSettings | None = None
 
@@ -134,7 +130,6 @@ _ALL = (
         licence="CC BY 4.0",
         folder="chest_xray",
         originals="kermany_originals.csv",
-        version_3_names="kermany_v3_names.csv",
         url="https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/"
         "f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded",
         file="ChestXRay2017.zip",

@@ -9,14 +9,13 @@ cropped to the lungs (1.49), so that a network can separate the classes by frami
 functions here show each class framed or rendered as the other, or crop all images by degrees.
 """
 
-import functools
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from PIL import Image
 
+from xraylib.datasets import lungs
 from xraylib.datasets.corruptions import corrupt
-from xraylib.errors import InvalidDataError
 
 # The share of rows that leaves a normal the aspect ratio of a pneumonia, and the share of columns
 # that does the opposite.
@@ -38,19 +37,14 @@ def crop(pixels: np.ndarray, rows: float = 1.0, columns: float = 1.0) -> np.ndar
     numpy.ndarray
         As `pixels`.
     """
-    size = pixels.shape[1]
-    top = size * (1 - rows) / 2
-    left = size * (1 - columns) / 2
-    box = (left, top, size - left, size - top)
-    cropped = np.empty(pixels.shape, np.uint8)
-    for index, image in enumerate(pixels):
-        stretched = Image.fromarray(image[..., 0]).resize(
-            (size, size),
-            Image.Resampling.BILINEAR,
-            box,
-        )
-        cropped[index, ..., 0] = np.asarray(stretched)
-    return cropped
+    vertical = (1 - rows) / 2
+    horizontal = (1 - columns) / 2
+    box = [vertical, vertical, horizontal, horizontal]
+    return _crop_all(pixels, np.tile(box, (len(pixels), 1)))
+
+
+def _crop_all(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    return lungs.crop_boxes(pixels, boxes, pixels.shape[1], margin=0.0)
 
 
 def swap_framing(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -68,11 +62,9 @@ def swap_framing(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     numpy.ndarray
         As `pixels`.
     """
-    swapped = np.empty(pixels.shape, np.uint8)
-    normal = labels == 0
-    swapped[normal] = crop(pixels[normal], rows=SWAP)
-    swapped[~normal] = crop(pixels[~normal], columns=SWAP)
-    return swapped
+    edge = (1 - SWAP) / 2
+    boxes = np.where((labels == 0)[:, None], [edge, edge, 0, 0], [0, 0, edge, edge])
+    return _crop_all(pixels, boxes)
 
 
 def swap_rendering(pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -91,27 +83,17 @@ def swap_rendering(pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
     -------
     numpy.ndarray
         As `pixels`.
-
-    Raises
-    ------
-    InvalidDataError
-        All images are of one class.
     """
-    if len(np.unique(labels)) < 2:
-        raise InvalidDataError(
-            "the rendering of one class cannot be swapped. Fix: pass images of both classes."
-        )
     rng = np.random.default_rng(seed)
     values = pixels.reshape(len(pixels), -1)
-    mean = values.mean(axis=1, dtype=np.float64)
-    spread = np.maximum(values.std(axis=1, dtype=np.float64), 1.0)
+    mean = values.mean(axis=1, dtype=np.float64, keepdims=True)
+    spread = np.maximum(values.std(axis=1, dtype=np.float64, keepdims=True), 1.0)
     model = np.empty(len(labels), int)
     for label in (0, 1):
         other = np.flatnonzero(labels != label)
         model[labels == label] = rng.choice(other, np.count_nonzero(labels == label))
-    gain = (spread[model] / spread)[:, None, None, None]
-    changed = (pixels - mean[:, None, None, None]) * gain + mean[model][:, None, None, None]
-    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+    changed = (values - mean) * (spread[model] / spread) + mean[model]
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8).reshape(pixels.shape)
 
 
 def swaps(pixels: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -140,22 +122,16 @@ def _blacken(pixels: np.ndarray, rows: float) -> np.ndarray:
 # Shares of the rows or columns kept in the framing experiment. As rows of an image of aspect
 # ratio 1.21 they give the ratios 1.30, 1.40, 1.49 and 1.60.
 SHARES = (0.93, 0.86, 0.81, 0.76)
-
-
-def _framing_views() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    views: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    for share in SHARES:
-        views[f"rows {share}"] = functools.partial(crop, rows=share)
-    for share in SHARES:
-        views[f"columns {share}"] = functools.partial(crop, columns=share)
-    views["area 0.81"] = functools.partial(crop, rows=0.9, columns=0.9)
-    views["bars 0.81"] = functools.partial(_blacken, rows=0.81)
-    for name in ("jpeg", "gaussian blur", "brightness up", "brightness down"):
-        views[f"{name} 2"] = functools.partial(corrupt, name=name, severity=2)
-    return views
-
-
 # The views of the framing experiment: crops of rows and of columns, then its controls. These are
 # the same area without a change of aspect, black bars in place of the cropped rows, compression,
 # blur and brightness.
-FRAMING_VIEWS = _framing_views()
+FRAMING_VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    **{f"rows {share}": partial(crop, rows=share) for share in SHARES},
+    **{f"columns {share}": partial(crop, columns=share) for share in SHARES},
+    "area 0.81": partial(crop, rows=0.9, columns=0.9),
+    "bars 0.81": partial(_blacken, rows=0.81),
+    **{
+        f"{name} 2": partial(corrupt, name=name, severity=2)
+        for name in ("jpeg", "gaussian blur", "brightness up", "brightness down")
+    },
+}

@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from PIL import Image
 from xraylib.datasets import audit, lung_finder
 from xraylib.datasets.dicom import is_dicom, read_header
 from xraylib.datasets.images import decode
+from xraylib.errors import InvalidDataError
 
 # Features by level, in the order in which tables list them.
 FILE = (
@@ -55,11 +56,14 @@ TAGS = (
     "PatientOrientation",
     "PatientSex",
 )
+# In years.
 _AGE = "PatientAge"
 
 # Pixels of a side at which an image is described: what the lung finder takes.
 SIZE = lung_finder.SIZE
 _BANDS = 10
+# Of 16 by 16 squares of an image, the two outermost rows and columns.
+_NO_CENTRE = np.pad(np.zeros((12, 12), bool), 2, constant_values=True)
 _QUALITY = 75
 _BITS_OF_MODES = {"1": 1, "I": 16, "I;16": 16, "I;16B": 16, "I;16L": 16}
 
@@ -73,26 +77,15 @@ class ImageFeatures:
     images : pandas.DataFrame
         Their rows of the manifest, numbered anew.
     values : dict of str to numpy.ndarray
-        float32 `(n, k)` for each of `FILE`, `SURROUND` and `CONTENT`; NaN where a file has none.
-    tags : pandas.DataFrame
-        One column per tag of `TAGS` (text) that some file has, and `PatientAge` (years).
+        float32 `(n, k)` for each of `FILE`, `SURROUND` and `CONTENT`, and for each tag of `TAGS`
+        and `PatientAge` that some file has. NaN is missing. Texts are numbered, -1 is missing.
     thumbnails : numpy.ndarray
         uint8 `(n, 32, 32, 1)`, for `audit.near_duplicates`.
     """
 
     images: pd.DataFrame
     values: dict[str, np.ndarray]
-    tags: pd.DataFrame
     thumbnails: np.ndarray
-
-
-class _Described(NamedTuple):
-    """What is kept of one file until its chunk is complete."""
-
-    image_id: str
-    numbers: dict[str, float]
-    tags: dict[str, Any]
-    pixels: np.ndarray
 
 
 def read(manifest: pd.DataFrame) -> tuple[pd.DataFrame, ImageFeatures]:
@@ -108,44 +101,49 @@ def read(manifest: pd.DataFrame) -> tuple[pd.DataFrame, ImageFeatures]:
     pandas.DataFrame, ImageFeatures
         The findings of `audit.audit_files`, and the features of the images without one that would
         quarantine them.
-    """
-    names: list[str] = []
-    tags: list[dict[str, Any]] = []
-    chunks: list[dict[str, np.ndarray]] = []
-    thumbnails: list[np.ndarray] = []
 
-    def keep(described: list[_Described]) -> None:
+    Raises
+    ------
+    InvalidDataError
+        There is no such image.
+    """
+    headers: list[dict[str, Any]] = []
+    chunks: list[dict[str, np.ndarray]] = []
+
+    def keep(described: list[tuple[dict[str, Any], np.ndarray]]) -> None:
         if described:
-            pixels = np.stack([one.pixels for one in described])[..., None]
-            numbers = pd.DataFrame([one.numbers for one in described])
-            chunks.append(_file_values(numbers) | pixel_values(pixels))
-            thumbnails.append(_thumbnails(pixels))
-            names.extend(one.image_id for one in described)
-            tags.extend(one.tags for one in described)
+            headers.extend(header for header, _ in described)
+            pixels = np.stack([image for _, image in described])[..., None]
+            chunks.append(pixel_values(pixels) | {"thumbnails": audit.thumbnails(pixels)})
 
     findings = audit.audit_files(manifest, _describe, keep)
-    good = ~np.isin(names, findings.loc[findings["quarantine"], "image_id"])
-    rows = manifest.set_index("image_id", drop=False).loc[np.array(names, object)[good]]
-    values = {}
-    for name in (*FILE, *SURROUND, *CONTENT):
-        parts = [chunk[name] for chunk in chunks]
-        values[name] = np.concatenate(parts)[good] if parts else np.empty((0, 1), np.float32)
-    table = pd.DataFrame(tags)[good].dropna(axis=1, how="all") if tags else pd.DataFrame()
-    small = np.concatenate(thumbnails)[good] if thumbnails else np.empty((0, 32, 32, 1), np.uint8)
-    images = rows.reset_index(drop=True)
-    return findings, ImageFeatures(images, values, table.reset_index(drop=True), small)
+    bad = findings.loc[findings["quarantine"], "image_id"]
+    images = manifest[~manifest["image_id"].isin(bad)].reset_index(drop=True)
+    if images.empty:
+        first = findings.iloc[0]
+        raise InvalidDataError(
+            f"none of {len(manifest)} files can be used; the first is {first['path']} "
+            f"({first['detail']}). Fix: replace them by images."
+        )
+    table = pd.DataFrame(headers)
+    # Files that were described may still have another problem.
+    good = ~table["image_id"].isin(bad).to_numpy()
+    of_pixels = {
+        name: np.concatenate([chunk[name] for chunk in chunks])[good] for name in chunks[0]
+    }
+    thumbnails = of_pixels.pop("thumbnails")
+    return findings, ImageFeatures(images, _header_values(table[good]) | of_pixels, thumbnails)
 
 
-def _describe(row: Any, data: bytes) -> _Described:
-    """Decode one file and read its header."""
+def _describe(row: Any, data: bytes) -> tuple[dict[str, Any], np.ndarray]:
+    """Decode one file, and read its header and size."""
     pixels = decode(Path(row.path), data, SIZE)
-    tags: dict[str, Any] = {}
     if is_dicom(data):
-        numbers, tags = _dicom_numbers_and_tags(Path(row.path), data)
+        header = _dicom_header(Path(row.path), data)
     else:
         with Image.open(io.BytesIO(data)) as image:  # `decode` has accepted it
             quantisers = getattr(image, "quantization", None)
-            numbers = {
+            header = {
                 "first quantiser": quantisers[0][0] if quantisers else np.nan,
                 "bit depth": _BITS_OF_MODES.get(image.mode, 8),
                 "channels": len(image.getbands()),
@@ -154,31 +152,30 @@ def _describe(row: Any, data: bytes) -> _Described:
             }
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "JPEG", quality=_QUALITY)
-    numbers |= {"bytes": len(data), "encoded": encoded.tell()}
-    return _Described(row.image_id, numbers, tags, pixels)
+    sizes = {"bytes": len(data), "encoded": encoded.tell()}
+    return header | sizes | {"image_id": row.image_id}, pixels
 
 
-def _dicom_numbers_and_tags(path: Path, data: bytes) -> tuple[dict[str, float], dict[str, Any]]:
+def _dicom_header(path: Path, data: bytes) -> dict[str, Any]:
     """Read the header of a file that was decoded before; nothing that names the patient."""
-    wanted = [*TAGS, "Rows", "Columns", "SamplesPerPixel"]
     header = pydicom.dcmread(
         io.BytesIO(data),
         force=True,
         stop_before_pixels=True,
-        specific_tags=list(wanted),
+        specific_tags=[*TAGS, "Rows", "Columns", "SamplesPerPixel"],
     )
-    numbers = {
+    tags = {tag: str(header.get(tag) or "") or None for tag in TAGS}
+    return tags | {
+        _AGE: read_header(path).get("patient_age"),
         "first quantiser": np.nan,
         "bit depth": float(header.get("BitsStored") or np.nan),
         "channels": float(header.get("SamplesPerPixel") or 1),
         "width": float(header.Columns),
         "height": float(header.Rows),
     }
-    tags: dict[str, Any] = {tag: str(header.get(tag) or "") or None for tag in TAGS}
-    return numbers, tags | {_AGE: read_header(path).get("patient_age")}
 
 
-def _file_values(numbers: pd.DataFrame) -> dict[str, np.ndarray]:
+def _header_values(headers: pd.DataFrame) -> dict[str, np.ndarray]:
     """Features of files from their headers, their size and that of their content encoded anew.
 
     The size of a compressed file depends on its content, lungs included. `compression` is the
@@ -186,14 +183,17 @@ def _file_values(numbers: pd.DataFrame) -> dict[str, np.ndarray]:
     that it tells how the file was compressed and hardly what it shows. Of Kermany's copies, which
     were all compressed alike, the file size has an AUC of 0.90 and this has 0.61.
     """
-    pixels = numbers["width"] * numbers["height"]
-    bits = 8 * numbers["bytes"] / pixels
-    features = numbers.copy()
-    features["aspect ratio"] = numbers["width"] / numbers["height"]
-    features["file size"] = numbers["bytes"]
-    features["bits a pixel"] = bits
-    features["compression"] = np.log2(bits / (8 * numbers["encoded"] / SIZE**2))
-    return {name: features[[name]].to_numpy(np.float32) for name in FILE}
+    features = headers.assign(**audit.file_features(headers))
+    encoded_bits = 8 * headers["encoded"] / SIZE**2
+    features["compression"] = np.log2(features["bits a pixel"] / encoded_bits)
+    tags = [tag for tag in (*TAGS, _AGE) if tag in headers and headers[tag].notna().any()]
+    values = {}
+    for name in (*FILE, *tags):
+        column = features[name]
+        is_number = pd.api.types.is_numeric_dtype(column)
+        numbers = column if is_number else pd.factorize(column, sort=True)[0]
+        values[name] = np.asarray(numbers, np.float32)[:, None]
+    return values
 
 
 def pixel_values(pixels: np.ndarray) -> dict[str, np.ndarray]:
@@ -213,7 +213,7 @@ def pixel_values(pixels: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "corners": _means_and_spreads(corners),
         "border": _means_and_spreads(border),
-        "image without its centre": _squares(images, 16)[:, audit.border_mask(16, 1 / 8)],
+        "image without its centre": _squares(images, 16)[:, _NO_CENTRE],
         "share of the height that the lungs fill": np.float32(1 - boxes[:, :1] - boxes[:, 1:2]),
         "mean intensity": images.mean(axis=(1, 2))[:, None],
         "spectrum": _spectrum(images),
@@ -245,29 +245,15 @@ def _spectrum(images: np.ndarray) -> np.ndarray:
     return np.stack(bands, axis=1).astype(np.float32)
 
 
-def _thumbnails(pixels: np.ndarray) -> np.ndarray:
-    """Shrink images `(n, 112, 112, 1)` to uint8 `(n, 32, 32, 1)`."""
-    small = [
-        Image.fromarray(image[..., 0]).resize((32, 32), Image.Resampling.BOX) for image in pixels
-    ]
-    return np.stack([np.asarray(image) for image in small])[..., None]
-
-
 def level_of(name: str, values: Mapping[str, np.ndarray]) -> str:
     """Return the level of a feature: file, acquisition, surround or content.
 
     Where all files were compressed alike, their sizes can only differ by their content.
     """
-    if name in SURROUND:
-        return "surround"
-    if name in CONTENT:
-        return "content"
-    if name not in FILE:
-        return "acquisition"
+    levels = {"file": FILE, "surround": SURROUND, "content": CONTENT}
+    level = next((level for level, names in levels.items() if name in names), "acquisition")
     if name in ("compression", "file size", "bits a pixel"):
-        settings = [
-            values[setting] for setting in ("first quantiser", "bit depth") if setting in values
-        ]
-        alike = all(len(np.unique(setting)) <= 1 for setting in settings)
-        return "content" if alike else "file"
-    return "file"
+        settings = [values[key] for key in ("first quantiser", "bit depth") if key in values]
+        if all(len(np.unique(setting)) <= 1 for setting in settings):
+            return "content"
+    return level

@@ -42,11 +42,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL|pydicom")
 CHANGED = "other bytes than when the data set was indexed"
 _CHUNK = 256
 
-# Files below this mean size are decoded in one thread: of 224-pixel JPEGs (6 kB) two free cores
-# decode 5,200 a second with two threads and 5,100 with one, because the rest is Python's own
-# work. Of 512-pixel JPEGs (28 kB) two threads decode nearly twice as many as one.
-_SMALL_FILE = 16_384
-
+_FORMATS = ("JPEG", "PNG", "TIFF")
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*")
@@ -107,15 +103,14 @@ def read_size(path: Path | str) -> tuple[int, int]:
     path = Path(path)
     with path.open("rb") as stream:
         start = stream.read(_START)
-    size = read_dicom_size(path) if is_dicom(start) else None
-    if size is None:
-        try:
-            with Image.open(path, formats=("JPEG", "PNG", "TIFF")) as image:
-                size = (image.width, image.height)
-        except (OSError, Image.DecompressionBombError) as error:
-            detail = "its size cannot be read from its header"
-            raise UnusableImageError(path, "unreadable", detail) from error
-    return size
+    if is_dicom(start) and (size := read_dicom_size(path)):
+        return size
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return image.size
+    except (OSError, Image.DecompressionBombError) as error:
+        detail = "its size cannot be read from its header"
+        raise UnusableImageError(path, "unreadable", detail) from error
 
 
 def read_bytes(path: Path) -> bytes:
@@ -169,7 +164,7 @@ def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
         raise UnusableImageError(path, "unreadable", detail, fix)
     try:
         _check_header(path, data)
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "TIFF")) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_image(path, data, image)
             image.draft("L", (2 * size, 2 * size) if size else None)
             ImageOps.exif_transpose(image, in_place=True)
@@ -250,6 +245,38 @@ def _scale_to_bytes(path: Path, image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))
 
 
+def resize(
+    pixels: np.ndarray,
+    size: int,
+    boxes: np.ndarray | None = None,
+    filter_: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
+    """Resize images, or a box of each, to squares.
+
+    Parameters
+    ----------
+    pixels
+        uint8 ``(n, height, width, 1)``.
+    size
+        Side of the squares in pixels.
+    boxes
+        Left, upper, right and lower edge in pixels, float ``(n, 4)``. By default the whole images.
+    filter_
+        One of Pillow's, by default antialiased bilinear.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8 ``(n, size, size, 1)``.
+    """
+    resized = np.empty((len(pixels), size, size, 1), np.uint8)
+    for row, image in enumerate(pixels):
+        box = None if boxes is None else tuple(boxes[row])
+        picture = Image.fromarray(image[..., 0]).resize((size, size), filter_, box)
+        resized[row, ..., 0] = np.asarray(picture)
+    return resized
+
+
 def heat_map(cam: np.ndarray, size: int) -> np.ndarray:
     """Resize a class activation map and scale it to [0, 1].
 
@@ -276,14 +303,11 @@ def decoded(manifest: pd.DataFrame, size: int) -> Iterator[list[np.ndarray]]:
 
 
 def map_rows(
-    function: Callable[[Any], Any],
-    manifest: pd.DataFrame,
-    title: str,
+    function: Callable[[Any], Any], manifest: pd.DataFrame, title: str
 ) -> Iterator[list[Any]]:
-    """Apply `function` to the rows of a manifest and yield the results in chunks.
+    """Apply `function` to the rows of a manifest, in several threads, and yield chunks of results.
 
-    Chunks of large files are shared among threads, because Pillow releases the interpreter's lock
-    while it decodes; small files are not worth it.
+    Pillow releases the interpreter's lock while it decodes.
     """
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -291,16 +315,8 @@ def map_rows(
     ):
         for start in range(0, len(manifest), _CHUNK):
             rows = list(manifest.iloc[start : start + _CHUNK].itertuples(index=False))
-            results = map(function, rows) if _are_small(rows) else pool.map(function, rows)
-            yield list(results)
+            yield list(pool.map(function, rows))
             bar.update(len(rows))
-
-
-def _are_small(rows: list[Any]) -> bool:
-    """Whether the files of some rows are small on average; a missing file counts as empty."""
-    files = [Path(row.path) for row in rows]
-    total = sum(file.stat().st_size for file in files if file.is_file())
-    return total < _SMALL_FILE * len(rows)
 
 
 def checked(row: Any, size: int) -> np.ndarray:

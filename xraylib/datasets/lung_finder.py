@@ -9,11 +9,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 from xraylib import paths
-from xraylib.datasets import lungs
+from xraylib.datasets import images, lungs
 from xraylib.errors import NotFoundError
 from xraylib.storage import read_verified
 
@@ -87,18 +86,9 @@ def find(pixels: np.ndarray) -> LungBoxes:
     """
     network = load_network()
     probability = np.empty((len(pixels), SIZE, SIZE), np.float32)
-    for row, image in enumerate(resize(pixels)):
+    for row, image in enumerate(images.resize(pixels, SIZE).astype(np.float32)):
         probability[row] = network(image=image[None])["lung"][0, ..., 0]
     return boxes_of(probability)
-
-
-def resize(pixels: np.ndarray) -> np.ndarray:
-    """Resize uint8 images `(n, size, size, 1)` to float32 `(n, 112, 112, 1)`, the input."""
-    small = np.empty((len(pixels), SIZE, SIZE, 1), np.float32)
-    for row, image in enumerate(pixels):
-        resized = Image.fromarray(image[..., 0]).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-        small[row, ..., 0] = np.asarray(resized)
-    return small
 
 
 def boxes_of(probability: np.ndarray) -> LungBoxes:
@@ -120,6 +110,5 @@ def _largest_regions(mask: np.ndarray) -> np.ndarray:
     if count == 0:
         return mask
     sizes = np.bincount(regions.ravel())
-    sizes[0] = 0
-    kept = np.flatnonzero(sizes >= SMALLEST_REGION * sizes.max())
-    return np.isin(regions, kept[kept > 0])
+    sizes[0] = 0  # of all that is not lung
+    return (sizes >= SMALLEST_REGION * sizes.max())[regions]

@@ -7,28 +7,26 @@ edge of the image to the box: ``0, 0, 0, 0`` is the whole image, and the box is
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from xraylib.errors import InvalidDataError, NotFoundError, UnusableImageError
+from xraylib.datasets import images
+from xraylib.errors import InvalidDataError, NotFoundError
 
 _log = logging.getLogger(__name__)
 
 BOX_COLUMNS = ["top", "bottom", "left", "right"]
 
-OUTLINE_COLUMNS = ["image_id", "width", "height", *BOX_COLUMNS, "lung_height", "lung_area"]
-
 # How far outside the image an outline may lie, as a share of the image: annotators overshoot.
 _OVERSHOOT = 0.01
 
-_Points = np.ndarray
-_Item = tuple[Path, str, float, float, list[_Points]]
+# An image's file name, width, height, and the polygons of its lungs, `(points, 2)` in pixels.
+_Outlined = tuple[str, float, float, list[np.ndarray]]
 
 
 def crop_boxes(
@@ -54,57 +52,29 @@ def crop_boxes(
     Returns
     -------
     numpy.ndarray
-        Crops, uint8 ``(n, size, size, 1)``, resized with Pillow's antialiased bilinear filter.
+        Crops, uint8 ``(n, size, size, 1)``, see `images.resize`.
     """
-    boxes = np.asarray(boxes, dtype=float)
-    if boxes.shape != (len(pixels), 4):
-        raise InvalidDataError(
-            f"{len(pixels)} images and boxes of shape {boxes.shape} do not match. "
-            "Fix: pass one box (top, bottom, left, right) per image."
-        )
-    crops = np.empty((len(pixels), size, size, 1), np.uint8)
-    for index, (image, box) in enumerate(zip(pixels, boxes, strict=True)):
-        corners = _corners(box, margin, *image.shape[:2])
-        crop = Image.fromarray(np.ascontiguousarray(image[..., 0])).resize(
-            (size, size),
-            Image.Resampling.BILINEAR,
-            box=corners,
-        )
-        crops[index, ..., 0] = np.asarray(crop)
-    return crops
-
-
-def _corners(
-    box: np.ndarray,
-    margin: float,
-    height: int,
-    width: int,
-) -> tuple[float, float, float, float]:
-    """Pixel coordinates (left, upper, right, lower) of an enlarged box, within the image."""
-    top, bottom, left, right = box
+    height, width = pixels.shape[1:3]
+    top, bottom, left, right = np.asarray(boxes, dtype=float).T
     vertical = margin * (1 - top - bottom)
     horizontal = margin * (1 - left - right)
-    return (
-        width * max(left - horizontal, 0.0),
-        height * max(top - vertical, 0.0),
-        width * (1 - max(right - horizontal, 0.0)),
-        height * (1 - max(bottom - vertical, 0.0)),
-    )
+    corners = [
+        width * np.maximum(left - horizontal, 0),
+        height * np.maximum(top - vertical, 0),
+        width * (1 - np.maximum(right - horizontal, 0)),
+        height * (1 - np.maximum(bottom - vertical, 0)),
+    ]
+    return images.resize(pixels, size, np.stack(corners, axis=1))
 
 
 def box_of_mask(mask: np.ndarray) -> np.ndarray:
     """Smallest box around the true pixels of a boolean mask ``(height, width)``, float ``(4,)``."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    height, width = mask.shape
-    return np.array(
-        [
-            rows[0] / height,
-            1 - (rows[-1] + 1) / height,
-            columns[0] / width,
-            1 - (columns[-1] + 1) / width,
-        ]
-    )
+    box = []
+    for axis in (0, 1):
+        places = np.flatnonzero(mask.any(axis=1 - axis))
+        length = mask.shape[axis]
+        box += [places[0] / length, 1 - (places[-1] + 1) / length]
+    return np.array(box)
 
 
 def read_boxes(path: Path | str) -> pd.DataFrame:
@@ -131,55 +101,35 @@ def read_boxes(path: Path | str) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file. Fix: put the lung boxes there.")
+    columns = ["image_id", *BOX_COLUMNS]
     try:
         table = pd.read_csv(path, dtype={"image_id": str}, encoding="utf-8")
-    except (ValueError, pd.errors.ParserError) as error:
+        cells = table[columns]
+    except (ValueError, KeyError) as error:
         raise InvalidDataError(
-            f"{path} is not a CSV ({error}). Fix: export it as comma-separated UTF-8 text."
+            f"{path} is not a CSV of lung boxes ({error}). Fix: write it in UTF-8 with the columns "
+            f"{', '.join(columns)}."
         ) from error
-    missing = [name for name in ("image_id", *BOX_COLUMNS) if name not in table]
-    if missing:
-        raise InvalidDataError(
-            f"{path} has no column {', '.join(missing)}. "
-            f"Fix: name the columns image_id, {', '.join(BOX_COLUMNS)}."
-        )
-    _check_ids(path, table["image_id"])
-    for name in BOX_COLUMNS:
-        table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
-    _check_boxes(path, table)
-    return table
-
-
-def _check_ids(path: Path, ids: pd.Series) -> None:
-    if ids.isna().any():
-        raise InvalidDataError(
-            f"{path}, row {_first_row(ids.isna())}: image_id is empty. Fix: name the image."
-        )
-    if ids.duplicated().any():
-        row = _first_row(ids.duplicated())
-        raise InvalidDataError(
-            f"{path}, row {row}: {ids[row - 2]} occurs twice. Fix: keep one box per image."
-        )
-
-
-def _check_boxes(path: Path, table: pd.DataFrame) -> None:
-    boxes = table[BOX_COLUMNS].to_numpy()
+    boxes = cells[BOX_COLUMNS].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    table[BOX_COLUMNS] = boxes
     # Written so that a value that is not a number fails, too.
-    inside = ((boxes >= 0) & (boxes < 1)).all(axis=1)
-    inside &= (boxes[:, 0] + boxes[:, 1] < 1) & (boxes[:, 2] + boxes[:, 3] < 1)
-    if not inside.all():
-        row = _first_row(~inside)
-        values = ", ".join(f"{name} {table[name][row - 2]:g}" for name in BOX_COLUMNS)
-        raise InvalidDataError(
-            f"{path}, row {row}: {values} is no box inside the image. Fix: give the distances "
-            "from the image's edges as shares from 0 to 1, with top + bottom < 1 and "
-            "left + right < 1."
-        )
-
-
-def _first_row(wrong: pd.Series | np.ndarray) -> int:
-    """Line of the first wrong row in the file, where line 1 holds the column names."""
-    return int(np.flatnonzero(np.asarray(wrong))[0]) + 2
+    is_inside = ((boxes >= 0) & (boxes < 1)).all(axis=1)
+    is_inside &= (boxes[:, 0] + boxes[:, 1] < 1) & (boxes[:, 2] + boxes[:, 3] < 1)
+    problems = {
+        "the image is not named": cells["image_id"].isna(),
+        "the image occurs twice": cells["image_id"].duplicated(),
+        "the box is not inside the image": ~is_inside,
+    }
+    for problem, is_wrong in problems.items():
+        if is_wrong.any():
+            row = int(np.flatnonzero(is_wrong)[0])
+            shown = ", ".join(f"{name} {value}" for name, value in cells.iloc[row].items())
+            raise InvalidDataError(
+                f"{path}, line {row + 2} ({shown}): {problem}. Fix: give one box per image, as "
+                "distances from its edges in shares from 0 to 1, with top + bottom < 1 and "
+                "left + right < 1."
+            )
+    return table
 
 
 def read_outlines(path: Path | str) -> pd.DataFrame:
@@ -212,31 +162,17 @@ def read_outlines(path: Path | str) -> pd.DataFrame:
         outline leaves its image.
     """
     path = Path(path)
-    if path.is_dir():
-        items = _darwin_items(path)
-    elif path.is_file():
-        items = _coco_items(path)
-    else:
-        raise NotFoundError(f"{path}: no such file or folder. Fix: check the path.")
-    table = _outline_table(path, items)
-    twice = table["image_id"].duplicated()
-    if twice.any():
-        raise InvalidDataError(
-            f"{path}: {table['image_id'][twice].iloc[0]} is outlined twice. "
-            "Fix: keep one annotation per image."
-        )
-    return table
-
-
-def _outline_table(path: Path, items: Iterable[_Item]) -> pd.DataFrame:
-    """One row per image with lungs; images without are counted in the log."""
-    rows: list[dict[str, Any]] = []
+    files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise NotFoundError(f"{path}: no JSON file. Fix: give the file or folder of annotations.")
+    rows = []
     without = 0
-    for source, name, width, height, polygons in items:
-        if polygons:
-            rows.append(_outline_row(source, name, width, height, polygons))
-        else:
-            without += 1
+    for file in files:
+        with _format_errors(file):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            outlined = _read_coco(content) if "images" in content else [_read_darwin(content)]
+            rows += [_outline_row(*image) for image in outlined if image[-1]]
+            without += sum(not polygons for *_, polygons in outlined)
     if not rows:
         raise InvalidDataError(
             f'{path}: none of {without} images has a polygon named like "lung". '
@@ -244,108 +180,81 @@ def _outline_table(path: Path, items: Iterable[_Item]) -> pd.DataFrame:
         )
     if without:
         _log.warning("%s: no lungs are outlined in %d images", path, without)
-    return pd.DataFrame(rows, columns=OUTLINE_COLUMNS).sort_values("image_id", ignore_index=True)
-
-
-def _darwin_items(folder: Path) -> Iterator[_Item]:
-    """File, image, width, height and lung polygons of each Darwin JSON below a folder."""
-    files = sorted(folder.rglob("*.json"))
-    if not files:
-        raise NotFoundError(f"{folder}: no JSON file. Fix: give the folder of the annotations.")
-    for file in files:
-        content = _read_json(file)
-        polygons: list[_Points] = []
-        with _format_errors(file, "Darwin"):
-            name, width, height = _darwin_image(content)
-            for annotation in content["annotations"]:
-                if "lung" in annotation["name"].lower():
-                    polygons += _darwin_polygons(annotation)
-        yield file, name, width, height, polygons
-
-
-def _darwin_image(content: Mapping[str, Any]) -> tuple[str, float, float]:
-    """Name, width and height of the image, as version 1 or 2 of the format says them."""
-    if "item" in content:
-        slot = content["item"]["slots"][0]
-        return content["item"]["name"], slot["width"], slot["height"]
-    image = content["image"]
-    return image["filename"], image["width"], image["height"]
-
-
-def _darwin_polygons(annotation: Mapping[str, Any]) -> list[_Points]:
-    """Polygons of one annotation; version 1 has `path`, or several in `complex_polygon`."""
-    shape = annotation.get("polygon") or annotation.get("complex_polygon") or {}
-    paths = shape.get("paths") or shape.get("path") or []
-    if paths and isinstance(paths[0], Mapping):
-        paths = [paths]
-    return [np.array([(point["x"], point["y"]) for point in path], float) for path in paths]
-
-
-def _coco_items(file: Path) -> Iterator[_Item]:
-    """File, image, width, height and lung polygons of each image of a COCO JSON."""
-    content = _read_json(file)
-    with _format_errors(file, "COCO"):
-        names = {category["id"]: category["name"].lower() for category in content["categories"]}
-        polygons: dict[Any, list[_Points]] = {image["id"]: [] for image in content["images"]}
-        for annotation in content["annotations"]:
-            if "lung" in names[annotation["category_id"]]:
-                for flat in annotation["segmentation"]:
-                    points = np.array(flat, float).reshape(-1, 2)
-                    polygons[annotation["image_id"]].append(points)
-        items = [
-            (file, image["file_name"], image["width"], image["height"], polygons[image["id"]])
-            for image in content["images"]
-        ]
-    yield from items
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    table = pd.DataFrame(rows).sort_values("image_id", ignore_index=True)
+    is_repeated = table["image_id"].duplicated()
+    if is_repeated.any():
         raise InvalidDataError(
-            f"{file} cannot be read as JSON ({error}). Fix: download the annotations again."
-        ) from error
+            f"{path}: {table['image_id'][is_repeated].iloc[0]} is outlined twice. "
+            "Fix: keep one annotation per image."
+        )
+    return table
 
 
 @contextmanager
-def _format_errors(file: Path, kind: str) -> Iterator[None]:
-    """Turn a missing key or a value of the wrong type into an error that names the file."""
+def _format_errors(file: Path) -> Iterator[None]:
+    """Turn whatever is wrong with the content of a file into an error that names the file."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InvalidDataError(
-            f"{file} is no {kind} file ({type(error).__name__}: {error}). "
-            "Fix: give a folder of Darwin JSON files or one COCO JSON file, with polygons."
+            f"{file} cannot be used ({type(error).__name__}: {error}). Fix: give a folder of "
+            "Darwin JSON files or one COCO JSON file, with polygons of the lungs."
         ) from error
 
 
+def _read_darwin(content: Mapping[str, Any]) -> _Outlined:
+    """Read one image in version 1 or 2 of Darwin's format."""
+    if "item" in content:
+        image = {**content["item"]["slots"][0], "filename": content["item"]["name"]}
+    else:
+        image = content["image"]
+    polygons: list[np.ndarray] = []
+    for annotation in content["annotations"]:
+        if "lung" in annotation["name"].lower():
+            shape = annotation.get("polygon") or annotation.get("complex_polygon") or {}
+            paths = shape.get("paths") or shape.get("path") or []
+            # Version 1 has one path where a polygon is simple.
+            if paths and isinstance(paths[0], Mapping):
+                paths = [paths]
+            polygons += [
+                np.array([(point["x"], point["y"]) for point in points], float) for points in paths
+            ]
+    return image["filename"], image["width"], image["height"], polygons
+
+
+def _read_coco(content: Mapping[str, Any]) -> list[_Outlined]:
+    """Read all images of a COCO file."""
+    names = {category["id"]: category["name"].lower() for category in content["categories"]}
+    polygons: dict[Any, list[np.ndarray]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if "lung" in names[annotation["category_id"]]:
+            polygons[annotation["image_id"]] += [
+                np.array(flat, float).reshape(-1, 2) for flat in annotation["segmentation"]
+            ]
+    return [
+        (image["file_name"], image["width"], image["height"], polygons[image["id"]])
+        for image in content["images"]
+    ]
+
+
 def _outline_row(
-    source: Path,
-    name: str,
-    width: float,
-    height: float,
-    polygons: list[_Points],
+    name: str, width: float, height: float, polygons: list[np.ndarray]
 ) -> dict[str, Any]:
-    with _format_errors(source, "Darwin or COCO"):
-        if width <= 0 or height <= 0:
-            raise ValueError(f"an image of {width} x {height} pixels")
-        points = np.concatenate(polygons) / (width, height)
-        area = sum(_polygon_area(polygon) for polygon in polygons) / (width * height)
+    """Describe an image by its lungs' polygons."""
+    shape = f"{name}, an image of {width} x {height} pixels"
+    if width <= 0 or height <= 0:
+        raise ValueError(shape)
+    points = np.concatenate(polygons) / (width, height)
     low = points.min(axis=0)
     high = points.max(axis=0)
     # Written so that a value that is not a number fails, too.
     if not (low >= -_OVERSHOOT).all() or not (high <= 1 + _OVERSHOOT).all():
-        raise InvalidDataError(
-            f"{source}: an outline of {name} leaves its image of {width} x {height} pixels. "
-            "Fix: the annotations belong to images of another size; download both again."
-        )
+        raise ValueError(f"an outline leaves {shape}")
     left, top = np.clip(low, 0, 1)
     right, bottom = 1 - np.clip(high, 0, 1)
     if left + right >= 1 or top + bottom >= 1:
-        raise InvalidDataError(
-            f"{source}: an outline of {name} has no area. Fix: outline the lungs, or leave it out."
-        )
+        raise ValueError(f"an outline without area on {shape}")
+    area = sum(_polygon_area(polygon) for polygon in polygons) / (width * height)
     return {
         "image_id": Path(name).stem,
         "width": int(width),
@@ -359,44 +268,7 @@ def _outline_row(
     }
 
 
-def _polygon_area(points: _Points) -> float:
+def _polygon_area(points: np.ndarray) -> float:
     """Area in pixels, by the shoelace formula."""
     x, y = points.T
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
-
-
-def check_outlines(outlines: pd.DataFrame, files: Iterable[Path | str]) -> None:
-    """Check that outlines and images belong together.
-
-    Parameters
-    ----------
-    outlines
-        The table of `read_outlines`.
-    files
-        Image files; the name without its suffix is the `image_id`.
-
-    Raises
-    ------
-    InvalidDataError
-        An outlined image is not among the files, or has another size than was annotated.
-    """
-    images = {Path(file).stem: Path(file) for file in files}
-    absent = [name for name in outlines["image_id"] if name not in images]
-    if absent:
-        raise InvalidDataError(
-            f"{len(absent)} of {len(outlines)} outlined images are not there, such as {absent[0]}. "
-            "Fix: give the images that the annotations were made on."
-        )
-    for row in outlines.itertuples(index=False):
-        file = images[str(row.image_id)]
-        try:
-            with Image.open(file) as image:
-                width, height = image.size
-        except OSError as error:
-            raise UnusableImageError(file, "unreadable", f"cannot be read ({error})") from error
-        if (width, height) != (row.width, row.height):
-            raise InvalidDataError(
-                f"{file} has {width} x {height} pixels, but its outline was made on "
-                f"{row.width} x {row.height}. Fix: download the annotations and the images that "
-                "they were made on again."
-            )

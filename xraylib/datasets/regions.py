@@ -184,8 +184,7 @@ def _outside(pixels: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
     """Blacken the box of the lungs, then resize."""
     hidden = np.array(pixels)
     height, width = pixels.shape[1:3]
-    for image, (top, bottom, left, right) in zip(hidden, boxes, strict=True):
-        rows = slice(round(top * height), height - round(bottom * height))
-        columns = slice(round(left * width), width - round(right * width))
-        image[rows, columns] = 0
-    return lungs.crop_boxes(hidden, np.zeros_like(boxes), size, margin=0.0)
+    edges = np.round(boxes * [height, height, width, width]).astype(int)
+    for image, (top, bottom, left, right) in zip(hidden, edges, strict=True):
+        image[top : height - bottom, left : width - right] = 0
+    return images.resize(hidden, size)

@@ -6,6 +6,7 @@ shortcuts all of them together warn in at most 5% of cases.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
 from xraylib.datasets import audit
-from xraylib.datasets.image_features import FILE, ImageFeatures, level_of
+from xraylib.datasets.image_features import FILE, level_of
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation.lung_height import framing_by_lung_height
 from xraylib.evaluation.resampling import (
@@ -50,17 +51,6 @@ def enough_patients(images: pd.DataFrame) -> bool:
     return len(patients) == 2 and bool((patients >= MIN_PATIENTS).all())
 
 
-def all_values(features: ImageFeatures) -> dict[str, np.ndarray]:
-    """Return the features of some images with the acquisition tags as numbers, `(n, k)` each."""
-    values = dict(features.values)
-    for tag in features.tags:
-        column = features.tags[tag]
-        numeric = column.dtype.kind == "f"
-        codes = column if numeric else pd.factorize(column, sort=True)[0]
-        values[str(tag)] = np.asarray(codes, np.float32)[:, None]
-    return values
-
-
 def measure(
     images: pd.DataFrame, values: Mapping[str, np.ndarray]
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
@@ -73,7 +63,7 @@ def measure(
     Parameters
     ----------
     images : pandas.DataFrame
-        `label`, `patient` and `split` of n images.
+        `label`, `patient` and `split` of n images of `enough_patients`.
     values : mapping of str to numpy.ndarray
         Features `(n, k)` by name. Those that do not vary, or rank the images as an earlier one
         does, are left out.
@@ -91,20 +81,10 @@ def measure(
         - `test_auc`: on the test split; NaN without one.
     dict of str to numpy.ndarray
         Each feature's held-out score `(n,)`. Of the test, scores of the model fitted on the rest.
-
-    Raises
-    ------
-    InvalidDataError
-        If a class has fewer than `MIN_PATIENTS` patients.
     """
     test = (images["split"] == "test").to_numpy()
     if not enough_patients(images[~test]):
         test = np.zeros(len(images), bool)
-    if not enough_patients(images[~test]):
-        raise InvalidDataError(
-            f"a class has fewer than {MIN_PATIENTS} patients, too few to judge a feature. "
-            "Fix: add images of further patients."
-        )
     groups = _with_groups(_distinct(values), values)
     labels = images["label"].to_numpy()
     patients = images["patient"].to_numpy()
@@ -112,15 +92,21 @@ def measure(
     scores = {}
     for name, (level, features) in groups.items():
         scores[name] = _held_out_scores(features, labels, patients, test)
-        aucs, covariance = delong(labels[~test], scores[name][None, ~test], patients[~test])
-        spread = float(np.sqrt(max(0.0, covariance[0, 0])))
-        row = {"feature": name, "level": level, "auc": aucs[0], "spread": spread}
-        row["test_auc"] = np.nan
-        if len(np.unique(labels[test])) == 2:
-            row["test_auc"] = delong(labels[test], scores[name][None, test], patients[test])[0][0]
-        rows.append(row)
+        auc, spread = _auc(labels, scores[name], patients, ~test)
+        test_auc, _ = _auc(labels, scores[name], patients, test)
+        rows.append((name, level, auc, spread, test_auc))
     table = pd.DataFrame(rows, columns=["feature", "level", "auc", "spread", "test_auc"])
     return _with_limits(table), scores
+
+
+def _auc(
+    labels: np.ndarray, scores: np.ndarray, patients: np.ndarray, members: np.ndarray
+) -> tuple[float, float]:
+    """AUC of some images and its standard error over patients; NaN for one class."""
+    if len(np.unique(labels[members])) < 2:
+        return np.nan, np.nan
+    aucs, covariance = delong(labels[members], scores[None, members], patients[members])
+    return float(aucs[0]), float(np.sqrt(max(0.0, covariance[0, 0])))
 
 
 def _with_limits(table: pd.DataFrame) -> pd.DataFrame:
@@ -136,18 +122,15 @@ def _with_limits(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _distinct(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Leave out what does not vary, and single numbers that rank the images as an earlier one."""
-    kept: dict[str, np.ndarray] = {}
+    """Leave out what does not vary, and what ranks the images as an earlier feature does."""
+    kept = {}
     ranks: list[np.ndarray] = []
     for name, value in values.items():
-        if all(len(np.unique(column)) < 2 for column in value.T):
-            continue
-        if value.shape[1] == 1:
-            rank = rankdata(np.nan_to_num(value[:, 0], nan=-np.inf))
-            if any(np.array_equal(rank, other) for other in ranks):
-                continue
+        rank = rankdata(np.nan_to_num(value, nan=-np.inf), axis=0)
+        is_known = any(np.array_equal(rank, other) for other in ranks)
+        if (rank != rank[0]).any() and not is_known:
+            kept[name] = value
             ranks.append(rank)
-        kept[name] = value
     return kept
 
 
@@ -236,39 +219,32 @@ def read_scores(path: Path, images: pd.DataFrame) -> tuple[pd.DataFrame, float]:
             f"{file} is not a CSV file ({str(error).strip()}). Fix: write it with the columns "
             "image_id and score."
         ) from error
-    key = next((name for name in ("image_id", "path") if name in table), None)
-    if key is None or "score" not in table:
+    key = "image_id" if "image_id" in table else "path"
+    if key not in table or "score" not in table:
         raise InvalidDataError(
             f"{file} lacks the columns image_id (or path) and score. Fix: name them so."
         )
     table["score"] = pd.to_numeric(table["score"], errors="coerce")
-    if not np.isfinite(table["score"]).all():
-        line = int(np.flatnonzero(~np.isfinite(table["score"]))[0]) + 2
+    is_number = np.isfinite(table["score"])
+    if not is_number.all():
+        line = int(is_number.argmin()) + 2
         raise InvalidDataError(f"{file}: line {line} has no number as score. Fix: correct it.")
     if "split" in table and (table["split"] == "test").any():
         table = table[table["split"] == "test"]
-    score = table.groupby(key)["score"].mean()
+    names = images[key]
     if key == "path":
-        score = score.groupby([str(Path(name).resolve()) for name in score.index]).mean()
-        keys = pd.Series([str(Path(name).resolve()) for name in images["path"]], images.index)
-    else:
-        keys = images["image_id"]
-    scored = images.assign(score=keys.map(score)).dropna(subset="score")
+        names = names.map(os.path.realpath)
+        table["path"] = table["path"].map(os.path.realpath)
+    score = names.map(table.groupby(key)["score"].mean())
+    scored = images.assign(score=score).dropna(subset="score")
     if scored["label"].nunique() < 2:
         raise InvalidDataError(
             f"{file} has scores of {len(scored)} images of this data set, not of both classes. "
             f"Fix: write each image's own {key}, as `{images[key].iloc[0]}`."
         )
-    return scored, _threshold(file)
-
-
-def _threshold(file: Path) -> float:
-    """Frozen threshold of the run that a file of scores belongs to, else 0.5."""
     run = file.with_name("run.json")
-    if not run.exists():
-        return _THRESHOLD
-    settings = json.loads(run.read_text(encoding="utf-8"))
-    return float(settings.get("threshold") or _THRESHOLD)
+    settings = json.loads(run.read_text(encoding="utf-8")) if run.exists() else {}
+    return scored, float(settings.get("threshold") or _THRESHOLD)
 
 
 def adjusted_auc(scored: pd.DataFrame, feature: np.ndarray) -> dict[str, float]:
@@ -307,7 +283,7 @@ def adjusted_auc(scored: pd.DataFrame, feature: np.ndarray) -> dict[str, float]:
         within = weights[:, members]
         possible = within @ positive[members] * (within @ ~positive[members])
         auc = weighted_ranking(positive[members], score[members], within)[0]
-        higher += np.where(possible > 0, np.nan_to_num(auc) * possible, 0.0)
+        higher += np.nan_to_num(auc) * possible
         pairs += possible
     with np.errstate(invalid="ignore"):
         adjusted = higher / pairs

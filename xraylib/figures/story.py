@@ -54,8 +54,11 @@ def lines(
     ends = []
     places = pd.Series(range(len(labels)), index=list(labels))
     colours = recipe_colours(table["recipe"])
-    split = table["split"] if "split" in table else pd.Series("test", index=table.index)
-    for position, ((recipe, name), rows) in enumerate(table.groupby(["recipe", split], sort=False)):
+    if "split" not in table:
+        table = table.assign(split="test")
+    pairs = table[["recipe", "split"]].drop_duplicates().to_numpy()
+    for position, (recipe, name) in enumerate(pairs):
+        rows = table[(table["recipe"] == recipe) & (table["split"] == name)]
         shown = rows.set_index(x).loc[places.index]
         colour = colours[recipe] if name == "test" else _OTHER_SPLIT
         across = places.to_numpy() + 0.04 * (position - 1)

@@ -2,8 +2,10 @@
 
 import base64
 import io
+import itertools
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib as mpl
@@ -29,24 +31,20 @@ def terminal_table(findings: pd.DataFrame, width: int) -> str:
     lines = _table_row(_HEADINGS, widths)
     lines.append("-" * min(width, sum(widths) + 8))
     before = None
-    for number, row in enumerate(findings.to_dict("records"), start=1):
-        advice = (row["meaning"], row["fix"])
+    for number, row in enumerate(findings.itertuples(index=False), start=1):
+        advice = (row.meaning, row.fix)
         shown = ("as above", "as above") if advice == before else advice
         before = advice
-        cells = (str(number), row["level"], row["finding"], *shown)
-        lines += [*_table_row(cells, widths), ""]
+        lines += [*_table_row((str(number), row.level, row.finding, *shown), widths), ""]
     return "\n".join(lines).rstrip()
 
 
-def _table_row(cells: tuple[str, ...], widths: list[int]) -> list[str]:
+def _table_row(cells: tuple[Any, ...], widths: list[int]) -> list[str]:
     """Wrap the cells of one row into lines."""
     columns = [textwrap.wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
     lines = []
-    for number in range(max(map(len, columns))):
-        parts = []
-        for column, width in zip(columns, widths, strict=True):
-            text = column[number] if number < len(column) else ""
-            parts.append(text.ljust(width))
+    for texts in itertools.zip_longest(*columns, fillvalue=""):
+        parts = [text.ljust(width) for text, width in zip(texts, widths, strict=True)]
         lines.append("  ".join(parts).rstrip())
     return lines
 
@@ -63,21 +61,32 @@ def write_page(audit: Audit, file: Path) -> None:
     environment.filters["number"] = style.number
     environment.filters["interval"] = style.interval
     features = audit.features.to_dict("records")
+    features = [feature | {"label": feature_label(feature)} for feature in features]
+    response = audit.scores.response if audit.scores else pd.DataFrame()
     bad = audit.files[audit.files["quarantine"].astype(bool)]
     facts = {
         "audit": audit,
         "version": __version__,
         "level": shortcuts.LEVEL,
         "findings": audit.findings.to_dict("records"),
-        "features": [feature | {"label": feature_label(feature)} for feature in features],
+        "features": features,
         "classes": class_counts(audit.images).to_dict("records"),
         "files": bad.head(_FILES_SHOWN).to_dict("records"),
         "bad_files": len(bad),
-        "feature_figure": _features_figure(audit.features) if features else "",
-        "framing_figure": "",
+        "feature_figure": _forest(
+            (audit.features, "auc", "AUC on held-out patients (dotted: what is warned of)"),
+            [f"{feature['label']} ({feature['level']})" for feature in features],
+            within="level",
+            start=0.45,
+            line=shortcuts.LEVEL,
+        ),
+        "framing_figure": _forest(
+            (response, "correct", "Share classified correctly"),
+            [f"{row.diagnosis}, lungs fill {row.lung_height}" for row in response.itertuples()],
+            within="diagnosis",
+            start=0.0,
+        ),
     }
-    if audit.scores is not None and len(audit.scores.response):
-        facts["framing_figure"] = _framing_figure(audit.scores.response)
     text = environment.get_template("audit.html.j2").render(facts)
     with atomic_write(file) as temporary:
         # A file name need not be UTF-8.
@@ -85,43 +94,17 @@ def write_page(audit: Audit, file: Path) -> None:
 
 
 @style.styled
-def _features_figure(features: pd.DataFrame) -> str:
-    """Draw the AUC of every feature, in the colour of its level."""
-    table = features.assign(row=range(len(features)))
-    labels = {
-        row["row"]: f"{feature_label(row)} ({row['level']})" for row in table.to_dict("records")
-    }
+def _forest(panel: tuple[pd.DataFrame, str, str], labels: list[str], **options: Any) -> str:
+    """Draw a value of each row of a table as an SVG that stands in the page itself.
+
+    See `plots.forest` for `panel` and `options`. Of an empty table nothing is drawn.
+    """
+    table, value, title = panel
+    if table.empty:
+        return ""
     fig, axes = plots.blank(7.5, 0.6 + 0.27 * len(table))
-    panel = (table, "auc", "AUC on held-out patients (dotted: what is warned of)")
-    plots.forest(
-        axes[0],
-        [panel],
-        "row",
-        labels,
-        within="level",
-        start=0.45,
-        line=shortcuts.LEVEL,
-        text=True,
-    )
-    return _data_url(fig)
-
-
-@style.styled
-def _framing_figure(response: pd.DataFrame) -> str:
-    """Draw the share classified correctly by lung height, for both classes."""
-    table = response.assign(row=range(len(response)))
-    labels = {
-        row["row"]: f"{row['diagnosis']}, lungs fill {row['lung_height']}"
-        for row in table.to_dict("records")
-    }
-    fig, axes = plots.blank(7.5, 0.6 + 0.27 * len(table))
-    panel = (table, "correct", "Share classified correctly")
-    plots.forest(axes[0], [panel], "row", labels, within="diagnosis", start=0.0, text=True)
-    return _data_url(fig)
-
-
-def _data_url(fig: style.Figure) -> str:
-    """Draw a figure as an SVG that stands in the page itself."""
+    numbered = (table.assign(row=range(len(table))), value, title)
+    plots.forest(axes[0], [numbered], "row", dict(enumerate(labels)), text=True, **options)
     drawn = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "audit"}):
         fig.savefig(drawn, format="svg", metadata={"Date": None}, bbox_inches="tight")

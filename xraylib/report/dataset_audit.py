@@ -1,9 +1,9 @@
 """What an audit of a data set found, worst first, each with what it means and what to do."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -58,6 +58,26 @@ _UNREADABLE = (
 )
 
 
+class Finding(NamedTuple):
+    """What was found, and how bad it is.
+
+    Attributes
+    ----------
+    level : str
+        One of `LEVELS`.
+    finding, meaning, fix : str
+        What was found, what it means and what to do.
+    effect : float
+        From 0 to 1; findings of one level are ordered by it.
+    """
+
+    level: str
+    finding: str
+    meaning: str
+    fix: str
+    effect: float = 0.0
+
+
 @dataclass(frozen=True)
 class ModelScores:
     """What scores of a model are worth on this data set.
@@ -96,8 +116,7 @@ class Audit:
     total : int
         How many files were read.
     findings : pandas.DataFrame
-        Worst first: `level` (see `LEVELS`), `finding`, `meaning`, `fix`, and `effect`, from 0 to 1,
-        by which findings of one level are ordered.
+        Worst first, with the columns of `Finding`.
     features : pandas.DataFrame
         See `shortcuts.measure`; rows of listed original files have `of` = "originals". Empty where
         there are too few patients.
@@ -144,52 +163,29 @@ def audit_dataset(dataset: Dataset, scores: Path | None = None) -> Audit:
     if table.empty:
         raise InvalidDataError(f"{dataset.root} holds no image. Fix: {dataset.fix}.")
     files, read = image_features.read(table)
-    if read.images.empty:
-        raise InvalidDataError(
-            f"{dataset.root}: none of {len(table)} files can be used; the first is "
-            f"{files['path'].iloc[0]} ({files['detail'].iloc[0]}). Fix: {dataset.fix}."
-        )
     images = read.images
-    rows = [*_of_files(files, len(table)), *_of_classes(table), *_of_patients(images)]
-    rows += _of_copies(images, audit.copy_groups(read.thumbnails))
     measured, held_out = _measured_features(dataset, read)
-    rows += _of_features(measured)
-    if measured.empty:
-        detail = f"A class has fewer than {shortcuts.MIN_PATIENTS} patients"
-        rows.append(
-            _row(
-                "check",
-                f"{detail}, so that no feature was judged",
-                "Whether something else than the lungs predicts the class cannot be seen yet.",
-                "Add images of further patients, and audit again.",
-            )
-        )
+    findings = [
+        *_of_files(files, len(table)),
+        *_of_classes(table),
+        *_of_patients(images),
+        *_of_copies(images, audit.copy_groups(read.thumbnails)),
+        *_of_features(measured),
+    ]
     judged = None
     if scores is not None:
         judged = _judge_scores(scores, read, measured, held_out)
-        rows += _of_scores(judged)
-    findings = pd.DataFrame(rows, columns=["level", "finding", "meaning", "fix", "effect"])
-    findings["rank"] = findings["level"].map(LEVELS.index)
-    findings = findings.sort_values(["rank", "effect"], ascending=[True, False], kind="stable")
+        findings += [*_of_scores(judged), *_of_framing(judged.response)]
+    findings.sort(key=lambda row: (LEVELS.index(row.level), -row.effect))
     return Audit(
         name=dataset.name,
         images=images,
         total=len(table),
-        findings=findings.drop(columns="rank").reset_index(drop=True),
+        findings=pd.DataFrame(findings),
         features=measured,
         files=files,
         scores=judged,
     )
-
-
-def _row(level: str, finding: str, meaning: str, fix: str, effect: float = 0.0) -> dict[str, Any]:
-    return {
-        "level": level,
-        "finding": finding,
-        "meaning": meaning,
-        "fix": fix,
-        "effect": float(effect),
-    }
 
 
 def _count(number: int, noun: str) -> str:
@@ -197,139 +193,135 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _of_files(files: pd.DataFrame, total: int) -> list[dict[str, Any]]:
+def _of_files(files: pd.DataFrame, total: int) -> Iterator[Finding]:
     """Files that cannot be used, or whose labels contradict each other."""
-    rows = []
     # Plain duplicates are among the copies.
     problems = files[files["problem"] != "duplicate"].groupby("problem")["image_id"]
     for problem, names in problems:
         finding = f"{_count(len(names), 'file')}: {problem} (such as {names.iloc[0]})"
         meaning, fix = _PROBLEMS.get(str(problem), _UNREADABLE)
-        rows.append(_row("fault", finding, meaning, fix, len(names) / total))
-    return rows
+        yield Finding("fault", finding, meaning, fix, len(names) / total)
 
 
 def class_counts(images: pd.DataFrame) -> pd.DataFrame:
     """Count images and patients of each split: `split, normal, pneumonia, share, patients`."""
-    rows = []
-    for split in ("train", "val", "test"):
-        members = images[images["split"] == split]
-        if len(members):
-            pneumonia = int(members["label"].sum())
-            rows.append(
-                {
-                    "split": split,
-                    "normal": len(members) - pneumonia,
-                    "pneumonia": pneumonia,
-                    "share": pneumonia / len(members),
-                    "patients": members["patient"].nunique(),
-                }
-            )
-    return pd.DataFrame(rows)
+    by_split = images.groupby("split")
+    counts = pd.DataFrame(
+        {
+            "normal": by_split.size() - by_split["label"].sum(),
+            "pneumonia": by_split["label"].sum(),
+            "share": by_split["label"].mean(),
+            "patients": by_split["patient"].nunique(),
+        }
+    )
+    order = [split for split in ("train", "val", "test") if split in counts.index]
+    return counts.loc[order].reset_index()
 
 
-def _of_classes(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _of_classes(table: pd.DataFrame) -> Iterator[Finding]:
     """A class that is missing from a split, and the balance of the classes."""
-    rows = []
     counts = class_counts(table)
-    for split in counts.itertuples():
-        missing = [name for name in ("normal", "pneumonia") if getattr(split, name) == 0]
-        if missing:
-            finding = f"The {split.split} split has no {missing[0]} images"
-            meaning = "Neither training nor evaluation is possible with one class."
-            rows.append(_row("fault", finding, meaning, "Add images of this class.", 1.0))
     texts = []
-    for split in counts.itertuples():
-        share = f"{split.share:.0%} pneumonia"
+    for row in counts.to_dict("records"):
+        for name in ("normal", "pneumonia"):
+            if row[name] == 0:
+                yield Finding(
+                    "fault",
+                    f"The {row['split']} split has no {name} images",
+                    "Neither training nor evaluation is possible with one class.",
+                    "Add images of this class.",
+                    1.0,
+                )
         texts.append(
-            f"{split.split} {split.normal:,} normal, {split.pneumonia:,} pneumonia ({share})"
+            f"{row['split']} {row['normal']:,} normal, {row['pneumonia']:,} pneumonia "
+            f"({row['share']:.0%} pneumonia)"
         )
-    unequal = float(counts["share"].max() - counts["share"].min())
+    unequal = float(np.ptp(counts["share"]))
     meaning = "Accuracy depends on this balance."
     if unequal > 0.1:
         meaning += " The splits differ in it, and so will accuracy and predictive values."
     fix = "Report sensitivity, specificity and AUC as well."
-    rows.append(_row("note", f"Classes: {'; '.join(texts)}", meaning, fix, unequal))
-    return rows
+    yield Finding("note", f"Classes: {'; '.join(texts)}", meaning, fix, unequal)
 
 
-def _of_patients(images: pd.DataFrame) -> list[dict[str, Any]]:
+def _of_patients(images: pd.DataFrame) -> Iterator[Finding]:
     """Patients in two splits or in both classes, under each reading of the names."""
-    rows = []
     crossing = audit.leakage(images)
-    for check in crossing[crossing["images"] > 0].to_dict("records"):
-        text = (
-            f"{check['splits']} ({_count(check['images'], 'image')}, "
-            f"{check['share']:.0%} of the latter)"
-        )
-        if check["check"] == "same patient":
-            finding = f"{_count(check['patients_or_images'], 'patient')} in {text}"
-            meaning = "Images of a known patient are easier, so that results are too good."
-            fix = "Split again by patient."
-            rows.append(_row("leak", finding, meaning, fix, check["share"]))
-        elif check["check"] in ("same number", "same number and kind"):
-            counted = _count(check["patients_or_images"], "number")
-            finding = f'Read as "{check["check"]}", {counted} in {text}'
-            meaning = (
-                "If equal numbers in the names were one patient, patients would be in two splits. "
-                "The authors' own numbering contradicts this reading."
+    for row in crossing[crossing["images"] > 0].to_dict("records"):
+        number = row["patients_or_images"]
+        share = row["share"]
+        text = f"{row['splits']} ({_count(row['images'], 'image')}, {share:.0%} of the latter)"
+        if row["check"] == "same patient":
+            yield Finding(
+                "leak",
+                f"{_count(number, 'patient')} in {text}",
+                "Images of a known patient are easier, so that results are too good.",
+                "Split again by patient.",
+                share,
             )
-            fix = "Say which reading of the names you use."
-            rows.append(_row("check", finding, meaning, fix, check["share"]))
-    both = int((images.groupby("patient")["label"].nunique() > 1).sum())
+        elif row["check"] != "byte-identical":  # those are among the copies
+            yield Finding(
+                "check",
+                f'Read as "{row["check"]}", {_count(number, "number")} in {text}',
+                "If equal numbers in the names were one patient, patients would be in two splits. "
+                "The authors' own numbering contradicts this reading.",
+                "Say which reading of the names you use.",
+                share,
+            )
+    labels = images.groupby("patient")["label"].nunique()
+    both = int((labels > 1).sum())
     if both:
         finding = f"{_count(both, 'patient')} with images of both classes"
         meaning = "These may be two examinations, or wrong labels."
-        share = both / images["patient"].nunique()
-        rows.append(_row("check", finding, meaning, "Look at these images.", share))
+        yield Finding("check", finding, meaning, "Look at these images.", both / len(labels))
     if len(images) > 1 and (images["patient"] == images["image_id"]).all():
-        finding = "The names do not tell the patient: each image counts as its own"
-        meaning = "Patients in two splits cannot be found, and intervals may be too narrow."
-        rows.append(_row("check", finding, meaning, "Tell the patient of each image.", 1.0))
-    return rows
+        yield Finding(
+            "check",
+            "Each image counts as a patient of its own",
+            "If patients have several images, none is found in two splits, and intervals are too "
+            "narrow.",
+            "Check with `data verify`; name the patients by --patient-regex or a column patient.",
+            1.0,
+        )
 
 
-def _of_copies(images: pd.DataFrame, groups: np.ndarray) -> list[dict[str, Any]]:
+def _of_copies(images: pd.DataFrame, groups: np.ndarray) -> Iterator[Finding]:
     """Copies, byte-identical or nearly so, across splits, across labels and within both."""
-    marked = images.assign(group=groups)
-    by_group = marked.groupby("group").agg(
-        images=("image_id", "size"), splits=("split", "nunique"), labels=("label", "nunique")
+    by_group = images.groupby(groups).agg(
+        {"image_id": list, "split": "nunique", "label": "nunique"}
     )
-    several = by_group[by_group["images"] > 1]
+    several = by_group[by_group["image_id"].str.len() > 1]
+    crosses_splits = several["split"] > 1
+    crosses_labels = several["label"] > 1
     kinds = {
-        "leak": several[several["splits"] > 1],
-        "fault": several[several["labels"] > 1],
-        "check": several[(several["splits"] == 1) & (several["labels"] == 1)],
-    }
-    texts = {
         "leak": (
+            crosses_splits,
             "in two splits",
             "An image that was trained on is no test.",
             "Keep one copy, or keep all of them in one split.",
         ),
         "fault": (
+            crosses_labels,
             "under two labels",
-            "One of two labels is wrong.",
+            "If they show one examination, one of two labels is wrong.",
             "Look at these images, and correct the label.",
         ),
         "check": (
+            ~crosses_splits & ~crosses_labels,
             "within one split and class",
             "They count several times in training and in every result.",
             "Keep one of each, or keep them with one patient.",
         ),
     }
-    rows = []
-    for level, copied in kinds.items():
+    for level, (chosen, where, meaning, fix) in kinds.items():
+        copied = several.loc[chosen, "image_id"]
         if len(copied):
-            where, meaning, fix = texts[level]
-            count = int(copied["images"].sum())
-            first = marked.loc[marked["group"] == copied.index[0], "image_id"].iloc[:2]
+            count = int(copied.str.len().sum())
             finding = (
-                f"{_count(count, 'image')} in {_count(len(copied), 'group')} of copies {where} "
-                f"(such as {' and '.join(first)})"
+                f"{_count(count, 'image')} in {_count(len(copied), 'group')} that look like "
+                f"copies, {where} (such as {' and '.join(copied.iloc[0][:2])})"
             )
-            rows.append(_row(level, finding, meaning, fix, count / len(images)))
-    return rows
+            yield Finding(level, finding, meaning, fix, count / len(images))
 
 
 def _measured_features(
@@ -338,7 +330,7 @@ def _measured_features(
     """Measure the features of the files, and those of their listed originals."""
     if not shortcuts.enough_patients(read.images):
         return pd.DataFrame(), {}
-    table, held_out = shortcuts.measure(read.images, shortcuts.all_values(read))
+    table, held_out = shortcuts.measure(read.images, read.values)
     tables = [table.assign(of="files")]
     originals = shortcuts.measure_originals(dataset.name)
     if originals is not None:
@@ -346,32 +338,36 @@ def _measured_features(
     return pd.concat(tables, ignore_index=True), held_out
 
 
-def _of_features(measured: pd.DataFrame) -> list[dict[str, Any]]:
+def _of_features(measured: pd.DataFrame) -> Iterator[Finding]:
     """Features that predict the class without lungs, and the strongest that sees them."""
-    rows: list[dict[str, Any]] = []
     if measured.empty:
-        return rows
+        yield Finding(
+            "check",
+            f"A class has fewer than {shortcuts.MIN_PATIENTS} patients, so that no feature was "
+            "judged",
+            "Whether something else than the lungs predicts the class cannot be seen yet.",
+            "Add images of further patients, and audit again.",
+        )
+        return
     together = measured["feature"].str.endswith(" together")
     singles = measured[measured["warns"] & ~together]
     # What several features know together is news only where none of them alone is warned of.
-    known = set(zip(singles["of"], singles["level"], strict=True))
-    keys = pd.Series(list(zip(measured["of"], measured["level"], strict=True)), measured.index)
-    alone = measured[measured["warns"] & together & ~keys.isin(known)]
+    known = pd.MultiIndex.from_frame(singles[["of", "level"]])
+    is_known = pd.MultiIndex.from_frame(measured[["of", "level"]]).isin(known)
+    groups = measured[measured["warns"] & together & ~is_known]
     content = measured[(measured["level"] == "content") & (measured["low"] > shortcuts.LEVEL)]
-    for feature in pd.concat([singles, alone, content.head(1)]).to_dict("records"):
+    for feature in pd.concat([singles, groups, content.head(1)]).to_dict("records"):
         auc = style.interval(feature["auc"], feature["low"], feature["high"])
         name = feature_label(feature)
         finding = f"{name[0].upper()}{name[1:]}: AUC {auc} on held-out patients"
         if np.isfinite(feature["test_auc"]):
             finding += f", {style.number(feature['test_auc'])} on the test"
-        meaning, fix = _FEATURES[feature["level"]]
         level = "note"
         if feature["warns"]:
             needs_pixels = feature["level"] == "surround"
             is_shortcut = needs_pixels or feature["feature"] in _OF_PATIENTS
             level = "shortcut" if is_shortcut else "leak"
-        rows.append(_row(level, finding, meaning, fix, 2 * feature["auc"] - 1))
-    return rows
+        yield Finding(level, finding, *_FEATURES[feature["level"]], 2 * feature["auc"] - 1)
 
 
 def feature_label(feature: Mapping[Any, Any]) -> str:
@@ -415,14 +411,13 @@ def _strongest_feature(measured: pd.DataFrame) -> str:
     return LUNG_HEIGHT
 
 
-def _of_scores(judged: ModelScores) -> list[dict[str, Any]]:
-    """What is left of a model's AUC, and how its specificity goes with the framing."""
+def _of_scores(judged: ModelScores) -> Iterator[Finding]:
+    """What is left of a model's AUC among images that a feature cannot tell apart."""
     values = judged.auc
     auc, adjusted, lost = (
         style.interval(values[name], values[f"{name}_low"], values[f"{name}_high"])
         for name in ("auc", "adjusted", "lost")
     )
-    finding = f'The model\'s AUC is {auc}. Within strata of "{judged.feature}" it is {adjusted}'
     meaning = f"The leak-adjusted AUC is lower by {lost}."
     is_lower = values["lost_low"] > 0
     if not np.isfinite(values["adjusted"]):
@@ -431,32 +426,38 @@ def _of_scores(judged: ModelScores) -> list[dict[str, Any]]:
             "it is not known."
         )
         is_lower = True
-    fix = "Report the leak-adjusted AUC next to the AUC."
-    level = "shortcut" if is_lower else "note"
-    effect = max(0.0, float(np.nan_to_num(values["lost"])))
-    return [_row(level, finding, meaning, fix, effect), *_of_framing(judged.response)]
+    yield Finding(
+        "shortcut" if is_lower else "note",
+        f'The model\'s AUC is {auc}. Within strata of "{judged.feature}" it is {adjusted}',
+        meaning,
+        "Report the leak-adjusted AUC next to the AUC.",
+        max(0.0, float(np.nan_to_num(values["lost"]))),
+    )
 
 
-def _of_framing(response: pd.DataFrame) -> list[dict[str, Any]]:
+def _of_framing(response: pd.DataFrame) -> Iterator[Finding]:
     """Specificity of the most loosely and the most tightly framed normals."""
     normals = response[response["diagnosis"] == "normal"] if len(response) else response
     if len(normals) < 2:
-        return []
+        return
     loose = normals.iloc[0]
     tight = normals.iloc[-1]
-    texts = [
+    first, last = (
         style.interval(row["correct"], row["correct_low"], row["correct_high"])
         for row in (loose, tight)
-    ]
-    finding = (
-        f"Specificity is {texts[0]} where the lungs fill {loose['lung_height']} of the height, "
-        f"and {texts[1]} where they fill {tight['lung_height']}"
     )
-    falls = tight["correct_high"] < loose["correct_low"]
+    level = "note"
     meaning = "The model does not follow the framing as far as these images show."
     fix = "Nothing."
-    if falls:
+    if tight["correct_high"] < loose["correct_low"]:
+        level = "shortcut"
         meaning = "The model takes normal images that are framed tightly for pneumonia."
         fix = "Crop every image to its lungs, or train with random framing."
-    effect = loose["correct"] - tight["correct"]
-    return [_row("shortcut" if falls else "note", finding, meaning, fix, max(0.0, effect))]
+    yield Finding(
+        level,
+        f"Specificity is {first} where the lungs fill {loose['lung_height']} of the height, "
+        f"and {last} where they fill {tight['lung_height']}",
+        meaning,
+        fix,
+        max(0.0, float(loose["correct"] - tight["correct"])),
+    )

@@ -24,6 +24,12 @@ _UNDESCRIBED = 'alt="No description has been provided for this image"'
 _TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Progress bars, which a page could only show as they were at their start.
 _WIDGET = "application/vnd.jupyter.widget-view+json"
+# The data sets that the prose of the notebooks speaks of, and what a page of another one says.
+WRITTEN_FOR = ("phantom", "kermany")
+_OTHER_DATA = (
+    "**The text below was written for the phantom and for Kermany's images.** Only the tables, the "
+    "figures and the lines that begin with *Here* are about your images."
+)
 
 
 def execute(
@@ -74,7 +80,8 @@ def execute(
                 "Fix: free some memory, run the same command again."
             ) from error
         if html is not None:
-            write_page(temporary, html, notebook.stem)
+            note = "" if parameters.get("dataset", "phantom") in WRITTEN_FOR else _OTHER_DATA
+            write_page(temporary, html, notebook.stem, note)
     failed.unlink(missing_ok=True)
 
 
@@ -105,10 +112,13 @@ def _check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
         )
 
 
-def write_page(executed: Path, page: Path, title: str) -> None:
-    """Write an executed notebook as one HTML file without code, scripts or anything to fetch."""
+def write_page(executed: Path, page: Path, title: str, note: str = "") -> None:
+    """Write an executed notebook as one HTML file without code, scripts or anything to fetch.
+
+    `note` is Markdown that is written above the notebook.
+    """
     notebook = nbformat.read(executed, as_version=4)
-    cells = []
+    cells = [nbformat.v4.new_markdown_cell(note)] if note else []
     descriptions = []
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):

@@ -23,9 +23,8 @@ from xraylib.training import runs
 from xraylib.training.recipes import FLAGSHIP, IMBALANCE_RECIPES, RECIPES, Recipe
 from xraylib.training.runs import COMMITTED
 
-# Prevalences at which predictive values are stated: two where pneumonia is rare, and that of
-# Kermany's official test.
-PREVALENCES = (0.05, 0.2, 0.625)
+# Prevalences at which predictive values are stated, beside that of the test.
+PREVALENCES = (0.05, 0.2)
 # What Hugging Face calls a licence; it calls others `other`.
 _LICENCES = {"CC BY 4.0": "cc-by-4.0", "Apache-2.0": "apache-2.0"}
 # Blocks of a Markdown file that a template writes.
@@ -146,8 +145,8 @@ def _system_facts(board: pd.DataFrame, claims: pd.DataFrame) -> dict[str, Any]:
         systems.append(FLAGSHIP)
     accuracy = claims[claims["metric"] == "accuracy"].set_index("recipe")
     verdicts = accuracy["verdict"].dropna().to_dict()
-    for row in accuracy[accuracy["verdict"] == TOO_WIDE].reset_index().to_dict(orient="records"):
-        verdicts[row["recipe"]] += f" ({_span(row, 'next')})"
+    for name, row in accuracy[accuracy["verdict"] == TOO_WIDE].iterrows():
+        verdicts[name] += f" ({style.span(row['next_low'], row['next_high'], 2)})"
     return {"systems": systems, "measured": measured, "verdicts": verdicts}
 
 
@@ -164,6 +163,9 @@ def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
     groups = tables.group_runs(dataset)
     leading = tables.leading_groups(groups)
     everything = scores.load(dataset)
+    tested = everything[(everything["protocol"] == "strict") & (everything["split"] == "test")]
+    own = tested.drop_duplicates("image_id")["label"].mean()
+    prevalences = (*PREVALENCES, *([own] if len(tested) else []))
     variants = IMBALANCE_RECIPES[1:]
     predictive = {}
     strict = []
@@ -175,7 +177,7 @@ def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
         compute.append((row, choices | {"epochs": epochs}))
         recipe = row["recipe"]
         if group in leading and row["protocol"] == "strict" and recipe not in variants:
-            table = metrics.predictive(tables.scores_of(group, everything), PREVALENCES)
+            table = metrics.predictive(tables.scores_of(group, everything), prevalences)
             predictive[recipe] = table.to_dict(orient="records")
             strict.append(row)
     external = tables.read_rows(dataset, "external")
@@ -183,7 +185,7 @@ def _result_facts(dataset: str, board: pd.DataFrame) -> dict[str, Any]:
     return {
         "rows": rows,
         "strict": strict,
-        "prevalences": PREVALENCES,
+        "prevalences": prevalences,
         "predictive": predictive,
         "external": [row for row in external if row["recipe"] not in variants],
         "radiologists": _rows_of_two(dataset, "nih_radiologists_auc"),

@@ -149,8 +149,8 @@ def _warn_of_others(dataset: str, groups: list[RunGroup]) -> None:
         others = len(runs.all_runs(dataset, recipe, protocol)) - len(group)
         if others:
             log.warning(
-                "%s, %s: %d runs of different settings are not averaged with the others. "
-                "Fix: train all of its seeds with one recipe, budget, precision and backend",
+                "%s, %s: %d runs of another budget or other settings are left out. Fix, if they "
+                "are wanted: train all of its seeds with one recipe, budget, precision and backend",
                 recipe,
                 protocol,
                 others,

@@ -251,7 +251,28 @@ HEADS = {
 }
 
 
-class RandomFraming(layers.Layer):
+class _RandomChange(layers.Layer):
+    """Changes float images `(batch, size, size, 1)` in training, each by numbers of its own."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.seeds = keras.random.SeedGenerator()
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Change images in 0…255 in training, and leave them unchanged otherwise."""
+        return self.change(inputs) if training else inputs
+
+    def change(self, inputs: Any) -> Any:
+        """Change every image."""
+        raise NotImplementedError
+
+    def draw(self, inputs: Any, low: float = 0.0, high: float = 1.0) -> Any:
+        """One number per image, `(batch, 1, 1, 1)`, from `low` to `high`."""
+        shape = (keras.ops.shape(inputs)[0], 1, 1, 1)
+        return keras.random.uniform(shape, low, high, seed=self.seeds, dtype="float32")
+
+
+class RandomFraming(_RandomChange):
     """Crops each image at random in training and stretches the crop to the whole.
 
     Height and width of the crop are independent, from `low` to 1 of the image's, and are drawn
@@ -262,12 +283,9 @@ class RandomFraming(layers.Layer):
     def __init__(self, low: float = 0.62, **options: Any):
         super().__init__(**options)
         self.low = low
-        self.seeds = keras.random.SeedGenerator()
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
-        """Crop float images `(batch, size, size, 1)`, each by its own box."""
-        if not training:
-            return inputs
+    def change(self, inputs: Any) -> Any:
+        """Crop each image by a box of its own."""
         ops = keras.ops
         rows = self._weights(inputs, inputs.shape[1])
         columns = self._weights(inputs, inputs.shape[2])
@@ -278,16 +296,15 @@ class RandomFraming(layers.Layer):
     def _weights(self, inputs: Any, size: int) -> Any:
         """Weights `(batch, new line, old line)` of linear interpolation; each row sums to 1."""
         ops = keras.ops
-        shape = (ops.shape(inputs)[0], 1, 1)
-        length = keras.random.uniform(shape, self.low, 1.0, seed=self.seeds) * size
-        start = keras.random.uniform(shape, seed=self.seeds) * (size - length)
+        length = self.draw(inputs, self.low)[..., 0] * size
+        start = self.draw(inputs)[..., 0] * (size - length)
         lines = ops.arange(size, dtype="float32") + 0.5
         wanted = start + lines[None, :, None] * (length / size)
         weights = ops.relu(1.0 - ops.abs(wanted - lines[None, None, :]))
         return ops.cast(weights / ops.sum(weights, axis=-1, keepdims=True), inputs.dtype)
 
 
-class RandomRendering(layers.Layer):
+class RandomRendering(_RandomChange):
     """Changes gamma, contrast and brightness of each image at random in training.
 
     Gamma is from 1 / `gamma` to `gamma`, evenly in its logarithm. Then contrast about mid-grey
@@ -306,27 +323,19 @@ class RandomRendering(layers.Layer):
         self.log_gamma = float(np.log(gamma))
         self.contrast = contrast
         self.brightness = brightness
-        self.seeds = keras.random.SeedGenerator()
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
-        """Change float images `(batch, size, size, 1)` in 0…255."""
-        if not training:
-            return inputs
+    def change(self, inputs: Any) -> Any:
+        """Render each image anew."""
         ops = keras.ops
-        gamma = self._uniform(inputs, self.log_gamma)
-        contrast = self._uniform(inputs, self.contrast)
-        brightness = self._uniform(inputs, self.brightness)
+        gamma = self.draw(inputs, -self.log_gamma, self.log_gamma)
+        contrast = self.draw(inputs, -self.contrast, self.contrast)
+        brightness = self.draw(inputs, -self.brightness, self.brightness)
         rendered = ops.clip(ops.cast(inputs, "float32") / 255.0, 1e-4, 1.0) ** ops.exp(gamma)
         rendered = (rendered - 0.5) * (1.0 + contrast) + 0.5 + brightness
         return ops.cast(255.0 * ops.clip(rendered, 0.0, 1.0), inputs.dtype)
 
-    def _uniform(self, inputs: Any, limit: float) -> Any:
-        """One number per image, from -`limit` to `limit`."""
-        shape = (keras.ops.shape(inputs)[0], 1, 1, 1)
-        return keras.random.uniform(shape, -limit, limit, seed=self.seeds, dtype="float32")
 
-
-class RandomDegradation(layers.Layer):
+class RandomDegradation(_RandomChange):
     """Blurs images and adds noise at random in training, each image differently.
 
     Of the images 30% are blurred: each is mixed, by a random share, with its average over a window
@@ -345,12 +354,9 @@ class RandomDegradation(layers.Layer):
         super().__init__(**options)
         self.noise = noise
         self.speckle = speckle
-        self.seeds = keras.random.SeedGenerator()
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
-        """Degrade float images `(batch, size, size, 1)` in 0…255."""
-        if not training:
-            return inputs
+    def change(self, inputs: Any) -> Any:
+        """Degrade each image."""
         ops = keras.ops
         images = ops.cast(inputs, "float32")
         blurred = images
@@ -365,9 +371,8 @@ class RandomDegradation(layers.Layer):
 
     def _sometimes(self, images: Any, share: float) -> Any:
         """One number per image: from 0 to 1 for that share of the images, 0 for the others."""
-        shape = (keras.ops.shape(images)[0], 1, 1, 1)
-        chosen = keras.random.uniform(shape, seed=self.seeds) < share
-        strength = keras.random.uniform(shape, seed=self.seeds)
+        chosen = self.draw(images) < share
+        strength = self.draw(images)
         return keras.ops.where(chosen, strength, 0.0)
 
 

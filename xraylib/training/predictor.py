@@ -29,6 +29,9 @@ class Predictor:
     model: Any
     head: dict[str, np.ndarray] | None
 
+    # What a packaged or exported model has beside the network.
+    left_out = ("limits", "gate", "heat map")
+
     @property
     def threshold(self) -> float:
         """The run's frozen threshold."""

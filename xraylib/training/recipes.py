@@ -9,7 +9,7 @@ A recipe may hold parts of your own: a function for `network`, `augmentation`, `
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from xraylib.errors import InvalidDataError, NotFoundError
@@ -229,12 +229,10 @@ class Recipe:
         return chosen
 
 
-# The fields of a recipe that do not decide the outcome of training.
-_WORDS = (
-    "title",
+# The fields of a published system that a variant of it does not inherit.
+_OF_THE_SYSTEM = (
     "source",
     "url",
-    "seeds",
     "claims",
     "claimed_on",
     "ours",
@@ -243,8 +241,9 @@ _WORDS = (
     "remark",
     "retained",
     "corrected",
-    "threshold_rule",
 )
+# The fields of a recipe that do not decide the outcome of training.
+_WORDS = ("title", "seeds", "threshold_rule", *_OF_THE_SYSTEM)
 
 
 @dataclass(frozen=True)
@@ -475,25 +474,16 @@ MOBILENET_SMALL = Recipe(
     ),
 )
 
-# Fields of a published system that a variant of it does not inherit.
-_OF_THE_SYSTEM: dict[str, Any] = {
-    "source": "this repository",
-    "url": "",
-    "claims": {},
-    "claimed_on": 0,
-    "ours": "",
-    "stored_output": {},
-    "published": {},
-    "retained": (),
-    "corrected": (),
-    "remark": "",
-}
-
 
 def _variant(recipe: Recipe, ending: str, words: str, **changes: Any) -> Recipe:
     """Return a variant of a recipe, which makes no claim."""
-    fields = _OF_THE_SYSTEM | changes
-    return replace(recipe, name=recipe.name + ending, title=f"{recipe.title}, {words}", **fields)
+    inherited = {
+        field.name: getattr(recipe, field.name)
+        for field in fields(recipe)
+        if field.name not in _OF_THE_SYSTEM
+    }
+    inherited |= {"name": recipe.name + ending, "title": f"{recipe.title}, {words}"}
+    return Recipe(**(inherited | changes))
 
 
 def _balanced(imbalance: str, short: str) -> Recipe:

@@ -90,6 +90,11 @@ class Job:
         """Return the rows of the manifest in a split."""
         return self.assigned.index[self.assigned["split"] == split].to_numpy()
 
+    def with_swapped(self, scored: pd.DataFrame, scores: np.ndarray) -> pd.DataFrame:
+        """Add the scores of validation images framed as the other class, as a split `swapped`."""
+        validation = self.assigned[self.assigned["split"] == "val"]
+        return pd.concat([scored, validation.assign(split="swapped", score=scores)])
+
     def pixels(self) -> np.ndarray:
         """Return the pixels of every row, uint8 `(n, size, size, 1)`."""
         return regions.load(self.manifest, self.recipe.size, self.recipe.region)
@@ -313,7 +318,7 @@ def _check_shared(folder: Path, first: bool) -> None:
 
 def _fit_and_write(job: Job, first: bool) -> runs.Run:
     """Train a run; the first process writes it."""
-    fitted = _fit_network(job) if job.recipe.fit == "network" else _fit_probe(job)
+    fitted = NetworkFit(job).fit() if job.recipe.fit == "network" else _fit_probe(job)
     names = {name: job.settings[name] for name in ("recipe", "protocol", "seed")}
     scores = fitted.scores.assign(**names)[list(runs.SCORE_COLUMNS)]
     scores = scores[scores["split"] != "train"].sort_values(["split", "image_id"])
@@ -332,10 +337,6 @@ def _fit_and_write(job: Job, first: bool) -> runs.Run:
             f"the run of {job.title} was removed while it was written. Fix: train it again."
         )
     return run
-
-
-def _fit_network(job: Job) -> Fitted:
-    return NetworkFit(job).fit()
 
 
 class NetworkFit:
@@ -421,7 +422,7 @@ class NetworkFit:
         if not np.isfinite(scores).all():
             raise OperationFailedError(
                 f"{self.job.title}: the network's scores are not numbers, its training diverged. "
-                "Fix: a lower learning rate, such as --set learning_rate=1e-4, or another seed."
+                f"Fix: another seed, or a lower rate: {self.job.recipe.name}+learning_rate=1e-4."
             )
         return scores
 
@@ -496,9 +497,7 @@ class NetworkFit:
         scored = scored.assign(score=self._score(self.pixels, scored.index.to_numpy()))
         if not self.swapped:
             return scored
-        swapped = assigned[assigned["split"] == "val"]
-        swapped = swapped.assign(split="swapped", score=self._score_view("framing"))
-        return pd.concat([scored, swapped])
+        return self.job.with_swapped(scored, self._score_view("framing"))
 
     def _save_weights(self) -> None:
         """Save the model; every process must call this, and only the first one's file is kept."""
@@ -531,18 +530,12 @@ def _fit_probe(job: Job) -> Fitted:
     if recipe.augmentation is None:
         labels = job.assigned["label"].to_numpy()
         head, history = probe.fit(features, labels, job.assigned["split"].to_numpy())
-        swapped_features = None
+        scores = job.assigned.assign(score=probe.predict_probability(head, features))
     else:
         head, history, swapped_features = _fit_reframed_probe(job)
+        scores = job.assigned.assign(score=probe.predict_probability(head, features))
+        scores = job.with_swapped(scores, probe.predict_probability(head, swapped_features))
     probe.save_head(head, job.folder / runs.MODEL_FILES[recipe.fit])
-    scores = job.assigned.assign(score=probe.predict_probability(head, features))
-    if swapped_features is not None:
-        swapped = job.assigned[job.assigned["split"] == "val"]
-        swapped = swapped.assign(
-            split="swapped",
-            score=probe.predict_probability(head, swapped_features),
-        )
-        scores = pd.concat([scores, swapped])
     measured = {"train_seconds": time.perf_counter() - started, "epochs": 0}
     return Fitted(history, scores, measured)
 

@@ -1,22 +1,31 @@
 """How good the packaged model is: its answers, its probability, and what its gate refuses.
 
-Nothing here chooses a limit of the model. `measure` writes the tables `packaged` and `gate` of the
-report; `export` copies the numbers that answers mention into the model's `run.json`.
+    .venv/bin/python benchmarks/packaged_model.py --dataset kermany --others nih
+
+Writes the tables `packaged` and `gate` of the data set's report, and chooses no limit of the model.
 """
 
+import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
-from sklearn.metrics import roc_auc_score
 
+from xraylib import gate
 from xraylib.datasets import alterations, images
+from xraylib.datasets import manifest as manifests
 from xraylib.evaluation import metrics
 from xraylib.evaluation.resampling import bootstrap_weights, interval, share_interval
-from xraylib.packaged import ANSWERS, NORMAL, PNEUMONIA, UNDECIDED, PackagedModel
+from xraylib.packaged import (
+    ANSWERS,
+    NORMAL,
+    PNEUMONIA,
+    UNDECIDED,
+    PackagedModel,
+    load_packaged,
+)
 from xraylib.report.tables import save_table
 
 # Every image of the test is changed in each way; the kinds that are made up have so many.
@@ -42,69 +51,9 @@ def _tilted(image: Image.Image, rng: np.random.Generator, degrees: float) -> Ima
     return image.rotate(degrees * rng.choice([-1, 1]), Image.Resampling.BILINEAR)
 
 
-def right_answers(answers: list[dict[str, Any]], labels: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Count how often each answer was right.
-
-    Parameters
-    ----------
-    answers
-        From `PackagedModel.answer`.
-    labels
-        `(n,)`, 0 for normal and 1 for pneumonia.
-
-    Returns
-    -------
-    dict
-        By answer that says a class: `n`, how often it was given, and `share`, how often it was
-        right, or None where it was never given.
-    """
-    given = _given(answers)
-    rates = {}
-    for name, label in ((NORMAL, 0), (PNEUMONIA, 1)):
-        chosen = given == name
-        share = float((labels[chosen] == label).mean()) if chosen.any() else None
-        rates[name] = {"n": int(chosen.sum()), "share": share}
-    return rates
-
-
 def _given(answers: list[dict[str, Any]]) -> np.ndarray:
     """The answer to each image, or `abstained`."""
     return np.array([a["answer"] if a["status"] == "ok" else "abstained" for a in answers])
-
-
-def agreement_with_radiologists(
-    model: PackagedModel,
-    others: pd.DataFrame,
-    file: Path,
-) -> dict[str, Any]:
-    """Measure how the model ranks images that radiologists re-read: lung opacity against normal.
-
-    Parameters
-    ----------
-    model : PackagedModel
-    others : pandas.DataFrame
-        A manifest. An image without an answer has the log odds 0.
-    file : pathlib.Path
-        A CSV file with the columns `image_id`, `view` (AP or PA) and `rsna_class`, of which
-        `Lung Opacity` and `Normal` are compared.
-
-    Returns
-    -------
-    dict
-        `images`: how many; `all`, `AP` and `PA`: the AUC of all of them and of each view.
-    """
-    listed = pd.read_csv(file).set_index("image_id").reindex(others["image_id"])
-    is_opacity = (listed["rsna_class"] == "Lung Opacity").to_numpy()
-    is_compared = is_opacity | (listed["rsna_class"] == "Normal").to_numpy()
-    pixels = images.load_pixels(others, model.size)[np.flatnonzero(is_compared)]
-    log_odds = np.array([answer.get("log_odds", 0.0) for answer in model.answer(pixels)])
-    labels = is_opacity[is_compared]
-    views = listed["view"].to_numpy()[is_compared]
-    agreement = {"images": len(labels), "all": float(roc_auc_score(labels, log_odds))}
-    for view in ("AP", "PA"):
-        is_view = views == view
-        agreement[view] = float(roc_auc_score(labels[is_view], log_odds[is_view]))
-    return agreement
 
 
 def measure(
@@ -140,11 +89,11 @@ def measure(
     )
     foreign = images.load_pixels(others, model.size)[~is_taught]
     strangers = others["patient"].to_numpy()[~is_taught]
-    gate = measure_gate(model, pixels, test["patient"].to_numpy(), foreign, strangers)
-    for name, table in (("packaged", answers), ("gate", gate)):
+    refusals = measure_gate(model, pixels, test["patient"].to_numpy(), foreign, strangers)
+    for name, table in (("packaged", answers), ("gate", refusals)):
         table.insert(0, "model", model.sha256[:12])
         save_table(table, manifest.attrs["dataset"], name)
-    return answers, gate
+    return answers, refusals
 
 
 def measure_answers(
@@ -266,3 +215,19 @@ def _kinds(
     yield "another hospital, patients that taught nothing", "", others, patients_of_others
     for kind, pictures in alterations.strangers(pixels.shape[1], MADE_UP):
         yield kind, "other", pictures, np.arange(len(pictures))
+
+
+def main() -> None:
+    """Measure the packaged model, and print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="kermany", help="what it was trained on")
+    parser.add_argument("--others", default="nih", help="images of another population")
+    options = parser.parse_args()
+    others = manifests.load(options.others)
+    manifest = manifests.load(options.dataset)
+    for table in measure(load_packaged(), manifest, others, gate.taught_half(others)):
+        print(table.to_string(index=False, float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    main()
