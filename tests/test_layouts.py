@@ -159,7 +159,7 @@ def test_a_new_split_mends_a_patient_in_two_splits(tmp_path):
             usual(["Lung Opacity", "Normal", "Not Normal"]),
             r'--classes "Normal=0,Lung Opacity=\?,Not Normal=\?"',
         ),
-        (usual(of_folders("Bacteria", "clear")), '--classes "clear=0,Bacteria=1"'),
+        (usual(of_folders("Bacteria", "clear")), '--classes "Bacteria=1,clear=0"'),
         (["a.png", "b.png"], "2 images and no folder of a class or split; its folders: none.*CSV"),
         (
             [f"{split}/{n}.png" for split in ("train", "valid", "test") for n in range(3)],

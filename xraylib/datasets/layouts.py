@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -131,22 +132,17 @@ def _unnamed_classes(dataset: Dataset, content: str, names: Collection[str]) -> 
 
     A single other class gets the label that is missing. Of several, the user has to choose.
     """
-    labels: dict[str, object] = {}
-    others = []
-    for name in names:
-        if _plain(name) in _CLASSES:
-            labels[name] = _CLASSES[_plain(name)][0]
-        else:
-            others.append(name)
-    missing = {0, 1} - set(labels.values())
+    recognised = {name: _CLASSES[_plain(name)][0] for name in names if _plain(name) in _CLASSES}
+    labels: dict[str, object] = dict(sorted(recognised.items(), key=itemgetter(1)))
+    others = [name for name in names if name not in recognised]
+    missing = {0, 1} - set(recognised.values())
     choice = ""
     if len(missing) == len(others) == 1:
         labels[others[0]] = missing.pop()
     elif missing:
         labels |= dict.fromkeys(others[:5], "?")
         choice = " with 0 for normal, 1 for pneumonia in place of ?"
-    pairs = [f"{name}={label}" for name, label in labels.items()]
-    classes = ",".join(sorted(pairs, key=lambda pair: pair[-1]))
+    classes = ",".join(f"{name}={label}" for name, label in labels.items())
     command = f'`python -m xraylib data verify {dataset.reference} --classes "{classes}"`'
     return InvalidDataError(
         f"{content}. Fix: say which classes are normal (0) and pneumonia (1), such as "
