@@ -1,6 +1,7 @@
 """Data sets as strangers have them: every layout is understood, or refused with the fix."""
 
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -144,15 +145,85 @@ def test_a_new_split_mends_a_patient_in_two_splits(tmp_path):
             usual(of_folders(*CLASSES, "COVID")),
             'COVID is neither.*--classes "NORMAL=0,PNEUMONIA=1"',
         ),
-        (usual(of_folders("ill", "well")), r"ill is neither.*--classes"),
-        (usual(["ill", "well"]), 'ill, well.*--classes "ill=0,well=1"'),
-        (usual(of_folders("ILL", "NORMAL")), 'ILL is neither.*--classes "NORMAL=0,ILL=1"'),
-        (["a.png", "b.png"], "2 images and no folder of a class.*CSV"),
+        (
+            usual(of_folders("abnormal", "healthy")),
+            r'abnormal is neither.*--classes "abnormal=\?,healthy=\?"` with 0 for normal, '
+            r"1 for pneumonia in place of \?",
+        ),
+        (usual(["ill", "well"]), r'ill, well.*--classes "ill=\?,well=\?"'),
+        (
+            usual(of_folders("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")),
+            'COVID is neither.*--classes "Normal=0,Viral Pneumonia=1"`;',
+        ),
+        (
+            usual(["Lung Opacity", "Normal", "Not Normal"]),
+            r'--classes "Normal=0,Lung Opacity=\?,Not Normal=\?"',
+        ),
+        (usual(of_folders("Bacteria", "clear")), '--classes "Bacteria=1,clear=0"'),
+        (["a.png", "b.png"], "2 images and no folder of a class or split; its folders: none.*CSV"),
+        (
+            [f"{split}/{n}.png" for split in ("train", "valid", "test") for n in range(3)],
+            r"9 images lie in test, train, valid, in no class folder.*<split>/<class>/<image>",
+        ),
+        (
+            [*usual(["train/NORMAL", "train/PNEUMONIA"]), "test/a.png"],
+            "test holds no image in a class folder.*take it away",
+        ),
+        (
+            [f"stage_2_{split}_images/{n}.png" for split in ("train", "test") for n in range(3)],
+            "6 images and no folder of a class or split.*<split>/<class>/<image>",
+        ),
     ],
 )
 def test_what_is_not_understood_is_refused_with_the_command_that_helps(tmp_path, files, said):
     with pytest.raises(InvalidDataError, match=rf"(?s)mine.*{said}.*"):
         verify.verify(plant(tmp_path / "mine", files))
+
+
+@pytest.mark.parametrize("label_folder", ["Lung_Opacity", "ILL"])
+def test_the_proposed_command_is_taken_where_one_class_is_recognised(tmp_path, label_folder):
+    root = plant(tmp_path / "mine", usual(of_folders(label_folder, "NORMAL")))
+    with pytest.raises(InvalidDataError) as failure:
+        verify.verify(root)
+    proposed = str(failure.value).split("`")[1].split("xraylib ")[1]
+    assert f'"NORMAL=0,{label_folder}=1"' in proposed
+    assert cli.main(shlex.split(proposed)) == 0
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [f"stage_2_{split}_images/{n}.png" for split in ("test", "train") for n in range(12)],
+        [f"{split}/images/{n}.png" for split in ("test", "train") for n in range(12)],
+        [f"{split}/{n}.png" for split in ("test", "train") for n in range(12)],
+        [f"images/{n}.png" for n in range(12)],
+        [f"{n}.png" for n in range(12)],
+    ],
+)
+def test_a_table_in_the_folder_is_proposed_by_its_path(tmp_path, files):
+    root = plant(tmp_path / "my images", files)
+    rows = [f"{file},{n % 2}" for n, file in enumerate(files)]
+    (root / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    (root / "a_classes.csv").write_text("path,class\n0.png,Not Normal\n1.png,normal\n")
+    (root / "submission.csv").write_text("path,PredictionString\n0.png,\n")
+    with pytest.raises(InvalidDataError, match=r"^[^\n]*give the table by its path") as failure:
+        verify.verify(root)
+    assert "--classes" not in str(failure.value)
+    proposed = str(failure.value).split("`")[1].split("xraylib ")[1]
+    assert shlex.split(proposed)[-1] == str(root / "labels.csv")
+    assert cli.main(shlex.split(proposed)) == 0
+
+
+def test_a_table_without_the_columns_is_named_so_that_it_can_say_so(tmp_path):
+    root = plant(tmp_path / "mine", ["0.png", "1.png"])
+    (root / "labels.csv").write_text("id,finding\n0.png,0\n")
+    with pytest.raises(InvalidDataError, match=r"table by its path, `[^`]*labels\.csv`"):
+        verify.verify(root)
+    root = plant(tmp_path / "other", usual(of_folders("abnormal", "healthy")))
+    (root / "metadata.csv").write_text("patient,age\n1,2\n")
+    (root / "test/metadata.csv").write_text("patient,age\n1,2\n")
+    with pytest.raises(InvalidDataError, match=r'--classes "abnormal=\?,healthy=\?"'):
+        verify.verify(root)
 
 
 def test_classes_of_ones_own_leave_out_the_others_and_name_them(tmp_path):
@@ -319,6 +390,23 @@ def test_a_roboflow_export_is_read_as_it_comes(tmp_path):
     assert "NORMAL0-0" in set(manifest.load(root)["image_id"])
 
 
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_a_roboflow_export_with_a_table_per_split_is_read_as_it_comes(tmp_path, below):
+    root = tmp_path / "mine"
+    splits_of_files = ("train", "valid", "test")
+    plant(root, [f"{s}/{below}{s}{n}_jpeg.rf.{n}a.jpg" for s in splits_of_files for n in range(6)])
+    for split in splits_of_files:
+        rows = [f"{split}{n}_jpeg.rf.{n}a.jpg, {n % 2}, {1 - n % 2}" for n in range(6)]
+        header = "filename, PNEUMONIA, NORMAL"
+        (root / split / "_classes.csv").write_text("\n".join([header, *rows]))
+    table = verify.verify(root)
+    assert table.attrs["problem"] == "" and table["images"].tolist() == [3] * 6
+    rows = manifest.load(root).set_index("image_id")
+    assert rows.loc[["valid0", "valid1"], "label"].tolist() == [0, 1]
+    assert set(rows.loc[["valid0", "valid1"], "split"]) == {"val"}
+    assert rows.loc["test3", "path"] == str(root / "test" / f"{below}test3_jpeg.rf.3a.jpg")
+
+
 def test_the_csv_edition_of_the_rsna_challenge_is_read_as_it_comes(tmp_path):
     root = tmp_path / "rsna"
     rows = []
@@ -387,6 +475,39 @@ def test_a_table_says_everything_of_an_image(listed):
 def test_tables_are_read_as_programs_write_them(listed, header, row, encoding):
     table = manifest.load(listed(header, lambda n: row.format(n, n % 2), encoding))
     assert table["label"].tolist() == [int(name) % 2 for name in table["image_id"]]
+
+
+def test_columns_of_0_and_1_are_labels_where_no_column_is(listed):
+    marks = ("1,0,0,0", "0,1.0,,0", "0,0,1,-1.0", "0,0,0,0")
+    file = listed("file,Normal,Bacteria,Virus,COVID", lambda n: f"{n}.png,{marks[n % 4]}")
+    table = manifest.load(file).set_index("image_id")
+    assert table.loc[["0", "1", "2"], "label"].tolist() == [0, 1, 1]
+    assert table.loc[["0", "1", "2"], "kind"].tolist() == ["normal", "bacteria", "virus"]
+    reasons = verify.verify(file).attrs["passed_over"]
+    assert reasons == {"the table gives no label": ["3.png", "7.png", "11.png"]}
+
+
+def test_columns_of_other_classes_are_refused_until_they_are_named(listed):
+    file = listed("file,abnormal,healthy", lambda n: f"{n}.png,{n % 2},{(n + 1) % 2}")
+    with pytest.raises(InvalidDataError, match=r'--classes "healthy=\?,abnormal=\?"'):
+        manifest.load(file)
+    dataset = catalog.understand(catalog.get_dataset(file), {"healthy": 0, "abnormal": 1})
+    table = manifest.load(dataset)
+    assert table["label"].tolist() == [int(name) % 2 for name in table["image_id"]]
+    file = listed("file,normal,pneumonia", lambda n: f"{n}.png,{int(n == 1)},1")
+    with pytest.raises(InvalidDataError, match=r"1 images have both labels.*x/1\.png"):
+        manifest.load(file)
+    file = listed("file,pneumonia", lambda n: f"{n}.png,{n % 2}")
+    with pytest.raises(InvalidDataError, match="needs the columns path and label but has: file, p"):
+        manifest.load(file)
+
+
+def test_labels_of_the_middle_class_are_proposed_after_the_recognised(listed):
+    labels = ("Lung Opacity", "No Lung Opacity / Not Normal", "Normal")
+    file = listed("patientId,class", lambda n: f"{n},{labels[n % 3]}")
+    proposed = r'"Normal=0,Lung Opacity=\?,No Lung Opacity / Not Normal=\?"'
+    with pytest.raises(InvalidDataError, match=proposed):
+        manifest.load(file)
 
 
 def test_missing_files_and_labels_of_a_table_are_counted_and_named(listed):

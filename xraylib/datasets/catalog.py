@@ -216,7 +216,7 @@ _ALL = (
     ),
 )
 DATASETS: dict[str, Dataset] = {dataset.name: dataset for dataset in _ALL}
-_TABLES = (".csv", ".tsv")
+TABLES = (".csv", ".tsv")
 # What a description can set, as `understand` takes it.
 _SETTINGS = ("classes", "patient_regex", "split")
 _SPLITS = ("train", "val", "test", "new")
@@ -282,7 +282,7 @@ def _from_path(given: Path, images: Path) -> Dataset:
 def _from_file(file: Path) -> Dataset:
     """Return the data set that a table of images, or a description, is about."""
     suffix = file.suffix.lower()
-    if suffix in _TABLES:
+    if suffix in TABLES:
         return _from_path(file, file)
     if suffix == ".toml":
         return _read_description(file)
@@ -308,7 +308,7 @@ def _read_description(file: Path) -> Dataset:
         raise InvalidDataError(f"{file}: {unknown[0]!r} is no setting. Fix: {fix}.")
     location = settings.pop("images", ".")
     images = file.parent / Path(str(location)).expanduser()
-    if not images.exists() or (images.is_file() and images.suffix.lower() not in _TABLES):
+    if not images.exists() or (images.is_file() and images.suffix.lower() not in TABLES):
         fix = "let images name a folder or a CSV, from the folder of this file on"
         raise NotFoundError(f"{file}: images is {location!r}, which is neither. Fix: {fix}.")
     return understand(_from_path(file, images.resolve()), **settings)

@@ -101,14 +101,15 @@ def _is_read_elsewhere(path: str, home: str, entered: set[str]) -> bool:
 def _sort_file(path: Path, listing: Listing) -> None:
     """Put a file into the list where it belongs."""
     if is_litter(path.name):
-        listing.passed_over.append(PassedOver(str(path), HIDDEN))
+        reason = HIDDEN
     elif path.is_symlink() and not path.exists():
         listing.broken.append(str(path))
+        return
     elif not path.is_file():  # to open a pipe would wait for its writer
-        listing.passed_over.append(PassedOver(str(path), "not a regular file"))
-    elif path.suffix.lower() in SUFFIXES:
-        listing.images.append(str(path))
-    elif reason := why_no_image(path):
+        reason = "not a regular file"
+    else:
+        reason = "" if path.suffix.lower() in SUFFIXES else why_no_image(path)
+    if reason:
         listing.passed_over.append(PassedOver(str(path), reason))
     else:
         listing.images.append(str(path))

@@ -1,4 +1,4 @@
-"""How a data set lies on disk: split and class folders, class folders alone, or a table (CSV).
+"""How a data set lies on disk: split folders, class folders, a table (CSV), or a table per split.
 
 Nothing of a user's is changed. Each file that is not read is listed with its reason.
 """
@@ -6,14 +6,18 @@ Nothing of a user's is changed. Each file that is not read is listed with its re
 import errno
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from xraylib.datasets.catalog import Dataset
+from xraylib.datasets.catalog import TABLES, Dataset
 from xraylib.datasets.files import HIDDEN, Listing, PassedOver, is_litter, list_folder
 from xraylib.errors import InvalidDataError
 
@@ -31,7 +35,8 @@ _CLASSES = {
     "viral": (1, "virus"),
     "viral pneumonia": (1, "virus"),
 }
-_TABLE_LABELS = {"0": (0, ""), "1": (1, ""), "0.0": (0, ""), "1.0": (1, "")}
+_Classes = Mapping[str, tuple[int, str]]
+_IN_TABLES = {"0": (0, ""), "1": (1, ""), "0.0": (0, ""), "1.0": (1, "")}
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -49,6 +54,7 @@ _NAMES_OF_COLUMNS = {
     "split": ("split",),
 }
 _NUMBER = re.compile(r"[-+]?[0-9.]+")
+_IN_NAMES_OF_SPLITS = re.compile("train|val|test")
 _MASKS = {"mask", "masks"}
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -90,7 +96,10 @@ def read_layout(dataset: Dataset) -> Layout:
     PermissionError
         If a folder cannot be read.
     """
-    layout = _read_table(dataset) if dataset.table else _read_folders(dataset)
+    if dataset.table:
+        layout = _read_table(dataset, Path(dataset.table), dataset.root)
+    else:
+        layout = _read_folders(dataset)
     if dataset.split:
         layout.images["split"] = "" if dataset.split == "new" else dataset.split
     return layout
@@ -98,7 +107,7 @@ def read_layout(dataset: Dataset) -> Layout:
 
 def first_names(names: Iterable[object]) -> str:
     """List the first five names, for a message."""
-    listed = [str(name) for name in names]
+    listed = list(map(str, names))
     return ", ".join(listed[:5]) + (", …" if len(listed) > 5 else "")
 
 
@@ -111,25 +120,62 @@ def _plain(name: str) -> str:
     return re.sub(r"^[0-9]+ ", "", words)
 
 
-def _classes_of(dataset: Dataset) -> Mapping[str, tuple[int, str]]:
+def _classes_of(dataset: Dataset, usual: _Classes = _CLASSES) -> _Classes:
     """Give label and kind by the plain name of a class."""
     if dataset.classes:
         return {_plain(name): (label, "") for name, label in dataset.classes.items()}
-    return _CLASSES | _TABLE_LABELS if dataset.table else _CLASSES
+    return usual
 
 
 def _unnamed_classes(dataset: Dataset, content: str, names: Collection[str]) -> InvalidDataError:
-    """Advise which command names the classes; which name has which label is for the user to say."""
-    labels = {name: _CLASSES[_plain(name)][0] for name in names if _plain(name) in _CLASSES}
-    for name in [*sorted(names), "OTHER"]:
-        missing = {0, 1} - set(labels.values())
-        if missing:
-            labels.setdefault(name, min(missing))
+    """Advise which command names the classes; recognised ones come first, normal before pneumonia.
+
+    A single other class gets the label that is missing. Of several, the user has to choose.
+    """
+    recognised = {name: _CLASSES[_plain(name)][0] for name in names if _plain(name) in _CLASSES}
+    labels: dict[str, object] = dict(sorted(recognised.items(), key=itemgetter(1)))
+    others = [name for name in names if name not in recognised]
+    missing = {0, 1} - set(recognised.values())
+    choice = ""
+    if len(missing) == len(others) == 1:
+        labels[others[0]] = missing.pop()
+    elif missing:
+        labels |= dict.fromkeys(others[:5], "?")
+        choice = " with 0 for normal, 1 for pneumonia in place of ?"
     classes = ",".join(f"{name}={label}" for name, label in labels.items())
     command = f'`python -m xraylib data verify {dataset.reference} --classes "{classes}"`'
     return InvalidDataError(
-        f"{content}. Fix: say which classes are normal (0) and pneumonia (1), such as {command}; "
-        "classes that are not named are left out."
+        f"{content}. Fix: say which classes are normal (0) and pneumonia (1), such as "
+        f"{command}{choice}; classes that are not named are left out."
+    )
+
+
+def _not_understood(dataset: Dataset, content: str, names: Iterable[str] = ()) -> InvalidDataError:
+    """Advise to give a table that lies in the folder, else to name the classes."""
+    classes = _classes_of(dataset, _CLASSES | _IN_TABLES)
+    known_labels = dict.fromkeys(_tables(dataset.root.rglob("*")), -1)
+    for file in known_labels:
+        with suppress(InvalidDataError):
+            labels = _rename_columns(file, _read_csv(file))["label"]
+            known_labels[file] = labels.map(_plain).isin(classes).sum()
+    folders = [name for name in names if not _IN_NAMES_OF_SPLITS.search(_plain(name))]
+    if known_labels and (len(folders) < 2 or max(known_labels.values()) >= 0):
+        table = shlex.quote(str(max(known_labels, key=known_labels.__getitem__)))
+        fix = f"give the table by its path, `python -m xraylib data verify {table}`"
+        return InvalidDataError(f"{content}. Fix: {fix}.")
+    if len(folders) > 1:
+        return _unnamed_classes(dataset, content, folders)
+    fix = (
+        "arrange JPEG, PNG, TIFF or DICOM files as <split>/<class>/<image> or <class>/<image>, "
+        "or give a CSV with the columns path and label"
+    )
+    return InvalidDataError(f"{content}. Fix: {fix}.")
+
+
+def _tables(paths: Iterable[Path]) -> list[Path]:
+    """Keep what can be tables of images, sorted."""
+    return sorted(
+        path for path in paths if path.suffix.lower() in TABLES and not is_litter(path.name)
     )
 
 
@@ -143,16 +189,24 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _read_folders(dataset: Dataset) -> Layout:
-    """Read split/class/image, or class/image."""
+    """Read split/class/image, class/image, or split folders with a table each."""
     classes = _classes_of(dataset)
     root, passed_over = _folder_of_classes(dataset, classes)
     folders = _subfolders(root)
     splits = {path: _SPLITS[_plain(path.name)] for path in folders if _plain(path.name) in _SPLITS}
     if splits:
         passed_over += _outside(root, splits)
-    rows = []
+    columns = ["relative", "split", "label", "kind", "patient", "folder"]
+    rows: list[tuple[object, ...]] = []
     for split_folder, split in (splits or {root: ""}).items():
         class_folders = _subfolders(split_folder)
+        tables = _tables(split_folder.iterdir())
+        has_classes = len(class_folders) > 1 or _are_named(class_folders, classes)
+        if len(tables) == 1 and not has_classes:
+            layout = _read_table(dataset, tables[0], root)
+            rows += layout.images.assign(split=split)[columns].itertuples(index=False)
+            passed_over += layout.passed_over
+            continue
         passed_over += _outside(split_folder, class_folders)
         for folder in class_folders:
             listing = _listed(folder)
@@ -163,49 +217,47 @@ def _read_folders(dataset: Dataset) -> Layout:
             else:
                 _pass_over_class(dataset, folder, listing)
             passed_over += listing.passed_over
-    columns = ["relative", "split", "label", "kind", "patient", "folder"]
     images = pd.DataFrame(rows, columns=columns)
+    unread = sum(len(list_folder(folder).images) for folder in splits) if images.empty else 0
+    if unread:
+        names = ", ".join(folder.name for folder in splits)
+        content = f"{root}: {unread} images lie in {names}, in no class folder"
+        raise _not_understood(dataset, content)
     for folder, split in splits.items():
         if split == "test" and not (images["split"] == "test").any() and not dataset.split:
-            fix = "put images there, or take it away: a test is then made by patient"
-            raise InvalidDataError(f"{folder} holds no image. Fix: {fix}.")
+            fix = "put images of each class there, or take it away: a test is then made by patient"
+            raise InvalidDataError(f"{folder} holds no image in a class folder. Fix: {fix}.")
     return Layout(root, images, passed_over)
+
+
+def _are_named(folders: list[Path], names: Collection[str]) -> bool:
+    """Whether any of some folders has one of the names."""
+    return not {_plain(path.name) for path in folders}.isdisjoint(names)
 
 
 def _below(path: str, folder: Path) -> str:
     """Write a path in a folder from there on, with slashes."""
-    return path[len(str(folder)) :].replace(os.sep, "/").lstrip("/")
+    return Path(path).relative_to(folder).as_posix()
 
 
-def _folder_of_classes(
-    dataset: Dataset, classes: Mapping[str, tuple[int, str]]
-) -> tuple[Path, list[PassedOver]]:
+def _folder_of_classes(dataset: Dataset, classes: _Classes) -> tuple[Path, list[PassedOver]]:
     """Find the folder with split or class folders; list what lies beside the folders around it."""
-
-    def are_named(folders: list[Path]) -> bool:
-        names = {_plain(path.name) for path in folders}
-        return not names.isdisjoint({*_SPLITS, *classes})
-
+    names = {*_SPLITS, *classes}
     folder = dataset.root
     passed_over: list[PassedOver] = []
     while True:
         folders = _subfolders(folder)
-        if are_named(folders):
+        if _are_named(folders, names):
             return folder, passed_over
-        if not folders:
-            images = len(list_folder(folder).images)
-            fix = (
-                "arrange JPEG, PNG, TIFF or DICOM files as <split>/<class>/<image> or "
-                "<class>/<image>, or give a CSV with the columns path and label"
-            )
-            raise InvalidDataError(
-                f"{folder} holds {images} images and no folder of a class. Fix: {fix}."
-            )
-        holders = [path for path in folders if are_named(_subfolders(path))]
+        holders = [path for path in folders if _are_named(_subfolders(path), names)]
         if len(holders) != 1 and len(folders) != 1:
-            names = [path.name for path in folders]
-            content = f"{folder} holds neither split nor class folders but: {first_names(names)}"
-            raise _unnamed_classes(dataset, content, names)
+            images = len(list_folder(folder).images)
+            others = [path.name for path in folders]
+            content = (
+                f"{folder} holds {images} images and no folder of a class or split; "
+                f"its folders: {first_names(others) or 'none'}"
+            )
+            raise _not_understood(dataset, content, others)
         inner = (holders or folders)[0]
         passed_over += _outside(folder, [inner])
         folder = inner
@@ -225,7 +277,7 @@ def _pass_over_class(dataset: Dataset, folder: Path, listing: Listing) -> None:
     if listing.images and not dataset.classes:
         names = [path.name for path in _subfolders(folder.parent)]
         content = f"{folder} is neither NORMAL nor PNEUMONIA and holds {len(listing.images)} images"
-        raise _unnamed_classes(dataset, content, names)
+        raise _not_understood(dataset, content, names)
     reason = _not_named(folder.name)
     listing.passed_over += [PassedOver(image, reason) for image in listing.images]
 
@@ -250,22 +302,24 @@ def _outside(folder: Path, read: Collection[Path]) -> list[PassedOver]:
     passed_over = []
     for path in sorted(folder.iterdir()):
         name = str(path) + (os.sep if path.is_dir() else "")
+        if path in read:
+            continue
         if is_litter(path.name):
-            passed_over.append(PassedOver(name, HIDDEN))
-        elif not path.is_dir():
-            passed_over.append(PassedOver(name, "outside the class folders"))
-        elif path not in read:
+            reason = HIDDEN
+        elif path.is_dir():
             images = len(list_folder(path).images)
             reason = f"outside the folders that are read, with {images} images"
-            passed_over.append(PassedOver(name, reason))
+        else:
+            reason = "outside the class folders"
+        passed_over.append(PassedOver(name, reason))
     return passed_over
 
 
-def _read_table(dataset: Dataset) -> Layout:
+def _read_table(dataset: Dataset, file: Path, root: Path) -> Layout:
     """Read the images that a CSV lists, and what it says of them."""
-    file = Path(dataset.table)
+    classes = _classes_of(dataset, _CLASSES | _IN_TABLES)
     table = _rename_columns(file, _read_csv(file))
-    table["relative"] = _locate(file.parent, table["path"])
+    table["relative"] = _locate(file.parent, table["path"], root)
     is_missing = table["relative"] == ""
     if len(table) and is_missing.all():
         fix = f"write each path from the folder {file.parent} on"
@@ -273,21 +327,26 @@ def _read_table(dataset: Dataset) -> Layout:
         raise InvalidDataError(
             f"{file}: none of its {len(table)} images is there, the first is {first}. Fix: {fix}."
         )
-    classes = _classes_of(dataset)
     names = table["label"].map(_plain)
     has_class = names.isin(classes)
     unnamed = table.loc[~has_class & (names != ""), "label"]
     if len(unnamed) and not dataset.classes:
         counts = [f"{name} ({count})" for name, count in unnamed.value_counts().items()]
+        labels = table.loc[names != "", "label"].value_counts().index
         content = (
             f"{file}: the labels of {len(unnamed)} rows are neither normal nor pneumonia: "
             f"{first_names(counts)}"
         )
-        raise _unnamed_classes(dataset, content, unnamed.unique().tolist())
-    table["reason"] = table["label"].map(_not_named)
-    table.loc[names == "", "reason"] = "the table gives no label"
-    table.loc[has_class, "reason"] = ""
-    table.loc[has_class & is_missing, "reason"] = "in the table, but there is no such file"
+        raise _unnamed_classes(dataset, content, labels)
+    table["reason"] = np.select(
+        [names == "", ~has_class, is_missing],
+        [
+            "the table gives no label",
+            table["label"].map(_not_named),
+            "in the table, but there is no such file",
+        ],
+        "",
+    )
     unread = table[table["reason"] != ""].drop_duplicates("path")
     passed_over = list(map(PassedOver, unread["path"], unread["reason"]))
     images = table[table["reason"] == ""]
@@ -298,7 +357,7 @@ def _read_table(dataset: Dataset) -> Layout:
         split=_splits_of(file, images["split"]),
         folder="",
     )
-    return Layout(file.parent, _one_row_per_image(file, images), passed_over)
+    return Layout(root, _one_row_per_image(file, images), passed_over)
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
@@ -317,6 +376,7 @@ def _read_csv(file: Path) -> pd.DataFrame:
             encoding="utf-8-sig",
             encoding_errors="surrogateescape",
             index_col=False,
+            skipinitialspace=True,
         )
     except (OSError, ValueError) as error:  # of pandas too
         reason = " ".join(str(error).split())
@@ -327,7 +387,10 @@ def _read_csv(file: Path) -> pd.DataFrame:
 
 
 def _rename_columns(file: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Give the columns their usual names; one that is missing is empty."""
+    """Give the columns their usual names; one that is missing is empty.
+
+    Without labels, columns of 0 and 1 are taken for one class each: a row for each 1.
+    """
     short = {re.sub(r"[\s_]", "", str(name)).casefold(): name for name in table}
     renamed = pd.DataFrame("", index=table.index, columns=list(_NAMES_OF_COLUMNS))
     missing = set()
@@ -337,6 +400,12 @@ def _rename_columns(file: Path, table: pd.DataFrame) -> pd.DataFrame:
             renamed[column] = table[present[0]].str.strip()
         else:
             missing.add(column)
+    flags = table.loc[:, table.isin([*_IN_TABLES, "", "-1.0"]).all()]  # -1.0 is uncertain
+    if "label" in missing and flags.shape[1] > 1:
+        is_class = flags.isin(("1", "1.0")).to_numpy()
+        renamed["label"] = [list(flags.columns[row]) or [""] for row in is_class]
+        renamed = renamed.explode("label", ignore_index=True)
+        missing.remove("label")
     if "path" in missing:  # a file is named by its patient
         renamed["path"] = renamed["patient"]
     if "label" in missing or {"path", "patient"} <= missing:
@@ -352,7 +421,7 @@ def _one_row_per_image(file: Path, table: pd.DataFrame) -> pd.DataFrame:
     labels = table.groupby("relative")["label"].nunique()
     contradicted = labels.index[labels > 1]
     if len(contradicted):
-        fix = "keep one row per image"
+        fix = "give each image one label"
         raise InvalidDataError(
             f"{file}: {len(contradicted)} images have both labels, the first is {contradicted[0]}. "
             f"Fix: {fix}."
@@ -360,20 +429,20 @@ def _one_row_per_image(file: Path, table: pd.DataFrame) -> pd.DataFrame:
     return table.drop_duplicates("relative", ignore_index=True)
 
 
-def _locate(root: Path, paths: pd.Series) -> list[str]:
+def _locate(folder: Path, paths: pd.Series, root: Path) -> list[str]:
     """Give the path of each image from `root` on, or an empty one.
 
-    A path that does not exist is looked for by its last name, with or without suffix, among all
-    images below the folder; it has to be the only one of that name.
+    A path that does not exist in `folder` is looked for by its last name, with or without suffix,
+    among all images below; it has to be the only one of that name.
     """
     images: dict[str, set[str]] = {}
-    for image in list_folder(root).images:
+    for image in list_folder(folder).images:
         for name in (Path(image).name, Path(image).stem):
             images.setdefault(name, set()).add(_below(image, root))
     located = []
     for path in paths.str.replace("\\", "/"):
-        if os.path.isfile(root / path):  # noqa: PTH113, any text is a path to ask for
-            located.append(Path(os.path.relpath(root / path, root)).as_posix())
+        if os.path.isfile(folder / path):  # noqa: PTH113, any text is a path to ask for
+            located.append(Path(os.path.relpath(folder / path, root)).as_posix())
         else:
             candidates = images.get(path.rsplit("/", 1)[-1], set())
             located.append(next(iter(candidates)) if len(candidates) == 1 else "")

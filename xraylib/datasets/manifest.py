@@ -150,7 +150,8 @@ def check_classes(dataset: Dataset, manifest: pd.DataFrame) -> None:
     """Refuse a data set without images, or with a split of one class only."""
     if manifest.empty:
         raise InvalidDataError(
-            f"{dataset.root} holds no JPEG, PNG, TIFF or DICOM image. Fix: {dataset.fix}."
+            f"{dataset.root} holds no JPEG, PNG, TIFF or DICOM image with a label. "
+            f"Fix: {dataset.fix}."
         )
     for split, labels in manifest.groupby("split")["label"]:
         if labels.nunique() < 2:
@@ -231,7 +232,7 @@ def read(dataset: Dataset) -> Reading:
     except PermissionError as error:
         fix = "allow reading it, or move it away"
         raise InvalidDataError(f"cannot read {error.filename}. Fix: {fix}.") from error
-    images["image_id"] = _unique_ids(images["relative"].tolist())
+    images["image_id"] = _unique_ids(images["relative"])
     images["path"] = [str(layout.root / file) for file in images["relative"]]
     images = images.sort_values("image_id", ignore_index=True)
     if dataset.names == "kermany":
@@ -252,19 +253,12 @@ def _layout(dataset: Dataset) -> Layout:
     return read_layout(dataset)
 
 
-def _unique_ids(files: list[str]) -> list[str]:
+def _unique_ids(files: pd.Series) -> pd.Series:
     """Name each image by its file's name, else by its path, else by its path with the suffix."""
-    names = [image_id(file) for file in files]
-    without_suffix = [_without_suffix(file) for file in files]
-    images_per_name = Counter(names)
-    images_per_path = Counter(without_suffix)
-    ids = []
-    for file, name, path in zip(files, names, without_suffix, strict=True):
-        if images_per_name[name] == 1:
-            ids.append(name)
-        else:
-            ids.append(path if images_per_path[path] == 1 else _storable(file))
-    return ids
+    names = files.map(image_id)
+    stems = files.map(_without_suffix)
+    stems = stems.mask(stems.duplicated(keep=False), files.map(_storable))
+    return names.mask(names.duplicated(keep=False), stems)
 
 
 def _candidate_patients(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
@@ -272,20 +266,18 @@ def _candidate_patients(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
     pseudonyms = images["pseudonym"]
     is_anonymous = pseudonyms[pseudonyms != ""].nunique() == 1  # such as "Anonymous"
     regex = re.compile(dataset.patient_regex or "(?!)")  # which finds nothing
-    from_names = []
-    alone = []
-    for image, file in zip(images["image_id"], images["relative"], strict=True):
-        patient, _ = _READERS[dataset.names](image)
-        from_names.append(patient if patient != image_id(image) else "")
-        # Two files of one name in a folder, as JPEG and PNG, show one patient.
-        alone.append(image if image == image_id(file) else _without_suffix(file))
+    ids = images["image_id"]
+    files = images["relative"]
+    patients = pd.Series([_READERS[dataset.names](image)[0] for image in ids])
+    # Two files of one name in a folder, as JPEG and PNG, show one patient.
+    alone = ids.where(ids == files.map(image_id), files.map(_without_suffix))
     return pd.DataFrame(
         {
             TABLE_SOURCE: images["patient"],
-            REGEX_SOURCE: [_first_group(regex, file) for file in images["relative"]],
+            REGEX_SOURCE: [_first_group(regex, file) for file in files],
             DICOM_SOURCE: "" if is_anonymous else pseudonyms,
             FOLDER_SOURCE: images["folder"],
-            NAME_SOURCE: from_names,
+            NAME_SOURCE: patients.mask(patients == ids.map(image_id), ""),
             NO_SOURCE: alone,
         }
     )

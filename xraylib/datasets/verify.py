@@ -84,12 +84,13 @@ def verify(name: str | Path | Dataset) -> pd.DataFrame:
     by_class = rows.groupby(["split", "label"])
     table = by_class.agg(images=("image_id", "size"), patients=("patient", "nunique"))
     notes = [*_as_published(dataset, table["images"]), *_notes(dataset, reading, rows)]
+    passed_over = pd.DataFrame(reading.passed_over, columns=PassedOver._fields)
     table = table.reset_index()
     table.attrs = {
         "dataset": dataset.name,
         "fingerprint": images.fingerprint(rows),
         "notes": notes,
-        "passed_over": _by_reason(reading.passed_over),
+        "passed_over": passed_over.groupby("reason")["path"].agg(list).to_dict(),
         "problem": _problem(dataset, rows) if dataset.is_own else "",
     }
     return table
@@ -114,14 +115,6 @@ def _notes(dataset: Dataset, reading: manifest.Reading, rows: pd.DataFrame) -> I
         yield f"{len(conflicts)} of these have copies of the other class: {fix}"
     command = f"python -m xraylib data audit {dataset.reference}"
     yield f"no image was decoded: `{command}` decodes each and names the damaged ones"
-
-
-def _by_reason(passed_over: list[PassedOver]) -> dict[str, list[str]]:
-    """Collect the files that are not read by why they are not."""
-    reasons: dict[str, list[str]] = {}
-    for path, reason in passed_over:
-        reasons.setdefault(reason, []).append(path)
-    return reasons
 
 
 def _problem(dataset: Dataset, rows: pd.DataFrame) -> str:
