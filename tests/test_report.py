@@ -818,3 +818,12 @@ def test_the_committed_leaderboard_counts_the_committed_runs(committed_runs):
         assert rows["seeds"].sum() == len(tests)
         assert {round(n) for n in rows["n_test"]} <= set(tests)
     assert not {protocol for _, protocol in committed_runs} & {"strict", "published"}
+
+
+@here
+def test_zero_has_no_sign_in_a_table():
+    table = pd.DataFrame({"loss": [-0.0, -0.25], "flag": [False, True]})
+    tables.save_table(table, "made-up", "signs")
+    file = tables.report_folder("made-up") / "tables" / "signs.csv"
+    assert file.read_text(encoding="utf-8").split() == ["loss,flag", "0,False", "-0.25,True"]
+    assert np.signbit(table["loss"].iloc[0])  # what was given is left alone
