@@ -216,8 +216,9 @@ def save_table(table: pd.DataFrame, dataset: str, name: str) -> None:
     """
     folder = report_folder(dataset) / "tables"
     # Zero has no sign, or a table would change with the order of a subtraction.
-    floats = table.select_dtypes("float")
-    table = table.assign(**{name: floats[name] + 0.0 for name in floats})
+    table = table.copy()
+    floats = table.select_dtypes("float").columns
+    table[floats] += 0.0
     with atomic_write(folder / f"{name}.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
     columns = [column for column in ("recipe", "a", "b") if column in table]
