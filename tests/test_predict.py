@@ -202,7 +202,7 @@ def test_a_tampered_model_is_refused_by_name(weights, name):
     content = file.read_bytes()
     for changed in (content[:-2] + b" " + content[-1:], content[: len(content) // 2], b""):
         file.write_bytes(changed)
-        with pytest.raises(InvalidDataError, match=rf"{name} is not the file that was shipped"):
+        with pytest.raises(InvalidDataError, match=rf"{name} is not the file that was written"):
             packaged.load_packaged(weights)
     file.unlink()
     with pytest.raises(InvalidDataError, match=rf"{name} .*Fix: "):
@@ -214,7 +214,7 @@ def test_an_edited_limit_is_refused(weights):
     settings = json.loads(file.read_text())
     settings["answers"]["normal_up_to"] = -0.01
     file.write_text(json.dumps(settings, indent=1) + "\n")
-    with pytest.raises(InvalidDataError, match=r"run\.json is not the file that was shipped"):
+    with pytest.raises(InvalidDataError, match=r"run\.json is not the file that was written"):
         packaged.load_packaged(weights)
 
 
