@@ -236,6 +236,37 @@ def test_settings_that_are_those_of_others_are_one_error(weights, settings):
         packaged.load_packaged(weights)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sha256", "0" * 64),
+        ("input", 64),
+        ("calibration", {}),
+        ("pneumonia_from", None),
+        ("prevalence", "0.7"),
+        ("left_out", ["gate"]),
+        ("right", {"looks normal": 1}),
+    ],
+)
+def test_an_answer_of_the_settings_that_does_not_fit_is_one_error(weights, name, value):
+    file = weights / packaged.SETTINGS_FILE
+    settings = json.loads(file.read_text())
+    settings["answers"][name] = value
+    file.write_text(json.dumps(settings))
+    write_checksums(weights)
+    with pytest.raises(InvalidDataError, match=r"no model of this package .*Fix: "):
+        packaged.load_packaged(weights)
+
+
+def test_a_folder_without_a_model_is_not_taken_for_a_recipe(weights, tmp_path):
+    (weights / packaged.MODEL_FILE).unlink()
+    with pytest.raises(InvalidDataError, match=r"model\.tflite is not the file .*Fix: "):
+        prediction.load_model(weights)
+    for folder in (tmp_path, tmp_path / "missing", EXAMPLES / "normal.jpeg"):
+        with pytest.raises(NotFoundError, match=r"no folder of an exported model .*Fix: "):
+            prediction.load_model(folder)
+
+
 @pytest.mark.parametrize("model", [b"", b"no flatbuffer", b"\0" * 5000])
 def test_a_model_that_litert_cannot_read_is_one_error(weights, model):
     (weights / packaged.MODEL_FILE).write_bytes(model)

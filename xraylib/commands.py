@@ -392,7 +392,7 @@ def _framing_of_file(options: argparse.Namespace) -> None:
         f"{table['threshold'].iloc[0]:.3f} on ({chosen}). 95% intervals over patients."
     )
     _print_table(tables.compact(table.drop(columns=["n", "threshold"])))
-    file = paths.REPORTS / name / "foreign" / f"{network.name}.csv"
+    file = paths.REPORTS / name / "foreign" / f"{network.name}-{network.sha256[:8]}-{split}.csv"
     with atomic_write(file) as temporary:
         table.assign(model_sha256=network.sha256[:12]).to_csv(
             temporary, index=False, float_format="%.6g"
