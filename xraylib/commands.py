@@ -240,7 +240,7 @@ def predict(options: argparse.Namespace) -> int:
 
 def _check_pictures(folders: list[Path], named: list[str]) -> None:
     """Refuse folders whose pictures would replace each other, or be answered as images."""
-    absolute = [Path(path).absolute() for path in [*folders, *named]]
+    absolute = [path.absolute() for path in [*folders, *map(Path, named)]]
     for position, folder in enumerate(absolute[: len(folders)]):
         if {folder, *folder.parents} & {*absolute[position + 1 :]}:
             raise InvalidDataError(
