@@ -485,7 +485,7 @@ def test_a_prevalence_moves_every_probability_and_is_named(run, tmp_path):
     assert rare["probability"] < usual["probability"]
     status, _, complaints = run("predict", image, "--csv", table)
     assert status == 1
-    assert "prevalence 0.05" in complaints[0]
+    assert "prevalence '0.05'" in complaints[0]
 
 
 class NotebookStream(io.StringIO):
