@@ -90,26 +90,42 @@ def test_errors_and_images_that_changed_are_answered_again(images, file):
     assert (table["status"] == "ok").all()
 
 
-def test_a_table_of_another_model_threshold_or_prevalence_is_refused(images, file):
+def test_a_table_of_another_model_or_of_other_settings_is_refused(images, file):
     answer(file, images, stop_after=1)
     before = file.read_bytes()
     other = Constant()
     other.sha256 = "f" * 64
-    with pytest.raises(InvalidDataError, match=r"model_sha256 0123456789ab.*Fix: "):
+    with pytest.raises(InvalidDataError, match=r"model_sha256 '0123456789ab'.*Fix: "):
         answer(file, images, other)
-    with pytest.raises(InvalidDataError, match=r"threshold 0\.25, not 0\.5\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"threshold '0\.25', not '0\.5'\. Fix: "):
         answer(file, images, threshold=0.5)
     rarer = Constant()
     rarer.prevalence = 0.1
-    with pytest.raises(InvalidDataError, match=r"prevalence .*, not 0\.1\. Fix: "):
+    with pytest.raises(InvalidDataError, match=r"prevalence '', not '0\.1'\. Fix: "):
         answer(file, images, rarer)
+    stricter = Constant()
+    stricter.strict_domain = True
+    with pytest.raises(InvalidDataError, match=r"strict_domain 'False', not 'True'\. Fix: "):
+        answer(file, images, stricter)
     assert file.read_bytes() == before
 
 
+def test_an_image_without_its_picture_is_answered_again(images, file, tmp_path):
+    answer(file, images)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / answers.picture_name(images[0])).write_bytes(b"drawn")
+    settings = prediction.settings_of(Constant(), 0.25)
+    with answers.AnswerTable(file, images, settings, [pictures]) as table:
+        assert table.remaining(images) == images[1:]
+
+
 @pytest.mark.parametrize(
-    "content", [b"name,age\nAda,36\n", b"\xff\xd8\xff\0\0", b"\n", b"p" * 9999]
+    "content", [b"name,age\nAda,36\n", b"\xff\xd8\xff\0\0", b"\n", b"p" * 9999, b"long"]
 )
 def test_a_file_that_is_no_table_of_answers_is_left_alone(images, file, content):
+    if content == b"long":  # a cell that no row of answers has
+        content = ",".join(answers.COLUMNS).encode() + b"\r\n" + b"a" * 200_000
     file.write_bytes(content)
     with pytest.raises(InvalidDataError, match=r"exists and is no table of answers\. Fix: "):
         answer(file, images)

@@ -369,6 +369,18 @@ def test_the_first_image_of_a_pattern_is_not_taken_for_the_table(run, tmp_path):
         assert images[0].read_bytes() == before
 
 
+def test_pictures_are_never_among_the_images_or_each_other(run, tmp_path):
+    for arguments in (
+        (tmp_path, "--heatmap", tmp_path / "heat"),
+        (tmp_path, "--explain", tmp_path),
+        ("x.png", "--heatmap", tmp_path / "heat", "--explain", tmp_path / "heat"),
+    ):
+        status, out, complaints = run("predict", *arguments)
+        assert (status, out, len(complaints)) == (1, "", 1)
+        assert "Fix: name another folder" in complaints[0]
+        assert not list(tmp_path.iterdir())
+
+
 # So many that a signal after a tenth of them comes before the last is answered.
 IMAGES_TO_ANSWER = 150
 
@@ -473,7 +485,7 @@ def test_a_prevalence_moves_every_probability_and_is_named(run, tmp_path):
     assert rare["probability"] < usual["probability"]
     status, _, complaints = run("predict", image, "--csv", table)
     assert status == 1
-    assert "prevalence 0.05" in complaints[0]
+    assert "prevalence '0.05'" in complaints[0]
 
 
 class NotebookStream(io.StringIO):

@@ -20,7 +20,7 @@ from xraylib import cli, explanation, export, gate, packaged, paths, prediction,
 from xraylib.datasets import images, lung_finder, manifest, regions, splits
 from xraylib.datasets.framing import swap_framing
 from xraylib.datasets.phantom import PhantomSettings
-from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
 from xraylib.training import networks, runs
 from xraylib.training.predictor import Predictor
 from xraylib.training.recipes import RECIPES, Phase, get_recipe
@@ -419,9 +419,32 @@ def test_what_litert_or_new_images_cannot_have_is_refused(trained, children, tmp
         export.export_run(drawn, children, tmp_path / "a")
     with pytest.raises(InvalidDataError, match=r"other files or labels .*Fix: train it again"):
         export.export_run(run, children.assign(label=1 - children["label"]), tmp_path / "a")
-    with pytest.raises(InvalidDataError, match=r"holds other files\. Fix: "):
-        export.export_run(run, children, run.folder)
+    for others in (children, children.iloc[:3].assign(sha256="other")):
+        with pytest.raises(InvalidDataError, match=r"the other population has .*Fix: "):
+            export.export_run(run, children, tmp_path / "a", others)
     assert not (tmp_path / "a").exists()
+
+
+def test_what_an_export_would_replace_is_left_alone(trained, children, tmp_path, monkeypatch):
+    run = trained["lungs"]
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / packaged.MODEL_FILE).write_text("of others")
+    monkeypatch.chdir(tmp_path)
+    for folder in (run.folder, paths.SHIPPED, others, Path()):
+        with pytest.raises(InvalidDataError, match=r"holds other files, .*Fix: "):
+            export.export_run(run, children, folder)
+    assert (others / packaged.MODEL_FILE).read_text() == "of others"
+    file = tmp_path / "file"
+    file.write_text("content")
+    with pytest.raises(OperationFailedError, match=r"cannot write .*file: .*Fix: "):
+        export.export_run(run, children, file)
+    assert file.read_text() == "content"
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    (tmp_path / "linked").mkdir()
+    export.export_run(run, children, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert packaged.load_packaged(tmp_path / "linked")
 
 
 def test_the_command_exports_into_a_folder_and_says_what_is_left_out(

@@ -258,7 +258,8 @@ def test_the_command_prints_and_writes_what_the_call_returns(
     assert status == 0
     network = foreign.load_network(files.probability, scale="0..1")
     expected = views.evaluate_function(network, small_phantom, size=28)
-    file = reports_here / "phantom" / "foreign" / "probability.csv"
+    digest = network.sha256[:8]
+    file = reports_here / "phantom" / "foreign" / f"probability-{digest}-test.csv"
     written = pd.read_csv(file)
     assert set(written.pop("model_sha256")) == {network.sha256[:12]}
     pd.testing.assert_frame_equal(written, expected, rtol=1e-4, check_dtype=False)
@@ -276,7 +277,8 @@ def test_a_threshold_and_a_split_are_taken_and_stated(framing, files, small_phan
     validation = (small_phantom["split"] == "val").sum()
     assert status == 0
     assert f"val: {validation} images, pneumonia from 0.250 on (given)" in out[0]
-    written = pd.read_csv(reports_here / "phantom" / "foreign" / "probability.csv")
+    assert out[-1].endswith("-val.csv")
+    written = pd.read_csv(out[-1])
     assert set(written["threshold"]) == {0.25} and set(written["n"]) == {validation}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from xraylib.errors import NotFoundError
+from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.training import networks as module
 from xraylib.training.networks import (
     AUGMENTATIONS,
@@ -105,6 +105,11 @@ def test_a_large_network_has_a_backbone_and_only_the_raw_one_flips_what_it_score
     assert outputs[0].shape == (8, 2)
     assert np.isfinite(outputs[0]).all()
     assert all((other == outputs[0]).all() for other in outputs[1:]) == (name != "resnet50v2_raw")
+
+
+def test_too_few_pixels_for_a_network_are_one_error(accelerator):
+    with pytest.raises(InvalidDataError, match=r"mobilenetv2 cannot be built for 16 .*Fix: "):
+        module.build("mobilenetv2", 16, "sigmoid")
 
 
 def test_every_network_is_tried():

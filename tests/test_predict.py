@@ -202,7 +202,7 @@ def test_a_tampered_model_is_refused_by_name(weights, name):
     content = file.read_bytes()
     for changed in (content[:-2] + b" " + content[-1:], content[: len(content) // 2], b""):
         file.write_bytes(changed)
-        with pytest.raises(InvalidDataError, match=rf"{name} is not the file that was shipped"):
+        with pytest.raises(InvalidDataError, match=rf"{name} is not the file that was written"):
             packaged.load_packaged(weights)
     file.unlink()
     with pytest.raises(InvalidDataError, match=rf"{name} .*Fix: "):
@@ -214,7 +214,7 @@ def test_an_edited_limit_is_refused(weights):
     settings = json.loads(file.read_text())
     settings["answers"]["normal_up_to"] = -0.01
     file.write_text(json.dumps(settings, indent=1) + "\n")
-    with pytest.raises(InvalidDataError, match=r"run\.json is not the file that was shipped"):
+    with pytest.raises(InvalidDataError, match=r"run\.json is not the file that was written"):
         packaged.load_packaged(weights)
 
 
@@ -234,6 +234,37 @@ def test_settings_that_are_those_of_others_are_one_error(weights, settings):
     write_checksums(weights)
     with pytest.raises(InvalidDataError, match=r"no model of this package .*Fix: "):
         packaged.load_packaged(weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sha256", "0" * 64),
+        ("input", 64),
+        ("calibration", {}),
+        ("pneumonia_from", None),
+        ("prevalence", "0.7"),
+        ("left_out", ["gate"]),
+        ("right", {"looks normal": 1}),
+    ],
+)
+def test_an_answer_of_the_settings_that_does_not_fit_is_one_error(weights, name, value):
+    file = weights / packaged.SETTINGS_FILE
+    settings = json.loads(file.read_text())
+    settings["answers"][name] = value
+    file.write_text(json.dumps(settings))
+    write_checksums(weights)
+    with pytest.raises(InvalidDataError, match=r"no model of this package .*Fix: "):
+        packaged.load_packaged(weights)
+
+
+def test_a_folder_without_a_model_is_not_taken_for_a_recipe(weights, tmp_path):
+    (weights / packaged.MODEL_FILE).unlink()
+    with pytest.raises(InvalidDataError, match=r"model\.tflite is not the file .*Fix: "):
+        prediction.load_model(weights)
+    for folder in (tmp_path, tmp_path / "missing", EXAMPLES / "normal.jpeg"):
+        with pytest.raises(NotFoundError, match=r"no folder of an exported model .*Fix: "):
+            prediction.load_model(folder)
 
 
 @pytest.mark.parametrize("model", [b"", b"no flatbuffer", b"\0" * 5000])

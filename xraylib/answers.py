@@ -1,6 +1,7 @@
 """Answers as a person reads them, and as a CSV table that grows row by row."""
 
 import csv
+import hashlib
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -19,6 +20,7 @@ COLUMNS = (
     "prevalence",
     "label",
     "threshold",
+    "strict_domain",
     "notice",
     "model",
     "model_sha256",
@@ -44,6 +46,13 @@ def add_failure(row: dict[str, Any], error: Exception) -> None:
     """Add to a row's message that its picture could not be written."""
     failure = f"{HEAT_MAP_FAILED} ({error})"
     row["message"] = "; ".join(filter(None, (row["message"], failure)))
+
+
+def picture_name(path: str) -> str:
+    """Name what is drawn of an image: 80 bytes of its name, and a digest of its whole path."""
+    stem = os.fsencode(Path(path).stem)[:80].decode("utf-8", "ignore")
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    return f"{stem}-{digest}.png"
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +109,8 @@ class AnswerTable:
     """A CSV file of answers: each row is on the disk before the next image is answered.
 
     A table that a stopped command left is continued: `answered` holds the paths that need no
-    further answer. Rows of errors, of images changed since, and a row that was cut are dropped.
+    further answer. Rows of failures, of images changed since or without their picture, and a row
+    that was cut are dropped.
     What is no regular file (a pipe, `/dev/stdout`) is written through.
 
     Parameters
@@ -110,8 +120,10 @@ class AnswerTable:
     inputs : collection of str
         The images to answer; the table may be none of them.
     expected : dict
-        What the rows to come have as `model_sha256` (its first 12 digits), `threshold` and
-        `prevalence`: a table of another model, threshold or prevalence is refused.
+        What the rows to come have, see `prediction.settings_of`: a table of another model or
+        with other settings is refused.
+    pictures : collection of Path
+        The folders into which each image is drawn.
 
     Raises
     ------
@@ -124,6 +136,7 @@ class AnswerTable:
         file: Path,
         inputs: Collection[str],
         expected: Mapping[str, Any],
+        pictures: Collection[Path] = (),
     ) -> None:
         if file.is_dir():
             raise InvalidDataError(f"--csv {file} is a folder. Fix: name a file.")
@@ -134,13 +147,14 @@ class AnswerTable:
         self.file = file
         self.answered: set[str] = set()
         self._expected = {name: str(value) for name, value in rounded(dict(expected)).items()}
+        self._pictures = pictures
         self._stream: IO[str] | None = None
         self._begun = file.is_file() and file.stat().st_size > 0
 
     def __enter__(self) -> "AnswerTable":
-        if self._begun:
-            self._continue()
         with storage_errors(self.file):
+            if self._begun:
+                self._continue()
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._stream = _open_csv(self.file, "a")
         self._writer = csv.DictWriter(self._stream, COLUMNS)
@@ -193,12 +207,12 @@ class AnswerTable:
     def _read_rows(self) -> list[dict[str, Any]]:
         """Read the rows of a table that this class wrote; another file is refused."""
         header = ",".join(COLUMNS)
-        with _open_csv(self.file, "r") as stream:
-            if stream.readline(len(header) + 2).rstrip("\r\n") != header:
-                raise InvalidDataError(
-                    f"--csv {self.file} exists and is no table of answers. Fix: name another file."
-                )
-            return list(csv.DictReader(stream, COLUMNS))
+        with _open_csv(self.file, "r") as stream, suppress(csv.Error):
+            if stream.readline(len(header) + 2).rstrip("\r\n") == header:
+                return list(csv.DictReader(stream, COLUMNS))
+        raise InvalidDataError(
+            f"--csv {self.file} exists and is no table of answers. Fix: name another file."
+        )
 
     def _is_valid(self, row: dict[str, Any], written: float) -> bool:
         """Whether a row is whole and answers its image; a row of another model is refused."""
@@ -207,12 +221,13 @@ class AnswerTable:
         for name, expected in self._expected.items():
             if row[name] != expected:
                 raise InvalidDataError(
-                    f"--csv {self.file} holds answers with {name} {printable(row[name])}, not "
-                    f"{expected}. Fix: name another file, or delete this one."
+                    f"--csv {self.file} holds answers with {name} {row[name]!r}, not "
+                    f"{expected!r}. Fix: name another file, or delete this one."
                 )
-        if row["status"] == "error":
-            return False
         image = Path(_path_of(row["path"]))
+        pictures = [folder / picture_name(str(image)) for folder in self._pictures]
+        if is_failure(row) or not all(picture.is_file() for picture in pictures):
+            return False
         return not image.exists() or image.stat().st_mtime <= written
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:

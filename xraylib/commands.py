@@ -204,6 +204,8 @@ def predict(options: argparse.Namespace) -> int:
     files, passed_over = prediction.list_files(named)
     if not files:
         raise NotFoundError("the list on standard input is empty. Fix: give one path per line.")
+    pictures = [folder for folder in (options.heatmap, options.explain) if folder]
+    _check_pictures(pictures, named)
     model = prediction.load_model(options.model, options.dataset)
     model = prediction.configure(
         model, options.prevalence, options.strict_domain, options.heatmap is not None
@@ -217,7 +219,7 @@ def predict(options: argparse.Namespace) -> int:
         stack.enter_context(_signals_as_interrupts())
         table = None
         if options.csv:
-            table = answers.AnswerTable(options.csv, files, settings)
+            table = answers.AnswerTable(options.csv, files, settings, pictures)
             stack.enter_context(table)
             files = table.remaining(files)
         if not options.json:
@@ -234,6 +236,17 @@ def predict(options: argparse.Namespace) -> int:
     if passed_over:
         _log.info("%d files or folders were passed over (above)", len(passed_over))
     return 1 if failures else 0
+
+
+def _check_pictures(folders: list[Path], named: list[str]) -> None:
+    """Refuse folders whose pictures would replace each other, or be answered as images."""
+    absolute = [path.absolute() for path in [*folders, *map(Path, named)]]
+    for position, folder in enumerate(absolute[: len(folders)]):
+        if {folder, *folder.parents} & {*absolute[position + 1 :]}:
+            raise InvalidDataError(
+                f"{folder} is for other pictures as well, or lies in a folder of images to answer. "
+                "Fix: name another folder."
+            )
 
 
 def _paths_on_stdin() -> list[str]:
@@ -379,7 +392,7 @@ def _framing_of_file(options: argparse.Namespace) -> None:
         f"{table['threshold'].iloc[0]:.3f} on ({chosen}). 95% intervals over patients."
     )
     _print_table(tables.compact(table.drop(columns=["n", "threshold"])))
-    file = paths.REPORTS / name / "foreign" / f"{network.name}.csv"
+    file = paths.REPORTS / name / "foreign" / f"{network.name}-{network.sha256[:8]}-{split}.csv"
     with atomic_write(file) as temporary:
         table.assign(model_sha256=network.sha256[:12]).to_csv(
             temporary, index=False, float_format="%.6g"

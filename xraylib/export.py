@@ -7,6 +7,7 @@ the run is left out and named; none is taken from other data.
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ from xraylib.packaged import (
     NORMAL,
     OK,
     PNEUMONIA,
+    SETTINGS_FILE,
     PackagedModel,
     build_packaged,
     load_packaged,
     write_packaged,
 )
-from xraylib.storage import sha256_bytes, write_verified
+from xraylib.storage import CHECKSUM_FILE, sha256_bytes, storage_errors, write_verified
 from xraylib.training import runs
 from xraylib.training.predictor import Predictor, load_predictor
 
@@ -151,10 +153,19 @@ def export_run(
     NotFoundError
         If the run sees no image, or a region that new images do not have.
     InvalidDataError
-        If the folder holds something else, or the run was trained on other images.
+        If the folder holds something else, the run was trained on other images, or `others` are
+        too few or among those images.
+    OperationFailedError
+        If the folder cannot be written.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MODEL_FILE).is_file():
-        raise InvalidDataError(f"{folder} holds other files. Fix: name a new folder.")
+    folder = folder.resolve()  # a symbolic link stays one
+    with storage_errors(folder), suppress(FileNotFoundError):
+        names = {file.name for file in folder.iterdir()}
+        is_model = names == {MODEL_FILE, SETTINGS_FILE, CHECKSUM_FILE}
+        if folder == Path.cwd() or (names and not is_model):
+            raise InvalidDataError(
+                f"{folder} holds other files, or is the working folder. Fix: name a new folder."
+            )
     settings, content = _convert_run(run, manifest, others, half_precision=False)
     write_packaged(folder, settings, content)
     return load_packaged(folder)
@@ -178,6 +189,14 @@ def _convert_run(
     if others is None:
         left_out["gate"] = "no images of another population were given (--others)"
     else:
+        known = others["sha256"].isin(manifest["sha256"]).sum()
+        patients = others["patient"].nunique()
+        if known or patients < _FOLDS:
+            raise InvalidDataError(
+                f"the other population has {patients} patients, and {known} of its images are in "
+                f"the data set itself. Fix: with --others give images of {_FOLDS} or more other "
+                "patients."
+            )
         foreign = images.load_pixels(others, predictor.size)[gate.taught_half(others)]
         linear = gate.teach(network.describe, pixels[rows["train"]], foreign)
     if "maps" not in network.model.output:

@@ -332,18 +332,36 @@ def load_packaged(folder: Path = SHIPPED) -> PackagedModel:
     try:
         settings = json.loads(settings_text)
         packaged = build_packaged(settings, model)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        _try_out(packaged)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InvalidDataError(
             f"{folder} holds no model of this package ({type(error).__name__}: {error}). "
             "Fix: install the package again, or export the model again."
         ) from error
     finder = SHIPPED / lung_finder.MODEL_FILE
-    if folder != SHIPPED and packaged.sees_lungs and settings["lung_finder"] != sha256(finder)[:12]:
+    if folder != SHIPPED and (
+        packaged.sees_lungs and settings.get("lung_finder") != sha256(finder)[:12]
+    ):
         raise InvalidDataError(
             f"{folder}: its limits were set with another network to find lungs than this "
             "package has. Fix: train and export it again."
         )
     return packaged
+
+
+def _try_out(model: PackagedModel) -> None:
+    """Use everything once, so that what is missing or does not fit fails before any answer."""
+    if model.limits["sha256"] != model.sha256:
+        raise ValueError("its limits are of another network")
+    black = np.zeros((model.size, model.size, 1), np.uint8)
+    lung_row = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]) if model.sees_lungs else None
+    answer = model._answer_image(black, lung_row)
+    if answer["answer"]:
+        float(model.limits["normal_up_to"] + model.limits["pneumonia_from"])
+    else:
+        float(model.limits["threshold"] + answer["probability"])
+    model.left_out.items()
+    model.record.join(model.elsewhere)
 
 
 def build_packaged(settings: dict[str, Any], model: bytes) -> PackagedModel:

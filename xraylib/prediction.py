@@ -1,7 +1,6 @@
 """From image files to answers, or to the reason why there is none. Not a medical device."""
 
 import glob
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xraylib.answers import COLUMNS, add_failure
+from xraylib.answers import COLUMNS, add_failure, picture_name
 from xraylib.datasets import dicom, images
 from xraylib.datasets.files import list_folder
 from xraylib.errors import (
@@ -27,7 +26,7 @@ from xraylib.errors import (
     XraylibError,
 )
 from xraylib.packaged import MODEL_FILE, PackagedModel, load_packaged
-from xraylib.storage import atomic_write, storage_errors
+from xraylib.storage import CHECKSUM_FILE, atomic_write, storage_errors
 
 if TYPE_CHECKING:
     from xraylib.training.predictor import Predictor
@@ -80,6 +79,7 @@ def predict(
         prevalence : the share of pneumonias that the probability supposes
         label : pneumonia or normal, the probability's side of the threshold
         threshold : in [0, 1]
+        strict_domain : whether images of another population got no answer
         notice : what should be known of images of this population
         model, model_sha256 : what answered
         preprocessing : how the image was prepared
@@ -166,7 +166,7 @@ def load_model(name: str | Path | None = None, dataset: str = "kermany") -> "Mod
     if name is None:
         return load_packaged()
     folder = Path(name)
-    if (folder / MODEL_FILE).is_file():
+    if (folder / MODEL_FILE).is_file() or (folder / CHECKSUM_FILE).is_file():
         return load_packaged(folder)
     from xraylib import devices
 
@@ -176,7 +176,15 @@ def load_model(name: str | Path | None = None, dataset: str = "kermany") -> "Mod
     from xraylib.datasets.catalog import get_dataset
     from xraylib.training.recipes import get_recipe
 
-    get_recipe(str(name))
+    try:
+        get_recipe(str(name))
+    except NotFoundError as error:
+        if len(folder.parts) == 1 and not folder.exists():
+            raise
+        raise NotFoundError(
+            f"{folder} is no folder of an exported model or of a run. Fix: name the one that holds "
+            "run.json."
+        ) from error
     get_dataset(dataset)
     devices.use()
     from xraylib.training.predictor import load_predictor
@@ -360,6 +368,7 @@ def settings_of(model: "Model", threshold: float | None) -> dict[str, Any]:
     return {
         "prevalence": getattr(model, "prevalence", None) or "",
         "threshold": "" if threshold is None else threshold,
+        "strict_domain": getattr(model, "strict_domain", False),
         "model": model.name,
         "model_sha256": model.sha256[:12],
         "preprocessing": f"gray, squashed to {model.size} x {model.size}, antialiased",
@@ -420,13 +429,6 @@ def _write_heat_map(
             overlay_heat_map(image, heat_map).save(temporary)
     except (OperationFailedError, OSError) as error:
         add_failure(row, error)
-
-
-def picture_name(path: str) -> str:
-    """Name what is drawn of an image: 80 bytes of its name, and a digest of its whole path."""
-    stem = os.fsencode(Path(path).stem)[:80].decode("utf-8", "ignore")
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    return f"{stem}-{digest}.png"
 
 
 def overlay_heat_map(

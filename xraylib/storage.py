@@ -32,13 +32,14 @@ _FIXES = {
     errno.ENOTDIR: "a file stands where a folder is needed: move it away",
     errno.EEXIST: "a file stands where a folder is needed: move it away",
     errno.EISDIR: "a folder stands where a file is needed: name a file",
+    errno.EBUSY: "a disk is mounted here: name a folder in it",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
 }
 
 # SHA-256 of the other files in a folder, in the form that `sha256sum --check` reads.
 CHECKSUM_FILE = "SHA256SUMS"
-_REINSTALL = "install the package again, or `git checkout` the file"
+_REINSTALL = "install the package again, or delete the folder of the model and export it again"
 
 # Cut, so that the name of a temporary file fits where the file's own name does.
 _NAME_LENGTH = 40
@@ -261,7 +262,7 @@ def read_verified(file: Path) -> bytes:
     checksums = _read_checksums(file.parent)
     content = file.read_bytes() if file.is_file() else b""
     if sha256_bytes(content) != checksums.get(file.name):
-        raise InvalidDataError(f"{file} is not the file that was shipped. Fix: {_REINSTALL}.")
+        raise InvalidDataError(f"{file} is not the file that was written. Fix: {_REINSTALL}.")
     return content
 
 

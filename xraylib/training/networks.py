@@ -19,7 +19,7 @@ from keras import layers
 from scipy.special import expit
 
 from xraylib import devices, paths
-from xraylib.errors import NotFoundError
+from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.training.recipes import OWN_PARTS, part_name
 from xraylib.training.runs import file_sha256, weights_label
 
@@ -469,7 +469,14 @@ def build(
     x = layers.Rescaling(1.0)(inputs)
     if augmentation is not None:
         x = find_part(AUGMENTATIONS, augmentation)()(x)
-    x = find_part(NETWORKS, network)(x, size, weights)
+    try:
+        x = find_part(NETWORKS, network)(x, size, weights)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidDataError(
+            f"{part_name(network)} cannot be built for {size} pixels ({reason}). "
+            "Fix: give a larger size."
+        ) from error
     if head not in HEADS:
         raise NotFoundError(f"there is no head {head!r}. Fix: choose one of {', '.join(HEADS)}.")
     last = HEADS[head]
