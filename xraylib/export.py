@@ -189,14 +189,7 @@ def _convert_run(
     if others is None:
         left_out["gate"] = "no images of another population were given (--others)"
     else:
-        known = others["sha256"].isin(manifest["sha256"]).sum()
-        patients = others["patient"].nunique()
-        if known or patients < _FOLDS:
-            raise InvalidDataError(
-                f"the other population has {patients} patients, and {known} of its images are in "
-                f"the data set itself. Fix: with --others give images of {_FOLDS} or more other "
-                "patients."
-            )
+        _check_others(others, manifest)
         foreign = images.load_pixels(others, predictor.size)[gate.taught_half(others)]
         linear = gate.teach(network.describe, pixels[rows["train"]], foreign)
     if "maps" not in network.model.output:
@@ -223,6 +216,18 @@ def _convert_run(
         answers["reference"] = explanation.reference(manifest, rows["train"].to_numpy())
     answers["left_out"] = left_out
     return settings, content
+
+
+def _check_others(others: pd.DataFrame, manifest: pd.DataFrame) -> None:
+    """Refuse images that cannot teach the gate what another population is."""
+    known = others["sha256"].isin(manifest["sha256"]).sum()
+    patients = others["patient"].nunique()
+    if known or patients < _FOLDS:
+        raise InvalidDataError(
+            f"the other population has {patients} patients, and {known} of its images are in "
+            f"the data set itself. Fix: with --others give images of {_FOLDS} or more other "
+            "patients."
+        )
 
 
 def _set_limits(
