@@ -280,8 +280,8 @@ TINY_CNN = Recipe(
     claims={"accuracy": 0.95},
     claimed_on=582,
     remark=(
-        "The claim was measured on its own image-level random split. Accuracy on Kermany's official "
-        "test is far lower."
+        "The claim was measured on its own image-level random split. Accuracy on Kermany's "
+        "official test is far lower."
     ),
     published={"split_strategy": "random-per-image", "patience": None, "threshold_rule": 0.5},
     retained=(
