@@ -394,8 +394,9 @@ def test_a_stopped_command_keeps_its_answers_and_goes_on(tmp_path, number):
         shutil.copy(EXAMPLES / "normal.jpeg", images / f"{index:03d}.jpeg")
     table = tmp_path / "answers.csv"
     command = ["predict", images, "--csv", table, "--heatmap", tmp_path / "heat"]
-    # Under nohup, a child is born ignoring SIGHUP.
+    # Under nohup, a child is born ignoring SIGHUP; in the background of a script, SIGINT.
     code = "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += "from xraylib import cli; sys.exit(cli.main(sys.argv[1:]))"
     process = start_python(code, *command)
     for line in process.stdout:
