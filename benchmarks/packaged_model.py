@@ -26,12 +26,11 @@ from xraylib.packaged import (
     PackagedModel,
     load_packaged,
 )
+from xraylib.report.pages import PREVALENCES
 from xraylib.report.tables import save_table
 
 # Every image of the test is changed in each way; the kinds that are made up have so many.
 MADE_UP = 120
-# How often an answer is right depends on how common pneumonia is.
-PREVALENCES = (0.05, 0.2)
 _RESAMPLES = 1000
 
 # Ways to change test images, and the gate's name for each; empty where it should let them pass.

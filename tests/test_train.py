@@ -405,11 +405,11 @@ def other_bytes(content):
 def test_a_damaged_checkpoint_is_set_aside_and_training_starts_anew(checkpoint, damage, caplog):
     content = damage(checkpoint.read_bytes())
     checkpoint.write_bytes(content)
-    begins_anew(checkpoint, small_model(), caplog)
+    assert_begins_anew(checkpoint, small_model(), caplog)
     assert checkpoint.with_name("checkpoint-damaged.npz").read_bytes() == content
 
 
-def begins_anew(checkpoint, model, caplog):
+def assert_begins_anew(checkpoint, model, caplog):
     before = [np.array(weights) for weights in model.weights]
     progress = Progress(checkpoint.parent, model, "CPU")
     assert (progress.epoch, progress.phase, progress.best) == (0, 0, [])
@@ -420,7 +420,7 @@ def begins_anew(checkpoint, model, caplog):
 
 
 def test_a_checkpoint_of_another_network_is_set_aside(checkpoint, caplog):
-    begins_anew(checkpoint, small_model(units=4), caplog)
+    assert_begins_anew(checkpoint, small_model(units=4), caplog)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_a_checkpoint_with_a_wrong_state_is_set_aside(checkpoint, caplog, state)
     with np.load(checkpoint) as saved:
         arrays = dict(saved)
     np.savez(checkpoint, **(arrays | {"state": np.array(state)}))
-    begins_anew(checkpoint, small_model(), caplog)
+    assert_begins_anew(checkpoint, small_model(), caplog)
 
 
 def test_a_checkpoint_of_another_optimiser_is_refused_by_name(checkpoint):
