@@ -313,6 +313,27 @@ def silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
+def litert_interpreter(content: bytes, threads: int = 2) -> Any:
+    """Make the content of a LiteRT file an `Interpreter` whose tensors are allocated.
+
+    Raises
+    ------
+    NotFoundError
+        LiteRT is not installed.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise NotFoundError(
+            "LiteRT is not on this machine. Fix: pip install ai-edge-litert; where it has no "
+            "build, name a trained run with --model."
+        ) from error
+    interpreter = Interpreter(model_content=content, num_threads=threads)
+    with silent_stderr():  # where LiteRT says that it chose its usual CPU backend
+        interpreter.allocate_tensors()
+    return interpreter
+
+
 def _jax_devices(device: str, devices: int | None) -> tuple[str, str, int]:
     import jax
 

@@ -15,8 +15,8 @@ from PIL import Image
 from scipy.special import expit, logit, softmax
 
 from xraylib.datasets import images, lung_finder, lungs, regions
-from xraylib.devices import silent_stderr
-from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.devices import litert_interpreter
+from xraylib.errors import InvalidDataError
 from xraylib.paths import SHIPPED
 from xraylib.storage import read_verified, sha256, write_verified
 
@@ -384,14 +384,4 @@ def write_packaged(folder: Path, settings: dict[str, Any], model: bytes) -> None
 
 def load_network(model: bytes) -> Callable[..., dict[str, np.ndarray]]:
     """Make the content of a `model.tflite` a function, see `export.to_litert`."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise NotFoundError(
-            "LiteRT is not on this machine. Fix: pip install ai-edge-litert; where it has no "
-            "build, name a trained run with --model."
-        ) from error
-    interpreter = Interpreter(model_content=model, num_threads=2)
-    with silent_stderr():  # where LiteRT says that it chose its usual CPU backend
-        interpreter.allocate_tensors()
-    return interpreter.get_signature_runner()
+    return litert_interpreter(model).get_signature_runner()

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from xraylib import paths
 from xraylib.datasets import images, lungs
-from xraylib.errors import NotFoundError
+from xraylib.devices import litert_interpreter
 from xraylib.storage import read_verified
 
 MODEL_FILE = "lungs.tflite"
@@ -61,14 +61,8 @@ def load_network() -> Any:
     InvalidDataError
         The file is missing or is not the one that the package came with.
     """
-    try:
-        from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise NotFoundError(
-            "LiteRT is not on this machine, which finds the lungs. Fix: pip install ai-edge-litert."
-        ) from error
     content = read_verified(paths.SHIPPED / MODEL_FILE)
-    return Interpreter(model_content=content, num_threads=1).get_signature_runner()
+    return litert_interpreter(content, threads=1).get_signature_runner()
 
 
 def find(pixels: np.ndarray) -> LungBoxes:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, softmax
 
+from xraylib.devices import litert_interpreter
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.storage import sha256_bytes
 
@@ -181,6 +182,8 @@ def _named(file: Path) -> Iterator[None]:
     """Name the file where a library fails to read or to run it."""
     try:
         yield
+    except NotFoundError:
+        raise
     except ImportError as error:
         package = str(error.name).split(".")[0].replace("_", "-")
         problem = f"{package} is not installed, which runs {file.suffix} files"
@@ -203,10 +206,7 @@ def _check_shape(file: Path, shape: tuple[Any, ...]) -> None:
 
 def _read_tflite(content: bytes) -> tuple[tuple[Any, ...], Run]:
     """Return the shape of the input, open sides as -1, and a function that runs the network."""
-    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
-
-    interpreter = Interpreter(model_content=content, num_threads=2)
-    interpreter.allocate_tensors()
+    interpreter = litert_interpreter(content)
     (given,) = interpreter.get_input_details()
     (returned,) = interpreter.get_output_details()
 
