@@ -116,6 +116,15 @@ def test_what_cannot_run_is_named_before_it_runs(earlier):
         notebooks.execute(earlier / "torn.ipynb", output, {})
 
 
+def test_formulas_are_drawn_without_a_script(tmp_path):
+    cell = new_markdown_cell(r"$$s = \frac{TP}{n}$$" + "\n\nThe share $s$ costs `$5`.")
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "formula.ipynb")
+    notebooks.write_page(tmp_path / "formula.ipynb", tmp_path / "formula.html", "formula")
+    html = (tmp_path / "formula.html").read_text(encoding="utf-8")
+    assert html.count("<math ") == 2 and html.count("<mfrac>") == 1
+    assert "frac{" not in html and "<code>$5</code>" in html
+
+
 def test_values_of_the_command_line():
     given = ("3", "true", '["a"]', "kermany", "/data/images", "")
     assert [notebooks.parse_parameter(text) for text in given] == [3, True, ["a"], *given[3:]]

@@ -9,10 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import latex2mathml.converter
 import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
 from xraylib.storage import atomic_write
@@ -112,6 +114,22 @@ def _check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
         )
 
 
+class _FormulaRenderer(IPythonRenderer):
+    """Write formulas as MathML, which a browser draws without a script."""
+
+    def block_math(self, body: str) -> str:
+        return latex2mathml.converter.convert(body, display="block")
+
+    def inline_math(self, body: str) -> str:
+        return latex2mathml.converter.convert(body)
+
+
+def _to_html(markdown: str) -> str:
+    """Convert the Markdown of one cell."""
+    renderer = _FormulaRenderer(escape=False, anchor_link_text="")
+    return MarkdownWithMath(renderer=renderer).render(markdown)
+
+
 def write_page(executed: Path, page: Path, title: str, note: str = "") -> None:
     """Write an executed notebook as one HTML file without code, scripts or anything to fetch.
 
@@ -140,6 +158,7 @@ def write_page(executed: Path, page: Path, title: str, note: str = "") -> None:
     exporter.mathjax_url = ""
     exporter.require_js_url = ""
     exporter.jquery_url = ""
+    exporter.register_filter("markdown2html", _to_html)
     # It complains of pictures without a description, which its template ignores.
     exporter.log.setLevel(logging.ERROR)
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
