@@ -290,7 +290,8 @@ TINY_CNN = Recipe(
         "The last of 20 epochs is kept.",
         # As written the least possible loss is log(1 + 1/e) = 0.313; the README reports 0.0728.
         "The original passes sigmoid outputs to a loss that expects logits. TensorFlow silently "
-        "undoes this; other backends do not. We use logits everywhere, under both protocols.",
+        "corrects this, but other backends do not. Our network gives logits to the loss under "
+        "both protocols.",
     ),
     corrected=(
         "The epoch with the best validation loss is kept.",
@@ -316,8 +317,8 @@ SCRATCH_CNN = Recipe(
     remark=(
         "The network is ours, because the README gives no layers, size or epochs. The README "
         "quotes the keras.io example of July 2020, so its network is likely that of kerasio-tpu, "
-        "trained in two stages. Its other statements are confirmed here: recall is "
-        "above precision, and the test is below validation."
+        "trained in two stages. Our runs confirm two other statements of the README. "
+        "Recall is above precision, and results on the test are below those on validation."
     ),
     published={"split_strategy": "per-image-validation", "patience": None, "threshold_rule": 0.5},
     retained=(
@@ -348,8 +349,8 @@ KERASIO = Recipe(
     remark="The claim was measured on one training run.",
     published={"split_strategy": "take-skip", "threshold_rule": 0.5},
     retained=(
-        "Validation is made by take and skip of two different shuffles, so that four fifths of it "
-        "are trained on too.",
+        "Validation is made by take and skip of two different shuffles, so four fifths of the "
+        "validation images are also training images.",
         "The batch has 200 images (25 on each of 8 TPU cores). Classes are weighted. Training "
         "stops after 10 epochs without improvement.",
         "The learning rate is 0.015 throughout, because its decay sets in after 100,000 steps and "
@@ -376,8 +377,9 @@ RESNET = Recipe(
     seeds=1,
     claims={"sensitivity": "excellent"},
     remark=(
-        "The claim gives no number. The stored output of its notebook finds every pneumonia and "
-        "classifies 229 of the 234 normal images as pneumonia: accuracy 0.633, precision 0.630."
+        "The claim gives no number. In the stored output of its notebook, the network finds every "
+        "pneumonia and classifies 229 of the 234 normal images as pneumonia. The accuracy is 0.633 "
+        "and the precision is 0.630."
     ),
     stored_output={"accuracy": 0.633, "precision": 0.630, "sensitivity": 1.0},
     published={
@@ -388,16 +390,16 @@ RESNET = Recipe(
         "threshold_rule": 0.5,
     },
     retained=(
-        "Raw pixels of 0…255 enter a network that expects −1…1.",
+        "Pixel values from 0 to 255 enter a network that expects values from −1 to 1.",
         "Images are flipped at random in training and in the test.",
-        "There is no checkpoint and no early stopping, because 16 validation images make no batch "
-        "of 32.",
+        "There is no checkpoint and no early stopping, because 16 validation images do not "
+        "fill a batch of 32.",
     ),
     corrected=(
-        "Pixels are scaled to −1…1, and test images are not flipped.",
-        "Validation is by patient, and chooses the best epoch and the threshold.",
+        "Pixel values are scaled to −1 to 1, and test images are not flipped.",
+        "Validation is split by patient, and the best epoch and the threshold are chosen on it.",
         "Images are reduced with antialiasing under both protocols. Nearest-neighbour resizing is "
-        "not retained: on images of 224 × 224 pixels, as measured here, it changes nothing.",
+        "not retained, because it changes nothing on images of 224 × 224 pixels.",
     ),
 )
 
@@ -419,19 +421,19 @@ INCEPTION = Recipe(
     claimed_on=624,
     ours="epochs and rates are ours",
     remark=(
-        "The four values cannot all be of the official test. Of its 390 pneumonias and 234 normal "
-        "images, precision 0.93 at recall 0.96 leaves 28 false alarms and 16 misses, which is an "
-        "accuracy of 0.930. The stored output of the notebook that it names is that of the "
-        "keras.io example."
+        "The four values cannot all be measured on the official test, which has 390 pneumonia "
+        "images and 234 normal images. A precision of 0.93 at a recall of 0.96 would mean 28 false "
+        "positives and 16 false negatives. The accuracy would then be 0.930. The stored output of "
+        "the notebook that the README names is that of the keras.io example."
     ),
     stored_output={"accuracy": 0.768, "precision": 0.732, "sensitivity": 0.992},
     published={"split_strategy": "per-image-validation", "threshold_rule": 0.5},
     retained=(
         "Images are augmented. A phase with a frozen backbone trains the layers on top, then all "
-        "layers are trained at a lower, decaying rate. The README gives no epochs or rates: 3 at "
-        "1e-3 and 10 from 1e-4 are ours.",
-        "A random fifth of the training images is used for validation, as in the notebook that it "
-        "names.",
+        "layers are trained at a lower, decaying rate. The README gives no epochs or rates. We "
+        "chose 3 epochs at 1e-3 and 10 epochs from 1e-4.",
+        "A random fifth of the training images is used for validation, as in the notebook that the "
+        "README names.",
     ),
     corrected=(
         "Validation is split from the training folder by patient.",
@@ -456,20 +458,21 @@ MOBILENET_SMALL = Recipe(
     claims={"accuracy": 0.95},
     claimed_on=40,
     remark=(
-        "Accuracy on 40 images moves in steps of 2.5 points. The code published beside the README "
-        "validates on the folder it trains on."
+        "One image changes the accuracy on 40 images by 2.5 percentage points. The code published "
+        "with the README validates on its training folder."
     ),
     published={"split_strategy": "random-176", "patience": None, "threshold_rule": 0.5},
     retained=(
-        "176 images are chosen at random: 136 to train, and 40 on which the accuracy is stated.",
+        "176 images are chosen at random. Of these, 136 are used for training, and the accuracy is "
+        "stated for the other 40.",
         "The last of 20 epochs is kept.",
-        "Rescaling and augmentation are layers of the model. Which layers, and the input size of "
-        "160, are ours.",
+        "Rescaling and augmentation are layers of the model. We chose these layers and the "
+        "input size of 160.",
     ),
     corrected=(
         "The 136 and 40 images are of different patients. Accuracy is measured on the official "
         "test.",
-        "Under neither protocol does the training folder validate.",
+        "The training folder is not used for validation under either protocol.",
         "The best epoch and the threshold are chosen on the 40 images.",
     ),
 )
