@@ -290,7 +290,7 @@ def stale_note(board: pd.DataFrame) -> str:
     versions = board.get("training_version", pd.Series(TRAINING_VERSION, index=board.index))
     if not ((versions < TRAINING_VERSION) & (board["protocol"] == "strict")).any():
         return ""
-    note = "† Not trained again yet: these runs are of an earlier version of the code."
+    note = "† These runs are of an earlier version of the code and have not been trained again yet."
     if str(board.attrs.get("dataset", "")).startswith("kermany"):
         note += " Their validation images share children with their training images."
     return note
