@@ -41,7 +41,7 @@ def _argument(*names: str, **options: Any) -> _Argument:
 def _text(value: str) -> str:
     """Refuse the empty text of a variable that is not set."""
     if not value:
-        raise argparse.ArgumentTypeError("is empty: is a variable of the shell unset?")
+        raise argparse.ArgumentTypeError("is empty. Is a variable of the shell unset?")
     return value
 
 
@@ -105,7 +105,7 @@ _TRAINED_ON = _argument(
     "--dataset",
     default="kermany",
     type=_text,
-    help="what it was trained on (kermany)",
+    help="the data set on which it was trained (kermany)",
 )
 
 _AUDIT = (
@@ -126,7 +126,7 @@ _AUDIT = (
 )
 
 _DATA_ACTIONS = {
-    "list": _Command("what there is, and what lies on this machine"),
+    "list": _Command("list the data sets, and which of them are on this machine"),
     "fetch": _Command(
         "download and unpack a data set",
         (
@@ -135,7 +135,7 @@ _DATA_ACTIONS = {
         ),
     ),
     "verify": _Command(
-        "show how a data set is understood; count it against what was published",
+        "show how a data set is read, and compare its counts with the published ones",
         (
             _NAME_OR_PATH,
             _argument(
@@ -147,17 +147,17 @@ _DATA_ACTIONS = {
             _argument(
                 "--patient-regex",
                 metavar="REGEX",
-                help="the patient in a file's path: its first group, or all that it finds",
+                help="finds the patient in a file's path: its first group, or the whole match",
             ),
             _argument(
                 "--split",
                 help="train, val or test for all images; new makes a split by patient",
             ),
-            _argument("--show", type=_NATURAL, default=20, help="files to name per reason (20)"),
+            _argument("--show", type=_NATURAL, default=20, help="files to list per reason (20)"),
         ),
     ),
     "audit": _Command(
-        "the audit, then a quarantine list of the files that cannot be used",
+        "audit a data set, and write a quarantine list of the files that cannot be used",
         (
             *_AUDIT,
             _argument(
@@ -169,7 +169,7 @@ _DATA_ACTIONS = {
         ),
     ),
     "shard": _Command(
-        "write a data set's images into shards, to train from where they lie",
+        "write the images of a data set into shards, from which a recipe can be trained",
         (
             _NAME_OR_PATH,
             _argument("folder", type=_path),
@@ -179,7 +179,7 @@ _DATA_ACTIONS = {
 }
 
 _COMMANDS = {
-    "audit": _Command("what betrays the classes of a data set: leaks, faults, shortcuts", _AUDIT),
+    "audit": _Command("find leaks, faults and shortcuts in a data set", _AUDIT),
     "train": _Command(
         "train a recipe with some seeds and add the runs to the report",
         (
@@ -204,7 +204,7 @@ _COMMANDS = {
             _argument(
                 "--protocol",
                 default="strict",
-                help="strict, published, or a split strategy",
+                help="strict, published or a split strategy",
             ),
             _argument(
                 "--init",
@@ -218,7 +218,7 @@ _COMMANDS = {
         ),
     ),
     "predict": _Command(
-        "P(pneumonia) of image files, folders or patterns",
+        "give P(pneumonia) for image files, folders or patterns",
         (
             _argument(
                 "paths",
@@ -237,12 +237,12 @@ _COMMANDS = {
             _argument(
                 "--threshold",
                 type=_SHARE,
-                help="on the probability, for a label; by default that of a trained run",
+                help="threshold of the label; by default that of a trained run",
             ),
             _argument(
                 "--prevalence",
                 type=_SHARE,
-                help="share of pneumonias where the images come from; by default the training's",
+                help="prevalence of pneumonia in these images; by default that of training",
             ),
             _argument(
                 "--strict-domain",
@@ -254,7 +254,7 @@ _COMMANDS = {
                 "--csv",
                 type=_path,
                 metavar="FILE",
-                help="write every column here as well; a table that was stopped is continued",
+                help="also write every column into this file; an unfinished table is continued",
             ),
             _argument(
                 "--heatmap",
@@ -266,12 +266,12 @@ _COMMANDS = {
                 "--explain",
                 type=_path,
                 metavar="DIR",
-                help="say below each answer what would change it, and draw that into this folder",
+                help="print what would change each answer, and draw the changes into this folder",
             ),
         ),
     ),
     "export": _Command(
-        "make the run of the best validation a LiteRT model: the packaged one, or one in a folder",
+        "export the run with the best validation as a LiteRT model, into the package or a folder",
         (
             _RECIPE,
             _TRAINED_ON,
@@ -279,7 +279,7 @@ _COMMANDS = {
                 "--to",
                 type=_path,
                 metavar="FOLDER",
-                help="write it here, for `predict --model FOLDER`, and not into the package",
+                help="write the model here, for `predict --model FOLDER`, and not into the package",
             ),
             _argument(
                 "--others",
@@ -309,7 +309,7 @@ _COMMANDS = {
         ),
     ),
     "framing": _Command(
-        "score images framed anew: the framing experiment, of recipes or of a network of yours",
+        "run the framing experiment: score cropped images with recipes or with your own network",
         (
             _argument(
                 "names",
@@ -323,13 +323,13 @@ _COMMANDS = {
                 "--model",
                 type=_path,
                 metavar="FILE",
-                help="a network of yours, .tflite or .onnx; no code from the file is run",
+                help="your own network, .tflite or .onnx; no code from the file is run",
             ),
             _argument("--split", help="with --model: the split to score (test)"),
             _argument(
                 "--threshold",
                 type=_SHARE,
-                help="with --model: pneumonia from this score on; by default between the classes",
+                help="with --model: lowest score of a positive; by default between the classes",
             ),
             _argument(
                 "--corruptions",
@@ -351,7 +351,7 @@ _COMMANDS = {
         ),
     ),
     "corruptions": _Command(
-        "score the test after corruptions of each severity",
+        "score the test images after corruptions of each severity",
         (_RECIPES, _TRAINED_ON),
     ),
     "report": _Command(
