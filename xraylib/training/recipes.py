@@ -397,7 +397,7 @@ RESNET = Recipe(
     ),
     corrected=(
         "Pixel values are scaled to −1 to 1, and test images are not flipped.",
-        "Validation is split by patient, and the best epoch and the threshold are chosen on it.",
+        "Validation is split by patient. Validation chooses the best epoch and the threshold.",
         "Images are reduced with antialiasing under both protocols. Nearest-neighbour resizing is "
         "not retained, because it changes nothing on images of 224 × 224 pixels.",
     ),
