@@ -470,8 +470,8 @@ MOBILENET_SMALL = Recipe(
         "input size of 160.",
     ),
     corrected=(
-        "The 136 and 40 images are of different patients. Accuracy is measured on the official "
-        "test.",
+        "The 136 training images and the 40 other images show different patients. Accuracy is "
+        "measured on the official test.",
         "The training folder is not used for validation under either protocol.",
         "The best epoch and the threshold are chosen on the 40 images.",
     ),
