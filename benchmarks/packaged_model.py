@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
+from unrelated_images import unrelated_images
 
 from xraylib import gate
 from xraylib.datasets import alterations, images
 from xraylib.datasets import manifest as manifests
+from xraylib.datasets.corruptions import Change
 from xraylib.evaluation import metrics
 from xraylib.evaluation.resampling import bootstrap_weights, interval, share_interval
 from xraylib.packaged import (
@@ -34,7 +36,7 @@ MADE_UP = 120
 _RESAMPLES = 1000
 
 # Ways to change test images, and the gate's name for each; empty where it should let them pass.
-_CHANGES: dict[str, tuple[str, alterations.Change]] = {
+_CHANGES: dict[str, tuple[str, Change]] = {
     "as it is": ("", lambda image, rng: image),
     "noise, blur, border, slight crop or turn": ("", alterations.slightly),
     "turned by 10°": ("", lambda image, rng: _tilted(image, rng, 10)),
@@ -244,7 +246,7 @@ def _kinds(
     for kind, (reason, change) in _CHANGES.items():
         yield kind, reason, alterations.change_each(pixels, change, seed=1), patients
     yield "another hospital, patients that taught nothing", "", others, patients_of_others
-    for kind, pictures in alterations.strangers(pixels.shape[1], MADE_UP):
+    for kind, pictures in unrelated_images(pixels.shape[1], MADE_UP):
         yield kind, "other", pictures, np.arange(len(pictures))
 
 

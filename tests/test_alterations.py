@@ -1,7 +1,10 @@
+import importlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from xraylib import paths
 from xraylib.datasets import alterations, images
 
 
@@ -65,12 +68,14 @@ def test_a_half_keeps_one_side():
     assert kept == {(True, False), (False, True), (True, True)}
 
 
-def test_pictures_that_teach_and_those_that_measure_are_of_other_kinds():
+def test_pictures_that_teach_and_those_that_measure_are_of_other_kinds(monkeypatch):
+    monkeypatch.syspath_prepend(str(paths.ROOT / "benchmarks"))
+    unrelated = importlib.import_module("unrelated_images")
     taught = alterations.unusual_images(12, 32)
     assert taught.shape == (12, 32, 32, 1)
     assert len(np.unique(taught.reshape(12, -1), axis=0)) == 12
     np.testing.assert_array_equal(taught, alterations.unusual_images(12, 32))
-    families = dict(alterations.strangers(32, 3))
+    families = dict(unrelated.unrelated_images(32, 3))
     assert {"photograph", "page of text", "drawn hand", "drawn skull"} <= set(families)
     for pictures in families.values():
         assert pictures.shape == (3, 32, 32, 1)

@@ -64,29 +64,27 @@ def teach(
     InvalidDataError
         If one of the two populations cannot be described.
     """
+    names = list(GATE)
     features: list[np.ndarray] = []
-    kinds: list[str] = []
+    classes: list[int] = []
     is_other: list[bool] = []
-    examples = list(_examples(training, others))
-    for kind, from_others, pixels, change in tqdm(examples, desc="gate", unit="kind"):
-        changed = pixels if change is None else alterations.change_each(pixels, change)
-        chunks = range(0, len(changed), _CHUNK)
-        described = np.concatenate([describe(changed[at : at + _CHUNK]) for at in chunks])
+    for kind, from_others, pixels in tqdm(_examples(training, others), desc="gate", unit="kind"):
+        chunks = range(0, len(pixels), _CHUNK)
+        described = np.concatenate([describe(pixels[at : at + _CHUNK]) for at in chunks])
         described = described[~np.isnan(described).any(axis=1)]
         features.append(described)
-        kinds += [kind] * len(described)
+        classes += [names.index(kind)] * len(described)
         is_other += [from_others] * len(described)
     table = np.concatenate(features)
-    named = np.array(kinds)
-    gate = _fit(table, np.array([list(GATE).index(kind) for kind in kinds]), len(GATE))
-    good = named == OK
-    populations = np.array(is_other)[good].astype(int)
+    gate = _fit(table, np.array(classes), len(GATE))
+    is_good = np.array(classes) == names.index(OK)
+    populations = np.array(is_other)[is_good].astype(int)
     if len(np.unique(populations)) < 2:
         raise InvalidDataError(
             "no lungs are found in the training images, or in those of the other population. "
             "Fix: give other images with --others, or none."
         )
-    domain = _fit(table[good], populations, 2)
+    domain = _fit(table[is_good], populations, 2)
     difference = Linear(
         domain.kernel[:, 1:] - domain.kernel[:, :1],
         domain.bias[1:] - domain.bias[:1],
@@ -103,11 +101,16 @@ def taught_half(others: pd.DataFrame) -> np.ndarray:
         bool `(n,)`, true for all images of a random half of the patients.
     """
     patients = np.sort(others["patient"].unique())
-    chosen = np.random.default_rng(0).permutation(patients)[: len(patients) // 2]
-    return others["patient"].isin(chosen).to_numpy()
+    shuffled = np.random.default_rng(0).permutation(patients)
+    half = shuffled[: len(patients) // 2]
+    return others["patient"].isin(half).to_numpy()
 
 
-def describe_lungs(pixels: np.ndarray, network: Network, side: int) -> np.ndarray:
+def describe_lungs(
+    pixels: np.ndarray,
+    network: Network,
+    side: int,
+) -> np.ndarray:
     """Describe images for a network that sees the box of the lungs.
 
     Parameters
@@ -126,43 +129,52 @@ def describe_lungs(pixels: np.ndarray, network: Network, side: int) -> np.ndarra
         (NaN) where no lungs are found.
     """
     lung_rows = find_lungs(pixels)
-    views = two_views(pixels, np.nan_to_num(lung_rows[:, 2:]), side)
-    features = network(views.reshape(-1, side, side, 1)).reshape(len(pixels), -1)
-    described = np.concatenate([features, lung_rows], axis=1).astype(np.float32)
-    described[[not has_lungs(row) for row in lung_rows]] = np.nan
-    return described
+    boxes = np.nan_to_num(lung_rows[:, 2:])
+    views = two_views(pixels, boxes, side)
+    features = network(views.reshape(-1, side, side, 1))
+    described = np.column_stack([features.reshape(len(pixels), -1), lung_rows])
+    without_lungs = [not has_lungs(row) for row in lung_rows]
+    described[without_lungs] = np.nan
+    return described.astype(np.float32)
 
 
 def _examples(
     training: np.ndarray,
     others: np.ndarray,
-) -> Iterator[tuple[str, bool, np.ndarray, alterations.Change | None]]:
-    """Yield kinds of examples: their entry of `GATE`, whether of others, images and change."""
+) -> Iterator[tuple[str, bool, np.ndarray]]:
+    """Yield kinds of examples: their entry of `GATE`, whether they are of others, and pixels."""
     rng = np.random.default_rng(0)
     for from_others, pixels in ((False, training), (True, others)):
         order = rng.permutation(len(pixels))
         unchanged = pixels[np.sort(order[: 2 * TAKEN])]
-        changed = pixels[np.sort(order[:TAKEN])]
-        yield OK, from_others, unchanged, None
-        yield OK, from_others, changed, alterations.slightly
+        yield OK, from_others, unchanged
+        some = pixels[np.sort(order[:TAKEN])]
+        yield OK, from_others, alterations.change_each(some, alterations.slightly)
         for kind in alterations.REFUSED:
-            some = pixels[np.sort(rng.permutation(len(pixels))[:TAKEN])]
-            yield kind, from_others, some, partial(alterations.refused, kind=kind)
-    yield "other", False, alterations.unusual_images(TAKEN, training.shape[1]), None
+            order = rng.permutation(len(pixels))
+            some = pixels[np.sort(order[:TAKEN])]
+            change = partial(alterations.refused, kind=kind)
+            yield kind, from_others, alterations.change_each(some, change)
+    yield "other", False, alterations.unusual_images(TAKEN, training.shape[1])
 
 
-def _fit(features: np.ndarray, classes: np.ndarray, count: int) -> Linear:
+def _fit(
+    features: np.ndarray,
+    classes: np.ndarray,
+    count: int,
+) -> Linear:
     """Fit a multinomial logistic regression; a class without examples is never likely."""
     scaler = StandardScaler().fit(features)
     model = LogisticRegression(C=_PENALTY, class_weight="balanced", max_iter=300)
     model.fit(scaler.transform(features), classes)
-    coefficients = model.coef_
-    intercepts = model.intercept_
+    # Of features as they are: the scaling is taken into the layer.
+    coefficients = model.coef_ / scaler.scale_
+    intercepts = model.intercept_ - model.coef_ @ (scaler.mean_ / scaler.scale_)
     if len(model.classes_) == 2:  # scikit-learn gives one line for two classes
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
         intercepts = np.concatenate([-intercepts, intercepts]) / 2
-    kernel = np.zeros((features.shape[1], count))
-    bias = np.full(count, -100.0)
-    kernel[:, model.classes_] = coefficients.T / scaler.scale_[:, None]
-    bias[model.classes_] = intercepts - coefficients @ (scaler.mean_ / scaler.scale_)
-    return Linear(kernel.astype(np.float32), bias.astype(np.float32))
+    kernel = np.zeros((features.shape[1], count), np.float32)
+    bias = np.full(count, -100.0, np.float32)
+    kernel[:, model.classes_] = coefficients.T
+    bias[model.classes_] = intercepts
+    return Linear(kernel, bias)
