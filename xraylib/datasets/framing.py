@@ -9,7 +9,6 @@ cropped to the lungs (1.49), so that a network can separate the classes by frami
 functions here show each class framed or rendered as the other, or crop all images by degrees.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -22,7 +21,11 @@ from xraylib.datasets.corruptions import corrupt
 SWAP = 1.21 / 1.49
 
 
-def crop(pixels: np.ndarray, rows: float = 1.0, columns: float = 1.0) -> np.ndarray:
+def crop(
+    pixels: np.ndarray,
+    rows: float = 1.0,
+    columns: float = 1.0,
+) -> np.ndarray:
     """Crop images to their centre and stretch the crop to the old size.
 
     Parameters
@@ -40,11 +43,8 @@ def crop(pixels: np.ndarray, rows: float = 1.0, columns: float = 1.0) -> np.ndar
     vertical = (1 - rows) / 2
     horizontal = (1 - columns) / 2
     box = [vertical, vertical, horizontal, horizontal]
-    return _crop_all(pixels, np.tile(box, (len(pixels), 1)))
-
-
-def _crop_all(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    return lungs.crop_boxes(pixels, boxes, pixels.shape[1], margin=0.0)
+    boxes = np.tile(box, (len(pixels), 1))
+    return lungs.crop_boxes(pixels, boxes, size=pixels.shape[1])
 
 
 def swap_framing(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -62,12 +62,17 @@ def swap_framing(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     numpy.ndarray
         As `pixels`.
     """
-    edge = (1 - SWAP) / 2
-    boxes = np.where((labels == 0)[:, None], [edge, edge, 0, 0], [0, 0, edge, edge])
-    return _crop_all(pixels, boxes)
+    framed = np.empty_like(pixels)
+    framed[labels == 0] = crop(pixels[labels == 0], rows=SWAP)
+    framed[labels == 1] = crop(pixels[labels == 1], columns=SWAP)
+    return framed
 
 
-def swap_rendering(pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+def swap_rendering(
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+) -> np.ndarray:
     """Give each image the mean and standard deviation of a random image of the other class.
 
     Parameters
@@ -87,16 +92,24 @@ def swap_rendering(pixels: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
     rng = np.random.default_rng(seed)
     values = pixels.reshape(len(pixels), -1)
     mean = values.mean(axis=1, dtype=np.float64, keepdims=True)
-    spread = np.maximum(values.std(axis=1, dtype=np.float64, keepdims=True), 1.0)
-    model = np.empty(len(labels), int)
+    spread = values.std(axis=1, dtype=np.float64, keepdims=True)
+    spread = np.maximum(spread, 1.0)
+    other = np.empty(len(labels), int)
     for label in (0, 1):
-        other = np.flatnonzero(labels != label)
-        model[labels == label] = rng.choice(other, np.count_nonzero(labels == label))
-    changed = (values - mean) * (spread[model] / spread) + mean[model]
-    return np.clip(np.rint(changed), 0, 255).astype(np.uint8).reshape(pixels.shape)
+        is_class = labels == label
+        candidates = np.flatnonzero(~is_class)
+        other[is_class] = rng.choice(candidates, is_class.sum())
+    gain = spread[other] / spread
+    changed = (values - mean) * gain + mean[other]
+    rounded = np.rint(changed).clip(0, 255)
+    return rounded.astype(np.uint8).reshape(pixels.shape)
 
 
-def swaps(pixels: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def swaps(
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+) -> dict[str, np.ndarray]:
     """Three views of some images: `framing`, `rendering` and `both` swapped between the classes.
 
     Parameters and values are those of `swap_framing` and `swap_rendering`.
@@ -125,13 +138,13 @@ SHARES = (0.93, 0.86, 0.81, 0.76)
 # The views of the framing experiment: crops of rows and of columns, then its controls. These are
 # the same area without a change of aspect, black bars in place of the cropped rows, compression,
 # blur and brightness.
-FRAMING_VIEWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+FRAMING_VIEWS = {
     **{f"rows {share}": partial(crop, rows=share) for share in SHARES},
     **{f"columns {share}": partial(crop, columns=share) for share in SHARES},
     "area 0.81": partial(crop, rows=0.9, columns=0.9),
     "bars 0.81": partial(_blacken, rows=0.81),
-    **{
-        f"{name} 2": partial(corrupt, name=name, severity=2)
-        for name in ("jpeg", "gaussian blur", "brightness up", "brightness down")
-    },
+    "jpeg 2": partial(corrupt, name="jpeg", severity=2),
+    "gaussian blur 2": partial(corrupt, name="gaussian blur", severity=2),
+    "brightness up 2": partial(corrupt, name="brightness up", severity=2),
+    "brightness down 2": partial(corrupt, name="brightness down", severity=2),
 }

@@ -23,7 +23,11 @@ MARGIN = 0.05
 REGIONS = ("whole", "lungs", "annotated lungs", "lungs of another image", "outside the lungs")
 
 
-def load(manifest: pd.DataFrame, size: int, region: str = "whole") -> np.ndarray:
+def load(
+    manifest: pd.DataFrame,
+    size: int,
+    region: str = "whole",
+) -> np.ndarray:
     """Return one region of every image of a manifest.
 
     Parameters
@@ -71,7 +75,11 @@ def load(manifest: pd.DataFrame, size: int, region: str = "whole") -> np.ndarray
     return storage.cached_array(paths.CACHE / "regions" / name, cut_all)
 
 
-def cut(pixels: np.ndarray, size: int, region: str = "lungs") -> np.ndarray:
+def cut(
+    pixels: np.ndarray,
+    size: int,
+    region: str = "lungs",
+) -> np.ndarray:
     """Cut one region from images of any kind, whose lungs are found anew.
 
     Parameters
@@ -116,7 +124,11 @@ def sources(dataset: str, region: str) -> dict[str, str]:
     files = {"lung_finder": paths.SHIPPED / lung_finder.MODEL_FILE}
     if region == "annotated lungs":
         files["lung_annotations"] = annotations_file(dataset)
-    return {name: storage.sha256(file)[:12] for name, file in files.items() if file.is_file()}
+    digests = {}
+    for name, file in files.items():
+        if file.is_file():
+            digests[name] = storage.sha256(file)[:12]
+    return digests
 
 
 def load_boxes(manifest: pd.DataFrame, *, annotated: bool = False) -> np.ndarray:
@@ -144,9 +156,8 @@ def load_boxes(manifest: pd.DataFrame, *, annotated: bool = False) -> np.ndarray
         boxes[lost] = 0.0
     if not annotated:
         return boxes
-    listed = lungs.read_boxes(annotations_file(manifest.attrs["dataset"])).set_index("image_id")[
-        lungs.BOX_COLUMNS
-    ]
+    listed = lungs.read_boxes(annotations_file(manifest.attrs["dataset"]))
+    listed = listed.set_index("image_id")[lungs.BOX_COLUMNS]
     drawn = listed.reindex(manifest["image_id"]).to_numpy(dtype=float)
     missing = np.isnan(drawn).any(axis=1)
     if missing.any():
@@ -165,7 +176,8 @@ def _found_boxes(manifest: pd.DataFrame) -> np.ndarray:
     name = f"{images.fingerprint(manifest)}-boxes-{finder}.npy"
 
     def find_all() -> np.ndarray:
-        return lung_finder.find(images.load_pixels(manifest, SOURCE_SIZE)).boxes
+        pixels = images.load_pixels(manifest, SOURCE_SIZE)
+        return lung_finder.find(pixels).boxes
 
     return np.array(storage.cached_array(paths.CACHE / "regions" / name, find_all))
 
@@ -174,17 +186,24 @@ def _boxes_of_others(manifest: pd.DataFrame, boxes: np.ndarray) -> np.ndarray:
     """Give each image the box of a random other image of its class and split."""
     rng = np.random.default_rng(0)
     exchanged = boxes.copy()
-    for rows in manifest.reset_index(drop=True).groupby(["split", "label"]).indices.values():
+    groups = manifest.groupby(["split", "label"]).indices
+    for rows in groups.values():
         order = rng.permutation(rows)
         exchanged[order] = boxes[np.roll(order, 1)]
     return exchanged
 
 
-def _outside(pixels: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+def _outside(
+    pixels: np.ndarray,
+    boxes: np.ndarray,
+    size: int,
+) -> np.ndarray:
     """Blacken the box of the lungs, then resize."""
     hidden = np.array(pixels)
     height, width = pixels.shape[1:3]
     edges = np.round(boxes * [height, height, width, width]).astype(int)
     for image, (top, bottom, left, right) in zip(hidden, edges, strict=True):
-        image[top : height - bottom, left : width - right] = 0
+        rows = slice(top, height - bottom)
+        columns = slice(left, width - right)
+        image[rows, columns] = 0
     return images.resize(hidden, size)
