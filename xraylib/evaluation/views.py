@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL.Image import Resampling
 
 from xraylib import paths
 from xraylib.datasets import catalog, images, manifest, regions
-from xraylib.datasets.corruptions import CORRUPTIONS, corrupt
+from xraylib.datasets.corruptions import CORRUPTIONS, corrupt, to_images, to_pixels
 from xraylib.datasets.framing import FRAMING_VIEWS, SHARES
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import metrics
@@ -32,7 +32,7 @@ View = Callable[[np.ndarray], np.ndarray]
 
 # A function takes uint8 images (n, size, size, 1) and returns their scores (n,), higher for
 # pneumonia.
-ScoreFunction = Callable[[np.ndarray], np.ndarray]
+ScoreFunction = View
 
 # Views are made at this size in pixels, for which the parameters of MedMNIST-C were set.
 SIZE = 224
@@ -131,30 +131,30 @@ def score_views(
     file = paths.REPORTS / name / study / f"{recipe}.csv"
     earlier = read(file, _COLUMNS) if file.exists() else None
     chosen = strict_runs(recipe, name)[:most_runs]
-    tables = {run.seed: _scored_before(run, split, earlier, file, row_of) for run in chosen}
-    to_do = [(run, view) for run in chosen for view in views if view not in tables[run.seed]]
-    unfinished = {run.seed for run, _ in to_do}
-    functions = {run.seed: _function_of(run) for run in chosen if run.seed in unfinished}
-    for run, view in tqdm(to_do, desc=recipe, unit="view"):
-        table = tables[run.seed]
+    tables = [_scored_before(run, split, earlier, file, row_of) for run in chosen]
+    for run, table in zip(chosen, tables, strict=True):
+        missing = [view for view in views if view not in table]
+        if not missing:
+            continue
+        function = _function_of(run)
         rows = row_of[table["image_id"]].to_numpy()
-        scores = score(functions[run.seed], pixels, rows, views[view])
-        tables[run.seed] = table.assign(**{view: scores})
-        with atomic_write(file) as temporary:
-            pd.concat(tables.values()).to_csv(temporary, index=False, float_format="%.7g")
-    return pd.concat(tables.values(), ignore_index=True)
+        for view in tqdm(missing, desc=f"{recipe} {run.seed}", unit="view"):
+            table[view] = score(function, pixels, rows, views[view])
+            with atomic_write(file) as temporary:
+                pd.concat(tables).to_csv(temporary, index=False, float_format="%.7g")
+    return pd.concat(tables, ignore_index=True)
 
 
 def _function_of(run: runs.Run) -> ScoreFunction:
     """Return a run's model as a function of images of `SIZE` pixels."""
     predictor = load_predictor(run)
-    size = run.settings["choices"]["size"]
-    region = run.settings["choices"].get("region", "whole")
+    choices = run.settings["choices"]
+    region = choices.get("region", "whole")
 
     def score_images(pixels: np.ndarray) -> np.ndarray:
         if region == "whole":
-            return predictor.score(resized(pixels, size))
-        return predictor.score(regions.cut(pixels, size, region))
+            return predictor.score(resized(pixels, choices["size"]))
+        return predictor.score(regions.cut(pixels, choices["size"], region))
 
     return score_images
 
@@ -308,9 +308,8 @@ def _scored_before(
     same_seed = earlier[earlier["seed"] == run.seed].reset_index(drop=True)
     if same_seed.empty:
         return table
-    if all(
-        same_seed[key].tolist() == table[key].tolist() for key in ("model", "image_id", "label")
-    ):
+    keys = ["model", "image_id", "label"]
+    if same_seed[keys].to_numpy().tolist() == table[keys].to_numpy().tolist():
         done = same_seed.drop(columns=list(_COLUMNS)).dropna(axis=1)
         return pd.concat([table, done], axis=1)
     if file.parents[1].name in runs.COMMITTED:
@@ -322,14 +321,11 @@ def _scored_before(
 
 def resized(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8 images `(n, h, w, 1)` as `images.read_gray` resizes what it reads."""
-    if pixels.shape[1] == size:
-        return pixels
-    small = np.empty((len(pixels), size, size, 1), np.uint8)
-    for row, image in enumerate(pixels):
-        picture = Image.fromarray(image[..., 0])
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
-        small[row, ..., 0] = np.asarray(picture)
-    return small
+    smaller = [
+        image.resize((size, size), Resampling.BILINEAR, reducing_gap=3.0)
+        for image in to_images(pixels)
+    ]
+    return to_pixels(smaller)
 
 
 def load_views(dataset: str, study: str) -> pd.DataFrame:
@@ -390,26 +386,28 @@ def corruption_losses(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _losses_of_run(run: pd.DataFrame) -> list[dict[str, object]]:
     """`corruption_losses` of one run."""
-    scored = [str(name) for name in run if name not in ABOUT and run[name].notna().any()]
-    corruptions = pd.Series(scored).str.rsplit(" ", n=1).str[0]
-    values = run[scored].to_numpy(dtype=float).T
-    positive = (values >= run["threshold"].iloc[0]).astype(float)
+    scores = run.drop(columns=list(ABOUT)).dropna(axis=1, how="all")
     labels = run["label"].to_numpy()
     patients = run["patient"].to_numpy()
+    values = scores.to_numpy(dtype=float).T
+    positive = (values >= run["threshold"].iloc[0]).astype(float)
     aucs, auc_covariance = delong(labels, values, patients)
     accuracies, accuracy_covariance = delong(labels, positive, patients)
-    clean = np.eye(len(scored))[scored.index(CLEAN)]
+    # Contrasts between views: weights that are multiplied with their values and summed.
+    is_clean = scores.columns == CLEAN
+    corruptions = scores.columns.str.rsplit(" ", n=1).str[0]
+    about = {"recipe": run["recipe"].iloc[0], "seed": run["seed"].iloc[0]}
     rows = []
     for name in corruptions.unique():
-        member = (corruptions == name).to_numpy()
-        _check_complete(run["recipe"].iloc[0], name, member.sum())
-        mean = member / member.sum()
-        row = {"recipe": run["recipe"].iloc[0], "seed": run["seed"].iloc[0]}
-        row |= {"corruption": name, "severity": member.sum(), "n": len(run)}
+        is_severity = corruptions == name
+        severities = is_severity.sum()
+        _check_complete(about["recipe"], name, severities)
+        mean = is_severity / severities
+        row = about | {"corruption": name, "severity": severities, "n": len(run)}
         row["auc"] = mean @ aucs
-        row |= _loss("delta_auc", clean - mean, aucs, auc_covariance)
+        row |= _loss("delta_auc", is_clean - mean, aucs, auc_covariance)
         row["balanced_error"] = 1 - mean @ accuracies
-        row |= _loss("delta_balanced_error", clean - mean, accuracies, accuracy_covariance)
+        row |= _loss("delta_balanced_error", is_clean - mean, accuracies, accuracy_covariance)
         rows.append(row)
     return rows
 
@@ -456,15 +454,20 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for recipe, part in views.groupby("recipe", sort=False):
-        part = part.assign(split="val", protocol="strict").rename(columns={CLEAN: UNCHANGED})
+        part = part.rename(columns={CLEAN: UNCHANGED})
         for share in SHARES:
-            swapped = part[f"columns {share}"].where(part["label"] == 1, part[f"rows {share}"])
-            part = part.assign(**{f"swapped {share}": swapped})
+            fewer_columns = part[f"columns {share}"]
+            fewer_rows = part[f"rows {share}"]
+            part[f"swapped {share}"] = fewer_columns.where(part["label"] == 1, fewer_rows)
         run_count = part["seed"].nunique()
-        for view in part.columns.drop([*ABOUT, "split", "protocol"]):
-            ranked = view.startswith(("swapped", "as"))
-            scored = part.assign(score=part[view])
-            measured = metrics.evaluate(scored, split="val", resamples=RESAMPLES, ranking=ranked)
+        for view in part.columns.drop(list(ABOUT)):
+            scored = part.assign(split="val", protocol="strict", score=part[view])
+            measured = metrics.evaluate(
+                scored,
+                split="val",
+                resamples=RESAMPLES,
+                ranking=view == UNCHANGED or view.startswith("swapped"),
+            )
             row = {"recipe": recipe, "view": view, "runs": run_count, "n": len(part) // run_count}
             rows.append(row | metrics.ends(measured, "specificity", "sensitivity", "auc"))
     return pd.DataFrame(rows)
