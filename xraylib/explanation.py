@@ -4,22 +4,31 @@ Nothing here explains a disease. An image is compared with the training images, 
 after small changes that no radiologist would mind.
 """
 
-import io
-from collections.abc import Callable
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import ImageFilter, ImageOps
+from PIL.Image import Resampling
 from scipy import ndimage
 
 from xraylib import paths, prediction
 from xraylib.datasets import images, lungs, regions
+from xraylib.datasets.corruptions import (
+    Change,
+    GrayImage,
+    contrast,
+    gaussian_noise,
+    jpeg,
+    to_images,
+    to_pixels,
+)
 from xraylib.errors import InvalidDataError
 from xraylib.packaged import PackagedModel, load_packaged
-from xraylib.storage import atomic_write, storage_errors
+from xraylib.storage import atomic_write
 
 # The box of the lungs is enlarged by these shares of its height and width on each side.
 MARGINS = tuple(round(percent / 100, 2) for percent in range(-10, 21))
@@ -39,8 +48,6 @@ NO_ANSWER = "no answer"
 _SIDE = 128
 # Quantiles of the training images that are kept: the 0%, 5%, …, 100% ones.
 _QUANTILES = np.linspace(0, 1, 21)
-
-_LOCALISATION = "nih_localisation.csv"
 
 
 @dataclass(frozen=True)
@@ -106,31 +113,25 @@ class Explanation:
         from xraylib.figures import explained
 
         title = f"{self.name}: {self.answer}"
+        note = self.message
         if self.answer != NO_ANSWER:
             title += f", P(pneumonia) {probability_words(self.probability)}"
-        measures = self.measures.assign(label=self.measures["measure"].str.replace("_", " "))
-        note = self.message if self.answer == NO_ANSWER else self.caveat
-        return explained.explanation(
-            title,
-            (self.image, self.heat_map),
-            self.box,
-            (measures, self.margins, self.changes),
-            f"{note} Not a medical device.",
-        )
+            note = self.caveat
+        return explained.explanation(self, title, f"{note} Not a medical device.")
 
     def on_margins(self) -> str:
         """Say how the answer depends on the box of the lungs."""
-        low = self.margins["probability"].min()
-        high = self.margins["probability"].max()
+        low = probability_words(self.margins["probability"].min())
+        high = probability_words(self.margins["probability"].max())
         tightest = _margin_words(MARGINS[0])
         loosest = _margin_words(MARGINS[-1])
-        ends = dict.fromkeys([probability_words(low), probability_words(high)])
-        text = f"With a box from {tightest} to {loosest}, P is {' to '.join(ends)}"
+        probability = low if low == high else f"{low} to {high}"
+        text = f"With a box from {tightest} to {loosest}, P is {probability}"
         flipped = self.margins[self.margins["answer"] != self.answer]
         if flipped.empty:
             return f"{text}, and the answer does not change."
-        distances = np.abs(flipped["margin"].to_numpy() - regions.MARGIN)
-        nearest = flipped.iloc[int(distances.argmin())]
+        distances = (flipped["margin"] - regions.MARGIN).abs()
+        nearest = flipped.iloc[distances.argmin()]
         return (
             f"{text}. The answer becomes {nearest['answer']!r} with a box that is "
             f"{_margin_words(nearest['margin'])}."
@@ -154,7 +155,7 @@ class Explanation:
     def record(self) -> dict[str, Any]:
         """Return the explanation as values that JSON can hold, without pixels."""
         return {
-            "box": None if self.box is None else [round(float(side), 4) for side in self.box],
+            "box": None if self.box is None else np.round(self.box, 4).tolist(),
             "measures": _records(self.measures),
             "margins": _records(self.margins),
             "changes": _records(self.changes),
@@ -280,13 +281,13 @@ def reference(manifest: pd.DataFrame, rows: np.ndarray) -> dict[str, Any]:
     pixels = images.load_pixels(manifest, regions.SOURCE_SIZE)[rows]
     measured = measure(pixels, regions.load_boxes(manifest)[rows])
     labels = manifest["label"].to_numpy()[rows]
+    counts = {}
     quantiles: dict[str, dict[str, list[float]]] = {name: {} for name in MEASURES}
     for label, class_name in enumerate(CLASSES):
         of_class = measured[labels == label]
-        for name in MEASURES:
-            values = np.quantile(of_class[name], _QUANTILES)
-            quantiles[name][class_name] = [round(float(value), 4) for value in values]
-    counts = {name: int((labels == label).sum()) for label, name in enumerate(CLASSES)}
+        counts[class_name] = len(of_class)
+        for name, values in of_class.quantile(_QUANTILES).round(4).items():
+            quantiles[str(name)][class_name] = values.tolist()
     return {"n": counts, "measures": quantiles}
 
 
@@ -300,7 +301,7 @@ def measure(pixels: np.ndarray, boxes: np.ndarray) -> pd.DataFrame:
     boxes : numpy.ndarray
         Of the lungs, `(n, 4)`.
     """
-    crops = lungs.crop_boxes(pixels, boxes, _SIDE, margin=0.0)[..., 0].astype(np.float32)
+    crops = lungs.crop_boxes(pixels, boxes, _SIDE)[..., 0].astype(np.float32)
     sharpness = [np.log10(ndimage.laplace(crop).var() + 1e-3) for crop in crops]
     return pd.DataFrame(
         {
@@ -349,8 +350,6 @@ def write_figure(explained: Explanation, path: str, folder: Path) -> Path:
     """
     from xraylib.figures import style
 
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     file = folder / prediction.picture_name(path)
     with atomic_write(file) as temporary:
         figure = explained.figure()
@@ -358,37 +357,25 @@ def write_figure(explained: Explanation, path: str, folder: Path) -> Path:
     return file
 
 
-def _noisy(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image)
-    noise = np.random.default_rng(0).normal(scale=5, size=pixels.shape)
-    return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+def _gamma(image: GrayImage, power: float) -> GrayImage:
+    return image.point(lambda grey: 255 * (grey / 255) ** power)
 
 
-def _saved_as_jpeg(image: Image.Image) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=30)
-    return Image.open(file)
-
-
-# Small changes of an image of mode L, each with its name.
-CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "darker by 40 grey levels": lambda image: image.point(lambda grey: grey - 40),
-    "brighter by 40 grey levels": lambda image: image.point(lambda grey: grey + 40),
-    "dark parts brighter (gamma 0.7)": lambda image: image.point(
-        lambda grey: 255 * (grey / 255) ** 0.7
-    ),
-    "dark parts darker (gamma 1.4)": lambda image: image.point(
-        lambda grey: 255 * (grey / 255) ** 1.4
-    ),
-    "half the contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.5),
-    "contrast × 1.5": lambda image: ImageEnhance.Contrast(image).enhance(1.5),
-    "blurred (1 pixel of 224)": lambda image: image.filter(ImageFilter.GaussianBlur(1)),
-    "sharpened": lambda image: image.filter(ImageFilter.UnsharpMask(2, 150)),
-    "noise of 5 grey levels": _noisy,
-    "saved as JPEG, quality 30": _saved_as_jpeg,
-    "turned by 5° to the left": lambda image: image.rotate(5, Image.Resampling.BILINEAR),
-    "turned by 5° to the right": lambda image: image.rotate(-5, Image.Resampling.BILINEAR),
-    "mirrored": ImageOps.mirror,
+# Small changes of an image, each with its name.
+CHANGES: dict[str, Change] = {
+    "darker by 40 grey levels": lambda image, rng: image.point(lambda grey: grey - 40),
+    "brighter by 40 grey levels": lambda image, rng: image.point(lambda grey: grey + 40),
+    "dark parts brighter (gamma 0.7)": lambda image, rng: _gamma(image, 0.7),
+    "dark parts darker (gamma 1.4)": lambda image, rng: _gamma(image, 1.4),
+    "half the contrast": lambda image, rng: contrast(image, 0.5, rng),
+    "contrast × 1.5": lambda image, rng: contrast(image, 1.5, rng),
+    "blurred (1 pixel of 224)": lambda image, rng: image.filter(ImageFilter.GaussianBlur(1)),
+    "sharpened": lambda image, rng: image.filter(ImageFilter.UnsharpMask(2, 150)),
+    "noise of 5 grey levels": lambda image, rng: gaussian_noise(image, 5 / 255, rng),
+    "saved as JPEG, quality 30": lambda image, rng: jpeg(image, 30, rng),
+    "turned by 5° to the left": lambda image, rng: image.rotate(5, Resampling.BILINEAR),
+    "turned by 5° to the right": lambda image, rng: image.rotate(-5, Resampling.BILINEAR),
+    "mirrored": lambda image, rng: ImageOps.mirror(image),
 }
 
 
@@ -409,9 +396,9 @@ def _answers_by_margin(
 
 def _answers_by_change(pixels: np.ndarray, model: PackagedModel) -> list[dict[str, Any]]:
     """Answer an image after each change, as a file that was changed so would be answered."""
-    image = Image.fromarray(pixels[..., 0])
-    changed = np.stack([np.asarray(change(image)) for change in CHANGES.values()])
-    outcomes = model.answer(changed[..., None])
+    (image,) = to_images(pixels[None])
+    changed = [change(image, np.random.default_rng(0)) for change in CHANGES.values()]
+    outcomes = model.answer(to_pixels(changed))
     return [
         {"change": name} | _outcome(outcome)
         for name, outcome in zip(CHANGES, outcomes, strict=True)
@@ -427,34 +414,24 @@ def _outcome(answered: dict[str, Any]) -> dict[str, Any]:
 
 def _with_margin(box: np.ndarray, margin: float) -> np.ndarray:
     """Enlarge a box so that, with the usual margin added, it is `margin` larger on each side."""
-    top, bottom, left, right = box
     scale = (1 + 2 * margin) / (1 + 2 * regions.MARGIN)
-    vertical = (scale - 1) / 2 * (1 - top - bottom)
-    horizontal = (scale - 1) / 2 * (1 - left - right)
-    return np.array([top - vertical, bottom - vertical, left - horizontal, right - horizontal])
+    return lungs.enlarge(box, (scale - 1) / 2)
 
 
 def _compare(pixels: np.ndarray, box: np.ndarray | None, known: dict[str, Any]) -> pd.DataFrame:
     """Measure one image, and say which share of the training images of each class has less."""
     rows = []
+    quantiles = known.get("measures", {})
     if box is not None:
         measured = measure(pixels[None], box[None]).iloc[0]
-        quantiles = known.get("measures", {})
-        for name in MEASURES:
-            value = float(measured[name])
-            shares = {kind: _share_below(value, quantiles.get(name), kind) for kind in CLASSES}
-            rows.append({"measure": name, "value": value} | shares)
+        for name, value in measured.items():
+            row: dict[str, Any] = {"measure": name, "value": float(value)}
+            if name in quantiles:
+                for class_name in CLASSES:
+                    of_class = quantiles[name][class_name]
+                    row[class_name] = np.interp(value, of_class, _QUANTILES)
+            rows.append(row)
     return pd.DataFrame(rows, columns=["measure", "value", *CLASSES])
-
-
-def _share_below(
-    value: float,
-    quantiles: dict[str, list[float]] | None,
-    class_name: str,
-) -> float:
-    if not quantiles:
-        return float("nan")
-    return float(np.interp(value, quantiles[class_name], _QUANTILES))
 
 
 def _compared(row: Any) -> str:
@@ -475,10 +452,7 @@ def _margin_words(margin: float) -> str:
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Give the rows of a table; a missing number is None, which JSON knows."""
-    rows = table.round(4).astype(object)
-    rows = rows.where(table.notna(), None)
-    columns = [str(name) for name in rows]
-    return [dict(zip(columns, values, strict=True)) for values in rows.to_numpy()]
+    return json.loads(table.round(4).to_json(orient="records"))
 
 
 def localisation(dataset: str) -> dict[str, Any]:
@@ -491,7 +465,7 @@ def localisation(dataset: str) -> dict[str, Any]:
         (`pointing`) and for a map that sees no image (`position_prior`). Empty where there is no
         such table.
     """
-    file = paths.REPORTS / dataset / "tables" / _LOCALISATION
+    file = paths.REPORTS / dataset / "tables" / "nih_localisation.csv"
     if not file.is_file():
         return {}
     rows = pd.read_csv(file, index_col="map").to_dict("index")

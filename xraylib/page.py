@@ -42,9 +42,11 @@ class Page(anywidget.AnyWidget):
         self._model = model or load_packaged()
         explanation.check(self._model)
         self._examples = list_examples()
-        self._kept: dict[int, tuple[dict[str, Any], tuple[int, ...], np.ndarray]] = {}
+        # By the page's number: the answer, the file's height and width, and the pixels.
+        self._kept: dict[int, Any] = {}
         self._rows: list[dict[str, Any]] = []
-        super().__init__(facts=describe(self._model) | {"examples": list(self._examples)})
+        facts = describe(self._model) | {"examples": list(self._examples)}
+        super().__init__(facts=facts)
         self.on_msg(self._on_message)
 
     def _on_message(self, _: Any, message: dict[str, Any], buffers: list[Any]) -> None:
@@ -63,17 +65,17 @@ class Page(anywidget.AnyWidget):
         name = Path(message["name"]).name
         if message.get("example"):
             content = self._examples[name].read_bytes()
+        pictures: list[bytes] = []
         if content is None:
             row = _too_large(message["megabytes"], self._model)
-            picture = None
         else:
-            row, picture = self._answer_bytes(message["id"], content)
+            row, pictures = self._answer_bytes(message["id"], content)
         row["path"] = name
         self._rows.append(row)
         reply = {"reply": "answer", "id": message["id"]} | words(row, self._model)
-        self.send(reply, buffers=[picture] if picture else [])
+        self.send(reply, buffers=pictures)
 
-    def _answer_bytes(self, number: int, content: bytes) -> tuple[dict[str, Any], bytes | None]:
+    def _answer_bytes(self, number: int, content: bytes) -> tuple[dict[str, Any], list[bytes]]:
         """Answer the bytes of a file; return the row, and a picture if the file can be read."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "image"
@@ -81,22 +83,21 @@ class Page(anywidget.AnyWidget):
             (row,) = prediction.answer_files([file], self._model)
             row["message"] = row["message"].replace(f"{file}: ", "")
             if row["status"] == "error":
-                return row, None
+                return row, []
             whole = images.read_gray(file)
             pixels = images.read_gray(file, self._model.size)[..., None]
         self._kept[number] = (row, whole.shape, pixels)
-        return row, _picture(whole)
+        return row, [_picture(whole)]
 
     def _explain(self, number: int) -> None:
         """Send the explanation of an image, and its heat map if there is an answer."""
         row, shape, pixels = self._kept[number]
         explained = explanation.explain_pixels(row, shape, pixels, self._model)
-        reply = {"reply": "explain", "id": number, "margin": regions.MARGIN} | explained.record()
-        heat = explained.heat_map
-        if heat is None or not heat.any():
-            self.send(reply)
-        else:
-            self.send(reply, buffers=[_coloured(heat, shape)])
+        heat_maps = []
+        if explained.heat_map is not None and explained.heat_map.any():
+            heat_maps.append(_coloured(explained.heat_map, shape))
+        reply = {"reply": "explain", "id": number, "margin": regions.MARGIN}
+        self.send(reply | explained.record(), buffers=heat_maps)
 
 
 def list_examples() -> dict[str, Path]:
@@ -127,7 +128,8 @@ def words(row: dict[str, Any], model: PackagedModel) -> dict[str, str]:
         f"Probability of pneumonia: {explanation.probability_words(row['probability'])}, where "
         f"{row['prevalence']:.0%} of such images show pneumonia."
     )
-    rate = (model.limits.get("right") or {}).get(row["answer"]) or {}
+    rates = model.limits.get("right") or {}
+    rate = rates.get(row["answer"]) or {}
     if row["answer"] == UNDECIDED:
         meaning += " The model leaves this open, because such probabilities are too often wrong."
     elif rate.get("share") is not None and not row["notice"]:
@@ -148,7 +150,8 @@ def csv_text(rows: list[dict[str, Any]], model: PackagedModel) -> str:
 
 def _too_large(megabytes: float, model: PackagedModel) -> dict[str, Any]:
     message = f"{megabytes:.0f} MB. Fix: give files of at most {LARGEST} MB."
-    row = dict.fromkeys(answers.COLUMNS, "") | prediction.settings_of(model, model.threshold)
+    row = dict.fromkeys(answers.COLUMNS, "")
+    row |= prediction.settings_of(model, model.threshold)
     return row | {"status": "error", "probability": np.nan, "message": message}
 
 
@@ -171,7 +174,10 @@ def _coloured(heat_map: np.ndarray, shape: tuple[int, ...]) -> bytes:
     """Return a heat map, float `(size, size)` in [0, 1], as a PNG of the image's proportions."""
     height, width = shape
     scale = min(1.0, _PICTURE / max(shape))
-    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # A long and narrow file has at least one pixel across.
+    columns = max(1, round(width * scale))
+    rows = max(1, round(height * scale))
+    coloured = prediction.colour_heat_map(heat_map).resize((columns, rows))
     file = io.BytesIO()
-    prediction.colour_heat_map(heat_map).resize(small).save(file, "PNG")
+    coloured.save(file, "PNG")
     return file.getvalue()

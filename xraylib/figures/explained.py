@@ -1,5 +1,7 @@
 """The figure of an explanation: one image, its answer, and what would change it."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,45 +22,41 @@ _LEGEND = "Blue: looks normal. Orange: looks like pneumonia. Grey: undecided."
 
 
 @style.styled
-def explanation(
-    title: str,
-    pictures: tuple[np.ndarray, np.ndarray | None],
-    box: np.ndarray | None,
-    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],
-    note: str,
-) -> style.Figure:
+def explanation(explained: Any, title: str, note: str) -> style.Figure:
     """Draw an image with its box, its heat map beside it, and three tables about its answer.
 
     Parameters
     ----------
+    explained
+        An `explanation.Explanation`; each of its tables may have no rows.
     title
         The file and its answer.
-    pictures
-        The image, uint8 `(h, w)`, and the heat map, float `(h, w)` in [0, 1], or None.
-    box
-        Of the lungs: top, bottom, left, right as shares of the image, or None.
-    tables
-        `measures` (`label`, `normal`, `pneumonia`), `margins` (`margin`, `probability`,
-        `answer`) and `changes` (`change`, `probability`, `answer`); each may have no rows.
     note
         Below the figure.
     """
-    image, heat_map = pictures
-    measures, margins, changes = tables
     fig = style.Figure(
         figsize=(9, 6.4),
         dpi=style.DPI,
         layout=ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06),
     )
     halves = fig.subfigures(2, 1, squeeze=False)
-    left, middle, right = halves[0, 0].subplots(1, 3)
-    _draw_image(left, image, box)
-    _draw_heat_map(middle, heat_map)
-    _draw_margins(right, margins)
-    left, right = halves[1, 0].subplots(1, 2)
-    _draw_measures(left, measures)
-    _draw_changes(right, changes)
-    fig = plots.head(fig, title, f"{_LEGEND} {note}" if len(margins) else note)
+    image, heat_map, margins = halves[0, 0].subplots(1, 3)
+    measures, changes = halves[1, 0].subplots(1, 2)
+    _draw_image(image, explained.image, explained.box)
+    _draw_heat_map(heat_map, explained.heat_map)
+    shown_note = note
+    if explained.margins.empty:  # no answer
+        margins.remove()
+        changes.remove()
+    else:
+        shown_note = f"{_LEGEND} {note}"
+        _draw_margins(margins, explained.margins)
+        _draw_changes(changes, explained.changes)
+    if explained.measures["normal"].isna().all():  # no lungs, or nothing to compare with
+        measures.remove()
+    else:
+        _draw_measures(measures, explained.measures)
+    fig = plots.head(fig, title, shown_note)
     fig.caption = f"{title}. {note}"
     return fig
 
@@ -93,9 +91,6 @@ def _draw_heat_map(ax: Axes, heat_map: np.ndarray | None) -> None:
 
 
 def _draw_margins(ax: Axes, margins: pd.DataFrame) -> None:
-    if margins.empty:
-        ax.remove()
-        return
     percent = margins["margin"] * 100
     ax.plot(percent, margins["probability"], color=style.FAINT, zorder=1)
     colours = [COLOURS[answer] for answer in margins["answer"]]
@@ -105,15 +100,15 @@ def _draw_margins(ax: Axes, margins: pd.DataFrame) -> None:
 
 
 def _draw_measures(ax: Axes, measures: pd.DataFrame) -> None:
-    if measures.empty or measures["normal"].isna().all():
-        ax.remove()
-        return
     rows = np.arange(len(measures))[::-1]
     ax.hlines(rows, 0, 100, color=style.FAINT, linewidth=1)
-    for class_name, answer in (("normal", "looks normal"), ("pneumonia", "looks like pneumonia")):
-        colour = COLOURS[answer]
+    colours = {
+        "normal": COLOURS["looks normal"],
+        "pneumonia": COLOURS["looks like pneumonia"],
+    }
+    for class_name, colour in colours.items():
         ax.scatter(measures[class_name] * 100, rows, s=34, color=colour, label=class_name)
-    ax.set_yticks(rows, measures["label"])
+    ax.set_yticks(rows, measures["measure"].str.replace("_", " "))
     ax.set(xlim=(-4, 104), ylim=(-0.6, len(rows) - 0.2))
     ax.set_xlabel("training images with less (%)")
     ax.set_title("Compared with the training images")
@@ -121,9 +116,6 @@ def _draw_measures(ax: Axes, measures: pd.DataFrame) -> None:
 
 
 def _draw_changes(ax: Axes, changes: pd.DataFrame) -> None:
-    if changes.empty:
-        ax.remove()
-        return
     rows = np.arange(len(changes))[::-1]
     colours = [COLOURS[answer] for answer in changes["answer"]]
     ax.hlines(rows, 0, 1, color=style.FAINT, linewidth=0.8)
