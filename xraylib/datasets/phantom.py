@@ -166,8 +166,8 @@ class _View:
         pixels = np.arange(size, dtype=np.float32) + (0.5 - size / 2)
         across = pixels * cm
         down = across[:, np.newaxis]
-        self.x: Floats = across * cos - down * sin + centre.real
-        self.y: Floats = across * sin + down * cos + centre.imag
+        self.x = across * cos - down * sin + centre.real
+        self.y = across * sin + down * cos + centre.imag
 
     def strokes(self, lines: Strokes) -> Floats:
         """Draw strokes, antialiased, as thickness in cm; where they cross, the last one counts."""
@@ -286,7 +286,7 @@ def _mediastinum(
     heart = child.heart
     hilum = 6.3 + low / 2
     # Centre, half axes (the last along the ray) and tilt, as `_View.ellipsoid` takes them.
-    organs: list[tuple[float, ...]] = [
+    organs = [
         (1.25 + turn, 9.3 + low, 4.5 * heart, 3.3 * heart, 3.8, child.heart_tilt),
         (-0.7 + turn, 9.0 + low, 2.2 * heart, 3.2 * heart, 3.4),
         (turn / 2, 5.5, child.mediastinum, 9.5, 3.8),

@@ -184,10 +184,6 @@ def _named(file: Path) -> Iterator[None]:
         yield
     except NotFoundError:
         raise
-    except ImportError as error:
-        package = str(error.name).split(".")[0].replace("_", "-")
-        problem = f"{package} is not installed, which runs {file.suffix} files"
-        raise NotFoundError(f"{problem}. Fix: pip install {package}.") from error
     except Exception as error:  # the exceptions of the two libraries have no common base
         reason = " ".join(str(error).split())[:200]
         raise InvalidDataError(
@@ -220,7 +216,12 @@ def _read_tflite(content: bytes) -> tuple[tuple[Any, ...], Run]:
 
 def _read_onnx(content: bytes) -> tuple[tuple[Any, ...], Run]:
     """Return the shape of the input, open sides by their names, and what runs the network."""
-    import onnxruntime  # type: ignore[import-not-found]
+    try:
+        import onnxruntime  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise NotFoundError(
+            "onnxruntime is not installed, which runs .onnx files. Fix: pip install onnxruntime."
+        ) from error
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2

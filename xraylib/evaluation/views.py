@@ -39,10 +39,10 @@ SIZE = 224
 # So many images are changed and scored at once; 1,024 of them take 51 MB.
 CHUNK = 1024
 # What a file of views has for each image beside its scores.
-ABOUT = ("recipe", "model", "seed", "threshold", "image_id", "patient", "label")
+ABOUT = ["recipe", "model", "seed", "threshold", "image_id", "patient", "label"]
 # The column of the run's score of the unchanged image.
 CLEAN = "none 0"
-_COLUMNS = (*ABOUT, CLEAN)
+_COLUMNS = [*ABOUT, CLEAN]
 # The unchanged image in tables of results.
 UNCHANGED = "as it is"
 # Of intervals of one view.
@@ -302,7 +302,7 @@ def _scored_before(
         model=run.settings["model_sha256"][:12],
         threshold=run.threshold,
     )
-    table = table[list(_COLUMNS)].reset_index(drop=True)
+    table = table[_COLUMNS].reset_index(drop=True)
     if earlier is None:
         return table
     same_seed = earlier[earlier["seed"] == run.seed].reset_index(drop=True)
@@ -310,7 +310,7 @@ def _scored_before(
         return table
     keys = ["model", "image_id", "label"]
     if same_seed[keys].to_numpy().tolist() == table[keys].to_numpy().tolist():
-        done = same_seed.drop(columns=list(_COLUMNS)).dropna(axis=1)
+        done = same_seed.drop(columns=_COLUMNS).dropna(axis=1)
         return pd.concat([table, done], axis=1)
     if file.parents[1].name in runs.COMMITTED:
         what = f"{file} has scores of another run or of other images"
@@ -386,7 +386,7 @@ def corruption_losses(scores: pd.DataFrame) -> pd.DataFrame:
 
 def _losses_of_run(run: pd.DataFrame) -> list[dict[str, object]]:
     """`corruption_losses` of one run."""
-    scores = run.drop(columns=list(ABOUT)).dropna(axis=1, how="all")
+    scores = run.drop(columns=ABOUT).dropna(axis=1, how="all")
     labels = run["label"].to_numpy()
     patients = run["patient"].to_numpy()
     values = scores.to_numpy(dtype=float).T
@@ -460,7 +460,7 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
             fewer_rows = part[f"rows {share}"]
             part[f"swapped {share}"] = fewer_columns.where(part["label"] == 1, fewer_rows)
         run_count = part["seed"].nunique()
-        for view in part.columns.drop(list(ABOUT)):
+        for view in part.columns.drop(ABOUT):
             scored = part.assign(split="val", protocol="strict", score=part[view])
             measured = metrics.evaluate(
                 scored,
