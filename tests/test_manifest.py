@@ -313,7 +313,10 @@ def test_missing_data_names_the_place_and_how_to_get_it():
             ("train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/PNEUMONIA/c.png"),
             "test split holds pneumonias",
         ),
-        (("train/NORMAL/a.png", "train/COVID/b.png"), "COVID is neither NORMAL nor PNEUMONIA"),
+        (
+            ("train/NORMAL/a.png", "train/COVID/b.png"),
+            "train: the classes of 1 images are neither normal nor pneumonia: COVID (1)",
+        ),
         (("ill/a.png", "well/b.png"), "no folder of a class or split; its folders: ill, well"),
         (("train/NORMAL/a.png", "train/PNEUMONIA/b.png", "test/.x.png"), "test holds no image"),
         (("train/NORMAL/person1_virus_2.png", "train/PNEUMONIA/a.jpg"), "among the normals"),

@@ -199,7 +199,7 @@ def test_twenty_times_the_images_take_no_more_memory(phantom, tmp_path):
             table,
             224,
             tmp_path / str(times),
-            lambda part, _, noise=noise: [[noise] * len(part)],
+            lambda part, _, noise=noise: [noise] * len(part),
             images_per_shard=500,
         )
         said = run_python(PEAK, tmp_path / str(times))

@@ -5,15 +5,14 @@ A network could learn those other features instead of pneumonia.
 
 from collections.abc import Callable
 from functools import partial
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from sklearn.preprocessing import normalize
 
 from xraylib import paths, storage
 from xraylib.datasets.catalog import DATASETS
@@ -26,7 +25,12 @@ from xraylib.datasets.images import (
     read_size,
     resize,
 )
-from xraylib.datasets.manifest import image_id, other_readings, patient_and_kind
+from xraylib.datasets.manifest import (
+    image_id,
+    linked_groups,
+    other_readings,
+    patient_and_kind,
+)
 from xraylib.errors import InvalidDataError, NotFoundError, UnusableImageError
 
 # Of the 5,840 Kermany images at 224 px no two that differ in their bytes correlate above 0.975;
@@ -43,23 +47,21 @@ _THUMBNAIL = 32
 # So many images are compared with all others at once, and so many pairs in their details.
 _ROWS_AT_ONCE = 512
 _PAIRS_AT_ONCE = 4_096
-_SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 _CONTRADICTIONS = {("bacteria", 0), ("virus", 0), ("normal", 1)}
 
 # `image_id`, problem, detail, and the `image_id` of the file that it is a copy of.
 _Problem = tuple[str, str, str, str]
 
 
-def _decode(row: Any, data: bytes) -> np.ndarray:
-    return decode(Path(row.path), data, _THUMBNAIL)
+def _decode(row: Any, data: bytes) -> None:
+    decode(Path(row.path), data, _THUMBNAIL)
 
 
 def audit_files(
-    manifest: pd.DataFrame,
-    describe: Callable[[Any, bytes], Any] = _decode,
-    keep: Callable[[list[Any]], None] | None = None,
+    manifest: pd.DataFrame, describe: Callable[[Any, bytes], None] = _decode
 ) -> pd.DataFrame:
-    """Read every file of a manifest and list what is wrong.
+    """Read every file of a manifest once and list what is wrong.
 
     Parameters
     ----------
@@ -67,8 +69,6 @@ def audit_files(
         The files.
     describe : callable, optional
         Called with the row and the content of every file, in several threads; it decodes the file.
-    keep : callable, optional
-        Called with what `describe` returned for some hundred files, in manifest order.
 
     Returns
     -------
@@ -82,30 +82,24 @@ def audit_files(
         `of`: the `image_id` of the file that it is a copy of, else empty.
         `quarantine`: bool, false for duplicates only.
     """
-    problems: list[_Problem] = []
-    digests: list[str] = []
-    for chunk in map_rows(partial(_inspect, describe=describe), manifest, "auditing"):
-        for digest, of_file, _ in chunk:
-            digests.append(digest)
-            problems += of_file
-        if keep:
-            keep([description for *_, description in chunk if description is not None])
-    problems += _copies(manifest.assign(digest=digests))
+    results = map_rows(partial(_inspect, describe=describe), manifest, "auditing")
+    inspected = pd.DataFrame(results, manifest.index, ["digest", "problems"])
+    copies = _copies(manifest.assign(digest=inspected["digest"]))
+    problems = [*chain.from_iterable(inspected["problems"]), *copies]
     found = pd.DataFrame(problems, columns=["image_id", "problem", "detail", "of"])
     # In the order of the manifest.
     findings = manifest[["path", "image_id"]].merge(found, on="image_id")
     return findings.assign(quarantine=findings["problem"] != "duplicate")
 
 
-def _inspect(row: Any, describe: Callable[[Any, bytes], Any]) -> tuple[str, list[_Problem], Any]:
-    """Give a file's SHA-256 (empty without content), problems (copies apart) and description."""
+def _inspect(row: Any, describe: Callable[[Any, bytes], None]) -> tuple[str, list[_Problem]]:
+    """Give a file's SHA-256 (empty without content) and problems (copies apart)."""
     digest = ""
-    description = None
     problems = []
     try:
         data = read_bytes(Path(row.path))
         digest = storage.sha256_bytes(data)
-        description = describe(row, data)
+        describe(row, data)
         if digest != row.sha256:
             problems.append((row.image_id, "changed", CHANGED, ""))
     except NotFoundError:
@@ -115,7 +109,7 @@ def _inspect(row: Any, describe: Callable[[Any, bytes], Any]) -> tuple[str, list
     if (row.kind, row.label) in _CONTRADICTIONS:
         detail = f"its name says {row.kind}, its label is {row.label}"
         problems.append((row.image_id, "mislabelled", detail, ""))
-    return digest, problems, description
+    return digest, problems
 
 
 def _copies(hashed: pd.DataFrame) -> list[_Problem]:
@@ -123,11 +117,11 @@ def _copies(hashed: pd.DataFrame) -> list[_Problem]:
     problems = []
     repeated = hashed[(hashed["digest"] != "") & hashed["digest"].duplicated(keep=False)]
     for _, copies in repeated.groupby("digest"):
-        first = copies["image_id"].iloc[0]
+        of_label = copies.groupby("label")["image_id"].first()
         for name, label in zip(copies["image_id"], copies["label"], strict=True):
-            others = copies.loc[copies["label"] != label, "image_id"]
-            if len(others):
-                other = others.iloc[0]
+            first = of_label[label]
+            if len(of_label) > 1:
+                other = of_label[1 - label]
                 detail = f"label {label}, but {other} has the same bytes and label {1 - label}"
                 problems.append((name, "conflict", detail, other))
             elif name != first:
@@ -210,8 +204,7 @@ def near_duplicates(pixels: np.ndarray) -> np.ndarray:
 def _normalised(images: np.ndarray) -> np.ndarray:
     """Bring each image to mean 0 and length 1 (0 for a blank one), in a row, float32."""
     rows = images.reshape(len(images), -1)
-    values = rows - rows.mean(axis=1, dtype=np.float32, keepdims=True)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
+    return normalize(rows - rows.mean(axis=1, dtype=np.float32, keepdims=True))
 
 
 def _differences(images: np.ndarray) -> np.ndarray:
@@ -223,9 +216,7 @@ def _differences(images: np.ndarray) -> np.ndarray:
 
 def copy_groups(pixels: np.ndarray) -> np.ndarray:
     """Number the groups of images (n, height, width, 1) that `near_duplicates` links, `(n,)`."""
-    pairs = near_duplicates(pixels)
-    links = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(len(pixels), len(pixels)))
-    return connected_components(links, directed=False)[1]
+    return linked_groups(near_duplicates(pixels), len(pixels))
 
 
 def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.DataFrame:
@@ -258,21 +249,15 @@ def leakage(manifest: pd.DataFrame, pixels: np.ndarray | None = None) -> pd.Data
     if pixels is not None:
         marked["near-identical"] = copy_groups(pixels)
         checks.append("near-identical")
-    in_split = {split: marked[marked["split"] == split] for split in _SPLITS}
-    present = [split for split in _SPLITS if len(in_split[split])]
+    present = [split for split in SPLITS if (marked["split"] == split).any()]
     rows = []
     for check, (first, second) in product(checks, combinations(present, 2)):
-        later = in_split[second][check]
-        crossing = later[later.isin(in_split[first][check])]
-        rows.append(
-            {
-                "check": check,
-                "splits": f"{first} and {second}",
-                "patients_or_images": crossing.nunique(),
-                "images": len(crossing),
-                "share": len(crossing) / len(later),
-            }
-        )
+        earlier = marked.loc[marked["split"] == first, check]
+        later = marked.loc[marked["split"] == second, check]
+        is_crossing = later.isin(earlier)
+        patients_or_images = later[is_crossing].nunique()
+        counts = (patients_or_images, is_crossing.sum(), is_crossing.mean())
+        rows.append((check, f"{first} and {second}", *counts))
     columns = ["check", "splits", "patients_or_images", "images", "share"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -4,9 +4,8 @@ import hashlib
 import io
 import logging
 import secrets
-import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,8 @@ from pydicom.uid import (
 
 from xraylib import paths
 from xraylib.datasets import headers
-from xraylib.errors import UnusableImageError
+from xraylib.datasets.headers import RefusedError
 from xraylib.storage import atomic_write, storage_errors
-
-MAX_PIXELS = 40_000_000
 
 # The range of an image without a window: all pixels but for this share at either end ...
 _TAIL = 0.005
@@ -63,28 +60,27 @@ _CHECKED_COMPRESSIONS = (
     *JPEG2000TransferSyntaxes,
 )
 
-_SHORTEST = 64  # bytes
-
 # Values beyond this are no calibration of an image.
 _LARGEST = 1e9
 
+# So much of a file is read for its header.
+_HEADER_BYTES = 1_000_000
+_HEADER_TAGS = {
+    "modality": "Modality",
+    "body_part": "BodyPartExamined",
+    "view_position": "ViewPosition",
+    "patient_age": "PatientAge",
+    "presentation_intent": "PresentationIntentType",
+}
+_UNITS_PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 
-def is_dicom(data: bytes) -> bool:
-    """Whether a file's content is DICOM, with its preamble or (as older systems write) without.
-
-    Without one it starts with an element of group 2 or 8, little endian, whose value
-    representation or length makes sense.
-    """
-    if data[128:132] == b"DICM":
-        return True
-    if len(data) < _SHORTEST:
-        return False
-    group, element, length = struct.unpack_from("<HHI", data)
-    is_explicit = data[4:6] in (b"UL", b"UI", b"OB", b"CS", b"SH", b"LO", b"DA", b"TM")
-    return group in (2, 8) and element <= 0x100 and (is_explicit or length <= _SHORTEST)
+# Computed and digital radiography, and the older name of radiographic imaging.
+_RADIOGRAPHS = ("CR", "DX", "RG")
+_CHEST = {"CHEST", "THORAX", "LUNG"}
+_LATERAL = ("LATERAL", "LL", "RL", "LLD", "RLD", "LLO", "RLO")
 
 
-def read_dicom(path: Path, data: bytes) -> Image.Image:
+def read_dicom(data: bytes) -> Image.Image:
     """Read the content `data` of a DICOM file as 8-bit grey.
 
     The values are rescaled and windowed as the file says (its first window, or its lookup table),
@@ -96,7 +92,7 @@ def read_dicom(path: Path, data: bytes) -> Image.Image:
 
     Raises
     ------
-    UnusableImageError
+    RefusedError
         The file is damaged, holds no single grey or RGB frame, or cannot be decoded here.
     """
     try:
@@ -104,32 +100,23 @@ def read_dicom(path: Path, data: bytes) -> Image.Image:
         _check_kind(dataset)
         _check_compression(dataset)
         return Image.fromarray(_to_grey(dataset, _decode(dataset))).convert("L")
-    except _RefusedError as refusal:
-        raise UnusableImageError(path, *refusal.args) from refusal
-    except MemoryError as error:
-        raise UnusableImageError(path, "oversized", "it does not fit into memory") from error
+    except (RefusedError, MemoryError):
+        raise
     except Exception as error:  # pydicom and its decoders raise anything on damaged content
-        _log.debug("%s: %r", path, error)
-        detail = "a damaged or incomplete DICOM file"
-        raise UnusableImageError(path, "unreadable", detail) from error
-
-
-class _RefusedError(Exception):
-    """What `UnusableImageError` takes after the path."""
+        _log.debug("%r", error)
+        raise RefusedError("a damaged or incomplete DICOM file") from error
 
 
 def _parse(data: bytes) -> pydicom.FileDataset:
     """Parse the file; where the transfer syntax is missing, take the one pydicom recognised."""
     if _DEFLATED in data:
-        raise _RefusedError("unreadable", "a deflated DICOM file")
+        raise RefusedError("a deflated DICOM file")
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     if "EncryptedAttributesSequence" in dataset or "PixelData" not in dataset:
-        raise _RefusedError("unreadable", "a DICOM file that is encrypted or holds no image")
+        raise RefusedError("a DICOM file that is encrypted or holds no image")
     if "TransferSyntaxUID" not in dataset.file_meta:
         if dataset["PixelData"].is_undefined_length:
-            raise _RefusedError(
-                "unreadable", "a compressed DICOM file that does not say how (transfer syntax)"
-            )
+            raise RefusedError("a compressed DICOM file that does not say how (transfer syntax)")
         implicit, little_endian = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
@@ -140,18 +127,14 @@ def _check_kind(dataset: pydicom.Dataset) -> None:
     """Refuse what is no single image of at most 16 bits, before it is decoded."""
     missing = [name for name in _NEEDED if dataset.get(name) in (None, "")]
     if missing:
-        raise _RefusedError("unreadable", f"a DICOM file without {', '.join(missing)}")
+        raise RefusedError(f"a DICOM file without {', '.join(missing)}")
     if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise _RefusedError("unreadable", "a DICOM file of several frames, not one image")
-    if dataset.Rows * dataset.Columns > MAX_PIXELS:
-        size = f"{dataset.Columns} x {dataset.Rows}"
-        raise _RefusedError("oversized", f"{size} pixels, more than {MAX_PIXELS:,}")
+        raise RefusedError("a DICOM file of several frames, not one image")
+    headers.check_pixels(dataset.Columns, dataset.Rows)
     if dataset.BitsAllocated > 16:
-        raise _RefusedError(
-            "unreadable", f"its values have {dataset.BitsAllocated} bits, more than 16"
-        )
+        raise RefusedError(f"its values have {dataset.BitsAllocated} bits, more than 16")
     if dataset.get("VOILUTFunction") not in (None, "", "LINEAR", "LINEAR_EXACT"):
-        raise _RefusedError("unreadable", f"its window is {dataset.VOILUTFunction}, not linear")
+        raise RefusedError(f"its window is {dataset.VOILUTFunction}, not linear")
 
 
 def _check_compression(dataset: pydicom.FileDataset) -> None:
@@ -160,7 +143,7 @@ def _check_compression(dataset: pydicom.FileDataset) -> None:
     if not syntax.is_compressed:
         return
     if syntax not in _CHECKED_COMPRESSIONS:
-        raise _RefusedError("unreadable", f"its compression ({syntax.name}) is not supported")
+        raise RefusedError(f"its compression ({syntax.name}) is not supported")
     # Without the offset tables a decoder finds no other frame than the one that is checked.
     for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
         if name in dataset:
@@ -177,13 +160,10 @@ def _check_compression(dataset: pydicom.FileDataset) -> None:
 
 def _check_size(dataset: pydicom.Dataset, header: headers.StreamHeader) -> None:
     expected = (dataset.Columns, dataset.Rows, dataset.get("SamplesPerPixel", 1))
-    if tuple(header) != expected:
+    if header != expected:
         announced = " x ".join(map(str, header))
         said = " x ".join(map(str, expected))
-        raise _RefusedError(
-            "unreadable",
-            f"its compressed image has {announced} values, its header says {said}",
-        )
+        raise RefusedError(f"its compressed image has {announced} values, its header says {said}")
 
 
 def _decode(dataset: pydicom.FileDataset) -> np.ndarray:
@@ -201,13 +181,11 @@ def _decode(dataset: pydicom.FileDataset) -> np.ndarray:
             "kind that no decoder here can read"
         )
         fix = 'pip install "xraylib-pneumonia[dicom-gpl]", or export it as an 8-bit PNG'
-        raise _RefusedError("unreadable", detail, fix) from error
+        raise RefusedError(detail, fix) from error
     kind = dataset.PhotometricInterpretation
     if (kind in _GREY and raw.ndim == 2) or (kind in _COLOUR and raw.ndim == 3):
         return raw
-    raise _RefusedError(
-        "unreadable", f"its pixels are {kind} of shape {raw.shape}, neither grey nor RGB"
-    )
+    raise RefusedError(f"its pixels are {kind} of shape {raw.shape}, neither grey nor RGB")
 
 
 def _to_grey(dataset: pydicom.Dataset, raw: np.ndarray) -> np.ndarray:
@@ -262,7 +240,7 @@ def _rescale(dataset: pydicom.Dataset, levels: np.ndarray) -> np.ndarray:
     slope = _number(dataset, "RescaleSlope", 1.0)
     intercept = _number(dataset, "RescaleIntercept", 0.0)
     if slope == 0:
-        raise _RefusedError("unreadable", "its RescaleSlope is 0, so that every pixel is equal")
+        raise RefusedError("its RescaleSlope is 0, so that every pixel is equal")
     return levels * slope + intercept
 
 
@@ -273,7 +251,7 @@ def _number(dataset: pydicom.Dataset, name: str, default: Any) -> Any:
         return default
     number = float(np.ravel(value)[0])
     if not abs(number) <= _LARGEST:
-        raise _RefusedError("unreadable", f"its {name} is {number:g}")
+        raise RefusedError(f"its {name} is {number:g}")
     return number
 
 
@@ -317,7 +295,7 @@ def read_header(path: Path | str) -> dict[str, Any]:
     Returns
     -------
     dict
-        Empty where the file is no readable DICOM file. Otherwise, None for what is not said:
+        None for what is not said, as of a file that is no readable DICOM file.
 
         - modality: such as ``DX``, ``CR`` or ``CT``
         - body_part: such as ``CHEST``
@@ -325,35 +303,31 @@ def read_header(path: Path | str) -> dict[str, Any]:
         - patient_age: years, float
         - presentation_intent: ``FOR PRESENTATION`` or ``FOR PROCESSING``
     """
-    header = _read_tags(path, _HEADER_TAGS)
-    return header | {"patient_age": _years(header["patient_age"])} if header else {}
+    tags = read_tags(path, _HEADER_TAGS.values())
+    header = {name: tags.get(tag) for name, tag in _HEADER_TAGS.items()}
+    return header | {"patient_age": years(header["patient_age"])}
 
 
-def _read_tags(path: Path | str, tags: dict[str, str]) -> dict[str, Any]:
-    """Read some tags of a DICOM file as text, by their names here; empty of any other file."""
+def read_tags(path: Path | str, names: Iterable[str]) -> dict[str, str]:
+    """Read some tags of a DICOM file as text; empty ones, and those of other files, are missing."""
     with Path(path).open("rb") as file:
+        if headers.kind_of(file.read(headers.START)) != "DICOM":
+            return {}
+        file.seek(0)
         data = file.read(_HEADER_BYTES)
-    if not is_dicom(data) or _DEFLATED in data:
+    if _DEFLATED in data:
         return {}
     try:
         dataset = pydicom.dcmread(
             io.BytesIO(data),
             force=True,
             stop_before_pixels=True,
-            specific_tags=list(tags.values()),
+            specific_tags=list(names),
         )
-        return {name: str(dataset.get(tag) or "") or None for name, tag in tags.items()}
+        return {name: str(value) for name in names if (value := dataset.get(name))}
     except Exception as error:  # as above
         _log.debug("%s: %r", path, error)
         return {}
-
-
-def read_dicom_size(path: Path | str) -> tuple[int, int] | None:
-    """Read width and height from a DICOM header; None where it says neither."""
-    tags = _read_tags(path, {"width": "Columns", "height": "Rows"})
-    if not (tags.get("width") and tags.get("height")):
-        return None
-    return int(tags["width"]), int(tags["height"])
 
 
 def patient_pseudonym(path: Path | str) -> str:
@@ -363,7 +337,7 @@ def patient_pseudonym(path: Path | str) -> str:
     (`patients.key` in `XRAYLIB_DATA`), so that nobody else can try identifiers until one fits. The
     identifier itself is written nowhere.
     """
-    identifier = (_read_tags(path, {"patient": "PatientID"}).get("patient") or "").strip()
+    identifier = read_tags(path, ["PatientID"]).get("PatientID", "").strip()
     if not identifier:
         return ""
     digest = hashlib.blake2b(identifier.encode(), key=_key(paths.DATA), digest_size=6)
@@ -384,27 +358,11 @@ def _key(folder: Path) -> bytes:
     return file.read_bytes()[:64]
 
 
-_HEADER_BYTES = 1_000_000
-_HEADER_TAGS = {
-    "modality": "Modality",
-    "body_part": "BodyPartExamined",
-    "view_position": "ViewPosition",
-    "patient_age": "PatientAge",
-    "presentation_intent": "PresentationIntentType",
-}
-_UNITS_PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
-
-
-def _years(age: str | None) -> float | None:
+def years(age: str | None) -> float | None:
     """Years of an age string such as 006M; None where it is no such string."""
     if not age or not age[:-1].isdigit() or age[-1] not in _UNITS_PER_YEAR:
         return None
     return int(age[:-1]) / _UNITS_PER_YEAR[age[-1]]
-
-
-# Computed and digital radiography, and the older name of radiographic imaging.
-_RADIOGRAPHS = ("CR", "DX", "RG")
-_LATERAL = ("LATERAL", "LL", "RL", "LLD", "RLD", "LLO", "RLO")
 
 
 def not_frontal_chest(header: Mapping[str, Any]) -> str:
@@ -420,16 +378,14 @@ def not_frontal_chest(header: Mapping[str, Any]) -> str:
     str
         The reason and its fix, or an empty text.
     """
-    modality = (header.get("modality") or "").upper()
-    body_part = (header.get("body_part") or "").upper()
-    view = (header.get("view_position") or "").upper()
-    intent = (header.get("presentation_intent") or "").upper()
-    if modality and modality not in _RADIOGRAPHS:
+    said = {name: str(value).upper() for name, value in header.items() if value}
+    body_part = said.get("body_part", "CHEST").replace("_", " ").split()
+    if said.get("modality", "CR") not in _RADIOGRAPHS:
         return "its header names another modality than radiography. Fix: give a radiograph"
-    if body_part and not {"CHEST", "THORAX", "LUNG"} & set(body_part.replace("_", " ").split()):
+    if _CHEST.isdisjoint(body_part):
         return "its header names another body part. Fix: give a chest radiograph"
-    if view in _LATERAL:
+    if said.get("view_position") in _LATERAL:
         return "its header names a lateral view. Fix: give a frontal one (AP or PA)"
-    if intent == "FOR PROCESSING":
+    if said.get("presentation_intent") == "FOR PROCESSING":
         return "its header says raw, for processing. Fix: export it for presentation"
     return ""

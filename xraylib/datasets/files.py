@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from xraylib.datasets.dicom import is_dicom
+from xraylib.datasets import headers
 
-RASTER_SUFFIXES = {".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff"}
 # Files are taken for images by these names; others by how their content begins.
-SUFFIXES = RASTER_SUFFIXES | {".dcm", ".dicom", ".ima"}
+SUFFIXES = (".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".dcm", ".dicom", ".ima")
 
 # What operating systems, file servers and notebooks leave in folders of images.
 _LITTER = re.compile(
@@ -18,8 +17,6 @@ _LITTER = re.compile(
     re.IGNORECASE,
 )
 
-_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
-_START = 132  # so far DICOM's mark
 HIDDEN = "hidden, or left by a system"
 
 
@@ -116,14 +113,9 @@ def _sort_file(path: Path, listing: Listing) -> None:
 
 
 def why_no_image(path: str | Path) -> str:
-    """Say why the content of a file is that of no image; empty for JPEG, PNG, TIFF and DICOM."""
+    """Say why a file is no image, by how its content begins; empty for an image."""
     try:
         with Path(path).open("rb") as stream:
-            start = stream.read(_START)
+            return headers.why_no_image(stream.read(headers.START))
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if not start:
-        return "empty"
-    if start.startswith(_IMAGE_STARTS) or is_dicom(start):
-        return ""
-    return "no JPEG, PNG, TIFF or DICOM image"

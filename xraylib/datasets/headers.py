@@ -1,4 +1,4 @@
-"""What an image's own header announces, read before anything is decoded.
+"""What the content of a file announces, read before anything is decoded.
 
 A header is easily forged: a file of 1 kB may announce 65,500 x 65,500 pixels, and a decoder
 believes it. The functions here read only headers, in bounded time, and raise `ValueError` where
@@ -8,6 +8,18 @@ a decoder would have to work without bound.
 import itertools
 import struct
 from typing import NamedTuple
+
+MAX_PIXELS = 40_000_000
+
+# So much of a file tells its kind: DICOM's mark ends here.
+START = 132
+_STARTS = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "TIFF": (b"II*\0", b"MM\0*"),
+}
+# The shortest DICOM file, and the longest first element without a value representation, in bytes.
+_SHORTEST = 64
 
 # Bounds far above what cameras, scanners and converters write.
 _MAX_JPEG_HEADER = 20_000_000
@@ -21,8 +33,49 @@ _FRAMES = {*range(0xC0, 0xD0), 0xF7, 0xDE} - {0xC4, 0xC8, 0xCC}
 _WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xDA)}
 _START_OF_SCAN = 0xDA
 
-
 _TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+
+
+class RefusedError(Exception):
+    """Why content is not read as an image: what `UnusableImageError` takes after the path."""
+
+    def __init__(self, detail: str, *fix: str, problem: str = "unreadable") -> None:
+        super().__init__(problem, detail, *fix)
+
+
+def kind_of(start: bytes) -> str:
+    """Name the kind of a file by how its content begins: DICOM, JPEG, PNG, TIFF, or empty.
+
+    DICOM is recognised with its preamble or (as older systems write) without. Without one it starts
+    with an element of group 2 or 8, little endian, whose value representation or length makes
+    sense.
+    """
+    if start[128:START] == b"DICM":
+        return "DICOM"
+    for kind, marks in _STARTS.items():
+        if start.startswith(marks):
+            return kind
+    if len(start) < _SHORTEST:
+        return ""
+    group, element, length = struct.unpack_from("<HHI", start)
+    is_explicit = start[4:6] in (b"UL", b"UI", b"OB", b"CS", b"SH", b"LO", b"DA", b"TM")
+    is_element = is_explicit or length <= _SHORTEST
+    return "DICOM" if group in (2, 8) and element <= 0x100 and is_element else ""
+
+
+def why_no_image(start: bytes) -> str:
+    """Say why content that begins so is no image; empty for one of the kinds that are read."""
+    if kind_of(start):
+        return ""
+    return "no JPEG, PNG, TIFF or DICOM image" if start else "empty"
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Refuse a size that does not fit into memory."""
+    # Not through Image.MAX_IMAGE_PIXELS, which all threads share and which at first only warns.
+    if width * height > MAX_PIXELS:
+        detail = f"{width} x {height} pixels, more than {MAX_PIXELS:,}"
+        raise RefusedError(detail, problem="oversized")
 
 
 class StreamHeader(NamedTuple):
@@ -129,10 +182,10 @@ def check_png(stream: bytes) -> None:
     raise ValueError(f"more than {_MAX_PNG_CHUNKS:,} chunks")
 
 
-def check_tiff(stream: bytes) -> bool:
-    """Check that the values of a TIFF's first page are no longer than the file itself.
+def check_tiff(stream: bytes) -> None:
+    """Check that the values of a TIFF's only page are no longer than the file itself.
 
-    Returns whether a second page follows, which Pillow would find out by counting all pages.
+    Pillow would count all pages to find out whether there is a second one.
     """
     order = "<" if stream[:2] == b"II" else ">"
     (start,) = struct.unpack_from(f"{order}I", stream, 4)
@@ -144,4 +197,5 @@ def check_tiff(stream: bytes) -> bool:
     if length > len(stream):
         raise ValueError("tags longer than the file")
     (following,) = struct.unpack_from(f"{order}I", stream, start + 2 + 12 * count)
-    return following != 0
+    if following:
+        raise RefusedError("several pages, not one image")

@@ -9,15 +9,16 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pydicom
 from PIL import Image
 
 from xraylib.datasets import audit, lung_finder
-from xraylib.datasets.dicom import is_dicom, read_header
+from xraylib.datasets.dicom import read_tags, years
+from xraylib.datasets.headers import kind_of
 from xraylib.datasets.images import decode
 from xraylib.errors import InvalidDataError
 
@@ -61,6 +62,8 @@ _AGE = "PatientAge"
 
 # Pixels of a side at which an image is described: what the lung finder takes.
 SIZE = lung_finder.SIZE
+# Which takes one image at a time.
+_LUNG_FINDER = Lock()
 _BANDS = 10
 # Of 16 by 16 squares of an image, the two outermost rows and columns.
 _NO_CENTRE = np.pad(np.zeros((12, 12), bool), 2, constant_values=True)
@@ -107,16 +110,12 @@ def read(manifest: pd.DataFrame) -> tuple[pd.DataFrame, ImageFeatures]:
     InvalidDataError
         There is no such image.
     """
-    headers: list[dict[str, Any]] = []
-    chunks: list[dict[str, np.ndarray]] = []
+    descriptions: dict[str, dict[str, Any]] = {}
 
-    def keep(described: list[tuple[dict[str, Any], np.ndarray]]) -> None:
-        if described:
-            headers.extend(header for header, _ in described)
-            pixels = np.stack([image for _, image in described])[..., None]
-            chunks.append(pixel_values(pixels) | {"thumbnails": audit.thumbnails(pixels)})
+    def describe(row: Any, data: bytes) -> None:
+        descriptions[row.image_id] = _describe(row, data)
 
-    findings = audit.audit_files(manifest, _describe, keep)
+    findings = audit.audit_files(manifest, describe)
     bad = findings.loc[findings["quarantine"], "image_id"]
     images = manifest[~manifest["image_id"].isin(bad)].reset_index(drop=True)
     if images.empty:
@@ -125,21 +124,19 @@ def read(manifest: pd.DataFrame) -> tuple[pd.DataFrame, ImageFeatures]:
             f"none of {len(manifest)} files can be used; the first is {first['path']} "
             f"({first['detail']}). Fix: replace them by images."
         )
-    table = pd.DataFrame(headers)
-    # Files that were described may still have another problem.
-    good = ~table["image_id"].isin(bad).to_numpy()
-    of_pixels = {
-        name: np.concatenate([chunk[name] for chunk in chunks])[good] for name in chunks[0]
-    }
-    thumbnails = of_pixels.pop("thumbnails")
-    return findings, ImageFeatures(images, _header_values(table[good]) | of_pixels, thumbnails)
+    table = pd.DataFrame([descriptions[name] for name in images["image_id"]])
+    values = _header_values(table)
+    for name in (*SURROUND, *CONTENT):
+        values[name] = np.concatenate(table[name].tolist())
+    thumbnails = np.concatenate(table["thumbnail"].tolist())
+    return findings, ImageFeatures(images, values, thumbnails)
 
 
-def _describe(row: Any, data: bytes) -> tuple[dict[str, Any], np.ndarray]:
-    """Decode one file, and read its header and size."""
+def _describe(row: Any, data: bytes) -> dict[str, Any]:
+    """Describe one file: its header, its size and the features of its pixels."""
     pixels = decode(Path(row.path), data, SIZE)
-    if is_dicom(data):
-        header = _dicom_header(Path(row.path), data)
+    if kind_of(data) == "DICOM":
+        header = _dicom_header(Path(row.path))
     else:
         with Image.open(io.BytesIO(data)) as image:  # `decode` has accepted it
             quantisers = getattr(image, "quantization", None)
@@ -152,26 +149,22 @@ def _describe(row: Any, data: bytes) -> tuple[dict[str, Any], np.ndarray]:
             }
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "JPEG", quality=_QUALITY)
-    sizes = {"bytes": len(data), "encoded": encoded.tell()}
-    return header | sizes | {"image_id": row.image_id}, pixels
+    header |= {"bytes": len(data), "encoded": encoded.tell()}
+    batch = pixels[None, ..., None]
+    with _LUNG_FINDER:
+        return header | pixel_values(batch) | {"thumbnail": audit.thumbnails(batch)}
 
 
-def _dicom_header(path: Path, data: bytes) -> dict[str, Any]:
+def _dicom_header(path: Path) -> dict[str, Any]:
     """Read the header of a file that was decoded before; nothing that names the patient."""
-    header = pydicom.dcmread(
-        io.BytesIO(data),
-        force=True,
-        stop_before_pixels=True,
-        specific_tags=[*TAGS, "Rows", "Columns", "SamplesPerPixel"],
-    )
-    tags = {tag: str(header.get(tag) or "") or None for tag in TAGS}
+    tags = read_tags(path, [*TAGS, _AGE, "Rows", "Columns", "SamplesPerPixel"])
     return tags | {
-        _AGE: read_header(path).get("patient_age"),
+        _AGE: years(tags.get(_AGE)),
         "first quantiser": np.nan,
-        "bit depth": float(header.get("BitsStored") or np.nan),
-        "channels": float(header.get("SamplesPerPixel") or 1),
-        "width": float(header.Columns),
-        "height": float(header.Rows),
+        "bit depth": float(tags.get("BitsStored", np.nan)),
+        "channels": float(tags.get("SamplesPerPixel", 1)),
+        "width": float(tags.get("Columns", np.nan)),
+        "height": float(tags.get("Rows", np.nan)),
     }
 
 

@@ -25,7 +25,8 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from xraylib import paths, storage
 from xraylib.datasets import headers, shards
-from xraylib.datasets.dicom import MAX_PIXELS, is_dicom, read_dicom, read_dicom_size
+from xraylib.datasets.dicom import read_dicom, read_tags
+from xraylib.datasets.headers import MAX_PIXELS, RefusedError
 from xraylib.errors import InvalidDataError, NotFoundError, UnusableImageError
 from xraylib.progress import tqdm
 
@@ -42,11 +43,12 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL|pydicom")
 CHANGED = "other bytes than when the data set was indexed"
 _CHUNK = 256
 
-_FORMATS = ("JPEG", "PNG", "TIFF")
-_JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
-_TIFF = (b"II*\0", b"MM\0*")
-_START = 132  # so far DICOM's mark
+# What refuses, in bounded time, a header that Pillow would take minutes to open.
+_HEADER_CHECKS: dict[str, Callable[[bytes], Any]] = {
+    "JPEG": headers.read_jpeg,
+    "PNG": headers.check_png,
+    "TIFF": headers.check_tiff,
+}
 _PNG_END = b"IEND\xaeB`\x82"
 
 # Of 12 bits; a smaller maximum may be of a dark image or of fewer bits.
@@ -100,13 +102,11 @@ def read_size(path: Path | str) -> tuple[int, int]:
     UnusableImageError
         The file is no such image.
     """
-    path = Path(path)
-    with path.open("rb") as stream:
-        start = stream.read(_START)
-    if is_dicom(start) and (size := read_dicom_size(path)):
-        return size
+    tags = read_tags(path, ["Columns", "Rows"])
+    if len(tags) == 2:
+        return int(tags["Columns"]), int(tags["Rows"])
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=list(_HEADER_CHECKS)) as image:
             return image.size
     except (OSError, Image.DecompressionBombError) as error:
         detail = "its size cannot be read from its header"
@@ -144,79 +144,62 @@ def read_bytes(path: Path) -> bytes:
 
 def decode(path: Path, data: bytes, size: int | None) -> np.ndarray:
     """Decode the content `data` of the file `path` as `read_gray` does."""
-    if is_dicom(data):
-        image = read_dicom(path, data)
-    elif data.startswith((_JPEG, _PNG, *_TIFF)):
-        image = _open(path, data, size)
-    else:
-        detail = "no JPEG, PNG, TIFF or DICOM file" if data else "the file is empty"
-        raise UnusableImageError(path, "unreadable", detail)
+    try:
+        image = _open(data, size)
+    except RefusedError as refusal:
+        raise UnusableImageError(path, *refusal.args) from refusal
+    except MemoryError as error:
+        raise UnusableImageError(path, "oversized", "it does not fit into memory") from error
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.array(image, dtype=np.uint8)
 
 
-def _open(path: Path, data: bytes, size: int | None) -> Image.Image:
-    """Decode a JPEG, PNG or TIFF with Pillow, which raises anything on damaged content."""
+def _open(data: bytes, size: int | None) -> Image.Image:
+    """Decode a file's content to 8-bit grey, of at least twice `size` where that saves time."""
+    kind = headers.kind_of(data)
+    if kind == "DICOM":
+        return read_dicom(data)
+    if not kind:
+        raise RefusedError(headers.why_no_image(data))
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         detail = "Pillow was told to guess what truncated files lack"
-        fix = "set PIL.ImageFile.LOAD_TRUNCATED_IMAGES back to False"
-        raise UnusableImageError(path, "unreadable", detail, fix)
+        raise RefusedError(detail, "set PIL.ImageFile.LOAD_TRUNCATED_IMAGES back to False")
     try:
-        _check_header(path, data)
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_image(path, data, image)
-            image.draft("L", (2 * size, 2 * size) if size else None)
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_gray(path, image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnusableImageError(path, "oversized", f"more than {MAX_PIXELS:,} pixels") from error
-    except UnidentifiedImageError as error:
-        detail = "damaged: its header cannot be read"
-        raise UnusableImageError(path, "unreadable", detail) from error
-    except UnusableImageError:
-        raise
-    except Exception as error:
-        problem = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        raise UnusableImageError(path, problem, f"damaged ({error})") from error
-
-
-def _check_header(path: Path, data: bytes) -> None:
-    """Refuse in bounded time what Pillow would take minutes to open."""
-    several_pages = False
-    try:
-        if data.startswith(_JPEG):
-            headers.read_jpeg(data)
-        elif data.startswith(_PNG):
-            headers.check_png(data)
-        else:
-            several_pages = headers.check_tiff(data)
+        _HEADER_CHECKS[kind](data)
     except (ValueError, struct.error) as error:
-        detail = f"damaged: its header cannot be read ({error})"
-        raise UnusableImageError(path, "unreadable", detail) from error
-    if several_pages:
-        raise UnusableImageError(path, "unreadable", "several pages, not one image")
+        raise RefusedError(f"damaged: its header cannot be read ({error})") from error
+    try:
+        return _open_raster(kind, data, size)
+    except (RefusedError, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RefusedError(f"more than {MAX_PIXELS:,} pixels", problem="oversized") from error
+    except UnidentifiedImageError as error:
+        raise RefusedError("damaged: its header cannot be read") from error
+    except Exception as error:  # Pillow raises anything on damaged content
+        problem = "truncated" if "truncated" in str(error).lower() else "unreadable"
+        raise RefusedError(f"damaged ({error})", problem=problem) from error
 
 
-def _check_image(path: Path, data: bytes, image: Image.Image) -> None:
-    """Refuse an opened image before it is decoded."""
-    # Not through Image.MAX_IMAGE_PIXELS, which all threads share and which at first only warns.
-    if image.width * image.height > MAX_PIXELS:
-        detail = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}"
-        raise UnusableImageError(path, "oversized", detail)
-    if image.format == "PNG":
-        if getattr(image, "n_frames", 1) > 1:
-            raise UnusableImageError(path, "unreadable", "several frames, not one image")
-        if _PNG_END not in data:
-            raise UnusableImageError(path, "truncated", "the end of the PNG is missing")
+def _open_raster(kind: str, data: bytes, size: int | None) -> Image.Image:
+    """Decode a JPEG, PNG or TIFF whose header was checked."""
+    with Image.open(io.BytesIO(data), formats=[kind]) as image:
+        headers.check_pixels(image.width, image.height)
+        if kind == "PNG" and getattr(image, "n_frames", 1) > 1:
+            raise RefusedError("several frames, not one image")
+        if kind == "PNG" and _PNG_END not in data:
+            raise RefusedError("the end of the PNG is missing", problem="truncated")
+        image.draft("L", (2 * size, 2 * size) if size else None)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_gray(image)
 
 
-def _to_gray(path: Path, image: Image.Image) -> Image.Image:
+def _to_gray(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        detail = "its values are fractions, of no known range"
-        raise UnusableImageError(path, "unreadable", detail)
+        raise RefusedError("its values are fractions, of no known range")
     if image.mode.startswith("I"):
-        return _scale_to_bytes(path, image)
+        return _scale_to_bytes(image)
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return Image.alpha_composite(opaque, image.convert("RGBA")).convert("L")
@@ -225,19 +208,16 @@ def _to_gray(path: Path, image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
-def _scale_to_bytes(path: Path, image: Image.Image) -> Image.Image:
+def _scale_to_bytes(image: Image.Image) -> Image.Image:
     """Scale values of 12 to 16 bits to 8, by the bits that are in use."""
     values = np.asarray(image).astype(np.int32)
     maximum = int(values.max())
     if values.min() < 0 or maximum > 65535:
-        raise UnusableImageError(path, "unreadable", "its values leave 0..65535")
+        raise RefusedError("its values leave 0..65535")
     if 0 < maximum < _SMALLEST_MAXIMUM:
         detail = f"its 16-bit values end at {maximum} of 65535, which does not tell their range"
-        fix = "rescale them to 0..65535 or export as 8-bit PNG"
-        raise UnusableImageError(path, "unreadable", detail, fix)
+        raise RefusedError(detail, "rescale them to 0..65535 or export as 8-bit PNG")
     bits = maximum.bit_length() or 16
-    if bits < 16:
-        _log.debug("%s: values of %d bits are scaled to 8", path, bits)
     largest = 2**bits - 1
     # Pillow inverts such a TIFF of 8 bits, but not of 16.
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO:
@@ -297,15 +277,13 @@ def heat_map(cam: np.ndarray, size: int) -> np.ndarray:
     return heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
 
 
-def decoded(manifest: pd.DataFrame, size: int) -> Iterator[list[np.ndarray]]:
-    """Decode the images of a manifest, a chunk of uint8 ``(size, size)`` at a time."""
+def decoded(manifest: pd.DataFrame, size: int) -> Iterator[np.ndarray]:
+    """Decode the images of a manifest one after the other, uint8 ``(size, size)``."""
     return map_rows(lambda row: checked(row, size), manifest, "decoding")
 
 
-def map_rows(
-    function: Callable[[Any], Any], manifest: pd.DataFrame, title: str
-) -> Iterator[list[Any]]:
-    """Apply `function` to the rows of a manifest, in several threads, and yield chunks of results.
+def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str) -> Iterator[Any]:
+    """Apply `function` to the rows of a manifest, some at a time, in several threads.
 
     Pillow releases the interpreter's lock while it decodes.
     """
@@ -314,9 +292,10 @@ def map_rows(
         tqdm(total=len(manifest), desc=title, unit="image") as bar,
     ):
         for start in range(0, len(manifest), _CHUNK):
-            rows = list(manifest.iloc[start : start + _CHUNK].itertuples(index=False))
-            yield list(pool.map(function, rows))
-            bar.update(len(rows))
+            rows = manifest.iloc[start : start + _CHUNK].itertuples(index=False)
+            for result in pool.map(function, rows):
+                yield result
+                bar.update()
 
 
 def checked(row: Any, size: int) -> np.ndarray:
@@ -391,18 +370,12 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
         )
     name = f"{fingerprint(manifest)}-{size}px-decoder{DECODER_VERSION}-pillow{PIL.__version__}.npy"
     target = paths.CACHE / "pixels" / name
-    shape = (len(manifest), int(size), int(size), 1)
     with storage.storage_errors(target):
-        pixels = _read_cache(target, shape)
-        if pixels is None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{target}.lock"):
-                # Another process may have written it while this one waited.
-                pixels = _read_cache(target, shape)
-                if pixels is None:
-                    _write_cache(manifest, shape, target)
-                    pixels = np.load(target, mmap_mode="r")
-    return pixels
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not _is_cached(target):
+                _write_cache(manifest, size, target)
+            return np.load(target, mmap_mode="r")
 
 
 def _open_shards(manifest: pd.DataFrame, size: int) -> np.ndarray:
@@ -414,22 +387,20 @@ def _open_shards(manifest: pd.DataFrame, size: int) -> np.ndarray:
     return cast(np.ndarray, pixels)
 
 
-def _read_cache(target: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Map the cached array; None if there is none or it is damaged."""
+def _is_cached(target: Path) -> bool:
+    """Whether the decoded images are in the cache, and whole."""
     try:
-        pixels = np.lib.format.open_memmap(target, mode="r")
+        np.lib.format.open_memmap(target, mode="r")
     except FileNotFoundError:
-        return None
+        return False
     except (ValueError, EOFError) as error:
         _log.warning("%s is damaged (%s) and is built again", target, error)
-        return None
-    if pixels.shape != shape or pixels.dtype != np.uint8:
-        _log.warning("%s has shape %s and is built again", target, pixels.shape)
-        return None
-    return pixels
+        return False
+    return True
 
 
-def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -> None:
+def _write_cache(manifest: pd.DataFrame, size: int, target: Path) -> None:
+    shape = (len(manifest), int(size), int(size), 1)
     needed = math.prod(shape)
     free = shutil.disk_usage(target.parent).free
     if needed > free:
@@ -439,5 +410,5 @@ def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -
     with storage.atomic_write(target) as temporary, temporary.open("wb") as file:
         # Plain writes, because the written pages of a memory map count as this process's memory.
         np.lib.format.write_array_header_1_0(file, header)
-        for chunk in decoded(manifest, shape[1]):
-            file.write(np.stack(chunk).data)
+        for image in decoded(manifest, size):
+            file.write(image.data)

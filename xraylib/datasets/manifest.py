@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.cluster.hierarchy import DisjointSet
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from xraylib import paths
 from xraylib.datasets import challenges, phantom, shards
 from xraylib.datasets.catalog import Dataset, get_dataset
 from xraylib.datasets.dicom import patient_pseudonym
-from xraylib.datasets.files import HIDDEN, RASTER_SUFFIXES, PassedOver
+from xraylib.datasets.files import HIDDEN, SUFFIXES, PassedOver
 from xraylib.datasets.layouts import Layout, read_layout
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.progress import tqdm
@@ -35,7 +36,6 @@ _log = logging.getLogger(__name__)
 COLUMNS = ("image_id", "path", "label", "patient", "kind", "split", "sha256")
 _PNEUMONIA_KINDS = ("bacteria", "virus")
 
-_SUFFIX = re.compile(r"\.(jpe?g|png|jfif|tiff?|dcm|dicom|ima)$", re.IGNORECASE)
 _ROBOFLOW = re.compile(r"_(jpe?g|png|tiff?|bmp|webp)\.rf\.[0-9A-Za-z]+$")
 
 # The names of Kermany's files, of version 2 and (the last) of version 3.
@@ -175,12 +175,9 @@ def check_kinds(dataset: Dataset, manifest: pd.DataFrame) -> None:
         )
 
 
-# Where a patient can be read from, by precedence, as `Reading.patient_sources` says it.
-TABLE_SOURCE = "the table's column"
-REGEX_SOURCE = "the regular expression"
+# Where a patient can be read from, as `Reading.patient_sources` says it.
 DICOM_SOURCE = "the DICOM header, hashed"
 FOLDER_SOURCE = "the folder below the class folder"
-NAME_SOURCE = "the file name"
 NO_SOURCE = "nothing: the image counts as its own patient"
 
 
@@ -237,10 +234,12 @@ def read(dataset: Dataset) -> Reading:
     images = images.sort_values("image_id", ignore_index=True)
     if dataset.names == "kermany":
         _check_one_version(root, images["image_id"])
-    candidates = _candidate_patients(dataset, images)
+    read_name = _READERS[dataset.names]
+    named = pd.DataFrame(map(read_name, images["image_id"]), columns=["patient", "kind"])
+    candidates = _candidate_patients(dataset, images, named["patient"])
     is_known = candidates != ""
     patients = candidates.where(is_known).bfill(axis=1).iloc[:, 0].map(_storable)
-    manifest = images.assign(patient=patients, kind=_kinds(dataset, images))[list(COLUMNS)]
+    manifest = images.assign(patient=patients, kind=_kinds(images, named["kind"]))[list(COLUMNS)]
     remarks = _make_split(dataset, manifest) if dataset.is_own and len(manifest) else []
     sources = candidates.columns[is_known.to_numpy().argmax(axis=1)].tolist()
     return Reading(manifest, sources, layout.passed_over, remarks)
@@ -261,34 +260,32 @@ def _unique_ids(files: pd.Series) -> pd.Series:
     return names.mask(names.duplicated(keep=False), stems)
 
 
-def _candidate_patients(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
+def _candidate_patients(dataset: Dataset, images: pd.DataFrame, named: pd.Series) -> pd.DataFrame:
     """Say who the patient of each image is by each source, in order of precedence."""
     pseudonyms = images["pseudonym"]
     is_anonymous = pseudonyms[pseudonyms != ""].nunique() == 1  # such as "Anonymous"
-    regex = re.compile(dataset.patient_regex or "(?!)")  # which finds nothing
+    regex = re.compile(dataset.patient_regex)
     ids = images["image_id"]
     files = images["relative"]
-    patients = pd.Series([_READERS[dataset.names](image)[0] for image in ids])
     # Two files of one name in a folder, as JPEG and PNG, show one patient.
     alone = ids.where(ids == files.map(image_id), files.map(_without_suffix))
     return pd.DataFrame(
         {
-            TABLE_SOURCE: images["patient"],
-            REGEX_SOURCE: [_first_group(regex, file) for file in files],
+            "the table's column": images["patient"],
+            "the regular expression": [_first_group(regex, file) for file in files],
             DICOM_SOURCE: "" if is_anonymous else pseudonyms,
             FOLDER_SOURCE: images["folder"],
-            NAME_SOURCE: patients.mask(patients == ids.map(image_id), ""),
+            "the file name": named.mask(named == ids.map(image_id), ""),
             NO_SOURCE: alone,
         }
     )
 
 
-def _kinds(dataset: Dataset, images: pd.DataFrame) -> pd.Series:
+def _kinds(images: pd.DataFrame, named: pd.Series) -> pd.Series:
     """Give the kind that the layout says, else the name.
 
     A normal image of another family's name is normal; a pneumonia without a kind is unknown.
     """
-    named = pd.Series([_READERS[dataset.names](image)[1] for image in images["image_id"]])
     by_label = images["label"].map({0: "normal", 1: "unknown"})
     named = named.where(named.isin(_PNEUMONIA_KINDS), by_label)
     return images["kind"].where(images["kind"] != "", named)
@@ -297,9 +294,7 @@ def _kinds(dataset: Dataset, images: pd.DataFrame) -> pd.Series:
 def _first_group(regex: re.Pattern[str], path: str) -> str:
     """Give what an expression finds in a path: its first group, or all of it."""
     match = regex.search(path)
-    if match is None:
-        return ""
-    return (match[1] if regex.groups else match[0]) or ""
+    return (match and match[min(1, regex.groups)]) or ""
 
 
 def inseparable(manifest: pd.DataFrame) -> pd.Series:
@@ -308,15 +303,18 @@ def inseparable(manifest: pd.DataFrame) -> pd.Series:
     Two images are linked if they show the same patient or have the same bytes. A group holds all
     images that can be reached from one another through such links.
     """
-    images = range(len(manifest))
-    linked = DisjointSet(images)
+    rows = pd.Series(range(len(manifest)), manifest.index)
+    links = []
     for column in ("patient", "sha256"):
-        for members in manifest.groupby(column).indices.values():
-            for member in members[1:]:
-                linked.merge(members[0], member)
-    # Numbered in the order in which the groups occur.
-    groups, _ = pd.factorize(np.array([linked[image] for image in images]))
-    return pd.Series(groups, index=manifest.index)
+        first = rows.groupby(manifest[column]).transform("first")
+        links.append(np.stack([first, rows], axis=1))
+    return pd.Series(linked_groups(np.concatenate(links), len(rows)), manifest.index)
+
+
+def linked_groups(links: np.ndarray, count: int) -> np.ndarray:
+    """Number the groups of rows that links `(n, 2)` connect, in the order in which they occur."""
+    graph = coo_array((np.ones(len(links)), tuple(links.T)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
 
 
 def _make_split(dataset: Dataset, manifest: pd.DataFrame) -> list[str]:
@@ -388,9 +386,8 @@ def _contents(dataset: Dataset, layout: Layout) -> pd.DataFrame:
 
 
 def _content(dataset: Dataset, path: Path) -> tuple[str, str]:
-    """Hash a file and, if it can be DICOM, read who its patient is."""
-    may_say = dataset.names != "none" and path.suffix.lower() not in RASTER_SUFFIXES
-    return sha256(path), patient_pseudonym(path) if may_say else ""
+    """Hash a file and read who its patient is, if it is DICOM."""
+    return sha256(path), "" if dataset.names == "none" else patient_pseudonym(path)
 
 
 def count(dataset: Dataset) -> int:
@@ -410,7 +407,8 @@ def image_id(filename: str) -> str:
 
 
 def _without_suffix(name: str) -> str:
-    return _storable(_ROBOFLOW.sub("", _SUFFIX.sub("", name)))
+    is_image = Path(name).suffix.lower() in SUFFIXES
+    return _storable(_ROBOFLOW.sub("", name.rsplit(".", 1)[0] if is_image else name))
 
 
 def _storable(name: str) -> str:

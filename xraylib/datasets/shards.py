@@ -21,7 +21,7 @@ VERSION = 2
 _COLUMNS = ("image_id", "label", "patient", "kind", "split", "sha256")
 _AGAIN = "Fix: delete the folder, or its .arrayrecord files, and write the shards again."
 
-Decode = Callable[[pd.DataFrame, int], Iterator[list[np.ndarray]]]
+Decode = Callable[[pd.DataFrame, int], Iterator[np.ndarray]]
 
 
 def is_shards(folder: Path) -> bool:
@@ -43,7 +43,7 @@ def write(
     folder : Path
         Where to write; not the folder of the images themselves.
     decode : callable
-        Gives the pixels of some rows in chunks, as `images.decoded` does.
+        Gives the pixels of some rows, as `images.decoded` does.
     images_per_shard : int
         How many images one file holds.
     """
@@ -80,12 +80,11 @@ def _write_text(path: Path, content: str) -> None:
         temporary.write_text(content, encoding="utf-8", newline="\n")
 
 
-def _write_shard(path: Path, chunks: Iterator[list[np.ndarray]]) -> None:
+def _write_shard(path: Path, images: Iterator[np.ndarray]) -> None:
     with atomic_write(path) as temporary:
         writer = _array_record()[0].ArrayRecordWriter(str(temporary), "group_size:1,zstd:3")
-        for chunk in chunks:
-            for image in chunk:
-                writer.write(image.tobytes())
+        for image in images:
+            writer.write(image.tobytes())
         writer.close()
 
 
