@@ -143,17 +143,17 @@ def test_a_new_split_mends_a_patient_in_two_splits(tmp_path):
     [
         (
             usual(of_folders(*CLASSES, "COVID")),
-            'COVID is neither.*--classes "NORMAL=0,PNEUMONIA=1"',
+            r'4 images are neither.*: COVID \(4\).*--classes "NORMAL=0,PNEUMONIA=1"',
         ),
         (
             usual(of_folders("abnormal", "healthy")),
-            r'abnormal is neither.*--classes "abnormal=\?,healthy=\?"` with 0 for normal, '
-            r"1 for pneumonia in place of \?",
+            r"8 images are neither.*: abnormal \(4\), healthy \(4\).*"
+            r'--classes "abnormal=\?,healthy=\?"` with 0 for normal, 1 for pneumonia in place',
         ),
         (usual(["ill", "well"]), r'ill, well.*--classes "ill=\?,well=\?"'),
         (
             usual(of_folders("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")),
-            'COVID is neither.*--classes "Normal=0,Viral Pneumonia=1"`;',
+            r'COVID \(4\), Lung_Opacity \(4\).*--classes "Normal=0,Viral Pneumonia=1"`;',
         ),
         (
             usual(["Lung Opacity", "Normal", "Not Normal"]),
@@ -520,8 +520,10 @@ def test_missing_files_and_labels_of_a_table_are_counted_and_named(listed):
 
 def test_a_table_that_cannot_be_used_says_why(listed, tmp_path):
     cases = {
-        r"labels of 6 rows.*maybe \(6\).*--classes": lambda n: f"x/{n}.png,{('0', 'maybe')[n % 2]}",
-        r"labels of 6 rows.*-1 \(6\)": lambda n: f"x/{n}.png,{('0', '-1')[n % 2]}",
+        r"classes of 6 images.*maybe \(6\).*--classes": lambda n: (
+            f"x/{n}.png,{('0', 'maybe')[n % 2]}"
+        ),
+        r"classes of 6 images.*-1 \(6\)": lambda n: f"x/{n}.png,{('0', '-1')[n % 2]}",
         r"1 images have both labels.*x/2.png": lambda n: (
             f"x/{(n, f'../x/{n - 1}')[n == 3]}.png,{n % 2}"
         ),

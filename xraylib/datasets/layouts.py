@@ -21,22 +21,22 @@ from xraylib.datasets.catalog import TABLES, Dataset
 from xraylib.datasets.files import HIDDEN, Listing, PassedOver, is_litter, list_folder
 from xraylib.errors import InvalidDataError
 
-# Labels and kinds by the names of classes, as `_plain` writes them.
+# What the names of classes mean, as `_plain` writes them: normal, pneumonia, or its kind.
 _CLASSES = {
-    "normal": (0, ""),
-    "normals": (0, ""),
-    "no pneumonia": (0, ""),
-    "pneumonia": (1, ""),
-    "pneumonias": (1, ""),
-    "bacteria": (1, "bacteria"),
-    "bacterial": (1, "bacteria"),
-    "bacterial pneumonia": (1, "bacteria"),
-    "virus": (1, "virus"),
-    "viral": (1, "virus"),
-    "viral pneumonia": (1, "virus"),
+    "normal": "normal",
+    "normals": "normal",
+    "no pneumonia": "normal",
+    "pneumonia": "pneumonia",
+    "pneumonias": "pneumonia",
+    "bacteria": "bacteria",
+    "bacterial": "bacteria",
+    "bacterial pneumonia": "bacteria",
+    "virus": "virus",
+    "viral": "virus",
+    "viral pneumonia": "virus",
 }
-_Classes = Mapping[str, tuple[int, str]]
-_IN_TABLES = {"0": (0, ""), "1": (1, ""), "0.0": (0, ""), "1.0": (1, "")}
+_IN_TABLES = {"0": "normal", "1": "pneumonia", "0.0": "normal", "1.0": "pneumonia"}
+_KINDS = ("bacteria", "virus")
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -97,7 +97,8 @@ def read_layout(dataset: Dataset) -> Layout:
         If a folder cannot be read.
     """
     if dataset.table:
-        layout = _read_table(dataset, Path(dataset.table), dataset.root)
+        file = Path(dataset.table)
+        layout = _understand(dataset, file, dataset.root, _rows_of_table(file, dataset.root))
     else:
         layout = _read_folders(dataset)
     if dataset.split:
@@ -120,11 +121,11 @@ def _plain(name: str) -> str:
     return re.sub(r"^[0-9]+ ", "", words)
 
 
-def _classes_of(dataset: Dataset, usual: _Classes = _CLASSES) -> _Classes:
-    """Give label and kind by the plain name of a class."""
-    if dataset.classes:
-        return {_plain(name): (label, "") for name, label in dataset.classes.items()}
-    return usual
+def _classes_of(dataset: Dataset, usual: Mapping[str, str] = _CLASSES) -> Mapping[str, str]:
+    """Give what the plain name of a class means: the user says it, else it is as usual."""
+    meanings = ("normal", "pneumonia")
+    given = {_plain(name): meanings[label] for name, label in dataset.classes.items()}
+    return given or usual
 
 
 def _unnamed_classes(dataset: Dataset, content: str, names: Collection[str]) -> InvalidDataError:
@@ -132,7 +133,8 @@ def _unnamed_classes(dataset: Dataset, content: str, names: Collection[str]) -> 
 
     A single other class gets the label that is missing. Of several, the user has to choose.
     """
-    recognised = {name: _CLASSES[_plain(name)][0] for name in names if _plain(name) in _CLASSES}
+    meanings = {name: _CLASSES.get(_plain(name)) for name in names}
+    recognised = {name: int(of != "normal") for name, of in meanings.items() if of}
     labels: dict[str, object] = dict(sorted(recognised.items(), key=itemgetter(1)))
     others = [name for name in names if name not in recognised]
     missing = {0, 1} - set(recognised.values())
@@ -156,8 +158,7 @@ def _not_understood(dataset: Dataset, content: str, names: Iterable[str] = ()) -
     known_labels = dict.fromkeys(_tables(dataset.root.rglob("*")), -1)
     for file in known_labels:
         with suppress(InvalidDataError):
-            labels = _rename_columns(file, _read_csv(file))["label"]
-            known_labels[file] = labels.map(_plain).isin(classes).sum()
+            known_labels[file] = _read_rows(file)["label"].map(_plain).isin(classes).sum()
     folders = [name for name in names if not _IN_NAMES_OF_SPLITS.search(_plain(name))]
     if known_labels and (len(folders) < 2 or max(known_labels.values()) >= 0):
         table = shlex.quote(str(max(known_labels, key=known_labels.__getitem__)))
@@ -179,10 +180,6 @@ def _tables(paths: Iterable[Path]) -> list[Path]:
     )
 
 
-def _not_named(name: str) -> str:
-    return f"of the class {name}, which is not named"
-
-
 def _subfolders(folder: Path) -> list[Path]:
     """List the folders in a folder that are neither hidden nor a system's."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not is_litter(path.name))
@@ -196,28 +193,22 @@ def _read_folders(dataset: Dataset) -> Layout:
     splits = {path: _SPLITS[_plain(path.name)] for path in folders if _plain(path.name) in _SPLITS}
     if splits:
         passed_over += _outside(root, splits)
-    columns = ["relative", "split", "label", "kind", "patient", "folder"]
-    rows: list[tuple[object, ...]] = []
+    parts = []
     for split_folder, split in (splits or {root: ""}).items():
         class_folders = _subfolders(split_folder)
         tables = _tables(split_folder.iterdir())
         has_classes = len(class_folders) > 1 or _are_named(class_folders, classes)
+        source = split_folder
         if len(tables) == 1 and not has_classes:
-            layout = _read_table(dataset, tables[0], root)
-            rows += layout.images.assign(split=split)[columns].itertuples(index=False)
-            passed_over += layout.passed_over
-            continue
-        passed_over += _outside(split_folder, class_folders)
-        for folder in class_folders:
-            listing = _listed(folder)
-            if _plain(folder.name) in classes:
-                label, kind = classes[_plain(folder.name)]
-                for image, inner_folder in _inner_folders(folder, listing).items():
-                    rows.append((_below(image, root), split, label, kind, "", inner_folder))
-            else:
-                _pass_over_class(dataset, folder, listing)
-            passed_over += listing.passed_over
-    images = pd.DataFrame(rows, columns=columns)
+            source = tables[0]
+            rows = _rows_of_table(source, root)
+        else:
+            passed_over += _outside(split_folder, class_folders)
+            rows = _rows_of_folders(class_folders, root, passed_over)
+        layout = _understand(dataset, source, root, rows.assign(split=split))
+        parts.append(layout.images)
+        passed_over += layout.passed_over
+    images = pd.concat(parts, ignore_index=True)
     unread = sum(len(list_folder(folder).images) for folder in splits) if images.empty else 0
     if unread:
         names = ", ".join(folder.name for folder in splits)
@@ -230,6 +221,19 @@ def _read_folders(dataset: Dataset) -> Layout:
     return Layout(root, images, passed_over)
 
 
+def _rows_of_folders(
+    folders: list[Path], root: Path, passed_over: list[PassedOver]
+) -> pd.DataFrame:
+    """List the images below class folders; what is no image is added to `passed_over`."""
+    rows = []
+    for folder in folders:
+        listing = _listed(folder)
+        for image, inner_folder in _inner_folders(folder, listing).items():
+            rows.append((image, _below(image, root), folder.name, "", inner_folder))
+        passed_over += listing.passed_over
+    return pd.DataFrame(rows, columns=["path", "relative", "label", "patient", "folder"])
+
+
 def _are_named(folders: list[Path], names: Collection[str]) -> bool:
     """Whether any of some folders has one of the names."""
     return not {_plain(path.name) for path in folders}.isdisjoint(names)
@@ -240,7 +244,7 @@ def _below(path: str, folder: Path) -> str:
     return Path(path).relative_to(folder).as_posix()
 
 
-def _folder_of_classes(dataset: Dataset, classes: _Classes) -> tuple[Path, list[PassedOver]]:
+def _folder_of_classes(dataset: Dataset, classes: Collection[str]) -> tuple[Path, list[PassedOver]]:
     """Find the folder with split or class folders; list what lies beside the folders around it."""
     names = {*_SPLITS, *classes}
     folder = dataset.root
@@ -270,16 +274,6 @@ def _listed(folder: Path) -> Listing:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), listing.closed[0])
     listing.passed_over += [PassedOver(path, "a broken link") for path in listing.broken]
     return listing
-
-
-def _pass_over_class(dataset: Dataset, folder: Path, listing: Listing) -> None:
-    """Pass over a folder that is no class; refuse it where the user has not named the classes."""
-    if listing.images and not dataset.classes:
-        names = [path.name for path in _subfolders(folder.parent)]
-        content = f"{folder} is neither NORMAL nor PNEUMONIA and holds {len(listing.images)} images"
-        raise _not_understood(dataset, content, names)
-    reason = _not_named(folder.name)
-    listing.passed_over += [PassedOver(image, reason) for image in listing.images]
 
 
 def _inner_folders(class_folder: Path, listing: Listing) -> dict[str, str]:
@@ -315,49 +309,57 @@ def _outside(folder: Path, read: Collection[Path]) -> list[PassedOver]:
     return passed_over
 
 
-def _read_table(dataset: Dataset, file: Path, root: Path) -> Layout:
-    """Read the images that a CSV lists, and what it says of them."""
-    classes = _classes_of(dataset, _CLASSES | _IN_TABLES)
-    table = _rename_columns(file, _read_csv(file))
-    table["relative"] = _locate(file.parent, table["path"], root)
-    is_missing = table["relative"] == ""
-    if len(table) and is_missing.all():
+def _rows_of_table(file: Path, root: Path) -> pd.DataFrame:
+    """List the images of a CSV, and what it says of them."""
+    rows = _read_rows(file).assign(folder="")
+    rows["relative"] = _locate(file.parent, rows["path"], root)
+    if len(rows) and (rows["relative"] == "").all():
         fix = f"write each path from the folder {file.parent} on"
-        first = table["path"].iloc[0]
+        first = rows["path"].iloc[0]
         raise InvalidDataError(
-            f"{file}: none of its {len(table)} images is there, the first is {first}. Fix: {fix}."
+            f"{file}: none of its {len(rows)} images is there, the first is {first}. Fix: {fix}."
         )
-    names = table["label"].map(_plain)
+    return rows
+
+
+def _understand(dataset: Dataset, source: Path, root: Path, rows: pd.DataFrame) -> Layout:
+    """Give the images of a table or a folder their labels, and pass over the others.
+
+    Classes that are not recognised are refused, unless the user has named the classes.
+    """
+    is_table = source.is_file()
+    classes = _classes_of(dataset, _CLASSES | _IN_TABLES if is_table else _CLASSES)
+    names = rows["label"].map(_plain)
     has_class = names.isin(classes)
-    unnamed = table.loc[~has_class & (names != ""), "label"]
+    unnamed = rows.loc[~has_class & (names != ""), "label"]
     if len(unnamed) and not dataset.classes:
         counts = [f"{name} ({count})" for name, count in unnamed.value_counts().items()]
-        labels = table.loc[names != "", "label"].value_counts().index
+        labels = rows.loc[names != "", "label"].value_counts().index
         content = (
-            f"{file}: the labels of {len(unnamed)} rows are neither normal nor pneumonia: "
+            f"{source}: the classes of {len(unnamed)} images are neither normal nor pneumonia: "
             f"{first_names(counts)}"
         )
-        raise _unnamed_classes(dataset, content, labels)
-    table["reason"] = np.select(
-        [names == "", ~has_class, is_missing],
+        advise = _unnamed_classes if is_table else _not_understood
+        raise advise(dataset, content, labels)
+    rows["reason"] = np.select(
+        [names == "", ~has_class, rows["relative"] == ""],
         [
             "the table gives no label",
-            table["label"].map(_not_named),
+            "of the class " + rows["label"] + ", which is not named",
             "in the table, but there is no such file",
         ],
         "",
     )
-    unread = table[table["reason"] != ""].drop_duplicates("path")
+    unread = rows[rows["reason"] != ""].drop_duplicates("path")
     passed_over = list(map(PassedOver, unread["path"], unread["reason"]))
-    images = table[table["reason"] == ""]
-    classes_of_images = [classes[_plain(name)] for name in images["label"]]
+    images = rows[rows["reason"] == ""]
+    meaning = names[images.index].map(classes)
     images = images.assign(
-        label=[label for label, _ in classes_of_images],
-        kind=[kind for _, kind in classes_of_images],
-        split=_splits_of(file, images["split"]),
-        folder="",
+        label=(meaning != "normal").astype("int64"),
+        kind=meaning.where(meaning.isin(_KINDS), ""),
+        split=_splits_of(source, images["split"]),
     )
-    return Layout(root, _one_row_per_image(file, images), passed_over)
+    return Layout(root, _one_row_per_image(source, images), passed_over)
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
@@ -386,34 +388,32 @@ def _read_csv(file: Path) -> pd.DataFrame:
         ) from error
 
 
-def _rename_columns(file: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Give the columns their usual names; one that is missing is empty.
+def _read_rows(file: Path) -> pd.DataFrame:
+    """Read a table under the usual names of its columns; one that is missing is empty.
 
     Without labels, columns of 0 and 1 are taken for one class each: a row for each 1.
     """
+    table = _read_csv(file)
     short = {re.sub(r"[\s_]", "", str(name)).casefold(): name for name in table}
-    renamed = pd.DataFrame("", index=table.index, columns=list(_NAMES_OF_COLUMNS))
-    missing = set()
+    columns: dict[str, pd.Series] = {}
     for column, names in _NAMES_OF_COLUMNS.items():
         present = [short[name] for name in names if name in short]
         if present:
-            renamed[column] = table[present[0]].str.strip()
-        else:
-            missing.add(column)
+            columns[column] = table[present[0]].str.strip()
     flags = table.loc[:, table.isin([*_IN_TABLES, "", "-1.0"]).all()]  # -1.0 is uncertain
-    if "label" in missing and flags.shape[1] > 1:
+    if "label" not in columns and flags.shape[1] > 1:
         is_class = flags.isin(("1", "1.0")).to_numpy()
-        renamed["label"] = [list(flags.columns[row]) or [""] for row in is_class]
-        renamed = renamed.explode("label", ignore_index=True)
-        missing.remove("label")
-    if "path" in missing:  # a file is named by its patient
-        renamed["path"] = renamed["patient"]
-    if "label" in missing or {"path", "patient"} <= missing:
+        labels = [list(flags.columns[row]) or [""] for row in is_class]
+        columns["label"] = pd.Series(labels, table.index)
+    if "patient" in columns:  # a file can be named by its patient
+        columns.setdefault("path", columns["patient"])
+    if not {"label", "path"} <= columns.keys():
         fix = "let its first line name them"
         raise InvalidDataError(
             f"{file} needs the columns path and label but has: {first_names(table)}. Fix: {fix}."
         )
-    return renamed
+    rows = pd.DataFrame(columns).reindex(columns=list(_NAMES_OF_COLUMNS), fill_value="")
+    return rows.explode("label", ignore_index=True)
 
 
 def _one_row_per_image(file: Path, table: pd.DataFrame) -> pd.DataFrame:
