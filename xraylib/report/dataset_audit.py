@@ -205,17 +205,14 @@ def _of_files(files: pd.DataFrame, total: int) -> Iterator[Finding]:
 
 def class_counts(images: pd.DataFrame) -> pd.DataFrame:
     """Count images and patients of each split: `split, normal, pneumonia, share, patients`."""
-    by_split = images.groupby("split")
-    counts = pd.DataFrame(
-        {
-            "normal": by_split.size() - by_split["label"].sum(),
-            "pneumonia": by_split["label"].sum(),
-            "share": by_split["label"].mean(),
-            "patients": by_split["patient"].nunique(),
-        }
+    by_split = images.groupby(pd.CategoricalIndex(images["split"], audit.SPLITS), observed=True)
+    counts = by_split.agg(
+        normal=("label", lambda labels: (labels == 0).sum()),
+        pneumonia=("label", "sum"),
+        share=("label", "mean"),
+        patients=("patient", "nunique"),
     )
-    order = [split for split in ("train", "val", "test") if split in counts.index]
-    return counts.loc[order].reset_index()
+    return counts.rename_axis("split").reset_index()
 
 
 def _of_classes(table: pd.DataFrame) -> Iterator[Finding]:
@@ -352,8 +349,8 @@ def _of_features(measured: pd.DataFrame) -> Iterator[Finding]:
     together = measured["feature"].str.endswith(" together")
     singles = measured[measured["warns"] & ~together]
     # What several features know together is news only where none of them alone is warned of.
-    known = pd.MultiIndex.from_frame(singles[["of", "level"]])
-    is_known = pd.MultiIndex.from_frame(measured[["of", "level"]]).isin(known)
+    source = measured["of"] + measured["level"]
+    is_known = source.isin(source[singles.index])
     groups = measured[measured["warns"] & together & ~is_known]
     content = measured[(measured["level"] == "content") & (measured["low"] > shortcuts.LEVEL)]
     for feature in pd.concat([singles, groups, content.head(1)]).to_dict("records"):
@@ -414,11 +411,7 @@ def _strongest_feature(measured: pd.DataFrame) -> str:
 def _of_scores(judged: ModelScores) -> Iterator[Finding]:
     """What is left of a model's AUC among images that a feature cannot tell apart."""
     values = judged.auc
-    auc, adjusted, lost = (
-        style.interval(values[name], values[f"{name}_low"], values[f"{name}_high"])
-        for name in ("auc", "adjusted", "lost")
-    )
-    meaning = f"The leak-adjusted AUC is lower by {lost}."
+    meaning = f"The leak-adjusted AUC is lower by {_interval(values, 'lost')}."
     is_lower = values["lost_low"] > 0
     if not np.isfinite(values["adjusted"]):
         meaning = (
@@ -428,11 +421,17 @@ def _of_scores(judged: ModelScores) -> Iterator[Finding]:
         is_lower = True
     yield Finding(
         "shortcut" if is_lower else "note",
-        f'The model\'s AUC is {auc}. Within strata of "{judged.feature}" it is {adjusted}',
+        f"The model's AUC is {_interval(values, 'auc')}. "
+        f'Within strata of "{judged.feature}" it is {_interval(values, "adjusted")}',
         meaning,
         "Report the leak-adjusted AUC next to the AUC.",
         max(0.0, float(np.nan_to_num(values["lost"]))),
     )
+
+
+def _interval(values: Any, name: str) -> str:
+    """Write a value with its interval, `<name>_low` to `<name>_high`."""
+    return style.interval(values[name], values[f"{name}_low"], values[f"{name}_high"])
 
 
 def _of_framing(response: pd.DataFrame) -> Iterator[Finding]:
@@ -442,10 +441,6 @@ def _of_framing(response: pd.DataFrame) -> Iterator[Finding]:
         return
     loose = normals.iloc[0]
     tight = normals.iloc[-1]
-    first, last = (
-        style.interval(row["correct"], row["correct_low"], row["correct_high"])
-        for row in (loose, tight)
-    )
     level = "note"
     meaning = "The model does not follow the framing as far as these images show."
     fix = "Nothing."
@@ -455,8 +450,9 @@ def _of_framing(response: pd.DataFrame) -> Iterator[Finding]:
         fix = "Crop every image to its lungs, or train with random framing."
     yield Finding(
         level,
-        f"Specificity is {first} where the lungs fill {loose['lung_height']} of the height, "
-        f"and {last} where they fill {tight['lung_height']}",
+        f"Specificity is {_interval(loose, 'correct')} where the lungs fill "
+        f"{loose['lung_height']} of the height, and {_interval(tight, 'correct')} where they fill "
+        f"{tight['lung_height']}",
         meaning,
         fix,
         max(0.0, float(loose["correct"] - tight["correct"])),
