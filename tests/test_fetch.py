@@ -198,7 +198,7 @@ def test_a_disk_that_fills_while_unpacking_keeps_the_download_and_no_half_folder
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", full)
     with pytest.raises(OperationFailedError, match="XRAYLIB_"):
         fetch.fetch(kermany_on(host))
     assert left() == ["ChestXRay2017.zip", "ChestXRay2017.zip.sha256", "downloads"]
@@ -241,7 +241,6 @@ def test_kaggle_keeps_two_copies_and_one_is_taken(tmp_path, monkeypatch):
     hub = tmp_path / "hub"
     for inner in ("chest_xray", "chest_xray/chest_xray"):
         plant(hub / inner)
-    (hub / "chest_xray/train/NORMAL/.DS_Store").write_bytes(b"x")
     asked = []
     fake = types.SimpleNamespace(dataset_download=lambda slug: asked.append(slug) or str(hub))
     monkeypatch.setitem(sys.modules, "kagglehub", fake)

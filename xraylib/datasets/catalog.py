@@ -4,7 +4,6 @@ Whom to cite stands in data/README.md.
 """
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any
 from xraylib import paths
 from xraylib.datasets.phantom import PhantomSettings
 from xraylib.errors import InvalidDataError, NotFoundError
+from xraylib.storage import sha256_bytes
 
 # Images by split: (normal, pneumonia), or (both,) where no more is published.
 Counts = Mapping[str, tuple[int, ...]]
@@ -263,7 +263,7 @@ def get_dataset(name: str | Path | Dataset) -> Dataset:
 def _from_path(given: Path, images: Path) -> Dataset:
     """Return the data set of a folder or CSV, under the path by which it is called."""
     # Two folders of one name must not share an index or a quarantine list.
-    mark = hashlib.sha256(os.fsencode(given)).hexdigest()[:8]
+    mark = sha256_bytes(os.fsencode(given))[:8]
     # Undecodable bytes are replaced, and a long name leaves room for what is added to it.
     title = os.fsencode(given.name)[:100].decode("utf-8", "replace")
     is_table = images.is_file()

@@ -5,7 +5,7 @@ import shutil
 import zipfile
 import zlib
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from xraylib.datasets import manifest, phantom
 from xraylib.datasets.catalog import Dataset, get_dataset
 from xraylib.errors import NotFoundError, OperationFailedError
 from xraylib.progress import tqdm
-from xraylib.storage import atomic_folder, atomic_write, storage_errors
+from xraylib.storage import atomic_folder, atomic_write, sha256, storage_errors
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def _download(dataset: Dataset) -> Path:
             f"{dataset.url} has not the checksum {origin}: {error}. Fix: {fix}."
         ) from error
     if not checksum:
-        digest = pooch.file_hash(str(target), alg="sha256")
+        digest = sha256(target)
         _log.warning(
             "%s: no checksum is published; SHA-256 of this download: %s", target.name, digest
         )
@@ -148,8 +148,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     """Fill a folder with the split folders of an archive, or of a folder that was unpacked."""
     if archive.is_dir():
         for split in _split_folders(archive):
-            hidden = shutil.ignore_patterns(".*", "__MACOSX")
-            shutil.copytree(split, folder / split.name, ignore=hidden)
+            shutil.copytree(split, folder / split.name)
     elif archive.suffix == ".npz":
         _unpack_arrays(archive, folder)
     else:
@@ -166,10 +165,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as source:
         if sum(member.file_size for member in source.infolist()) > MAX_UNPACKED:
             raise ValueError(f"it unpacks to more than {MAX_UNPACKED:,} bytes")
-        for member in source.infolist():
-            parts = PurePosixPath(member.filename).parts
-            if not any(part.startswith((".", "__MACOSX")) for part in parts):
-                source.extract(member, raw)
+        source.extractall(raw)
     for split in _split_folders(raw):
         split.replace(folder / split.name)
     shutil.rmtree(raw)
