@@ -9,6 +9,7 @@ from conftest import SMALL_PHANTOM
 from matplotlib.figure import Figure
 
 from xraylib import experiment as module
+from xraylib import paths
 from xraylib.datasets import catalog
 from xraylib.datasets.phantom import PhantomSettings, write
 from xraylib.errors import NotFoundError
@@ -96,7 +97,7 @@ def test_the_phantom_never_asks_for_imagenet_and_a_users_films_do(accelerator, a
 def test_a_standing_run_is_read_back_and_nothing_is_trained_or_written(
     accelerator, standing, asked, caplog
 ):
-    before = {file: file.read_bytes() for file in tables.report_folder("phantom").rglob("*.*")}
+    before = {file: file.read_bytes() for file in (paths.REPORTS / "phantom").rglob("*.*")}
     experiment = reading(accelerator)
     (read,) = experiment.runs(TINY)
     assert asked == [] and not [
@@ -106,9 +107,7 @@ def test_a_standing_run_is_read_back_and_nothing_is_trained_or_written(
     assert sorted(experiment.scores()["split"].unique()) == ["test", "val"]
     assert experiment.leaderboard(["tiny-cnn-28"])["seeds"].tolist() == [1]
     assert experiment.leaderboard(["scratch-cnn"]).empty
-    assert before == {
-        file: file.read_bytes() for file in tables.report_folder("phantom").rglob("*.*")
-    }
+    assert before == {file: file.read_bytes() for file in (paths.REPORTS / "phantom").rglob("*.*")}
 
 
 @pytest.mark.parametrize(
@@ -201,8 +200,8 @@ def test_figures_and_tables_go_to_the_report_and_come_back(accelerator):
     table = experiment.manifest.head(2)[["image_id"]]
     assert experiment.table(table, "some") is table
     assert (
-        tables.read_rows("phantom", "some") == table.to_dict(orient="records")
-        and tables.read_rows("phantom", "other") == []
+        tables.read_rows("phantom", "tables/some") == table.to_dict(orient="records")
+        and tables.read_rows("phantom", "tables/other") == []
     )
 
 

@@ -35,7 +35,7 @@ def write(tmp_path):
             "recipe": recipe,
             "protocol": "strict",
             "seed": 0,
-            "choices": runs.plain(chosen.settings()),
+            "choices": chosen.settings(),
             "init": "random",
             "train_seconds": 1.0,
         }

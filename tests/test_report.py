@@ -28,13 +28,17 @@ CHOICES |= {"fit": "network", "head": "two-logits", "augmentation": None}
 here = pytest.mark.usefixtures("reports_here")
 
 
+def run_folder(dataset, recipe, protocol, seed):
+    return paths.REPORTS / dataset / "runs" / recipe / f"{protocol}-{seed}"
+
+
 def made_run(
     recipe="tiny-cnn-28", protocol="strict", seed=0, dataset="made-up", threshold=0.5, **settings
 ):
     """Write a finished run with made-up scores of 40 patients, coarse enough to have ties."""
     table = scores(40, images=2, seeds=(seed,), sample=10 * len(recipe) + seed)
     table = table.assign(recipe=recipe, protocol=protocol, score=table["score"].round(2))
-    folder = runs.run_folder(dataset, recipe, protocol, seed)
+    folder = run_folder(dataset, recipe, protocol, seed)
     folder.mkdir(parents=True)
     runs.write_scores(table[list(runs.SCORE_COLUMNS)], folder / "scores.csv")
     (folder / "history.csv").write_text(
@@ -69,7 +73,7 @@ def three_recipes(reports_here):
         for recipe, protocol, threshold in (*strict, ("tiny-cnn-28", "published", 0.5)):
             made_run(recipe, protocol, seed, threshold=threshold)
     pages.build("made-up")
-    return tables.report_folder("made-up")
+    return paths.REPORTS / "made-up"
 
 
 CLASSIFIED = {
@@ -262,7 +266,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(caplog, name)
     assert board["seeds"].tolist() == [len(seeds) for seeds in seeds_of_rows]
     assert set(board["over"]) == {"patients"}
     for row, seeds in zip(board.to_dict(orient="records"), seeds_of_rows, strict=True):
-        folders = [runs.run_folder("made-up", "tiny-cnn-28", "strict", seed) for seed in seeds]
+        folders = [run_folder("made-up", "tiny-cnn-28", "strict", seed) for seed in seeds]
         assert row["accuracy"] == pytest.approx(recomputed(folders)["accuracy"])
     claim = tables.claims("made-up").query("metric == 'accuracy'").iloc[0]
     assert claim["strict"] == pytest.approx(board["accuracy"].iloc[0])
@@ -296,11 +300,11 @@ def test_of_several_training_versions_page_and_card_take_the_newest(tmp_path):
         made_run(protocol="published", seed=seed, dataset="kermany", training_version=1)
     made_run("scratch-cnn", dataset="kermany", training_version=1)
     text = pages.build("kermany").read_text(encoding="utf-8")
-    card = (tables.report_folder("kermany") / "model_card.md").read_text(encoding="utf-8")
+    card = (paths.REPORTS / "kermany" / "model_card.md").read_text(encoding="utf-8")
     board = tables.leaderboard("kermany").query("recipe == 'tiny-cnn-28'")
     board = board.set_index(["protocol", "training_version"])
     assert sorted(board.index) == [("published", 1), ("strict", runs.TRAINING_VERSION)]
-    folder = runs.run_folder("kermany", "tiny-cnn-28", "strict", 3)
+    folder = run_folder("kermany", "tiny-cnn-28", "strict", 3)
     new = board.loc[("strict", runs.TRAINING_VERSION), "auc"]
     assert new == pytest.approx(recomputed([folder])["auc"])
     assert f"<b>{new:.2f}</b>" in text
@@ -335,7 +339,7 @@ def test_the_page_explains_every_verdict():
 def test_without_runs_the_fix_is_named_and_nothing_is_written():
     with pytest.raises(NotFoundError, match=r"no runs in .*made-up.*Fix: "):
         pages.build("made-up")
-    assert not tables.report_folder("made-up").exists()
+    assert not (paths.REPORTS / "made-up").exists()
 
 
 @here
@@ -346,7 +350,7 @@ def test_a_recipe_that_is_no_longer_known_stays_in_the_report():
     assert tables.leaderboard("made-up")["threshold"].tolist() == [0.6], (
         "the threshold is that of the run"
     )
-    assert "| `renamed-cnn` |" in (tables.report_folder("made-up") / "model_card.md").read_text(
+    assert "| `renamed-cnn` |" in (paths.REPORTS / "made-up" / "model_card.md").read_text(
         encoding="utf-8"
     )
 
@@ -366,7 +370,7 @@ def test_pixels_of_patients_stay_on_this_machine():
         ("phantom", True, "figures"),
     ):
         file = tables.save_figure(line(), dataset, "01_images", "Images.", patients=patients)
-        assert file == tables.report_folder(dataset) / place / "01_images.png" and file.exists()
+        assert file == paths.REPORTS / dataset / place / "01_images.png" and file.exists()
 
 
 @here
@@ -458,7 +462,7 @@ def test_the_card_describes_the_model_that_is_in_the_package(monkeypatch, tmp_pa
     for name, row in (("packaged", quality), ("gate", gate)):
         tables.save_table(pd.DataFrame([row | {"low": 0.5, "high": 1.0}]), "kermany", name)
     pages.build("kermany")
-    file = tables.report_folder("kermany") / "model_card.md"
+    file = paths.REPORTS / "kermany" / "model_card.md"
     card = file.read_text(encoding="utf-8")
     quality_line = "| right: normal | 9 | 0.987 (0.5"
     for words in ("seed 7 of `scratch-cnn`", "0.432", quality_line, "0.876 (", "| 0.750 |"):
@@ -479,7 +483,7 @@ def test_the_card_describes_the_model_that_is_in_the_package(monkeypatch, tmp_pa
 @here
 def test_what_is_known_of_one_data_set_comes_from_its_note():
     made_run(dataset="kermany")
-    folder = tables.report_folder("kermany")
+    folder = paths.REPORTS / "kermany"
     sections = ("use", "data", "selection", "methods", "limits")
     text = "Head of the note.\n"
     text += "".join(f"\n[{name}]\nSaid under {name}.\n" for name in sections)
@@ -523,7 +527,7 @@ def test_the_head_of_the_model_card_can_be_read_by_the_hub(three_recipes):
 def test_a_model_card_states_no_facts_of_another_data_set(dataset):
     made_run(dataset=dataset)
     pages.build(dataset)
-    card = (tables.report_folder(dataset) / "model_card.md").read_text(encoding="utf-8")
+    card = (paths.REPORTS / dataset / "model_card.md").read_text(encoding="utf-8")
     for fact in ("children", "Kermany", "One hospital", "graded by two", "person1_virus"):
         assert fact not in card
     assert ("simulated" in card) == (dataset == "phantom")
@@ -741,7 +745,7 @@ def test_tables_and_figures_name_the_runs_they_are_of():
         made_run(seed=seed)
     made_run("scratch-cnn")
     tables.save_table(pd.DataFrame({"recipe": ["tiny-cnn-28"], "auc": [0.9]}), "made-up", "some")
-    folder = tables.report_folder("made-up")
+    folder = paths.REPORTS / "made-up"
     facts = json.loads((folder / "tables" / "some.json").read_text())
     assert facts == {"rows": 1, "runs": tables.named_runs("made-up", {"tiny-cnn-28"})}
     assert list(facts["runs"]["tiny-cnn-28"]) == ["strict-0", "strict-1"]
@@ -751,7 +755,7 @@ def test_tables_and_figures_name_the_runs_they_are_of():
     file = tables.save_figure(figure, "made-up", "06_curve", "Of tiny-cnn-28-reframed.")
     assert list(figure_facts(file)["runs"]) == ["scratch-cnn"]
     before = tables.named_runs("made-up", {"tiny-cnn-28"})
-    scored = runs.run_folder("made-up", "tiny-cnn-28", "strict", 1) / "scores.csv"
+    scored = run_folder("made-up", "tiny-cnn-28", "strict", 1) / "scores.csv"
     scored.write_text(scored.read_text().replace("0.5", "0.6"))
     assert tables.named_runs("made-up", {"tiny-cnn-28"}) != before
 
@@ -824,6 +828,6 @@ def test_the_committed_leaderboard_counts_the_committed_runs(committed_runs):
 def test_zero_has_no_sign_in_a_table():
     table = pd.DataFrame({"loss": [-0.0, -0.25], "flag": [False, True]})
     tables.save_table(table, "made-up", "signs")
-    file = tables.report_folder("made-up") / "tables" / "signs.csv"
+    file = paths.REPORTS / "made-up" / "tables" / "signs.csv"
     assert file.read_text(encoding="utf-8").split() == ["loss,flag", "0,False", "-0.25,True"]
     assert np.signbit(table["loss"].iloc[0])  # what was given is left alone

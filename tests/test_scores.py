@@ -196,8 +196,8 @@ def test_a_file_of_scores_is_read_with_its_views_and_damage_is_named(tmp_path):
     table = table.assign(patient="NA", cropped=table["score"].where(table["seed"] == 0))
     table.to_csv(file, index=False)
     with pytest.raises(InvalidDataError, match=r"has '' as cropped.* \(60 rows, the first in line"):
-        scores.read(file, [*runs.SCORE_COLUMNS, "cropped"])
-    found = scores.read(file, runs.SCORE_COLUMNS)
+        runs.read_scores(file, [*runs.SCORE_COLUMNS, "cropped"])
+    found = runs.read_scores(file, runs.SCORE_COLUMNS)
     assert found["image_id"].tolist() == table["image_id"].tolist()
     assert set(found["patient"]) == {"NA"}
     assert found["cropped"].isna().tolist() == (table["seed"] == 1).tolist()
@@ -215,13 +215,13 @@ def test_a_file_of_scores_is_read_with_its_views_and_damage_is_named(tmp_path):
         with pytest.raises(
             InvalidDataError, match=rf"0003 has .* as {column}, .*{problem}.*line 5"
         ):
-            scores.read(file, runs.SCORE_COLUMNS)
+            runs.read_scores(file, runs.SCORE_COLUMNS)
     table.drop(columns=["kind"]).to_csv(file, index=False)
     with pytest.raises(InvalidDataError, match=r"lacks the columns kind\. Fix: "):
-        scores.read(file, runs.SCORE_COLUMNS)
+        runs.read_scores(file, runs.SCORE_COLUMNS)
     file.write_text("")
     with pytest.raises(InvalidDataError, match=r"is not a scores table .*Fix: "):
-        scores.read(file, runs.SCORE_COLUMNS)
+        runs.read_scores(file, runs.SCORE_COLUMNS)
 
 
 def test_log_odds_are_finite_and_turn_with_the_class():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from xraylib import paths
 from xraylib.datasets import audit, catalog, images, manifest, regions, splits
 from xraylib.devices import Accelerator
 from xraylib.evaluation import scores
@@ -82,7 +83,7 @@ class Experiment:
     @property
     def folder(self) -> Path:
         """The folder of the report."""
-        return tables.report_folder(self.name)
+        return paths.REPORTS / self.name
 
     @property
     def has_images(self) -> bool:
@@ -233,7 +234,7 @@ class Experiment:
 
     def _warn(self, run: Run, recipe: Recipe) -> None:
         """Warn where a run was made with other code, initial weights or images."""
-        identity = runs.identity(run)
+        identity = runs.identity(run.settings)
         if identity.training_version != runs.TRAINING_VERSION:
             fix = "make reproduce RETRAIN=1"
             log.warning("%s: the training code has changed since. Fix: %s", run.folder, fix)

@@ -20,6 +20,7 @@ from xraylib.errors import InvalidDataError, OperationFailedError
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,18 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a text at once, in UTF-8, see `atomic_write`."""
+    with atomic_write(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(file: Path, table: "pd.DataFrame", float_format: str) -> None:
+    """Write a table without its index as CSV, at once, see `atomic_write`."""
+    with atomic_write(file) as temporary:
+        table.to_csv(temporary, index=False, float_format=float_format)
+
+
 def cached_array(file: Path, make: Callable[[], "np.ndarray"]) -> "np.ndarray":
     """Return an array of the cache, memory-mapped; a missing or damaged one is made.
 
@@ -189,14 +202,13 @@ def _left_by_killed(folder: Path) -> list[Path]:
 def _writer_runs(temporary: Path) -> bool:
     """Whether the process that a temporary file's name gives still runs, as far as is known."""
     pid = temporary.name.split("-")[1]
-    # On Windows, os.kill ends the process.
-    if os.name != "posix" or not pid.isdigit():
+    if os.name != "posix":  # on Windows, os.kill ends the process
         return True
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, ValueError):  # of another user, or no number
         return True
     return True
 

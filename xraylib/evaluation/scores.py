@@ -23,11 +23,6 @@ SPLITS = ("train", "val", "swapped", "test", "external")
 CAN_BE_CONSTANT = ("majority-class", "file-size", "mean-intensity", "lung-box")
 # Scores are clipped to [EDGE, 1 - EDGE] before their log odds: float32 outputs reach 0 and 1.
 EDGE = 1e-6
-# Columns that stay text when a file is read: names made of digits, or of the letters NA.
-TEXT = ("recipe", "protocol", "split", "image_id", "patient", "kind", "model")
-# Columns of whole numbers. All others hold numbers in [0, 1].
-WHOLE = ("seed", "label")
-
 _RUN = ["recipe", "protocol", "seed"]
 _IMAGE = ["split", "image_id"]
 _KIND_LABELS = {"normal": 0, "bacteria": 1, "virus": 1}
@@ -69,7 +64,7 @@ def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:
         )
     parts = []
     for run in chosen:
-        version = runs.identity(run).training_version
+        version = runs.identity(run.settings).training_version
         parts.append(run.scores.assign(threshold=run.threshold, training_version=version))
     table = pd.concat(parts, ignore_index=True)
     check(table)
@@ -104,58 +99,8 @@ def read_recipes(folder: Path, command: str, columns: Collection[str]) -> pd.Dat
     files = sorted(folder.glob("*.csv"), key=lambda file: runs.rank(file.stem))
     if not files:
         raise NotFoundError(f"no scores in {folder}. Fix: `{command}`.")
-    return pd.concat([read(file, columns) for file in files], ignore_index=True)
-
-
-def read(file: Path, columns: Collection[str]) -> pd.DataFrame:
-    """Read a CSV file: `TEXT` stays text, `WHOLE` is int64, and all else is float64 in [0, 1].
-
-    Parameters
-    ----------
-    file : Path
-    columns : collection of str
-        Columns that the file must have. It may have others, such as one per view of the images,
-        which may be empty (NaN) for all images of a seed.
-
-    Returns
-    -------
-    The table with all columns of the file.
-
-    Raises
-    ------
-    InvalidDataError
-        The file is no such table. The message names file, image and line.
-    """
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except ValueError as error:
-        raise InvalidDataError(
-            f"{file} is not a scores table ({str(error).strip()}). Fix: delete it, and run the "
-            "command that wrote it again."
-        ) from error
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise InvalidDataError(
-            f"{file} is not a scores table: it lacks the columns {', '.join(missing)}. Fix: delete "
-            "it, and run the command that wrote it again."
-        )
-    for name in [str(column) for column in table if column not in TEXT]:
-        values = pd.to_numeric(table[name], errors="coerce")
-        bad = ~np.isfinite(values)
-        bad |= values % 1 != 0 if name in WHOLE else (values < 0) | (values > 1)
-        if name not in columns:
-            bad &= ~(table[name] == "").groupby(table["seed"]).transform("all")
-        if bad.any():
-            row = table[bad].iloc[0]
-            kind = "whole number" if name in WHOLE else "number in [0, 1]"
-            raise InvalidDataError(
-                f"{file}: {row['image_id']} has {row[name]!r} as {name}, which is no {kind} "
-                f"({int(bad.sum())} rows, the first in line {np.flatnonzero(bad)[0] + 2}). "
-                "Fix: delete it, and run the command that wrote it again."
-            )
-        table[name] = values
-    types = {name: "int64" if name in WHOLE else "float64" for name in table if name not in TEXT}
-    return table.astype(types)
+    tables = [runs.read_scores(file, columns) for file in files]
+    return pd.concat(tables, ignore_index=True)
 
 
 def check(scores: pd.DataFrame) -> None:

@@ -21,7 +21,7 @@ from xraylib.datasets.framing import FRAMING_VIEWS, SHARES
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation import metrics
 from xraylib.evaluation.resampling import Z, delong
-from xraylib.evaluation.scores import check, read, read_recipes
+from xraylib.evaluation.scores import check, read_recipes
 from xraylib.progress import tqdm
 from xraylib.storage import atomic_write
 from xraylib.training import runs
@@ -129,7 +129,7 @@ def score_views(
     pixels = images.load_pixels(whole, SIZE)
     row_of = pd.Series(range(len(whole)), index=whole["image_id"])
     file = paths.REPORTS / name / study / f"{recipe}.csv"
-    earlier = read(file, _COLUMNS) if file.exists() else None
+    earlier = runs.read_scores(file, _COLUMNS) if file.exists() else None
     chosen = strict_runs(recipe, name)[:most_runs]
     tables = [_scored_before(run, split, earlier, file, row_of) for run in chosen]
     for run, table in zip(chosen, tables, strict=True):

@@ -10,16 +10,15 @@ A figure names its `table`, a condition `where` for `DataFrame.query`, and the a
 
 import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
-from xraylib.errors import NotFoundError
+from xraylib import paths
 from xraylib.figures import story
 from xraylib.report import tables
-from xraylib.report.values import marked_value
+from xraylib.report.values import marked_value, read_table
 
 # Figures of findings: their names begin so, and the page shows them with their finding.
 PREFIX = "00_"
@@ -43,7 +42,7 @@ def load(dataset: str, pattern: str) -> dict[str, Any]:
     dict
         What the file holds; empty if the report has none.
     """
-    file = tables.report_folder(dataset) / "findings.toml"
+    file = paths.REPORTS / dataset / "findings.toml"
     if not file.exists():
         return {}
     return _written(tomllib.loads(file.read_text(encoding="utf-8")), dataset, pattern)
@@ -73,16 +72,13 @@ def draw(told: Mapping[str, Any], dataset: str) -> None:
     """Draw the figures of the lead and of each finding, with their titles as captions."""
     for part in [told["lead"], *told["finding"]]:
         spec = dict(part["figure"])
-        table = _rows(tables.report_folder(dataset) / f"tables/{spec.pop('table')}.csv", spec)
+        table = _rows(read_table(f"{dataset}/tables/{spec.pop('table')}.csv"), spec)
         figure = story.lines(table, **spec) if "x" in spec else story.dots(table, **spec)
         tables.save_figure(figure, dataset, PREFIX + part["name"], part["caption"], dpi=_DPI)
 
 
-def _rows(file: Path, spec: dict[str, Any]) -> pd.DataFrame:
-    """Read the rows that a figure shows, in the order of its recipes."""
-    if not file.exists():
-        raise NotFoundError(f"{file} is not there. Fix: run `make reproduce`, which writes it.")
-    table = pd.read_csv(file)
+def _rows(table: pd.DataFrame, spec: dict[str, Any]) -> pd.DataFrame:
+    """Select the rows that a figure shows, in the order of its recipes."""
     if "where" in spec:
         table = table.query(spec.pop("where"))
     if "recipes" in spec:

@@ -17,7 +17,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError
-from xraylib.storage import atomic_write
+from xraylib.storage import atomic_write, write_text
 
 # What a page would fetch from the network: the Colab badge, and scripts for formulas and widgets.
 _BADGE = re.compile(r"\[!\[[^\]]*\]\(https?://[^)]*\)\]\([^)]*\)\s*")
@@ -164,8 +164,7 @@ def write_page(executed: Path, page: Path, title: str, note: str = "") -> None:
     html, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     for description in descriptions:
         html = html.replace(_UNDESCRIBED, f'alt="{escape(description)}"', 1)
-    with atomic_write(page) as temporary:
-        temporary.write_text(_SCRIPT.sub("", html), encoding="utf-8")
+    write_text(page, _SCRIPT.sub("", html))
 
 
 def parse_parameter(text: str) -> Any:

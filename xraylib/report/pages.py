@@ -18,15 +18,16 @@ from xraylib.evaluation.claims import TOO_WIDE, WIDEST_HALF_WIDTH, made_on
 from xraylib.figures import plots, style
 from xraylib.report import findings, tables
 from xraylib.report.values import marked_value
-from xraylib.storage import atomic_write
+from xraylib.storage import write_table, write_text
 from xraylib.training import runs
 from xraylib.training.recipes import FLAGSHIP, IMBALANCE_RECIPES, RECIPES, Recipe
 from xraylib.training.runs import COMMITTED
 
+# What a template writes, by name.
+Facts = dict[str, Any]
+
 # Prevalences at which predictive values are stated, beside that of the test.
 PREVALENCES = (0.05, 0.2)
-# What Hugging Face calls a licence; it calls others `other`.
-_LICENCES = {"CC BY 4.0": "cc-by-4.0", "Apache-2.0": "apache-2.0"}
 # Blocks of a Markdown file that a template writes.
 _BLOCK = re.compile(r"(<!-- (accuracy|findings):(\S+) [^>]*-->)\n.*?(<!-- end \2 -->)", re.S)
 _VALUE = re.compile(r"(<!-- value:(\S+) (.*?) *-->).*?(<!-- end -->)", re.DOTALL)
@@ -36,10 +37,9 @@ _CITED = re.compile(r'^(?:  - )?([\w-]+): "?(.*?)"?$', re.MULTILINE)
 
 def build(dataset: str) -> Path:
     """Write leaderboard, claims, model card and page of a report from its runs; return the page."""
-    folder = tables.report_folder(dataset)
+    folder = paths.REPORTS / dataset
     board = tables.leaderboard(dataset)
-    with atomic_write(folder / "leaderboard.csv") as temporary:
-        board.to_csv(temporary, index=False, float_format="%.9g")
+    write_table(folder / "leaderboard.csv", board, "%.9g")
     claims = tables.claims(dataset)
     tables.save_table(claims, dataset, "claims")
     told = findings.load(dataset, '<span class="number">{number}</span>')
@@ -51,18 +51,18 @@ def build(dataset: str) -> Path:
         "about": about,
         "notes": _notes(dataset),
         "told": told,
-        "others": _others(folder),
+        # As others wrote it: numbers stay text.
+        "others": tables.read_rows(dataset, "others", dtype=str, keep_default_na=False),
         "cited": _citation(),
         "stale": plots.stale_note(board),
         "version": runs.TRAINING_VERSION,
-        "controls": [name for name in RECIPES if name.endswith(("-exchanged", "-hidden"))],
         # Claims are compared on the images that they were made on.
         "judged": made_on(dataset),
         "claims": claims.to_dict(orient="records"),
         "checklist": (folder / "checklist.md").exists(),
         "hardware": "; ".join(sorted(set("; ".join(board["hardware"]).split("; ")))),
         "widest": WIDEST_HALF_WIDTH,
-        "overlay": len(tables.read_rows(dataset, "overlay")),
+        "overlay": len(tables.read_rows(dataset, "tables/overlay")),
         "notebooks": list(_notebooks(folder)),
         "shipped": _shipped_model(dataset),
     }
@@ -70,23 +70,22 @@ def build(dataset: str) -> Path:
     facts |= _result_facts(dataset, board, about["test_positive"])
     for name in ("model_card.md", "index.html"):
         text = _environment().get_template(f"{name}.j2").render(facts)
-        with atomic_write(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return folder / "index.html"
 
 
-def _dataset_facts(dataset: str) -> dict[str, Any]:
+def _dataset_facts(dataset: str) -> Facts:
     """Describe a data set from the catalogue, and from the scores of its report."""
     table = scores.load(dataset)
     test = table[(table["protocol"] == "strict") & (table["split"] == "test")]
-    entry = catalog.DATASETS.get(dataset)
+    unknown = catalog.Dataset(dataset, f"Images of {dataset}", source="", licence="", folder="")
+    entry = catalog.DATASETS.get(dataset, unknown)
     return {
-        "title": entry.title if entry else f"Images of {dataset}",
-        "source": entry.source if entry else "",
-        "licence": entry.licence if entry else "",
-        "licence_tag": _LICENCES.get(entry.licence, "other") if entry else "other",
-        "simulated": entry is not None and entry.phantom is not None,
-        "known": entry is not None,
+        "title": entry.title,
+        "source": entry.source,
+        "licence": entry.licence,
+        "simulated": entry.phantom is not None,
+        "known": entry is not unknown,
         "test_images": test["image_id"].nunique(),
         "test_patients": test["patient"].nunique(),
         "test_positive": test.drop_duplicates("image_id")["label"].mean(),
@@ -101,7 +100,7 @@ def _notes(dataset: str) -> defaultdict[str, str]:
     The text before the first line `[name]` is for the head of the card; the section of each name
     goes to its place in the page or the model card. Numbers are written as in `findings`.
     """
-    file = tables.report_folder(dataset) / "note.txt"
+    file = paths.REPORTS / dataset / "note.txt"
     if not file.exists():
         return defaultdict(str)
     first, *others = _SECTION.split(findings.write(file.read_text(encoding="utf-8"), dataset))
@@ -120,7 +119,7 @@ def _citation() -> dict[str, str]:
 _MEASURED = {"quality": "packaged", "gate": "gate", "alterations": "alterations"}
 
 
-def _shipped_model(dataset: str) -> dict[str, Any] | None:
+def _shipped_model(dataset: str) -> Facts | None:
     """Describe the model that comes with the package, if it was trained on this data set."""
     file = paths.SHIPPED / "run.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -128,15 +127,12 @@ def _shipped_model(dataset: str) -> dict[str, Any] | None:
         return None
     sha256 = settings["answers"]["sha256"][:12]
     for name, table in _MEASURED.items():
-        measured_file = tables.report_folder(dataset) / "tables" / f"{table}.csv"
-        rows = pd.read_csv(measured_file, dtype={"model": str}) if measured_file.exists() else None
-        if rows is None or (rows["model"] != sha256).any():
-            rows = pd.DataFrame()
-        settings[name] = rows.fillna({"strengths": ""}).to_dict(orient="records")
+        rows = tables.read_rows(dataset, f"tables/{table}", dtype={"model": str})
+        settings[name] = rows if all(row["model"] == sha256 for row in rows) else []
     return settings
 
 
-def _system_facts(board: pd.DataFrame, claims: pd.DataFrame) -> dict[str, Any]:
+def _system_facts(board: pd.DataFrame, claims: pd.DataFrame) -> Facts:
     """Collect what the table of claimed and measured accuracies needs."""
     # The most runs come first where a recipe has several rows, as in `tables.leading_groups`.
     leading = board.sort_values("seeds", ascending=False, kind="stable")
@@ -152,15 +148,7 @@ def _system_facts(board: pd.DataFrame, claims: pd.DataFrame) -> dict[str, Any]:
     return {"systems": systems, "measured": measured, "verdicts": verdicts}
 
 
-def _others(folder: Path) -> list[dict[Any, str]]:
-    """Read what others report on the same images, from `others.csv`, as it is written there."""
-    file = folder / "others.csv"
-    if not file.exists():
-        return []
-    return pd.read_csv(file, dtype=str, keep_default_na=False).to_dict(orient="records")
-
-
-def _result_facts(dataset: str, board: pd.DataFrame, test_positive: float) -> dict[str, Any]:
+def _result_facts(dataset: str, board: pd.DataFrame, test_positive: float) -> Facts:
     """Collect what page and card say of recipes: results, predictive values, settings.
 
     `test_positive` is the share of pneumonias in the test.
@@ -171,41 +159,35 @@ def _result_facts(dataset: str, board: pd.DataFrame, test_positive: float) -> di
     # Without a run under `strict` there is no test whose share is known.
     prevalences = [share for share in (*PREVALENCES, test_positive) if pd.notna(share)]
     variants = IMBALANCE_RECIPES[1:]
-    predictive = {}
     strict = []
-    compute = []
     rows = board.to_dict(orient="records")
     for group, row in zip(groups, rows, strict=True):
-        choices = group[0].settings["choices"]
-        epochs = sum(phase["epochs"] for phase in choices.get("phases", []))
-        compute.append((row, choices | {"epochs": epochs}))
+        row["choices"] = group[0].choices
         recipe = row["recipe"]
         if group in leading and row["protocol"] == "strict" and recipe not in variants:
             table = metrics.predictive(tables.scores_of(group, everything), prevalences)
-            predictive[recipe] = table.to_dict(orient="records")
+            row["predictive"] = table.to_dict(orient="records")
             strict.append(row)
-    external = tables.read_rows(dataset, "external")
+    external = tables.read_rows(dataset, "tables/external")
     protocols = board.groupby("recipe", sort=False)["protocol"].agg(list)
     return {
         "rows": rows,
         "strict": strict,
         "prevalences": prevalences,
-        "predictive": predictive,
         "external": [row for row in external if row["recipe"] not in variants],
         "radiologists": _smallest_and_flagship(dataset, "nih_radiologists_auc"),
         "classified": _smallest_and_flagship(dataset, "nih_radiologists_classified"),
         "recipes": [(RECIPES[name], some) for name, some in protocols.items() if name in RECIPES],
-        "compute": compute,
     }
 
 
 def _smallest_and_flagship(dataset: str, name: str) -> list[dict[Any, Any]]:
     """Read what a table says of the smallest published network and of the flagship."""
-    rows = tables.read_rows(dataset, name)
+    rows = tables.read_rows(dataset, f"tables/{name}")
     return [row for row in rows if row["recipe"] in ("tiny-cnn-28", FLAGSHIP.name)]
 
 
-def _file_facts(folder: Path) -> dict[str, Any]:
+def _file_facts(folder: Path) -> Facts:
     """Collect the figures and tables that a report links to."""
     # By the number of the notebook that draws them.
     figures: dict[str, list[tuple[Any, ...]]] = {}
@@ -254,7 +236,6 @@ def _environment() -> jinja2.Environment:
         "interval": _interval,
         "span": _span,
         "label": style.recipe_label,
-        "percent": _percent,
     }
     return environment
 
@@ -267,19 +248,14 @@ def _value(value: Any, decimals: int = 3) -> str:
         return f"“{value}”"
 
 
-def _interval(row: dict[str, Any], name: str) -> str:
+def _interval(row: Facts, name: str) -> str:
     """Write a column of a row with its interval."""
     return style.interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2)
 
 
-def _span(row: dict[str, Any], name: str) -> str:
+def _span(row: Facts, name: str) -> str:
     """Write the interval of a column alone."""
     return style.span(row[f"{name}_low"], row[f"{name}_high"], 2)
-
-
-def _percent(share: float) -> str:
-    """Write a share as a percentage without decimals."""
-    return style.number(100 * share, 0) + "%"
 
 
 def write_readme_table(readme: Path) -> None:
@@ -294,14 +270,13 @@ def write_readme_table(readme: Path) -> None:
     written = _BLOCK.sub(_written_block, text)
     written = _VALUE.sub(_written_value, written)
     if written != text:
-        with atomic_write(readme) as temporary:
-            temporary.write_text(written, encoding="utf-8")
+        write_text(readme, written)
 
 
 def _written_block(match: re.Match[str]) -> str:
     """Write one block of a Markdown file anew."""
     opening, name, dataset, closing = match.groups()
-    folder = tables.report_folder(dataset)
+    folder = paths.REPORTS / dataset
     if not (folder / "leaderboard.csv").exists():
         return match[0]
     board = pd.read_csv(folder / "leaderboard.csv")

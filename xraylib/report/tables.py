@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from xraylib.evaluation.claims import claims as compare_claims
 from xraylib.evaluation.claims import made_on
 from xraylib.evaluation.resampling import over
 from xraylib.figures import style
-from xraylib.storage import atomic_write
+from xraylib.storage import atomic_write, write_table, write_text
 from xraylib.training import runs
 from xraylib.training.recipes import RECIPES
 from xraylib.training.runs import Run
@@ -65,11 +66,6 @@ def scores_of(group: RunGroup, table: pd.DataFrame) -> pd.DataFrame:
     return table[same & table["seed"].isin(seeds)]
 
 
-def report_folder(dataset: str) -> Path:
-    """Return the report folder of the data set of that name."""
-    return paths.REPORTS / dataset
-
-
 def group_runs(dataset: str, recipes: Collection[str] | None = None) -> list[RunGroup]:
     """Group the `published` and `strict` runs of a report by what decides their numbers.
 
@@ -86,18 +82,11 @@ def group_runs(dataset: str, recipes: Collection[str] | None = None) -> list[Run
         In the order of the recipes. The runs are those of `runs.list_runs`, so of one identity per
         recipe and protocol. Runs of other settings of the recipe are in a group of their own.
     """
-    groups: dict[str, RunGroup] = {}
+    groups: dict[tuple[str, str, str], RunGroup] = {}
     for run in runs.list_runs(dataset):
-        if run.protocol not in PROTOCOLS:
-            continue
-        if recipes is not None and run.recipe not in recipes:
-            continue
-        settings = {
-            "recipe": run.recipe,
-            "protocol": run.protocol,
-            "choices": run.settings["choices"],
-        }
-        groups.setdefault(runs.digest(settings), []).append(run)
+        if run.protocol in PROTOCOLS and (recipes is None or run.recipe in recipes):
+            key = (run.recipe, run.protocol, runs.digest(run.choices))
+            groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 
@@ -164,22 +153,17 @@ def _leaderboard_row(dataset: str, group: RunGroup, table: pd.DataFrame) -> dict
     evaluated = metrics.evaluate(table)
     youden = metrics.evaluate(table, rule="youden", ranking=False)
     youden = youden.rename({"accuracy": "accuracy_youden"})
-    row = metrics.ends(evaluated, *metrics.METRICS) | metrics.ends(youden, "accuracy_youden")
+    identity = runs.identity(group[0].settings)
+    # The metric `precision` replaces that of the arithmetic.
+    row = identity._asdict() | {"float_precision": identity.precision}
+    row |= metrics.ends(evaluated, *metrics.METRICS) | metrics.ends(youden, "accuracy_youden")
     for metric, values in evaluated.iterrows():
         for column, value in values.items():
             row[f"{metric}_{column}"] = value
-    identity = runs.identity(group[0])
     recipe = RECIPES.get(identity.recipe)
     claims = recipe.claims if recipe is not None and made_on(dataset) else {}
     settings = [run.settings for run in group]
     return row | {
-        "recipe": identity.recipe,
-        "protocol": identity.protocol,
-        "init": identity.init,
-        "budget": identity.budget,
-        "float_precision": identity.precision,
-        "backend": identity.backend,
-        "training_version": identity.training_version,
         "seeds": seeds,
         "over": over(seeds),
         "n_test": round(len(test) / seeds),
@@ -198,12 +182,10 @@ def claims(dataset: str) -> pd.DataFrame:
     """
     groups = leading_groups(group_runs(dataset))
     other_init = set()
-    for group in groups:
-        recipe = RECIPES.get(group[0].recipe)
-        if recipe is None or group[0].protocol != "published":
-            continue
-        if not runs.init_matches(group[0], recipe.init):
-            other_init.add(recipe.name)
+    for run in [group[0] for group in groups]:
+        known = run.recipe in RECIPES and run.protocol == "published"
+        if known and not runs.init_matches(run, RECIPES[run.recipe].init):
+            other_init.add(run.recipe)
     everything = scores.load(dataset)
     chosen = pd.concat([scores_of(group, everything) for group in groups], ignore_index=True)
     return compare_claims(chosen, same_data=made_on(dataset), other_init=other_init)
@@ -214,18 +196,16 @@ def save_table(table: pd.DataFrame, dataset: str, name: str) -> None:
 
     `tables/<name>.json` beside it names the runs that it was made from (`named_runs`).
     """
-    folder = report_folder(dataset) / "tables"
+    folder = paths.REPORTS / dataset / "tables"
     # Zero has no sign, or a table would change with the order of a subtraction.
     table = table.copy()
     floats = table.select_dtypes("float").columns
     table[floats] += 0.0
-    with atomic_write(folder / f"{name}.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    write_table(folder / f"{name}.csv", table, "%.6g")
     columns = [column for column in ("recipe", "a", "b") if column in table]
     names = set(table[columns].astype(str).to_numpy().ravel())
     facts = {"rows": len(table), "runs": named_runs(dataset, names)}
-    with atomic_write(folder / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / f"{name}.json", json.dumps(facts, indent=1) + "\n")
 
 
 def named_runs(dataset: str, recipes: Collection[str]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -273,10 +253,13 @@ def compact(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def read_rows(dataset: str, name: str) -> list[dict[Any, Any]]:
-    """Read the rows of a table that `save_table` wrote; none if the report has no such table."""
-    file = report_folder(dataset) / "tables" / f"{name}.csv"
-    return pd.read_csv(file).to_dict(orient="records") if file.exists() else []
+def read_rows(dataset: str, name: str, **options: Any) -> list[dict[Any, Any]]:
+    """Read the rows of a CSV file of a report, `tables/claims` say; none if there is no such file.
+
+    `options` are those of `pandas.read_csv`.
+    """
+    file = paths.REPORTS / dataset / f"{name}.csv"
+    return pd.read_csv(file, **options).to_dict(orient="records") if file.exists() else []
 
 
 def save_figure(
@@ -311,7 +294,7 @@ def save_figure(
     """
     shows_patients = draws_pixels(figure) if patients is None else patients
     local = shows_patients and dataset != "phantom"
-    place = report_folder(dataset) / ("local" if local else "figures")
+    place = paths.REPORTS / dataset / ("local" if local else "figures")
     facts = {"runs": named_runs(dataset, recipes_in(figure, f"{name} {caption}"))}
     with atomic_write(place / f"{name}.png") as temporary:
         temporary.write_bytes(style.png(figure, caption, dpi, facts))
@@ -327,13 +310,8 @@ def draws_pixels(figure: Figure) -> bool:
 def recipes_in(figure: Figure, text: str = "") -> set[str]:
     """Name the recipes whose name or label is written in a figure or in `text`."""
     written = [item.get_text() for item in figure.findobj(Text)]
-    words = "\n".join([*written, text])
-    titles = [(name, name) for name in RECIPES]
-    titles += [(style.recipe_label(name), name) for name in RECIPES]
-    named = set()
+    titles = {style.recipe_label(name): name for name in RECIPES} | {name: name for name in RECIPES}
     # The longest first, so that `tiny-cnn-28` is not found in `tiny-cnn-28-reframed`.
-    for title, name in sorted(titles, key=lambda pair: -len(pair[0])):
-        if title in words:
-            named.add(name)
-            words = words.replace(title, "")
-    return named
+    longest_first = sorted(titles, key=len, reverse=True)
+    found = re.findall("|".join(map(re.escape, longest_first)), "\n".join([*written, text]))
+    return {titles[title] for title in found}

@@ -35,10 +35,7 @@ def marked_value(file: str, words: str) -> str:
     """
     options = dict(pair.split("=", 1) for pair in shlex.split(words))
     kind, _, number_format = options.pop("format", ".3f").rpartition(":")
-    path = paths.REPORTS / file
-    if not path.exists():
-        raise NotFoundError(f"{path} is not there. Fix: run `make reproduce`, which writes it.")
-    table = pd.read_csv(path)
+    table = read_table(file)
     column = options.pop("column", "")
     take = options.pop("take", "only")
     rows = _matching_rows(table, options)
@@ -46,7 +43,7 @@ def marked_value(file: str, words: str) -> str:
     needed = [column, *ends] if kind else [column]
     if not set(needed) <= set(table) or rows.empty or (take == "only" and len(rows) > 1):
         raise InvalidDataError(
-            f"{path}: {len(rows)} rows match `{words}`. "
+            f"{paths.REPORTS / file}: {len(rows)} rows match `{words}`. "
             "Fix: name one row and a column of the table in the marker."
         )
     numbers = rows[needed].agg("min" if take == "only" else take)
@@ -55,6 +52,14 @@ def marked_value(file: str, words: str) -> str:
         return texts[0]
     between = " to " if "−" in "".join(texts[1:]) else "–"
     return f"{texts[0]} ({between.join(texts[1:])})"
+
+
+def read_table(file: str) -> pd.DataFrame:
+    """Read a CSV file below `reports/`; `NotFoundError` if it is not there."""
+    path = paths.REPORTS / file
+    if not path.exists():
+        raise NotFoundError(f"{path} is not there. Fix: run `make reproduce`, which writes it.")
+    return pd.read_csv(path)
 
 
 def _matching_rows(table: pd.DataFrame, options: dict[str, str]) -> pd.DataFrame:

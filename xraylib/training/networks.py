@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from scipy.special import expit
 from xraylib import devices, paths
 from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.training.recipes import OWN_PARTS, part_name
-from xraylib.training.runs import file_sha256, weights_label
+from xraylib.training.runs import weights_label
 
 log = logging.getLogger(__name__)
 
@@ -241,21 +242,18 @@ class Head:
         return expit(outputs[:, 1] - outputs[:, 0])
 
 
-def _loss_of_logits() -> keras.losses.Loss:
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, name="loss")
-
-
+_LOSS_OF_LOGITS = partial(keras.losses.SparseCategoricalCrossentropy, from_logits=True, name="loss")
 HEADS = {
     "sigmoid": Head(1, "sigmoid", keras.losses.BinaryCrossentropy),
-    "two-logits": Head(2, "linear", _loss_of_logits),
+    "two-logits": Head(2, "linear", _LOSS_OF_LOGITS),
 }
 
 
 class _RandomChange(layers.Layer):
     """Changes float images `(batch, size, size, 1)` in training, each by numbers of its own."""
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+    def __init__(self) -> None:
+        super().__init__()
         self.seeds = keras.random.SeedGenerator()
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -280,8 +278,8 @@ class RandomFraming(_RandomChange):
     bilinear: two products with matrices of weights, whose static shape a TPU needs.
     """
 
-    def __init__(self, low: float = 0.62, **options: Any):
-        super().__init__(**options)
+    def __init__(self, low: float = 0.62):
+        super().__init__()
         self.low = low
 
     def change(self, inputs: Any) -> Any:
@@ -312,14 +310,8 @@ class RandomRendering(_RandomChange):
     the range are clipped. Both classes are drawn alike.
     """
 
-    def __init__(
-        self,
-        gamma: float = 1.6,
-        contrast: float = 0.3,
-        brightness: float = 0.15,
-        **options: Any,
-    ):
-        super().__init__(**options)
+    def __init__(self, gamma: float = 1.6, contrast: float = 0.3, brightness: float = 0.15):
+        super().__init__()
         self.log_gamma = float(np.log(gamma))
         self.contrast = contrast
         self.brightness = brightness
@@ -350,8 +342,8 @@ class RandomDegradation(_RandomChange):
         The largest standard deviation of proportional noise, as a share of the pixel.
     """
 
-    def __init__(self, noise: float = 30.0, speckle: float = 0.25, **options: Any):
-        super().__init__(**options)
+    def __init__(self, noise: float = 30.0, speckle: float = 0.25):
+        super().__init__()
         self.noise = noise
         self.speckle = speckle
 
@@ -477,8 +469,6 @@ def build(
             f"{part_name(network)} cannot be built for {size} pixels ({reason}). "
             "Fix: give a larger size."
         ) from error
-    if head not in HEADS:
-        raise NotFoundError(f"there is no head {head!r}. Fix: choose one of {', '.join(HEADS)}.")
     last = HEADS[head]
     last_name = "L6" if network == "tiny_cnn" else "output"
     outputs = layers.Dense(last.units, last.activation, dtype="float32", name=last_name)(x)
@@ -522,6 +512,8 @@ def get_weights(network: str, init: str) -> Weights:
     """
     if init in ("random", "none"):
         return Weights(init)
+    if init == KERAS_LABEL:
+        return _from_keras(network)
     if init.endswith(".weights.h5"):
         return _from_file(Path(init))
     if init != "imagenet":
@@ -538,7 +530,7 @@ def get_weights(network: str, init: str) -> Weights:
     return _from_file(paths.WEIGHTS / _imagenet_name(network))
 
 
-def find_weights(network: str, label: str, init_file: Mapping[str, str] | None = None) -> Weights:
+def find_weights(network: str, label: str, given: str | None = None) -> Weights:
     """Find the initial weights of a finished run again.
 
     Parameters
@@ -546,32 +538,26 @@ def find_weights(network: str, label: str, init_file: Mapping[str, str] | None =
     network
         A key of `NETWORKS`.
     label
-        The run's `init`.
-    init_file
-        The run's `init_file`: the `path` that was given, and the file's `sha256`.
+        The run's `init`, which names the content of a file, see `runs.weights_label`.
+    given
+        The path of the file that was given for the run, if one was.
 
     Returns
     -------
     Weights
-        Of the given path, or of any file in the folder `XRAYLIB_WEIGHTS`, that has the same label
-        and SHA-256. Only weights that Keras had downloaded for the run are downloaded again.
+        Of the given path, or of any file in the folder `XRAYLIB_WEIGHTS`, that has the same label.
+        Only weights that Keras had downloaded for the run are downloaded again.
 
     Raises
     ------
     NotFoundError
         If there is no such file.
     """
-    if label in ("random", "none"):
-        return Weights(label)
-    if label == KERAS_LABEL:
-        return _from_keras(network)
-    candidates = [Path(init_file["path"])] if init_file and init_file.get("path") else []
-    if paths.WEIGHTS is not None:
-        candidates += sorted(paths.WEIGHTS.glob("*.weights.h5"))
-    wanted = init_file.get("sha256") if init_file else None
-    for file in candidates:
-        same_label = file.is_file() and weights_label(file) == label
-        if same_label and wanted in (None, file_sha256(file)):
+    if label in ("random", "none", KERAS_LABEL):
+        return get_weights(network, label)
+    files = sorted(paths.WEIGHTS.glob("*.weights.h5")) if paths.WEIGHTS else []
+    for file in [Path(given or ""), *files]:
+        if file.is_file() and weights_label(file) == label:
             return Weights(label, file)
     raise NotFoundError(
         f"the run started from the initial weights {label!r}, which no file here holds. "

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from xraylib import paths
 from xraylib.datasets import images, regions
 from xraylib.progress import tqdm
-from xraylib.storage import atomic_write, cached_array
+from xraylib.storage import cached_array, write_text
 from xraylib.training import networks
 from xraylib.training.runs import TRAINING_VERSION, digest, versions
 
@@ -162,38 +162,27 @@ def fit(
     train = split == "train"
     val = split == "val"
     scaler = StandardScaler().fit(features[train])
-    scaled_train = scaler.transform(features[train])
-    scaled_val = scaler.transform(features[val])
-    rows = []
+    scaled = scaler.transform(features)
     models = []
+    rows = []
     for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=3000).fit(scaled_train, labels[train])
+        model = LogisticRegression(C=strength, max_iter=3000).fit(scaled[train], labels[train])
         models.append(model)
-        rows.append(
-            (
-                strength,
-                *_measure(model, scaled_train, labels[train]),
-                *_measure(model, scaled_val, labels[val]),
-            )
-        )
-    columns = ["strength", "loss", "accuracy", "val_loss", "val_accuracy"]
-    history = pd.DataFrame(rows, columns=columns)
-    best = models[int(history["val_loss"].to_numpy().argmin())]
-    margins = best.decision_function(scaled_val)
+        row = {"strength": strength}
+        for prefix, rows_of_split in (("", train), ("val_", val)):
+            probability = model.predict_proba(scaled[rows_of_split])[:, 1]
+            row[f"{prefix}loss"] = log_loss(labels[rows_of_split], probability)
+            row[f"{prefix}accuracy"] = accuracy_score(labels[rows_of_split], probability > 0.5)
+        rows.append(row)
+    history = pd.DataFrame(rows)
+    best = models[history["val_loss"].argmin()]
+    margins = best.decision_function(scaled[val])
     platt = LogisticRegression(C=1e6).fit(margins[:, None], labels[val])
     slope = float(platt.coef_[0, 0])
     coefficients = best.coef_[0] * slope / scaler.scale_
     intercept = slope * float(best.intercept_[0]) + float(platt.intercept_[0])
     intercept -= float(coefficients @ scaler.mean_)
     return {"coefficients": coefficients, "intercept": np.array(intercept)}, history
-
-
-def _measure(
-    model: LogisticRegression, features: np.ndarray, labels: np.ndarray
-) -> tuple[float, float]:
-    """Return loss and accuracy of a fitted model."""
-    probability = model.predict_proba(features)[:, 1]
-    return log_loss(labels, probability), accuracy_score(labels, probability > 0.5)
 
 
 def predict_probability(head: dict[str, np.ndarray], features: np.ndarray) -> np.ndarray:
@@ -203,8 +192,7 @@ def predict_probability(head: dict[str, np.ndarray], features: np.ndarray) -> np
 
 def save_head(head: dict[str, np.ndarray], file: Path) -> None:
     """Write a head as JSON."""
-    with atomic_write(file) as temporary:
-        temporary.write_text(json.dumps({name: value.tolist() for name, value in head.items()}))
+    write_text(file, json.dumps({name: value.tolist() for name, value in head.items()}))
 
 
 def load_head(file: Path) -> dict[str, np.ndarray]:

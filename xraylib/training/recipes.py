@@ -214,7 +214,7 @@ class Recipe:
         return replace(self, **names)
 
     def settings(self) -> dict[str, Any]:
-        """Return the fields that decide the outcome of training.
+        """Return the fields that decide the outcome of training, as JSON gives them back.
 
         Prose, claims and the name of a threshold rule are left out: they change no score.
         """
@@ -224,6 +224,7 @@ class Recipe:
         if self.region == "whole":
             left_out.add("region")
         chosen = {key: value for key, value in asdict(self.named()).items() if key not in left_out}
+        chosen["phases"] = list(chosen["phases"])
         if callable(self.threshold_rule):
             chosen["threshold_rule"] = part_name(self.threshold_rule)
         return chosen

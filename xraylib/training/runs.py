@@ -19,7 +19,7 @@ import importlib.metadata
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ import pandas as pd
 
 from xraylib import paths
 from xraylib.errors import InvalidDataError
-from xraylib.storage import atomic_folder, atomic_write, digest, sha256_bytes
+from xraylib.storage import atomic_folder, digest, sha256_bytes, write_table
 from xraylib.storage import sha256 as file_sha256
 from xraylib.training.recipes import RECIPES, Recipe
 from xraylib.training.thresholds import thresholds
@@ -60,6 +60,10 @@ SCORE_COLUMNS = (
     "label",
     "score",
 )
+# Columns of a scores table that stay text: names made of digits, or of the letters NA.
+_TEXT = ["recipe", "protocol", "split", "image_id", "patient", "kind", "model"]
+# Columns of whole numbers. All others hold numbers in [0, 1].
+_WHOLE = ("seed", "label")
 
 # Labels of initial weights whose origin is known, by the SHA-256 of their file.
 KNOWN_WEIGHTS = {
@@ -69,7 +73,7 @@ KNOWN_WEIGHTS = {
 }
 
 
-# What `run.json` must say, with its type, to be a run's.
+# What `run.json` must say, itself or in `choices`, with its type, to be a run's.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "dataset": str,
     "recipe": str,
@@ -78,10 +82,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "init": str,
     "threshold": (float, int),
     "model_sha256": str,
-    "choices": dict,
-}
-# What a model is built from, within `choices`.
-_CHOICE_TYPES: dict[str, type | tuple[type, ...]] = {
     "fit": str,
     "network": str,
     "size": int,
@@ -130,16 +130,21 @@ class Run:
         return float(self.settings["threshold"])
 
     @property
+    def choices(self) -> dict[str, Any]:
+        """The recipe's settings, see `Recipe.settings`."""
+        return self.settings["choices"]
+
+    @property
     def model_file(self) -> Path:
         """Where its model is, or was on the machine that trained it."""
-        return self.folder / MODEL_FILES[self.settings["choices"]["fit"]]
+        return self.folder / MODEL_FILES[self.choices["fit"]]
 
     @property
     def model_state(self) -> str:
         """`present`; `missing` from this machine; or `damaged`: not the file that the run wrote."""
         if not self.model_file.is_file():
             return "missing"
-        same = file_sha256(self.model_file) == self.settings.get("model_sha256")
+        same = file_sha256(self.model_file) == self.settings["model_sha256"]
         return "present" if same else "damaged"
 
     @property
@@ -181,13 +186,8 @@ def train_command(dataset: str, recipe: str, protocol: str = "strict", seed: int
     return f"{command} --seed {seed}{overwrite}"
 
 
-def identity(run: Run) -> Identity:
-    """Return what decides the numbers of a run, besides its seed."""
-    return _identity(run.settings)
-
-
-def _identity(settings: Mapping[str, Any]) -> Identity:
-    """Read an identity from the content of `run.json`.
+def identity(settings: Mapping[str, Any]) -> Identity:
+    """Return what decides the numbers of a run, besides its seed, from the content of `run.json`.
 
     A run that an older version wrote without budget, backend and precision was a full run; its
     line `hardware` names the other two.
@@ -203,19 +203,6 @@ def _identity(settings: Mapping[str, Any]) -> Identity:
         init=settings["init"],
         training_version=int(settings.get("training_version", 1)),
     )
-
-
-def group_by_identity(runs: Iterable[Run]) -> dict[Identity, list[Run]]:
-    """Group runs by what decides their numbers, each group in the order of its seeds."""
-    groups: dict[Identity, list[Run]] = {}
-    for run in sorted(runs, key=_order):
-        groups.setdefault(identity(run), []).append(run)
-    return groups
-
-
-def run_folder(dataset: str, recipe: str, protocol: str, seed: int) -> Path:
-    """Return the folder of a full run in float32 under TensorFlow."""
-    return paths.REPORTS / dataset / "runs" / recipe / f"{protocol}-{seed}"
 
 
 def get_run(
@@ -254,12 +241,16 @@ def list_runs(
         In the order of `RECIPES`, then of protocol and seed.
     """
     init = wanted.pop("init", None)
-    groups: dict[tuple[str, str], list[list[Run]]] = {}
-    for key, members in group_by_identity(all_runs(dataset, recipe, protocol)).items():
+    groups: dict[Identity, list[Run]] = {}
+    for run in all_runs(dataset, recipe, protocol):
+        key = identity(run.settings)
         fits = all(value in (None, getattr(key, name)) for name, value in wanted.items())
-        if fits and init_matches(members[0], init):
-            groups.setdefault((key.recipe, key.protocol), []).append(members)
-    return [run for several in groups.values() for run in max(several, key=_preference)]
+        if fits and init_matches(run, init):
+            groups.setdefault(key, []).append(run)
+    alternatives: dict[tuple[str, str], list[list[Run]]] = {}
+    for key, members in groups.items():
+        alternatives.setdefault((key.recipe, key.protocol), []).append(members)
+    return [run for several in alternatives.values() for run in max(several, key=_preference)]
 
 
 def all_runs(dataset: str, recipe: str | None = None, protocol: str | None = None) -> list[Run]:
@@ -283,7 +274,7 @@ def matches(run: Run, recipe: Recipe, budget: str, init: str | None = None) -> b
         As `init_matches` compares them.
     """
     asked = recipe.under(run.protocol, budget).settings()
-    return run.settings["choices"] == plain(asked) and init_matches(run, init)
+    return run.choices == asked and init_matches(run, init)
 
 
 def init_matches(run: Run, init: str | None) -> bool:
@@ -297,7 +288,7 @@ def init_matches(run: Run, init: str | None) -> bool:
         `random`, `imagenet` (of any origin), `none`, the path of a weights file, or a label as a
         run's `init` has it. None accepts all.
     """
-    label = identity(run).init
+    label = run.settings["init"]
     if init is None or init in (label, label.split(" ")[0]):
         return True
     file = Path(init)
@@ -316,8 +307,8 @@ def _order(run: Run) -> tuple[Any, ...]:
 
 def _preference(runs: list[Run]) -> tuple[Any, ...]:
     """Key of the runs of one identity: the largest is what `list_runs` returns."""
-    key = identity(runs[0])
-    own_init = runs[0].settings["choices"].get("init", key.init)
+    key = identity(runs[0].settings)
+    own_init = runs[0].choices.get("init", key.init)
     return (
         key.budget == "full",
         key.training_version,
@@ -335,33 +326,26 @@ def read_run(folder: Path) -> Run:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         checksum = settings.pop("checksum", None)
-        choices = settings.get("choices")
-        wrong = _wrong_types(settings, _TYPES) or _wrong_types(choices, _CHOICE_TYPES)
-        if not wrong and choices["fit"] not in MODEL_FILES:
-            wrong = ["fit"]
-        if not wrong and not 0 < choices["size"] <= _LARGEST_SIZE:
-            wrong = ["size"]
+        values = settings["choices"] | settings
+        wrong = [key for key, kind in _TYPES.items() if not isinstance(values.get(key, ...), kind)]
         if wrong:
             raise ValueError(f"no usable {', '.join(wrong)}")
+        if values["fit"] not in MODEL_FILES or not 0 < values["size"] <= _LARGEST_SIZE:
+            raise ValueError("no usable fit or size")
         if checksum not in (None, digest(settings)):
             raise ValueError("it was changed after its run had written it")
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise InvalidDataError(
             f"{file} is no run ({error}). Fix: restore it, or delete its folder and train again."
         ) from error
     return Run(settings["recipe"], settings["protocol"], settings["seed"], folder, settings)
 
 
-def _wrong_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> list[str]:
-    """Name the values that are missing or of another type."""
-    return [name for name, kind in types.items() if not isinstance(values.get(name, ...), kind)]
-
-
 def same_run(settings: Mapping[str, Any]) -> Run | None:
     """Return the finished run of the same seed and identity, of any training version, or None."""
-    key = _identity(settings)
+    key = identity(settings)
     for run in all_runs(settings["dataset"], key.recipe, key.protocol):
-        other = identity(run)._replace(training_version=key.training_version)
+        other = identity(run.settings)._replace(training_version=key.training_version)
         if run.seed == settings["seed"] and other == key:
             return run
     return None
@@ -409,71 +393,78 @@ def _writing_folder(settings: Mapping[str, Any]) -> Path:
     predecessor = same_run(settings)
     if predecessor is not None:
         return predecessor.folder
-    key = _identity(settings)
+    key = identity(settings)
     own_init = settings["choices"].get("init")
     init = own_init if key.init.split(" ")[0] == own_init else key.init
-    endings = [key.budget, key.precision, key.backend, f"init-{init}"]
     usual = ("full", "float32", "tensorflow", f"init-{own_init}")
+    endings = [key.budget, key.precision, key.backend, f"init-{init}"]
+    name = f"{key.protocol}-{settings['seed']}"
+    folder = paths.REPORTS / settings["dataset"] / "runs" / key.recipe
     unusual = [ending for ending in endings if ending not in usual]
-    folder = run_folder(settings["dataset"], key.recipe, key.protocol, settings["seed"])
-    name = folder.name
-    folder = folder.with_name("-".join([name, *map(_slug, unusual)]))
-    if (folder / "run.json").exists():
-        # It holds a run of an older version, which left every ending out.
-        folder = folder.with_name("-".join([name, *map(_slug, endings)]))
-    return folder
+    if not (folder / _joined(name, unusual) / "run.json").exists():
+        return folder / _joined(name, unusual)
+    # It holds a run of an older version, which left every ending out.
+    return folder / _joined(name, endings)
 
 
-def _slug(text: str) -> str:
-    """Return a text as a part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
+def _joined(name: str, endings: list[str]) -> str:
+    """Name a folder."""
+    return "-".join([name, *(re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-") for text in endings)])
 
 
 def write_scores(scores: pd.DataFrame, file: Path) -> None:
     """Write a scores table; nine digits bring every float32 back exactly."""
-    with atomic_write(file) as temporary:
-        scores.to_csv(temporary, index=False, float_format="%.9g")
+    write_table(file, scores, "%.9g")
 
 
-def read_scores(file: Path) -> pd.DataFrame:
-    """Read a scores table.
+def read_scores(file: Path, columns: Collection[str] = SCORE_COLUMNS) -> pd.DataFrame:
+    """Read a CSV file of scores: names stay text, and all else is a number.
+
+    Parameters
+    ----------
+    file
+        What `write_scores` wrote, or a file with one column of scores per view of the images.
+    columns
+        Columns that the file must have. Others, such as those of views, may be empty (NaN) for all
+        images of a seed.
 
     Returns
     -------
     DataFrame
-        The columns `SCORE_COLUMNS`. Names that consist of digits, or read NA, stay text.
+        All columns of the file: `seed` and `label` are int64, text is text even if it consists of
+        digits or reads NA, and all else is float64 in [0, 1].
 
     Raises
     ------
     InvalidDataError
-        If the file is not a scores table, or holds a seed, label or score that is not a number.
+        The file is no such table. The message names file, image and line.
     """
+    fix = "Fix: delete it, and run the command that wrote it again."
     try:
-        table = pd.read_csv(file, dtype="str", keep_default_na=False)[list(SCORE_COLUMNS)]
-    except (ValueError, KeyError) as error:
-        why = str(error).strip()
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except ValueError as error:
         raise InvalidDataError(
-            f"{file} is not a scores table ({why}). Fix: delete it and train again."
+            f"{file} is not a scores table ({str(error).strip()}). {fix}"
         ) from error
-    columns = ["seed", "label", "score"]
-    numbers = table[columns].apply(pd.to_numeric, errors="coerce")
-    whole = (numbers[["seed", "label"]] % 1 == 0).all(axis=1)
-    bad = ~(whole & np.isfinite(numbers["score"]))
-    if bad.any():
-        row = table[bad].iloc[0]
-        cells = ", ".join(f"{row[column]!r} as {column}" for column in columns)
+    missing = [name for name in columns if name not in table]
+    if missing:
         raise InvalidDataError(
-            f"{file}: {row['image_id']} has {cells}, of which one is no number "
-            f"({bad.sum()} rows, the first in line {np.flatnonzero(bad)[0] + 2}). "
-            "Fix: delete it, and run the command that wrote it again."
+            f"{file} is not a scores table: it lacks the columns {', '.join(missing)}. {fix}"
         )
-    table[columns] = numbers
-    return table.astype({"seed": "int64", "label": "int64", "score": "float64"})
-
-
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON gives them back, so that read and fresh ones compare equal."""
-    return json.loads(json.dumps(settings))
+    for name in table.columns.difference(_TEXT, sort=False):
+        values = pd.to_numeric(table[name], errors="coerce")
+        bad = values % 1 != 0 if name in _WHOLE else ~values.between(0, 1)
+        if name not in columns:
+            bad &= ~(table[name] == "").groupby(table["seed"]).transform("all")
+        if bad.any():
+            row = table[bad].iloc[0]
+            kind = "whole number" if name in _WHOLE else "number in [0, 1]"
+            raise InvalidDataError(
+                f"{file}: {row['image_id']} has {row[name]!r} as {name}, which is no {kind} "
+                f"({bad.sum()} rows, the first in line {np.flatnonzero(bad)[0] + 2}). {fix}"
+            )
+        table[name] = values.astype("int64" if name in _WHOLE else "float64")
+    return table
 
 
 def weights_label(file: Path) -> str:

@@ -43,7 +43,13 @@ def threshold(labels: np.ndarray, scores: np.ndarray, rule: Rule) -> float:
         Half-way between two neighbouring scores, so that rounding a score does not cross it.
     """
     if callable(rule):
-        return _own_threshold(labels, scores, rule)
+        chosen = float(rule(labels, scores))
+        if not np.isfinite(chosen):
+            raise InvalidDataError(
+                f"the rule {getattr(rule, '__name__', rule)} gives the threshold {chosen}. "
+                "Fix: let it return a finite number."
+            )
+        return chosen
     if not isinstance(rule, str):
         return float(rule)
     name, _, number = rule.partition(" ")
@@ -57,35 +63,21 @@ def threshold(labels: np.ndarray, scores: np.ndarray, rule: Rule) -> float:
     tpr = tpr[1:]
     cuts = cuts[1:]
     if rule == "youden":
-        chosen = np.argmax(tpr - fpr)
+        place = np.argmax(tpr - fpr)
     elif name == "sensitivity" and 0 < value <= 1:
-        chosen = np.argmax(tpr >= value - 1e-12)
+        place = np.argmax(tpr >= value - 1e-12)
     elif name == "cost" and 0 < value < np.inf:
         positives = labels.sum()
         negatives = len(labels) - positives
-        chosen = np.argmin(value * positives * (1 - tpr) + negatives * fpr)
+        place = np.argmin(value * positives * (1 - tpr) + negatives * fpr)
     else:
         raise NotFoundError(
             f"there is no rule {rule!r} for a threshold. "
             "Fix: a number, `youden`, `sensitivity 0.95` or `cost 5`."
         )
-    cut = float(cuts[chosen])
+    cut = float(cuts[place])
     lower_scores = scores[scores < cut]
     return (cut + float(lower_scores.max())) / 2 if len(lower_scores) else cut
-
-
-def _own_threshold(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    rule: Callable[[np.ndarray, np.ndarray], float],
-) -> float:
-    chosen = float(rule(labels, scores))
-    if not np.isfinite(chosen):
-        raise InvalidDataError(
-            f"the rule {getattr(rule, '__name__', rule)} gives the threshold {chosen}. "
-            "Fix: let it return a finite number."
-        )
-    return chosen
 
 
 def thresholds(scores: pd.DataFrame, rule: Rule) -> pd.Series:
@@ -122,9 +114,8 @@ def thresholds(scores: pd.DataFrame, rule: Rule) -> pd.Series:
             "Fix: train it again, or give a fixed threshold."
         )
     chosen = {}
-    for seed in seeds:
-        of_seed = validation[validation["seed"] == seed]
-        chosen[seed] = threshold(of_seed["label"].to_numpy(), of_seed["score"].to_numpy(), rule)
+    for seed, rows in validation.groupby("seed"):
+        chosen[seed] = threshold(rows["label"].to_numpy(), rows["score"].to_numpy(), rule)
     return pd.Series(chosen)
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -211,7 +211,7 @@ def _plan(
         "budget": budget,
         "backend": accelerator.backend,
         "precision": accelerator.precision,
-        "choices": runs.plain(chosen.settings()),
+        "choices": chosen.settings(),
         "init": weights.label,
         "split": runs.split_fingerprint(assigned),
         "training_version": runs.TRAINING_VERSION,
@@ -233,9 +233,9 @@ def _check_names(recipe: Recipe) -> None:
     """Refuse a recipe whose fields name something that does not exist."""
     if recipe.augmentation is not None:
         networks.find_part(networks.AUGMENTATIONS, recipe.augmentation)
-    choices: dict[str, tuple[str | None, ...]] = {
-        "fit": tuple(runs.MODEL_FILES),
-        "head": tuple(networks.HEADS),
+    choices: dict[str, Collection[str | None]] = {
+        "fit": runs.MODEL_FILES,
+        "head": networks.HEADS,
         "imbalance": (None, *IMBALANCE_METHODS),
         "validation": VALIDATIONS,
     }
@@ -422,7 +422,7 @@ class NetworkFit:
         if not np.isfinite(scores).all():
             raise OperationFailedError(
                 f"{self.job.title}: the network's scores are not numbers, its training diverged. "
-                f"Fix: another seed, or a lower rate: {self.job.recipe.name}+learning_rate=1e-4."
+                f"Fix: another seed, or a lower rate: {recipe.name}+learning_rate=1e-4."
             )
         return scores
 
@@ -493,7 +493,7 @@ class NetworkFit:
     def _scores(self) -> pd.DataFrame:
         """Return scores of validation and test, and of swapped validation images if there are."""
         assigned = self.job.assigned
-        scored = assigned[assigned["split"].isin(["val", "test"])]
+        scored = assigned[assigned["split"] != "train"]
         scored = scored.assign(score=self._score(self.pixels, scored.index.to_numpy()))
         if not self.swapped:
             return scored
@@ -527,24 +527,24 @@ def _fit_probe(job: Job) -> Fitted:
             region=recipe.region,
         )
     features = features[job.assigned.index]
+    labels = job.assigned["label"].to_numpy()
+    split = job.assigned["split"].to_numpy()
     if recipe.augmentation is None:
-        labels = job.assigned["label"].to_numpy()
-        head, history = probe.fit(features, labels, job.assigned["split"].to_numpy())
+        head, history = probe.fit(features, labels, split)
         scores = job.assigned.assign(score=probe.predict_probability(head, features))
     else:
-        head, history, swapped_features = _fit_reframed_probe(job)
+        reframed, labels, split = _reframed_examples(job)
+        head, history = probe.fit(reframed, labels, split)
         scores = job.assigned.assign(score=probe.predict_probability(head, features))
-        scores = job.with_swapped(scores, probe.predict_probability(head, swapped_features))
+        swapped = probe.predict_probability(head, reframed[split == "val"])
+        scores = job.with_swapped(scores, swapped)
     probe.save_head(head, job.folder / runs.MODEL_FILES[recipe.fit])
     measured = {"train_seconds": time.perf_counter() - started, "epochs": 0}
     return Fitted(history, scores, measured)
 
 
-def _fit_reframed_probe(job: Job) -> tuple[dict[str, np.ndarray], pd.DataFrame, np.ndarray]:
-    """Fit a probe on augmented images and swapped validation images.
-
-    Returns the head, its history, and the features of the swapped validation images.
-    """
+def _reframed_examples(job: Job) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return features, labels and splits of augmented training and swapped validation images."""
     recipe = job.recipe
     pixels = job.pixels()
     frozen = probe.extractor(recipe.network, recipe.size, job.weights, job.seed)
@@ -552,15 +552,11 @@ def _fit_reframed_probe(job: Job) -> tuple[dict[str, np.ndarray], pd.DataFrame, 
     train_features = probe.augmented(frozen, train_pixels, str(recipe.augmentation), job.seed)
     val_labels = job.labels[job.rows("val")]
     swapped = framing.swap_framing(pixels[job.rows("val")], val_labels)
-    swapped_features = probe.describe(frozen, swapped)
+    features = [train_features, probe.describe(frozen, swapped)]
     # `resize` repeats the labels for every augmented copy of all images.
-    train_labels = np.resize(job.labels[job.rows("train")], len(train_features))
-    head, history = probe.fit(
-        np.concatenate([train_features, swapped_features]),
-        np.concatenate([train_labels, val_labels]),
-        np.repeat(["train", "val"], [len(train_features), len(swapped_features)]),
-    )
-    return head, history, swapped_features
+    labels = [np.resize(job.labels[job.rows("train")], len(train_features)), val_labels]
+    split = np.repeat(["train", "val"], [len(part) for part in labels])
+    return np.concatenate(features), np.concatenate(labels), split
 
 
 class Batches(keras.utils.PyDataset):
