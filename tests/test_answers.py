@@ -15,6 +15,7 @@ EXAMPLES = paths.ROOT / "data" / "examples"
 
 class Constant:
     name, sha256, size, threshold = "constant", "0123456789abcdef", 8, 0.25
+    prevalence, strict_domain = None, False
 
     def answer(self, pixels):
         return [{"probability": 0.75} for _ in pixels]

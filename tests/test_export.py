@@ -26,7 +26,7 @@ from xraylib.training.predictor import Predictor
 from xraylib.training.recipes import RECIPES, Phase, get_recipe
 from xraylib.training.train import train
 
-CHOICES = runs.plain(get_recipe("flagship").settings())
+CHOICES = get_recipe("flagship").settings()
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,9 @@ def test_litert_answers_as_keras_does_in_half_precision(network, run, phantom):
     layer = gate.Linear(kernel.astype(np.float32), np.arange(8, dtype=np.float32))
     domain = gate.Linear(kernel[:, :1].astype(np.float32), np.ones(1, np.float32))
     split = export.split_network(Predictor(run, model, None))
-    litert = packaged.load_network(export.to_litert(split, (layer, domain), half_precision=True))
+    litert = packaged.litert_interpreter(
+        export.to_litert(split, (layer, domain), half_precision=True)
+    ).get_signature_runner()
     lungs = rng.uniform(0, 1, 6).astype(np.float32)
     log_odds = []
     for views in zip(pixels, pixels[::-1], strict=True):

@@ -1,16 +1,15 @@
 """Answers as a person reads them, and as a CSV table that grows row by row."""
 
 import csv
-import hashlib
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from xraylib.errors import InvalidDataError
-from xraylib.storage import atomic_write, storage_errors
+from xraylib.storage import atomic_write, sha256_bytes, storage_errors
 
 COLUMNS = (
     "path",
@@ -28,6 +27,9 @@ COLUMNS = (
     "message",
 )
 
+# What a file was answered, by column.
+Row = dict[str, Any]
+
 # How the message begins when an image was answered and its heat map could not be written.
 HEAT_MAP_FAILED = "the heat map was not written"
 
@@ -37,12 +39,12 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _log = logging.getLogger(__name__)
 
 
-def is_failure(row: dict[str, Any]) -> bool:
+def is_failure(row: Row) -> bool:
     """Whether something that was asked for is missing: the answer, or its heat map."""
     return row["status"] == "error" or HEAT_MAP_FAILED in row["message"]
 
 
-def add_failure(row: dict[str, Any], error: Exception) -> None:
+def add_failure(row: Row, error: Exception) -> None:
     """Add to a row's message that its picture could not be written."""
     failure = f"{HEAT_MAP_FAILED} ({error})"
     row["message"] = "; ".join(filter(None, (row["message"], failure)))
@@ -51,11 +53,10 @@ def add_failure(row: dict[str, Any], error: Exception) -> None:
 def picture_name(path: str) -> str:
     """Name what is drawn of an image: 80 bytes of its name, and a digest of its whole path."""
     stem = os.fsencode(Path(path).stem)[:80].decode("utf-8", "ignore")
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-    return f"{stem}-{digest}.png"
+    return f"{stem}-{sha256_bytes(os.fsencode(path))[:8]}.png"
 
 
-def rounded(row: dict[str, Any]) -> dict[str, Any]:
+def rounded(row: Row) -> Row:
     """Round an answer to six digits; an image that got no answer has None as `probability`."""
     shown = {}
     for name, value in row.items():
@@ -75,7 +76,7 @@ def heading(settings: Mapping[str, Any], record: str = "") -> str:
     return "\n".join(filter(None, [f"{title}. Not a medical device.", record]))
 
 
-def describe(row: dict[str, Any]) -> str:
+def describe(row: Row) -> str:
     """Say an answer in one line, with nothing in it that a terminal would obey."""
     if row["status"] == "error":
         return printable(row["message"])
@@ -96,13 +97,11 @@ def printable(text: str) -> str:
     >>> print(printable("first\nsecond"))
     first\nsecond
     """
-    shown = []
+    shown = ""
     for character in text:
-        if character.isprintable():
-            shown.append(character)
-        else:
-            shown.append(character.encode("unicode_escape").decode("ascii"))
-    return "".join(shown)
+        escaped = character.encode("unicode_escape").decode("ascii")
+        shown += character if character.isprintable() else escaped
+    return shown
 
 
 class AnswerTable:
@@ -148,63 +147,51 @@ class AnswerTable:
         self.answered: set[str] = set()
         self._expected = {name: str(value) for name, value in rounded(dict(expected)).items()}
         self._pictures = pictures
-        self._stream: IO[str] | None = None
-        self._begun = file.is_file() and file.stat().st_size > 0
 
     def __enter__(self) -> "AnswerTable":
-        with storage_errors(self.file):
-            if self._begun:
+        with storage_errors(self.file), ExitStack() as on_failure:
+            begun = self.file.is_file() and self.file.stat().st_size > 0
+            if begun:
                 self._continue()
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = _open_csv(self.file, "a")
-        self._writer = csv.DictWriter(self._stream, COLUMNS)
-        if not self._begun:
-            try:
-                self._write_header()
-            except BaseException:
-                with suppress(OSError):  # closing writes what is left, which fails as well
-                    self._stream.close()
-                raise
+            self._stream = on_failure.enter_context(_open_csv(self.file, "a"))
+            self._writer = csv.DictWriter(self._stream, COLUMNS)
+            if not begun:
+                self._writer.writeheader()
+            on_failure.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._stream is not None:
-            with storage_errors(self.file):
-                self._stream.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one answer (see `rounded`)."""
         with storage_errors(self.file):
-            self._writer.writerow(_cells(row))
-            self._flush()
+            self._stream.close()
+
+    def write(self, row: Row) -> None:
+        """Append one answer (see `rounded`)."""
+        texts = {name: _cell(value) for name, value in row.items() if isinstance(value, str)}
+        with storage_errors(self.file):
+            self._writer.writerow(row | texts)
 
     def remaining(self, files: Iterable[str]) -> list[str]:
         """List the files that the table does not answer yet."""
         return [file for file in files if _cell(file) not in self.answered]
 
-    def _write_header(self) -> None:
-        with storage_errors(self.file):
-            self._writer.writeheader()
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._stream is not None:
-            self._stream.flush()
-
     def _continue(self) -> None:
         """Keep the rows of an earlier call that still answer their image."""
         rows = self._read_rows()
-        is_cut = not _ends_with_line_break(self.file)
+        is_cut = not self.file.read_bytes().endswith(b"\n")
         if is_cut and rows:
             rows.pop()
         written = self.file.stat().st_mtime
         kept = [row for row in rows if self._is_valid(row, written)]
         if is_cut or len(kept) < len(rows):
-            self._rewrite(kept)
+            with atomic_write(self.file) as temporary, _open_csv(temporary, "w") as stream:
+                writer = csv.DictWriter(stream, COLUMNS)
+                writer.writeheader()
+                writer.writerows(kept)
         self.answered = {row["path"] for row in kept}
         _log.info("%d images are answered in %s already", len(kept), self.file)
 
-    def _read_rows(self) -> list[dict[str, Any]]:
+    def _read_rows(self) -> list[Row]:
         """Read the rows of a table that this class wrote; another file is refused."""
         header = ",".join(COLUMNS)
         with _open_csv(self.file, "r") as stream, suppress(csv.Error):
@@ -214,7 +201,7 @@ class AnswerTable:
             f"--csv {self.file} exists and is no table of answers. Fix: name another file."
         )
 
-    def _is_valid(self, row: dict[str, Any], written: float) -> bool:
+    def _is_valid(self, row: Row, written: float) -> bool:
         """Whether a row is whole and answers its image; a row of another model is refused."""
         if None in row or None in row.values():
             return False
@@ -230,40 +217,22 @@ class AnswerTable:
             return False
         return not image.exists() or image.stat().st_mtime <= written
 
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        with atomic_write(self.file) as temporary, _open_csv(temporary, "w") as stream:
-            writer = csv.DictWriter(stream, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-
 
 def _is_one_of(file: Path, inputs: Iterable[str]) -> bool:
     """Whether a path names one of the inputs, by whatever link."""
-    inode = _inode(file)
-    return inode is not None and any(_inode(Path(path)) == inode for path in inputs)
-
-
-def _inode(file: Path) -> tuple[int, int] | None:
-    try:
-        status = file.stat()
-    except (OSError, ValueError):  # not there, or no name of a file
-        return None
-    return status.st_dev, status.st_ino
+    for path in inputs:
+        with suppress(OSError, ValueError):  # one of them is not there, or is no name of a file
+            if file.samefile(path):
+                return True
+    return False
 
 
 def _open_csv(file: Path, mode: str) -> IO[str]:
-    """Open a table; a name that is not UTF-8 is written with backslashes."""
-    return file.open(mode, newline="", encoding="utf-8", errors="backslashreplace")
+    """Open a table, which has every row on the disk once it is written.
 
-
-def _ends_with_line_break(file: Path) -> bool:
-    with file.open("rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read() == b"\n"
-
-
-def _cells(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: _cell(value) if isinstance(value, str) else value for name, value in row.items()}
+    A name that is not UTF-8 is written with backslashes.
+    """
+    return file.open(mode, buffering=1, newline="", encoding="utf-8", errors="backslashreplace")
 
 
 def _cell(text: str) -> str:

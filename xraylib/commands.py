@@ -1,25 +1,28 @@
 """What the commands of `python -m xraylib` do: each takes the parsed options of `cli`.
 
-Heavy modules are imported by the command that needs them, so that no command loads more.
+Heavy modules are imported by the command that needs them, so that no command loads more. Keras
+must not load before `devices.use`.
 """
 
-# ruff: noqa: T201 (a command prints)
-
-import argparse
 import json
 import logging
 import os
 import shlex
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
-from xraylib import paths
+from xraylib import answers, devices, paths
+from xraylib.answers import printable
+from xraylib.datasets import catalog
 from xraylib.errors import InvalidDataError, NotFoundError, OperationFailedError, XraylibError
+from xraylib.storage import write_table
+from xraylib.training.recipes import get_recipe
 
 _log = logging.getLogger("xraylib")
 
@@ -32,51 +35,56 @@ class Terminated(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
-def data_list(options: argparse.Namespace) -> None:
+def _write(line: object = "", stream: TextIO | None = None) -> None:
+    """Write a line of results to standard output, or a complaint to another stream, at once."""
+    print(line, file=stream, flush=True)
+
+
+def data_list(options: Namespace) -> None:
     """Print what data sets there are, and what lies on this machine."""
     from xraylib.datasets import verify
 
     _print_table(verify.describe().drop(columns=["title"]))
 
 
-def data_fetch(options: argparse.Namespace) -> None:
+def data_fetch(options: Namespace) -> None:
     """Download and unpack a data set."""
     from xraylib.datasets import fetch
 
-    print(fetch.fetch(options.name, options.source))
+    _write(fetch.fetch(options.name, options.source))
 
 
-def data_verify(options: argparse.Namespace) -> None:
+def data_verify(options: Namespace) -> None:
     """Show how a data set is understood; count it against what was published."""
-    from xraylib.answers import printable
-    from xraylib.datasets import catalog, verify
+    from xraylib.datasets import verify
 
     dataset = _find_dataset(options.name)
-    given = {"classes": options.classes, "patient_regex": options.patient_regex}
-    given["split"] = options.split
+    given = {name: getattr(options, name) for name in ("classes", "patient_regex", "split")}
     changed = any(value is not None for value in given.values())
     if changed:
         dataset = catalog.understand(dataset, **given)
     table = verify.verify(dataset)
     _print_table(table)
     for note in table.attrs["notes"]:
-        print(printable(note))
+        _write(printable(note))
     for reason, files in table.attrs["passed_over"].items():
-        print(printable(f"passed over: {len(files)} × {reason}"))
+        _write(printable(f"passed over: {len(files)} × {reason}"))
         for file in files[: options.show]:
-            print(f"  {printable(file)}")
+            _write(f"  {printable(file)}")
         if len(files) > options.show:
-            print(f"  and {len(files) - options.show} more (--show)")
-    print(f"fingerprint {table.attrs['fingerprint']}")
+            _write(f"  and {len(files) - options.show} more (--show)")
+    _write(f"fingerprint {table.attrs['fingerprint']}")
     if changed:
-        print("\nTo use the data set like this, save these lines as a file that ends in .toml,")
-        print("and name that file wherever a data set is asked for:\n")
-        print(catalog.description(dataset))
+        _write(
+            "\nTo use the data set like this, save these lines as a file that ends in .toml,"
+            "\nand name that file wherever a data set is asked for:\n"
+        )
+        _write(catalog.description(dataset))
     if table.attrs["problem"]:
         raise InvalidDataError(table.attrs["problem"])
 
 
-def data_audit(options: argparse.Namespace) -> int:
+def data_audit(options: Namespace) -> int:
     """Audit a data set; the quarantine list is written only if not too many files are bad."""
     from xraylib.datasets import audit, manifest
 
@@ -84,52 +92,49 @@ def data_audit(options: argparse.Namespace) -> int:
     quarantine = manifest.quarantine_path(_find_dataset(options.name))
     audit.write_quarantine(result.files, result.total, quarantine, options.max_bad)
     if not result.files.empty:
-        print(f"every file with a finding: {quarantine}")
+        _write(f"every file with a finding: {quarantine}")
     return status
 
 
-def audit(options: argparse.Namespace) -> int:
+def audit(options: Namespace) -> int:
     """Audit a data set: a table of findings, and a page; exit status 1 with `--fail-on`."""
     return _audit(options)[0]
 
 
-def _audit(options: argparse.Namespace) -> tuple[int, Any]:
+def _audit(options: Namespace) -> tuple[int, Any]:
     """Print the findings, write the page, and return the exit status and the audit."""
     import shutil
 
     from xraylib.report import audit_page, dataset_audit
 
     result = dataset_audit.audit_dataset(_find_dataset(options.name), options.scores)
-    print(audit_page.terminal_table(result.findings, shutil.get_terminal_size((120, 24)).columns))
+    _write(audit_page.terminal_table(result.findings, shutil.get_terminal_size((120, 24)).columns))
     if not result.has("shortcut"):
-        print("\nno leak, fault or shortcut was found")
+        _write("\nno leak, fault or shortcut was found")
     bad = result.files[result.files["quarantine"]].head(options.show)
     if not bad.empty:
-        print()
+        _write()
         _print_table(bad[["problem", "path", "detail"]])
     if options.html:
         audit_page.write_page(result, options.html)
-        print(f"\n{options.html}")
+        _write(f"\n{options.html}")
     failed = options.fail_on is not None and result.has(options.fail_on)
     return int(failed), result
 
 
-def data_shard(options: argparse.Namespace) -> None:
+def data_shard(options: Namespace) -> None:
     """Write a data set's decoded images into shards."""
     from xraylib.datasets import images, manifest, shards
 
     table = manifest.load(_find_dataset(options.name))
     shards.write(table, options.size, options.folder, images.decoded)
     folder = options.folder.resolve()
-    print(f"{len(table)} images of {options.size} pixels: train with --dataset {folder}")
+    _write(f"{len(table)} images of {options.size} pixels: train with --dataset {folder}")
 
 
-def train(options: argparse.Namespace) -> None:
+def train(options: Namespace) -> None:
     """Train a recipe with some seeds; in a job of several processes, in a watched child."""
-    from xraylib import devices
-    from xraylib.training import recipes
-
-    recipe = recipes.get_recipe("+".join([options.recipe, *options.set]))
+    recipe = get_recipe("+".join([options.recipe, *options.set]))
     if not devices.in_job():
         _train_recipe(recipe, options, job=False)
     elif "XRAYLIB_WATCHED" not in os.environ:
@@ -138,8 +143,7 @@ def train(options: argparse.Namespace) -> None:
         _train_in_job(recipe, options)
 
 
-def _train_recipe(recipe: Any, options: argparse.Namespace, job: bool) -> None:
-    from xraylib import devices
+def _train_recipe(recipe: Any, options: Namespace, job: bool) -> None:
 
     accelerator = devices.use(
         options.device,
@@ -158,19 +162,19 @@ def _train_recipe(recipe: Any, options: argparse.Namespace, job: bool) -> None:
         overwrite=options.overwrite,
     )
     for run in experiment.runs(recipe, options.protocol):
-        print(run.folder, flush=True)
+        _write(run.folder)
     if not job:
-        print(f"next: python -m xraylib report {shlex.quote(options.dataset)}", file=sys.stderr)
+        _write(f"next: python -m xraylib report {shlex.quote(options.dataset)}", sys.stderr)
 
 
-def _train_in_job(recipe: Any, options: argparse.Namespace) -> None:
+def _train_in_job(recipe: Any, options: Namespace) -> None:
     """Train as one of several processes, and end at once on an error: they would wait for it."""
     try:
         _train_recipe(recipe, options, job=True)
     except Exception as error:
         if not isinstance(error, XraylibError):
             _log.exception("unexpected")
-        print(f"xraylib: {error}", file=sys.stderr, flush=True)
+        _write(f"xraylib: {error}", sys.stderr)
         is_lost = type(error).__name__ == "JaxRuntimeError"
         if is_lost and "RESOURCE_EXHAUSTED" not in str(error):
             os.abort()  # as JAX itself does in a process that has lost another of its job
@@ -194,11 +198,11 @@ def _run_watched() -> None:
     sys.exit(status if status >= 0 else 128 - status)
 
 
-def predict(options: argparse.Namespace) -> int:
+def predict(options: Namespace) -> int:
     """Answer image files; exit status 1 if one was not answered."""
     from tqdm.auto import tqdm
 
-    from xraylib import answers, explanation, prediction
+    from xraylib import explanation, prediction
 
     named = _paths_on_stdin() if options.paths == ["-"] else options.paths
     files, passed_over = prediction.list_files(named)
@@ -223,7 +227,7 @@ def predict(options: argparse.Namespace) -> int:
             stack.enter_context(table)
             files = table.remaining(files)
         if not options.json:
-            print(answers.heading(settings, getattr(model, "record", "")))
+            _write(answers.heading(settings, model.record))
         progress = tqdm(files, unit="image", disable=None if len(files) > 50 else True)
         for row in prediction.answer_files(progress, model, threshold, options.heatmap):
             explained = _explain(row, model, options.explain) if options.explain else {}
@@ -232,7 +236,7 @@ def predict(options: argparse.Namespace) -> int:
                 table.write(answers.rounded(row))
             _print_answer(row, options.json, explained)
     for path in passed_over:
-        _log.info("passed over, no image or hidden: %s", answers.printable(path))
+        _log.info("passed over, no image or hidden: %s", printable(path))
     if passed_over:
         _log.info("%d files or folders were passed over (above)", len(passed_over))
     return 1 if failures else 0
@@ -257,12 +261,12 @@ def _paths_on_stdin() -> list[str]:
     return [line for line in lines if line]
 
 
-def _explain(row: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
+def _explain(row: answers.Row, model: Any, folder: Path) -> dict[str, Any]:
     """Explain the answer to a file, and draw that into a folder; empty for an unreadable file.
 
     A figure that cannot be written is a message of the row, as a heat map is.
     """
-    from xraylib import answers, explanation
+    from xraylib import explanation
 
     if row["status"] == "error":
         return {}
@@ -274,17 +278,16 @@ def _explain(row: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
     return {"explanation": explained.record()}
 
 
-def _print_answer(row: dict[str, Any], as_json: bool, explained: dict[str, Any]) -> None:
-    from xraylib import answers
+def _print_answer(row: answers.Row, as_json: bool, explained: dict[str, Any]) -> None:
 
     if as_json:
-        print(json.dumps(answers.rounded(row) | explained), flush=True)
+        _write(json.dumps(answers.rounded(row) | explained))
     elif row["status"] == "error":
-        print(f"xraylib: {answers.describe(row)}", file=sys.stderr)
+        _write(f"xraylib: {answers.describe(row)}", sys.stderr)
     else:
-        print(answers.describe(row), flush=True)
+        _write(answers.describe(row))
         for line in explained.get("explanation", {}).get("lines", ()):
-            print(f"    {answers.printable(line)}", flush=True)
+            _write(f"    {printable(line)}")
 
 
 @contextmanager
@@ -310,7 +313,7 @@ def _signals_as_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def export(options: argparse.Namespace) -> None:
+def export(options: Namespace) -> None:
     """Make the run of the best validation a LiteRT model: the packaged one, or one in a folder."""
     _prepare(options.dataset, options.recipe, backend="tensorflow")
     from xraylib import export as exporting
@@ -325,15 +328,14 @@ def export(options: argparse.Namespace) -> None:
     else:
         others = manifest.load(options.others or "nih")
         labels = paths.DATA / f"{others.attrs['dataset']}_rsna.csv"
-        known = labels if labels.is_file() else None
-        model = exporting.package(run, images, others, known)
+        model = exporting.package(run, images, others, labels if labels.is_file() else None)
     for part, reason in model.left_out.items():
-        print(f"without {part}: {reason}")
+        _write(f"without {part}: {reason}")
     for file in sorted((options.to or paths.SHIPPED).iterdir()):
-        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+        _write(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
 
 
-def external(options: argparse.Namespace) -> None:
+def external(options: Namespace) -> None:
     """Score another data set, and compare with the official test."""
     name = _prepare(options.dataset, options.recipe)
     from xraylib.evaluation import external as validation
@@ -345,7 +347,7 @@ def external(options: argparse.Namespace) -> None:
     _print_table(validation.generalisation_gap(scores.load(name), table))
 
 
-def framing(options: argparse.Namespace) -> None:
+def framing(options: Namespace) -> None:
     """Score images framed anew, with the runs of recipes or with a network of others."""
     if options.model:
         _framing_of_file(options)
@@ -362,7 +364,7 @@ def framing(options: argparse.Namespace) -> None:
         _print_table(views.framing_response(table))
 
 
-def _framing_of_file(options: argparse.Namespace) -> None:
+def _framing_of_file(options: Namespace) -> None:
     """Measure a network of others in every view; print the table and write it into the report."""
     from xraylib.evaluation import foreign
 
@@ -373,7 +375,6 @@ def _framing_of_file(options: argparse.Namespace) -> None:
     from xraylib.datasets import manifest
     from xraylib.evaluation import views
     from xraylib.report import tables
-    from xraylib.storage import atomic_write
 
     split = options.split or "test"
     table = views.evaluate_function(
@@ -387,20 +388,17 @@ def _framing_of_file(options: argparse.Namespace) -> None:
     chosen = "given"
     if options.threshold is None:
         chosen = "between the classes' medians on these images"
-    print(
+    _write(
         f"{options.model} on {name}, {split}: {table['n'].iloc[0]} images, pneumonia from "
         f"{table['threshold'].iloc[0]:.3f} on ({chosen}). 95% intervals over patients."
     )
     _print_table(tables.compact(table.drop(columns=["n", "threshold"])))
     file = paths.REPORTS / name / "foreign" / f"{network.name}-{network.sha256[:8]}-{split}.csv"
-    with atomic_write(file) as temporary:
-        table.assign(model_sha256=network.sha256[:12]).to_csv(
-            temporary, index=False, float_format="%.6g"
-        )
-    print(file)
+    write_table(file, table.assign(model_sha256=network.sha256[:12]), "%.6g")
+    _write(file)
 
 
-def corruptions(options: argparse.Namespace) -> None:
+def corruptions(options: Namespace) -> None:
     """Score the test after corruptions of each severity."""
     _prepare(options.dataset, *options.recipes)
     from xraylib.evaluation import views
@@ -410,9 +408,8 @@ def corruptions(options: argparse.Namespace) -> None:
         _print_table(views.corruption_losses(table))
 
 
-def report(options: argparse.Namespace) -> None:
+def report(options: Namespace) -> None:
     """Rebuild leaderboards, pages and model cards from the runs."""
-    from xraylib.datasets import catalog
     from xraylib.report import pages
 
     names = [catalog.get_dataset(name).name for name in options.datasets]
@@ -421,14 +418,14 @@ def report(options: argparse.Namespace) -> None:
     if not names:
         raise NotFoundError(f"no runs below {paths.REPORTS}. Fix: run `make reproduce`.")
     for name in names:
-        print(pages.build(name))
+        _write(pages.build(name))
     readme = paths.ROOT / "README.md"
     # Reports that were moved, by a test say, leave the repository's README alone.
     if paths.REPORTS == paths.ROOT / "reports" and readme.exists():
         pages.write_readme_table(readme)
 
 
-def run_notebook(options: argparse.Namespace) -> None:
+def run_notebook(options: Namespace) -> None:
     """Run a notebook headlessly."""
     try:
         from xraylib.report import notebooks
@@ -441,8 +438,6 @@ def run_notebook(options: argparse.Namespace) -> None:
     parameters = {name: notebooks.parse_parameter(value) for name, value in options.given}
     html = options.html
     if html is True:
-        from xraylib.datasets import catalog
-
         dataset = catalog.get_dataset(parameters.get("dataset", "phantom"))
         folder = paths.REPORTS / dataset.name / "notebooks"
         html = folder / f"{options.notebook.stem}.html"
@@ -451,7 +446,7 @@ def run_notebook(options: argparse.Namespace) -> None:
 
 def _find_dataset(name: str) -> Any:
     """Find a data set; the phantom is written where it is not, nothing is downloaded."""
-    from xraylib.datasets import catalog, fetch
+    from xraylib.datasets import fetch
 
     dataset = catalog.get_dataset(name)
     if dataset.phantom:
@@ -461,10 +456,6 @@ def _find_dataset(name: str) -> Any:
 
 def _prepare(dataset: str, *recipes: str, backend: str | None = None) -> str:
     """Check the names given, prepare the device, and return the name of the data set's report."""
-    from xraylib import devices
-    from xraylib.datasets import catalog
-    from xraylib.training.recipes import get_recipe
-
     for recipe in recipes:
         get_recipe(recipe)
     name = catalog.get_dataset(dataset).name
@@ -473,4 +464,4 @@ def _prepare(dataset: str, *recipes: str, backend: str | None = None) -> str:
 
 
 def _print_table(table: Any) -> None:
-    print(table.to_string(index=False, float_format="{:.3f}".format))
+    _write(table.to_string(index=False, float_format="{:.3f}".format))

@@ -12,6 +12,7 @@ convolutions take 5,800 page faults per image, and nearly half of the CPU time o
 import importlib.util
 import os
 import platform
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -407,13 +408,10 @@ def _set_up_keras(backend: str, kind: str, count: int, precision: str) -> None:
 
 def _cpu_name() -> str:
     """Return the model of the CPU and the number of cores that this process may use."""
-    model = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
+    text = information.read_text() if information.exists() else ""
+    named = re.search(r"^model name\s*:\s*(.*\S)", text, re.MULTILINE)
+    model = named[1] if named else platform.processor() or platform.machine()
     cores = os.cpu_count()
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))

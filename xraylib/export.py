@@ -19,7 +19,7 @@ from keras import layers, ops
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from xraylib import explanation, gate, paths
 from xraylib.datasets import images, lung_finder, splits
@@ -31,6 +31,7 @@ from xraylib.packaged import (
     OK,
     PNEUMONIA,
     SETTINGS_FILE,
+    Answer,
     PackagedModel,
     build_packaged,
     load_packaged,
@@ -91,9 +92,8 @@ def package(
     InvalidDataError
         If a part of the model cannot be set.
     """
-    choices = run.settings["choices"]
-    expected = ("mobilenetv2_standardized", "sigmoid", "lungs")
-    if (choices["network"], choices["head"], choices.get("region")) != expected:
+    expected = {"network": "mobilenetv2_standardized", "head": "sigmoid", "region": "lungs"}
+    if not expected.items() <= run.choices.items():
         raise NotFoundError(
             f"{run.recipe} is another network than the packaged one. Fix: export it with --to "
             "FOLDER."
@@ -240,7 +240,7 @@ def _set_limits(
     plain = model.answer(pixels)
     limits: dict[str, Any] = gate_limits(plain)
     log_odds = _log_odds(plain, validation)
-    if run.settings["choices"].get("validation", "plain") != "plain":
+    if run.choices.get("validation", "plain") != "plain":
         swapped = swap_framing(pixels, validation["label"].to_numpy())
         log_odds = pd.concat([log_odds, _log_odds(model.answer(swapped), validation)])
     too_few = _too_few_patients(log_odds)
@@ -251,7 +251,7 @@ def _set_limits(
 
 def _assign_splits(run: runs.Run, manifest: pd.DataFrame) -> pd.DataFrame:
     """Split the manifest as the run did, so that validation has no patient of its training."""
-    strategy = run.settings["choices"]["split_strategy"]
+    strategy = run.choices["split_strategy"]
     assigned = splits.assign(manifest, run.protocol, run.seed, split_strategy=strategy)
     if runs.split_fingerprint(assigned) != run.settings["split"]:
         raise InvalidDataError(
@@ -274,7 +274,7 @@ def _settings(run: runs.Run, network: "SplitNetwork", content: bytes) -> dict[st
     return settings | {"trained_model_sha256": run.settings["model_sha256"], "answers": answers}
 
 
-def gate_limits(answers: list[dict[str, Any]]) -> dict[str, float]:
+def gate_limits(answers: list[Answer]) -> dict[str, float]:
     """Choose the limits that the shares `REFUSED` and `OUTSIDE` of answers lie beyond.
 
     Returns
@@ -291,7 +291,7 @@ def gate_limits(answers: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _log_odds(answers: list[dict[str, Any]], manifest: pd.DataFrame) -> pd.DataFrame:
+def _log_odds(answers: list[Answer], manifest: pd.DataFrame) -> pd.DataFrame:
     """Return `log_odds`, `label` and `patient` of the images that have log odds."""
     log_odds = [answer.get("log_odds", np.nan) for answer in answers]
     return manifest[["label", "patient"]].assign(log_odds=log_odds).dropna(subset="log_odds")
@@ -349,35 +349,32 @@ def choose_calibration(
     dict
         `method` (raw, temperature or platt), `slope`, `intercept`, and `log_loss` by method.
     """
-    held_out = {name: np.empty(len(log_odds)) for name in _CALIBRATIONS}
-    for fit, rest in StratifiedGroupKFold(_FOLDS).split(log_odds, labels, patients):
-        for name in _CALIBRATIONS:
-            slope, intercept = _fit_line(log_odds[fit], labels[fit], name)
-            held_out[name][rest] = expit(log_odds[rest] * slope + intercept)
-    losses = {name: float(log_loss(labels, values)) for name, values in held_out.items()}
-    method = min(losses, key=losses.__getitem__)
-    slope, intercept = _fit_line(log_odds, labels, method)
-    _log.info("calibration: %s, cross-validated log loss %s", method, losses)
-    return {"method": method, "slope": slope, "intercept": intercept, "log_loss": losses}
-
-
-_CALIBRATIONS = ("raw", "temperature", "platt")
-
-
-def _fit_line(log_odds: np.ndarray, labels: np.ndarray, method: str) -> tuple[float, float]:
-    """Return slope and intercept of the log odds by a calibration method."""
-    if method == "raw":
-        return 1.0, 0.0
-    model = LogisticRegression(C=1e6, fit_intercept=method == "platt")
-    model.fit(log_odds[:, None], labels)
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
+    losses = {"raw": float(log_loss(labels, expit(log_odds)))}
+    lines = {"raw": {"slope": 1.0, "intercept": 0.0}}
+    for method in ("temperature", "platt"):
+        model = LogisticRegression(C=1e6, fit_intercept=method == "platt")
+        held_out = cross_val_predict(
+            model,
+            log_odds[:, None],
+            labels,
+            groups=patients,
+            cv=StratifiedGroupKFold(_FOLDS),
+            method="decision_function",
+        )
+        losses[method] = float(log_loss(labels, expit(held_out)))
+        model.fit(log_odds[:, None], labels)
+        slope = float(model.coef_[0, 0])
+        lines[method] = {"slope": slope, "intercept": float(model.intercept_[0])}
+    best = min(losses, key=losses.__getitem__)
+    _log.info("calibration: %s, cross-validated log loss %s", best, losses)
+    return {"method": best, **lines[best], "log_loss": losses}
 
 
 def _quantile(values: Any, share: float, method: Any) -> float:
     return float(np.quantile(values, share, method=method))
 
 
-def right_answers(answers: list[dict[str, Any]], labels: np.ndarray) -> dict[str, dict[str, Any]]:
+def right_answers(answers: list[Answer], labels: np.ndarray) -> dict[str, dict[str, Any]]:
     """Count how often each answer was right.
 
     Parameters
@@ -395,9 +392,9 @@ def right_answers(answers: list[dict[str, Any]], labels: np.ndarray) -> dict[str
     """
     rates = {}
     for name, label in ((NORMAL, 0), (PNEUMONIA, 1)):
-        chosen = np.array([a["status"] == "ok" and a["answer"] == name for a in answers])
-        share = float((labels[chosen] == label).mean()) if chosen.any() else None
-        rates[name] = {"n": int(chosen.sum()), "share": share}
+        given = [answer["status"] == "ok" and answer["answer"] == name for answer in answers]
+        right = labels[given] == label
+        rates[name] = {"n": len(right), "share": float(right.mean()) if len(right) else None}
     return rates
 
 

@@ -3,7 +3,6 @@
 Neither TensorFlow, JAX nor Keras is loaded.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from xraylib.datasets import images, lung_finder, lungs, regions
 from xraylib.devices import litert_interpreter
 from xraylib.errors import InvalidDataError
 from xraylib.paths import SHIPPED
-from xraylib.storage import read_verified, sha256, write_verified
+from xraylib.storage import read_verified, sha256, sha256_bytes, write_verified
 
 MODEL_FILE = "model.tflite"
 SETTINGS_FILE = "run.json"
@@ -27,6 +26,9 @@ NORMAL = "looks normal"
 UNDECIDED = "undecided"
 PNEUMONIA = "looks like pneumonia"
 ANSWERS = (NORMAL, UNDECIDED, PNEUMONIA)
+
+# What a model answers of one image, see `PackagedModel.answer`.
+Answer = dict[str, Any]
 
 OK = "ok"
 # What the gate recognises, and what to say of it. The order is that of the network's output.
@@ -95,7 +97,7 @@ class PackagedModel:
         """The parts that could not be set when it was exported, and why."""
         return self.limits.get("left_out", {})
 
-    def answer(self, pixels: np.ndarray) -> list[dict[str, Any]]:
+    def answer(self, pixels: np.ndarray) -> list[Answer]:
         """Answer images one by one.
 
         Parameters
@@ -131,7 +133,7 @@ class PackagedModel:
         pairs = zip(pixels, find_lungs(pixels), strict=True)
         return [self._answer_image(image, lung_row) for image, lung_row in pairs]
 
-    def answer_in_boxes(self, image: np.ndarray, boxes: np.ndarray) -> list[dict[str, Any]]:
+    def answer_in_boxes(self, image: np.ndarray, boxes: np.ndarray) -> list[Answer]:
         """Answer one image, uint8 `(224, 224, 1)`, as if its lungs lay in other boxes, `(n, 4)`.
 
         Returns what `answer` does, one dict for each box.
@@ -139,7 +141,7 @@ class PackagedModel:
         area, certainty = find_lungs(image[None])[0, :2]
         return [self._answer_image(image, np.array([area, certainty, *box])) for box in boxes]
 
-    def _answer_image(self, image: np.ndarray, lung_row: np.ndarray | None) -> dict[str, Any]:
+    def _answer_image(self, image: np.ndarray, lung_row: np.ndarray | None) -> Answer:
         """Answer an image with its row of `find_lungs`, or as a whole."""
         if lung_row is None:
             box = np.zeros(4)
@@ -158,7 +160,8 @@ class PackagedModel:
                 "heat_map": np.zeros((self.size, self.size), np.float32),
             }
         raw_log_odds = outputs["log_odds"].item()
-        log_odds = self._calibrated(raw_log_odds)
+        calibration = self.limits.get("calibration", {"slope": 1.0, "intercept": 0.0})
+        log_odds = raw_log_odds * calibration["slope"] + calibration["intercept"]
         answer = {
             "status": "ok",
             "reason": "",
@@ -177,7 +180,7 @@ class PackagedModel:
             answer |= self._judge(outputs)
         return answer
 
-    def _judge(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _judge(self, outputs: dict[str, np.ndarray]) -> Answer:
         """Give what the gate and the domain say, and the status that follows."""
         gate = dict(zip(GATE, softmax(outputs["gate"].ravel()), strict=True))
         domain = outputs["domain"].item() - self.limits.get("domain_limit", 0.0)
@@ -186,10 +189,6 @@ class PackagedModel:
             reason = max(gate, key=gate.__getitem__)
             judged |= {"status": "abstained", "reason": reason, "message": GATE[reason]}
         return judged
-
-    def _calibrated(self, log_odds: float) -> float:
-        calibration = self.limits.get("calibration", {"slope": 1.0, "intercept": 0.0})
-        return log_odds * calibration["slope"] + calibration["intercept"]
 
     def _shifted(self, log_odds: float) -> float:
         """Move log odds from the prevalence of the calibration to that of the images."""
@@ -213,13 +212,13 @@ class PackagedModel:
         """What is known of images of another population."""
         measured = self.limits.get("elsewhere")
         text = "the limits were not set on such images"
-        if measured:
-            text += (
-                f"; against radiologists on {measured['images']} images of adults of another "
-                f"hospital its AUC is {measured['all']:.2f} (AP {measured['AP']:.2f}, "
-                f"PA {measured['PA']:.2f})"
-            )
-        return text
+        if not measured:
+            return text
+        return (
+            f"{text}; against radiologists on {measured['images']} images of adults of another "
+            f"hospital its AUC is {measured['all']:.2f} (AP {measured['AP']:.2f}, "
+            f"PA {measured['PA']:.2f})"
+        )
 
     @property
     def of_children(self) -> bool:
@@ -369,9 +368,9 @@ def build_packaged(settings: dict[str, Any], model: bytes) -> PackagedModel:
     limits = settings["answers"]
     return PackagedModel(
         name=f"{settings['recipe']} {settings['dataset']} {settings['seed']}",
-        sha256=hashlib.sha256(model).hexdigest(),
+        sha256=sha256_bytes(model),
         limits=limits,
-        network=load_network(model),
+        network=litert_interpreter(model).get_signature_runner(),
         prevalence=limits.get("prevalence"),
     )
 
@@ -380,8 +379,3 @@ def write_packaged(folder: Path, settings: dict[str, Any], model: bytes) -> None
     """Write the two files of a packaged model, and their checksums."""
     settings_text = json.dumps(settings, indent=1) + "\n"
     write_verified(folder, {MODEL_FILE: model, SETTINGS_FILE: settings_text.encode()})
-
-
-def load_network(model: bytes) -> Callable[..., dict[str, np.ndarray]]:
-    """Make the content of a `model.tflite` a function, see `export.to_litert`."""
-    return litert_interpreter(model).get_signature_runner()

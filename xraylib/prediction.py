@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from xraylib.answers import COLUMNS, add_failure, picture_name
+from xraylib.answers import COLUMNS, Row, add_failure, picture_name
 from xraylib.datasets import dicom, images
 from xraylib.datasets.files import list_folder
 from xraylib.errors import (
@@ -25,7 +25,7 @@ from xraylib.errors import (
     UnusableImageError,
     XraylibError,
 )
-from xraylib.packaged import MODEL_FILE, PackagedModel, load_packaged
+from xraylib.packaged import MODEL_FILE, Answer, PackagedModel, load_packaged
 from xraylib.storage import CHECKSUM_FILE, atomic_write, storage_errors
 
 if TYPE_CHECKING:
@@ -169,27 +169,25 @@ def load_model(name: str | Path | None = None, dataset: str = "kermany") -> "Mod
     if (folder / MODEL_FILE).is_file() or (folder / CHECKSUM_FILE).is_file():
         return load_packaged(folder)
     from xraylib import devices
+    from xraylib.training import recipes, runs
 
     if (folder / "run.json").is_file():
-        devices.use()
-        return _load_run(folder)
-    from xraylib.datasets.catalog import get_dataset
-    from xraylib.training.recipes import get_recipe
-
-    try:
-        get_recipe(str(name))
-    except NotFoundError as error:
-        if len(folder.parts) == 1 and not folder.exists():
-            raise
-        raise NotFoundError(
-            f"{folder} is no folder of an exported model or of a run. Fix: name the one that holds "
-            "run.json."
-        ) from error
-    get_dataset(dataset)
+        run = runs.read_run(folder)
+    else:
+        try:
+            recipes.get_recipe(str(name))
+        except NotFoundError as error:
+            if len(folder.parts) == 1 and not folder.exists():
+                raise
+            raise NotFoundError(
+                f"{folder} is no folder of an exported model or of a run. "
+                "Fix: name the one that holds run.json."
+            ) from error
+        run = runs_with_model(str(name), dataset)[0]
     devices.use()
     from xraylib.training.predictor import load_predictor
 
-    return load_predictor(runs_with_model(str(name), dataset)[0])
+    return load_predictor(run)
 
 
 def runs_with_model(recipe: str, dataset: str) -> list[Any]:
@@ -214,23 +212,6 @@ def runs_with_model(recipe: str, dataset: str) -> list[Any]:
             f"{runs.train_command(dataset, recipe)}"
         )
     return usable
-
-
-def _load_run(folder: Path) -> "Predictor":
-    """Load the model of a run's folder, which anybody may have written."""
-    from xraylib.training import runs
-    from xraylib.training.predictor import load_predictor
-
-    try:
-        return load_predictor(runs.read_run(folder))
-    except XraylibError:
-        raise
-    except Exception as error:  # keys that are missing, arrays of another shape, damaged HDF5
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidDataError(
-            f"{folder} holds no run that can be loaded ({type(error).__name__}: {reason}). "
-            "Fix: name the folder of a run that this package trained."
-        ) from error
 
 
 def list_files(paths: Iterable[str | Path]) -> tuple[list[str], list[str]]:
@@ -295,7 +276,7 @@ def answer_files(
     model: "Model",
     threshold: float | None = None,
     heat_maps: Path | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Answer files in order and a few at a time, one dict per file with the keys `COLUMNS`.
 
     A file that cannot be read, or a heat map that cannot be written, is that row's message: the
@@ -311,36 +292,31 @@ def answer_files(
     with ThreadPoolExecutor(_READERS) as pool:
         while batch := list(islice(remaining, _BATCH)):
             contents = list(pool.map(read, batch))
-            answers = iter(_answer_readable(contents, model))
+            pixels = [content[0] for content in contents if not isinstance(content, str)]
+            answers = iter(model.answer(np.stack(pixels)) if pixels else [])
             for file, content in zip(batch, contents, strict=True):
                 row = dict.fromkeys(COLUMNS, "") | {"path": str(file), "probability": np.nan}
                 row |= settings
                 if isinstance(content, str):
                     yield row | {"status": "error", "message": content}
                     continue
+                image, header = content
                 answer = next(answers)
-                heat_map = answer.get("heat_map")
-                row |= _decide(answer, content.header, model, limit)
-                if heat_maps is not None and heat_map is not None:
-                    _write_heat_map(row, heat_maps, content.pixels, heat_map)
+                row |= _decide(answer, header, model, limit)
+                if heat_maps is not None and "heat_map" in answer:
+                    _write_heat_map(row, heat_maps, image, answer["heat_map"])
                 yield row
 
 
-@dataclass(frozen=True)
-class _Content:
-    """An image as uint8 `(size, size, 1)`, and what its DICOM header says (`dicom.read_header`)."""
+def _read_or_reason(file: str | Path, size: int) -> tuple[np.ndarray, dict[str, Any]] | str:
+    """Read an image, uint8 `(size, size, 1)`, and its DICOM header; or say why it cannot be read.
 
-    pixels: np.ndarray
-    header: dict[str, Any]
-
-
-def _read_or_reason(file: str | Path, size: int) -> _Content | str:
-    """Read an image, or say why it cannot be read."""
+    The header is empty for other files, see `dicom.read_header`.
+    """
     try:
         if _is_folder(file):
             raise _no_image_in(Path(file))
-        pixels = images.read_gray(file, size)[..., None]
-        return _Content(pixels, dicom.read_header(file))
+        return images.read_gray(file, size)[..., None], dicom.read_header(file)
     except XraylibError as error:
         return str(error)
     except MemoryError:
@@ -358,17 +334,12 @@ def _no_image_in(folder: Path) -> UnusableImageError:
     return UnusableImageError(folder, "unreadable", "there is no image in this folder", fix)
 
 
-def _answer_readable(contents: list[_Content | str], model: "Model") -> list[dict[str, Any]]:
-    pixels = [content.pixels for content in contents if isinstance(content, _Content)]
-    return model.answer(np.stack(pixels)) if pixels else []
-
-
-def settings_of(model: "Model", threshold: float | None) -> dict[str, Any]:
+def settings_of(model: "Model", threshold: float | None) -> Row:
     """Give the columns that are equal in all rows of a call; empty where they do not apply."""
     return {
-        "prevalence": getattr(model, "prevalence", None) or "",
+        "prevalence": model.prevalence or "",
         "threshold": "" if threshold is None else threshold,
-        "strict_domain": getattr(model, "strict_domain", False),
+        "strict_domain": model.strict_domain,
         "model": model.name,
         "model_sha256": model.sha256[:12],
         "preprocessing": f"gray, squashed to {model.size} x {model.size}, antialiased",
@@ -376,11 +347,11 @@ def settings_of(model: "Model", threshold: float | None) -> dict[str, Any]:
 
 
 def _decide(
-    answer: dict[str, Any],
+    answer: Answer,
     header: dict[str, Any],
     model: "Model",
     threshold: float | None,
-) -> dict[str, Any]:
+) -> Row:
     """Turn a model's answer into that row's values; nothing that could pass for one if it abstains.
 
     Of a trained run's answer only `probability` is there.
@@ -394,13 +365,15 @@ def _decide(
         if population and model.strict_domain:
             return {"status": "abstained", "message": population}
         row["answer"] = answer["answer"]
-        row["notice"] = "; ".join(filter(None, (population, _without(model))))
+        # Its `run.json` says why.
+        without = f"this model has no {', no '.join(model.left_out)}" if model.left_out else ""
+        row["notice"] = "; ".join(filter(None, (population, without)))
     if threshold is not None:
         row["label"] = "pneumonia" if answer["probability"] >= threshold else "normal"
     return row
 
 
-def _notice(answer: dict[str, Any], header: dict[str, Any], model: PackagedModel) -> str:
+def _notice(answer: Answer, header: dict[str, Any], model: PackagedModel) -> str:
     """Say that an image is of another population than that of the training."""
     reasons = []
     age = header.get("patient_age")
@@ -411,13 +384,8 @@ def _notice(answer: dict[str, Any], header: dict[str, Any], model: PackagedModel
     return f"{' and '.join(reasons)}: {model.elsewhere}" if reasons else ""
 
 
-def _without(model: PackagedModel) -> str:
-    """Say which parts an exported model lacks; its `run.json` says why."""
-    return f"this model has no {', no '.join(model.left_out)}" if model.left_out else ""
-
-
 def _write_heat_map(
-    row: dict[str, Any],
+    row: Row,
     folder: Path,
     image: np.ndarray,
     heat_map: np.ndarray,
