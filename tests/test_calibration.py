@@ -8,8 +8,6 @@ from sklearn.calibration import CalibratedClassifierCV, calibration_curve
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from xraylib.evaluation.scores import log_odds
-
 notebook = definitions("06_evaluation")
 METHODS = notebook.METHODS
 
@@ -73,7 +71,7 @@ def crooked(**options):
     scores = builders.scores(n=300, strength=1.5, noise=0.3, **options)
     # The true log odds: the scores' have standard deviation 1.044 and means 1.5 apart, and two
     # images of three are positive.
-    odds = 1.5 / 1.09 * (log_odds(scores["score"].to_numpy()) - 0.75) + np.log(2)
+    odds = 1.5 / 1.09 * (notebook.log_odds(scores["score"].to_numpy()) - 0.75) + np.log(2)
     return scores.assign(score=1 / (1 + np.exp(-3 * odds - 0.5)))
 
 
@@ -105,6 +103,17 @@ def test_recalibration_sees_the_runs_own_validation_alone(method):
     pd.testing.assert_series_equal(recalibrate(turned, method)["score"], after["score"])
     other = before.assign(label=before["label"].where(test, 1 - before["label"]))
     assert not recalibrate(other, method)["score"].equals(after["score"])
+
+
+def test_log_odds_are_finite_and_turn_with_the_class():
+    values = notebook.log_odds([0.0, 0.2, 0.5, 0.8, 1.0])
+    assert values[2] == 0 and values[3] == pytest.approx(np.log(4))
+    np.testing.assert_allclose(values, -values[::-1])
+    assert np.isfinite(values).all() and (np.diff(values) > 0).all()
+    # Notebook 07 has the same function.
+    np.testing.assert_array_equal(
+        definitions("07_shift_and_trust").log_odds([0.0, 0.3]), notebook.log_odds([0.0, 0.3])
+    )
 
 
 def test_scores_of_zero_and_one_are_recalibrated_too():
@@ -187,10 +196,10 @@ def test_recalibration_is_that_of_scikit_learn(method, theirs):
     plain.classes_, plain.coef_, plain.intercept_ = np.array([0, 1]), np.ones((1, 1)), np.zeros(1)
     try:
         fitted = CalibratedClassifierCV(FrozenEstimator(plain), method=theirs)
-        fitted.fit(log_odds(val["score"].to_numpy())[:, None], val["label"].to_numpy())
+        fitted.fit(notebook.log_odds(val["score"].to_numpy())[:, None], val["label"].to_numpy())
     except ValueError:
         pytest.skip("this scikit-learn is older than temperature scaling")
-    expected = fitted.predict_proba(log_odds(table["score"].to_numpy())[:, None])[:, 1]
+    expected = fitted.predict_proba(notebook.log_odds(table["score"].to_numpy())[:, None])[:, 1]
     np.testing.assert_allclose(recalibrate(table, method)["score"], expected, atol=1e-4)
 
 

@@ -4,6 +4,8 @@ import shutil
 import sys
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import SMALL_PHANTOM
 from matplotlib.figure import Figure
@@ -13,9 +15,11 @@ from xraylib import paths
 from xraylib.datasets import catalog
 from xraylib.datasets.phantom import PhantomSettings, write
 from xraylib.errors import NotFoundError
+from xraylib.evaluation import views
 from xraylib.experiment import Experiment
 from xraylib.report import tables
 from xraylib.training import runs
+from xraylib.training.predictor import load_predictor
 from xraylib.training.recipes import BUDGETS, Budget, Phase, get_recipe
 
 pytestmark = pytest.mark.usefixtures("small_phantom", "reports_here")
@@ -187,10 +191,29 @@ def test_runs_of_further_seeds_are_read_as_well(accelerator, standing, caplog):
     assert "left out" not in caplog.text
 
 
-def test_a_model_is_found_where_it_lies(accelerator, standing):
-    assert reading(accelerator).trained(TINY) == standing
-    standing.model_file.unlink()
-    assert reading(accelerator).trained(TINY) is None
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_network_is_found_where_it_lies(accelerator, standing, reuse):
+    experiment = Experiment("phantom", accelerator, "brief", reuse=reuse)
+    expected = load_predictor(standing).model.get_weights()
+    for weights, others in zip(experiment.network(TINY).get_weights(), expected, strict=True):
+        np.testing.assert_array_equal(weights, others)
+    if reuse:
+        standing.model_file.unlink()
+        assert experiment.network(TINY) is None
+
+
+def test_views_are_those_that_were_scored(accelerator, standing):
+    experiment = reading(accelerator)
+    assert experiment.views("framing").empty and "recipe" in experiment.views("framing")
+    scored = views.score_framing("tiny-cnn-28", "phantom")
+    pd.testing.assert_frame_equal(experiment.views("framing"), scored, rtol=1e-5)
+
+
+def test_another_seed_splits_otherwise(accelerator):
+    experiment = Experiment("phantom", accelerator, seed=3)
+    own = experiment.split("random-per-image")
+    pd.testing.assert_frame_equal(experiment.split("random-per-image", 3), own)
+    assert not experiment.split("random-per-image", 0).equals(own)
 
 
 def test_figures_and_tables_go_to_the_report_and_come_back(accelerator):

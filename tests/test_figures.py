@@ -152,7 +152,7 @@ def test_a_figure_is_titled_readable_and_inside_its_frame(figure, tmp_path):
         {"font.size": 30, "axes.labelsize": 30, "xtick.labelsize": 30, "savefig.dpi": 40}
     ):
         if figure in IN_NOTEBOOKS:
-            mpl.rcParams.update(style.STYLE)
+            mpl.style.use("xraylib.figures.plain")
         before = dict(mpl.rcParams)
         fig = figure(*(FIGURES | IN_NOTEBOOKS)[figure])
         assert mpl.rcParams == before and plt.get_fignums() == [], "something is left behind"

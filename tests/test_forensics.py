@@ -1,5 +1,7 @@
 """The functions of notebook 09, taken from its cells, on made-up tables."""
 
+from functools import partial
+
 import builders
 import nbformat
 import numpy as np
@@ -148,7 +150,7 @@ def test_numbers_that_are_one_child_are_recognised_by_their_images(notebook, sam
 
 
 def test_aspect_ratios_are_read_off_files_that_differ_in_it(notebook, small_phantom):
-    table = notebook.aspect_ratios(small_phantom, "phantom")
+    table = notebook.aspect_ratios(small_phantom, "phantom", None)
     mean = table.groupby(["split", "label"])["aspect"].mean()
     assert mean["train", 0] < mean["test", 0] < mean["test", 1]
     assert (table["error"] == 0).all() and table["known"].all()
@@ -178,7 +180,7 @@ def test_without_a_list_of_originals_the_fix_is_named(notebook, small_phantom, m
     size = pd.DataFrame({"width": 224, "height": 224}, index=small_phantom.index)
     monkeypatch.setattr(audit, "file_properties", lambda table: size)
     with pytest.raises(ValueError, match="Fix: use the original files"):
-        notebook.aspect_ratios(small_phantom, "phantom")
+        notebook.aspect_ratios(small_phantom, "phantom", None)
 
 
 def test_originals_teach_the_estimate(notebook, small_phantom, monkeypatch):
@@ -190,8 +192,7 @@ def test_originals_teach_the_estimate(notebook, small_phantom, monkeypatch):
     features = np.column_stack([np.log(width / 1000), rng.normal(size=len(width))])
     monkeypatch.setattr(audit, "file_properties", lambda table: size)
     monkeypatch.setattr(audit, "originals", lambda dataset: listed)
-    monkeypatch.setitem(notebook.aspect_ratios.__globals__, "frozen_features", lambda _: features)
-    table = notebook.aspect_ratios(small_phantom, "phantom")
+    table = notebook.aspect_ratios(small_phantom, "phantom", lambda: features)
     assert table["known"].tolist() == (small_phantom["split"] == "train").tolist()
     np.testing.assert_allclose(table["aspect"], width.to_numpy() / 1000, rtol=0.1)
     assert table["error"].nunique() == 1 and table["error"].iloc[0] > 0
@@ -245,7 +246,8 @@ def test_leaked_patients_are_compared_with_the_others_of_their_class(notebook, p
     answer = test["label"].where(known | (np.arange(len(test)) % 2 == 0), 1 - test["label"])
     answer = answer.where(~official, 1 - test["label"])
     scored = test.assign(score=answer.astype(float))
-    found = notebook.leaked(scored, phantom).set_index("diagnosis")
+    split_by = partial(splits.assign, phantom)
+    found = notebook.leaked(scored, phantom, split_by).set_index("diagnosis")
     assert found["leaked"].sum() == (known & ~official).sum()
     assert found["unleaked"].sum() == (~known & ~official).sum()
     row = found.loc["pneumonia"]
@@ -254,7 +256,7 @@ def test_leaked_patients_are_compared_with_the_others_of_their_class(notebook, p
     assert row["difference"] == pytest.approx(1 - share)
     assert row["low"] <= row["difference"] <= row["high"]
     with pytest.raises(ValueError, match="not the images"):
-        notebook.leaked(scored, phantom.iloc[10:])
+        notebook.leaked(scored, phantom, partial(splits.assign, phantom.iloc[10:]))
 
 
 def test_auc_within_strata_is_their_mean_weighted_by_images(notebook):

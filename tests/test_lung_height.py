@@ -72,7 +72,7 @@ def test_specificity_is_counted_by_bin_and_split(tight_is_missed):
     assert (table["correct"] <= table["correct_high"]).all()
     pneumonia = table[table["diagnosis"] == "pneumonia"]
     assert pneumonia["correct"].tolist() == pytest.approx([0.75] * 6)
-    strict = lung_height.framing_by_lung_height(both, boxes, threshold=0.05)
+    strict = lung_height.framing_by_lung_height(both.assign(threshold=0.05), boxes)
     assert (strict.loc[strict["diagnosis"] == "normal", "correct"] == 0).all()
     with pytest.raises(InvalidDataError, match=r"no scored image has a lung box.*Fix: "):
         lung_height.framing_by_lung_height(scores, boxes.assign(image_id="x" + boxes["image_id"]))

@@ -6,8 +6,6 @@ from notebook_code import definitions
 from scipy.special import expit
 from sklearn import metrics as sk
 
-from xraylib.evaluation.scores import log_odds
-
 notebook = definitions("07_shift_and_trust")
 KINDS = notebook.KINDS
 coverage = notebook.coverage
@@ -21,7 +19,9 @@ def risk_coverage(scores):
 def shifted(scores, by, label):
     """The scores of one class of the test, moved by some log odds."""
     hit = (scores["split"] == "test") & (scores["label"] == label)
-    return scores.assign(score=scores["score"].where(~hit, expit(log_odds(scores["score"]) + by)))
+    return scores.assign(
+        score=scores["score"].where(~hit, expit(notebook.log_odds(scores["score"]) + by))
+    )
 
 
 def covered(scores, promised):
@@ -96,7 +96,7 @@ def test_runs_that_differ_widen_the_interval_of_the_coverage():
     apart = scores.copy()
     moved = (scores["split"] == "test") & (scores["label"] == 0)
     shift = scores["seed"].map({0: -1.5, 1: 0.0, 2: 1.5})
-    odds = log_odds(scores["score"].to_numpy())
+    odds = notebook.log_odds(scores["score"].to_numpy())
     apart["score"] = scores["score"].where(~moved, expit(odds + shift))
     width = {}
     for name, table in (("alike", scores), ("apart", apart)):

@@ -286,7 +286,7 @@ def test_the_installed_package_runs_with_its_folders_and_templates(tmp_path):
     package = [
         path
         for path in (ROOT / "xraylib").rglob("*")
-        if path.suffix in (".py", ".j2", ".tflite") or path.name == "SHA256SUMS"
+        if path.suffix in (".py", ".j2", ".mplstyle", ".tflite") or path.name == "SHA256SUMS"
     ]
     for path in package:
         assert (tmp_path / "there" / path.relative_to(ROOT)).exists(), path

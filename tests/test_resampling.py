@@ -12,10 +12,11 @@ from statsmodels.stats.proportion import proportion_confint
 from xraylib.evaluation.resampling import (
     bootstrap_weights,
     delong,
-    half_width,
     interval,
     jackknife,
+    mean_over_runs,
     over,
+    patient_weights,
     share_interval,
     two_level,
     weighted_ranking,
@@ -54,17 +55,43 @@ def test_the_interval_over_runs_and_patients_by_hand():
     assert fewer == pytest.approx(np.sqrt(spread + second))
 
 
+def test_images_are_weighed_by_their_patient_and_first_by_one():
+    weights = patient_weights(np.array(["b", "a", "b"]), 50)
+    assert weights.shape == (51, 3) and (weights[0] == 1).all()
+    np.testing.assert_array_equal(weights[1:], bootstrap_weights(2, 50)[:, [1, 0, 1]])
+
+
 def test_a_mean_has_the_wider_of_both_intervals_from_three_runs_on():
     values, covariance = np.array([0.1, 0.2, 0.6]), np.full((3, 3), 0.04)
-    assert half_width(values, covariance) == pytest.approx(two_level(values, covariance))
-    assert half_width(values, covariance) > 1.1 * norm.ppf(0.975) * 0.2
+    mean = mean_over_runs(values, covariance)
+    assert (mean.value, mean.over) == (pytest.approx(0.3), "runs and patients")
+    half = two_level(values, covariance)
+    assert mean[1:3] == pytest.approx((0.3 - half, 0.3 + half))
+    assert half > 1.1 * norm.ppf(0.975) * 0.2
     # Runs that are equal by chance, each with a variance of its own.
     own = covariance + np.eye(3)
     patients = norm.ppf(0.975) * np.sqrt(own.mean())
-    assert half_width(np.full(3, 0.2), own) == pytest.approx(patients)
-    two = norm.ppf(0.975) * 0.2
-    assert half_width(values[:2], covariance[:2, :2]) == pytest.approx(two)
+    assert mean_over_runs(np.full(3, 0.2), own).high == pytest.approx(0.2 + patients)
+    two = mean_over_runs(values[:2], covariance[:2, :2])
+    assert (two.low, two.over) == (pytest.approx(0.15 - norm.ppf(0.975) * 0.2), "patients")
+    alone = mean_over_runs(values[:1], 0.04)
+    assert alone.high == pytest.approx(0.1 + norm.ppf(0.975) * 0.2)
     assert [over(runs) for runs in (1, 2, 3)] == ["patients", "patients", "runs and patients"]
+
+
+def test_the_p_of_a_difference_belongs_to_its_interval():
+    one = mean_over_runs(np.array([0.5, 0.5 - norm.ppf(0.975)]), np.diag([1.0, 0.0]), second=1)
+    assert one.low == pytest.approx(0) and one.p == pytest.approx(0.05)
+    wide = np.diag([1.0, 1.0, 1.0, 0.5])
+    values = np.array([0.1, 0.3, 0.2, 0.5])
+    difference = mean_over_runs(values, wide, second=1)
+    spread = np.sqrt(1 / 3 + 0.5)
+    assert difference.value == pytest.approx(-0.3) and difference.over == "patients"
+    assert difference.p == pytest.approx(2 * norm.sf(0.3 / spread))
+    # What rounding leaves of two equal recipes is no difference.
+    same = np.full((2, 2), 0.04)
+    assert mean_over_runs(np.array([0.7, 0.7]), same, second=1).p == 1
+    assert mean_over_runs(np.array([0.7, 0.6]), same, second=1).p == 0
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():

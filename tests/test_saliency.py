@@ -9,7 +9,7 @@ from notebook_code import definitions
 from scipy.stats import spearmanr
 
 from xraylib.errors import InvalidDataError
-from xraylib.evaluation.saliency import center_prior, localisation
+from xraylib.evaluation.saliency import localisation
 from xraylib.training import networks as bodies
 
 SHOWN = definitions("07_shift_and_trust")
@@ -108,12 +108,6 @@ def test_every_network_can_be_explained(accelerator, name):
     assert found.shape == (2, 75, 75) and np.isfinite(found).all()
 
 
-def test_the_center_prior_fades_from_the_middle():
-    blob = center_prior(28)
-    assert blob.shape == (28, 28) and blob.max() == 1 == blob[14, 14] and blob.min() >= 0
-    assert (np.diff(blob[14, 14:]) < 0).all()
-
-
 def lesions(n=6, size=10):
     """Masks as the phantom writes them, none of which holds a corner."""
     rng, masks = np.random.default_rng(0), np.zeros((n, size, size), np.uint8)
@@ -123,26 +117,45 @@ def lesions(n=6, size=10):
     return masks, np.arange(n)
 
 
+def located(maps, masks, patients):
+    """How well one kind of maps finds the lesions."""
+    return localisation({"maps": maps}, masks, patients).set_index("map").loc["maps"]
+
+
 def test_perfect_opposite_and_uniform_maps_are_localised_as_they_should():
     masks, patients = lesions()
-    found = localisation((masks > 0).astype(float), masks, patients)
-    assert found["value"].tolist() == [1, 1] and found["area"].tolist() == pytest.approx(
-        [0.12, 0.12]
-    )
+    both = ["pointing", "energy"]
+    found = located((masks > 0).astype(float), masks, patients)
+    assert found[both].tolist() == [1, 1] and found["area"] == pytest.approx(0.12)
     # Wilson's interval where all hit: from n / (n + z²) to 1.
-    assert found["low"].tolist() == pytest.approx([6 / (6 + 1.959964**2)] * 2, abs=1e-6)
-    assert localisation((masks == 0).astype(float), masks, patients)["value"].tolist() == [0, 0]
-    uniform = localisation(np.full(masks.shape, 0.3), masks, patients)
-    assert (
-        uniform.loc["energy", "value"] == pytest.approx(0.12)
-        and uniform.loc["pointing", "value"] == 0
-    )
+    lows = found[["pointing_low", "energy_low"]].tolist()
+    assert lows == pytest.approx([6 / (6 + 1.959964**2)] * 2, abs=1e-6)
+    assert located((masks == 0).astype(float), masks, patients)[both].tolist() == [0, 0]
+    uniform = located(np.full(masks.shape, 0.3), masks, patients)
+    assert uniform["energy"] == pytest.approx(0.12) and uniform["pointing"] == 0
     masks[:, 0, 0] = 255
-    assert not localisation(np.zeros(masks.shape), masks, patients)["value"].any()
-    assert localisation(np.ones(masks.shape), masks, patients).loc["pointing", "value"] == 0
+    assert not located(np.zeros(masks.shape), masks, patients)[both].any()
+    assert located(np.ones(masks.shape), masks, patients)["pointing"] == 0
     masks[2] = 0
     with pytest.raises(InvalidDataError, match=r"a mask has no lesion\. Fix: "):
-        localisation(np.ones(masks.shape), masks, patients)
+        located(np.ones(masks.shape), masks, patients)
+
+
+def test_every_map_is_beside_a_blob_that_fades_from_the_centre():
+    masks = np.zeros((3, 15, 15))
+    masks[0, 7, 7] = 1  # the centre
+    masks[1, 7, 11] = 1
+    masks[2, 7, 14] = 1
+    table = localisation({"a": np.ones(masks.shape), "b": masks}, masks, np.arange(3))
+    assert table["map"].tolist() == ["a", "b", "centre blob"]
+    assert table["images"].tolist() == [3, 3, 3]
+    assert table["pointing"].tolist() == pytest.approx([0, 1, 1 / 3])
+    energies = []
+    for lesion in masks:
+        alone = localisation({}, lesion[None], np.arange(1)).iloc[0]
+        energies.append(alone["energy"])
+    assert energies[0] > energies[1] > energies[2] > 0
+    assert table["energy"].iloc[2] == pytest.approx(np.mean(energies))
 
 
 def test_pointing_and_energy_are_counted_by_hand():
@@ -151,20 +164,18 @@ def test_pointing_and_energy_are_counted_by_hand():
     maps = np.zeros((2, 3, 3))
     maps[0, 1, 1], maps[0, 0, 0] = 3, 1
     maps[1, 1, 1], maps[1, 2, 2], maps[1, 0, 1] = 1, 2, 1
-    found = localisation(maps, masks, np.array(["a", "b"]))
-    assert found["value"].to_dict() == {"pointing": 0.5, "energy": 0.5}
-    assert found.loc["energy", ["low", "high"]].tolist() == pytest.approx([0.25, 0.75])
+    found = located(maps, masks, np.array(["a", "b"]))
+    assert found[["pointing", "energy"]].tolist() == [0.5, 0.5]
+    assert found[["energy_low", "energy_high"]].tolist() == pytest.approx([0.25, 0.75])
 
 
 def test_images_of_one_patient_widen_the_interval_of_pointing():
     masks, _ = lesions(n=80)
     hit = np.repeat(np.arange(10) % 2, 8)[:, None, None]
     maps = np.where(hit, masks > 0, masks == 0).astype(float)
-    rows = [
-        localisation(maps, masks, whose).loc["pointing"]
-        for whose in (np.arange(80) // 8, np.arange(80))
-    ]
-    assert rows[0]["high"] - rows[0]["low"] > 2 * (rows[1]["high"] - rows[1]["low"])
+    rows = [located(maps, masks, whose) for whose in (np.arange(80) // 8, np.arange(80))]
+    of_ten, of_eighty = (row["pointing_high"] - row["pointing_low"] for row in rows)
+    assert of_ten > 2 * of_eighty
 
 
 def test_maps_are_beside_the_centre_and_those_of_permuted_weights(accelerator, monkeypatch):
@@ -173,12 +184,13 @@ def test_maps_are_beside_the_centre_and_those_of_permuted_weights(accelerator, m
     masks, patients = lesions(n=6, size=32)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 1), np.uint8)
     row = SHOWN.check_maps(model, pixels, masks, patients)
-    found = localisation(maps_of(model, pixels), masks, patients)
-    blobs = localisation(np.stack([center_prior(32)] * 6), masks, patients)
-    assert (row["n"], row["area"]) == (6, found["area"].iloc[0])
+    table = localisation({"maps": maps_of(model, pixels)}, masks, patients)
+    found, blobs = table.iloc[0], table.iloc[1]
+    assert (row["n"], row["area"]) == (6, found["area"])
     for name in ("pointing", "energy"):
-        assert [row[name], row[f"{name}_low"], row[f"{name}_high"]] == found.loc[name].tolist()[:3]
-        assert row[f"{name}_center"] == blobs.loc[name, "value"]
+        for column in (name, f"{name}_low", f"{name}_high"):
+            assert row[column] == found[column]
+        assert row[f"{name}_center"] == blobs[name]
     assert -1 <= row["rank_correlation"] < 0.99
 
 

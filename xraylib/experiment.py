@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,11 @@ import pandas as pd
 from xraylib import paths
 from xraylib.datasets import audit, catalog, images, manifest, regions, splits
 from xraylib.devices import Accelerator
-from xraylib.evaluation import scores
+from xraylib.evaluation import scores, views
 from xraylib.figures.style import Figure
 from xraylib.report import tables
-from xraylib.training import runs
+from xraylib.training import networks, probe, runs
+from xraylib.training.predictor import load_predictor
 from xraylib.training.recipes import RECIPES, Recipe, get_budget, get_recipe
 from xraylib.training.runs import Run
 from xraylib.training.train import train
@@ -100,9 +102,17 @@ class Experiment:
         """Load every row of the manifest, uint8 `(n, size, size, 1)`, memory-mapped."""
         return images.load_pixels(self.manifest, size)
 
-    def split(self, protocol: str = "strict") -> pd.DataFrame:
-        """Split the manifest by a protocol and the first seed; the index counts `pixels`."""
-        return splits.assign(self.manifest, protocol, self.seed)
+    def features(self) -> np.ndarray:
+        """Describe each image by MobileNetV2, frozen as ImageNet left it: float32 `(n, 1280)`."""
+        weights = networks.get_weights("mobilenetv2", "imagenet")
+        return probe.pooled(self.manifest, "mobilenetv2", 224, weights, 0)
+
+    def split(self, protocol: str = "strict", seed: int | None = None) -> pd.DataFrame:
+        """Split the manifest by a protocol and a seed, the first one by default.
+
+        The index counts `pixels`.
+        """
+        return splits.assign(self.manifest, protocol, self.seed if seed is None else seed)
 
     def leakage(self, assigned: pd.DataFrame) -> pd.DataFrame:
         """Count what crosses the borders between the splits of `split` (see `audit.leakage`)."""
@@ -113,6 +123,15 @@ class Experiment:
         folders = (self.folder / "external").glob("*")
         names = sorted(folder.name for folder in folders if folder.is_dir())
         return {name: scores.load_external(self.name, name) for name in names}
+
+    def views(self, study: str) -> pd.DataFrame:
+        """Load the scores of changed images, such as `framing` or `corruptions`.
+
+        See `views.load_views`. Without any the table is empty.
+        """
+        if not any((self.folder / study).glob("*.csv")):
+            return pd.DataFrame(columns=views.ABOUT)
+        return views.load_views(self.name, study)
 
     def runs(self, recipe: str | Recipe, protocol: str = "strict") -> list[Run]:
         """Train one run per seed; with `reuse` load all finished ones, and warn about missing ones.
@@ -129,13 +148,19 @@ class Experiment:
         finished = [self._run(chosen, protocol, seed) for seed in sorted(seeds)]
         return [run for run in finished if run is not None]
 
-    def trained(self, recipe: str | Recipe, protocol: str = "strict") -> Run | None:
-        """Train with the first seed; with `reuse` find a run whose model is on this machine."""
+    def network(self, recipe: str | Recipe) -> Any:
+        """Return the Keras network of a strict run (see `Predictor.model`), which has learned.
+
+        It is trained with the first seed. With `reuse` it is read from a run whose model is on this
+        machine; None without one.
+        """
         chosen = _recipe(recipe)
-        if not self.reuse:
-            return self._run(chosen, protocol, self.seed)
-        finished = runs.list_runs(self.name, chosen.name, protocol)
-        return next((run for run in finished if run.has_model), None)
+        if self.reuse:
+            candidates = runs.list_runs(self.name, chosen.name, "strict")
+        else:
+            candidates = [self._train(chosen, "strict", self.seed)]
+        usable = [run for run in candidates if run.has_model]
+        return load_predictor(usable[0]).model if usable else None
 
     def scores(self, recipes: Collection[str] | None = None) -> pd.DataFrame:
         """Load the scores of every run in the report, or of those of some recipes."""
@@ -194,6 +219,9 @@ class Experiment:
         """Train one run, or read it."""
         if self.reuse:
             return self._finished(recipe, protocol, seed)
+        return self._train(recipe, protocol, seed)
+
+    def _train(self, recipe: Recipe, protocol: str, seed: int) -> Run:
         return train(
             recipe,
             self.manifest,

@@ -18,12 +18,7 @@ LUNG_HEIGHTS = (0.0, 0.72, 0.78, 0.84, 1.0)
 SPLITS = ("val", "test")
 
 
-def framing_by_lung_height(
-    scores: pd.DataFrame,
-    boxes: pd.DataFrame,
-    *,
-    threshold: float | None = None,
-) -> pd.DataFrame:
+def framing_by_lung_height(scores: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
     """Measure sensitivity and specificity by lung height, on validation and on the official test.
 
     Parameters
@@ -32,8 +27,6 @@ def framing_by_lung_height(
         Scores of the strict runs of any number of recipes, with `threshold`.
     boxes : pandas.DataFrame
         `image_id` and `lung_height` in (0, 1]; images without a box are left out.
-    threshold : float, optional
-        Used for all runs instead of their frozen thresholds.
 
     Returns
     -------
@@ -55,8 +48,6 @@ def framing_by_lung_height(
     if framed.empty:
         what = "no scored image has a lung box"
         raise InvalidDataError(f"{what}. Fix: pass the boxes of the data set that was scored.")
-    if threshold is not None:
-        framed["threshold"] = threshold
     names = [f"{low:g}–{high:g}" for low, high in pairwise(LUNG_HEIGHTS)]
     framed["bin"] = pd.cut(framed["lung_height"], LUNG_HEIGHTS, labels=names)
     framed["split"] = pd.Categorical(framed["split"], SPLITS)

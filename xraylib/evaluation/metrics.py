@@ -5,7 +5,6 @@ rule is applied to validation; see `training.thresholds`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -17,10 +16,10 @@ from xraylib.evaluation.resampling import (
     RESAMPLES,
     delong,
     interval,
-    resampled_covariance,
+    over,
+    patient_weights,
     two_level,
     weighted_ranking,
-    weighted_runs,
     wilson_if_degenerate,
 )
 from xraylib.training.thresholds import thresholds
@@ -44,7 +43,7 @@ def point_metrics(
     labels: np.ndarray,
     scores: np.ndarray,
     threshold: float,
-    weights: np.ndarray | None = None,
+    weights: np.ndarray,
     *,
     ranking: bool = True,
 ) -> dict[str, np.ndarray]:
@@ -55,8 +54,7 @@ def point_metrics(
     labels, scores : (n,) arrays, of 0 or 1 and of P(pneumonia)
     threshold : float
         From this score on an image is classified as pneumonia.
-    weights : (resamples, n) array, optional
-        By default one row of ones.
+    weights : (resamples, n) array
     ranking : bool
         Without it the AUC and the average precision, which take most of the time, are NaN.
 
@@ -65,7 +63,6 @@ def point_metrics(
     One array `(resamples,)` per metric; NaN where a denominator is zero. `precision` and `npv`
     depend on the prevalence of these images.
     """
-    weights = np.ones((1, len(labels))) if weights is None else weights
     positive = labels == 1
     classified = scores >= threshold
     tp = weights @ (positive & classified)
@@ -96,19 +93,6 @@ def point_metrics(
         }
 
 
-@dataclass(frozen=True)
-class Resampled:
-    """Metrics of each run of one recipe, and under the same resamples of patients.
-
-    `values` holds one array `(runs,)` per metric, `resampled` one `(runs, resamples)`. Runs are in
-    the order of `seeds`.
-    """
-
-    seeds: tuple[int, ...]
-    values: dict[str, np.ndarray]
-    resampled: dict[str, np.ndarray]
-
-
 def resample(
     scores: pd.DataFrame,
     *,
@@ -116,11 +100,13 @@ def resample(
     rule: str | float = "frozen",
     resamples: int = RESAMPLES,
     ranking: bool = True,
-) -> Resampled:
+) -> dict[str, np.ndarray]:
     """Compute `METRICS` of each run of one recipe and protocol, as they are and resampled.
 
-    Tables with the same patients are resampled alike, so that their differences are paired.
-    `InvalidDataError` where the table holds several recipes or protocols, or lacks the split.
+    Returns one array `(runs, 1 + resamples)` per metric, whose first column is not resampled. Runs
+    are in the order of their seeds. Tables with the same patients are resampled alike, so that
+    their differences are paired. `InvalidDataError` where the table holds several recipes or
+    protocols, or lacks the split.
     """
     if len(scores[["recipe", "protocol"]].drop_duplicates()) > 1:
         raise InvalidDataError(
@@ -132,23 +118,20 @@ def resample(
             f"there are no scores of the {split} split. Fix: train the recipe again."
         )
     threshold_of = thresholds(scores, rule)
-    by_seed = {}
-    for run, weights in weighted_runs(part, resamples):
-        seed = int(run["seed"].iloc[0])
-        by_seed[seed] = point_metrics(
+    patients = np.unique(part["patient"])
+    # The runs share the resamples of all patients, whether or not they have images of each.
+    weights = patient_weights(patients, resamples)
+    measured = []
+    for _, run in part.groupby("seed"):
+        of_run = point_metrics(
             run["label"].to_numpy(),
             run["score"].to_numpy(),
-            threshold_of[seed],
-            weights,
+            threshold_of[run["seed"].iloc[0]],
+            weights[:, np.searchsorted(patients, run["patient"])],
             ranking=ranking,
         )
-    values = {}
-    resampled = {}
-    for metric in METRICS:
-        stacked = np.stack([run[metric] for run in by_seed.values()])
-        values[metric] = stacked[:, 0]
-        resampled[metric] = stacked[:, 1:]
-    return Resampled(tuple(by_seed), values, resampled)
+        measured.append(of_run)
+    return {metric: np.stack([of_run[metric] for of_run in measured]) for metric in METRICS}
 
 
 def evaluate(
@@ -170,10 +153,11 @@ def evaluate(
             specificity of exactly 0 or 1.
         patients_low, patients_high : interval over patients.
         seed_sd : standard deviation over runs.
+        over : what `low` and `high` are over, `resampling.over`.
     All hold the thresholds fixed.
     """
     runs = resample(scores, split=split, rule=rule, resamples=resamples, ranking=ranking)
-    rows = {metric: _summary(runs.values[metric], runs.resampled[metric]) for metric in METRICS}
+    rows = {metric: _summary(values) for metric, values in runs.items()}
     part = scores[scores["split"] == split]
     counted = {
         "accuracy": part,
@@ -184,9 +168,9 @@ def evaluate(
         row = rows[metric]
         patients = images["patient"].nunique()
         for low, high in (("low", "high"), ("patients_low", "patients_high")):
-            ends = wilson_if_degenerate(row["value"], row[low], row[high], patients)
-            row |= dict(zip((low, high), ends, strict=True))
-    return pd.DataFrame.from_dict(rows, orient="index")
+            share = row["value"]
+            row[low], row[high] = wilson_if_degenerate(share, row[low], row[high], patients)
+    return pd.DataFrame.from_dict(rows, orient="index").assign(over=over(part["seed"].nunique()))
 
 
 def ends(evaluated: pd.DataFrame, *names: str) -> dict[str, object]:
@@ -215,11 +199,9 @@ def predictive(scores: pd.DataFrame, prevalences: Sequence[float]) -> pd.DataFra
     runs = resample(scores, ranking=False)
     rows: list[dict[str, object]] = []
     for prevalence in prevalences:
-        by_run = _predictive_values(runs.values, prevalence)
-        resampled = _predictive_values(runs.resampled, prevalence)
-        for metric in ("ppv", "npv"):
+        for metric, values in _predictive_values(runs, prevalence).items():
             row: dict[str, object] = {"prevalence": prevalence, "metric": metric}
-            rows.append(row | _summary(by_run[metric], resampled[metric]))
+            rows.append(row | _summary(values))
     return pd.DataFrame(rows)
 
 
@@ -236,8 +218,10 @@ def _predictive_values(shares: dict[str, np.ndarray], prevalence: float) -> dict
         }
 
 
-def _summary(by_run: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
-    """One row of `evaluate` from values `(runs,)` and resampled values `(runs, resamples)`."""
+def _summary(values: np.ndarray) -> dict[str, float]:
+    """One row of `evaluate` from values `(runs, 1 + resamples)`, the first not resampled."""
+    by_run = values[:, 0]
+    resampled = values[:, 1:]
     mean = float(by_run.mean())
     low, high = interval(resampled.mean(axis=0))
     row = {
@@ -251,7 +235,7 @@ def _summary(by_run: np.ndarray, resampled: np.ndarray) -> dict[str, float]:
     complete = np.isfinite(resampled).all(axis=0)
     if len(by_run) < MIN_RUNS or not np.isfinite(mean) or complete.sum() < 2:
         return row
-    half = two_level(by_run, resampled_covariance(resampled))
+    half = two_level(by_run, np.cov(resampled[:, complete]))
     outer_low = mean - half
     outer_high = mean + half
     if resampled[:, complete].min() >= 0 and 0 < mean < 1:
@@ -269,8 +253,7 @@ def auc_interval(
     labels: np.ndarray, values: np.ndarray, patients: np.ndarray, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
     """AUC of one value per image `(n,)`, higher for positives, with its interval over patients."""
-    images = pd.DataFrame({"patient": patients, "seed": 0})
-    ((_, weights),) = weighted_runs(images, resamples)
+    weights = patient_weights(patients, resamples)
     aucs, _ = weighted_ranking(labels == 1, values, weights)
     low, high = interval(aucs[1:])
     return float(aucs[0]), low, high

@@ -8,11 +8,10 @@ An interval over runs and patients tells what the mean over other runs of the sa
 on other patients. See `two_level`.
 """
 
-from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy.stats import norm, rankdata, t
 from statsmodels.stats.proportion import proportion_confint
 
@@ -45,16 +44,15 @@ def bootstrap_weights(patients: int, resamples: int) -> np.ndarray:
     return weights
 
 
-def weighted_runs(part: pd.DataFrame, resamples: int) -> Iterator[tuple[pd.DataFrame, np.ndarray]]:
-    """Yield the scores of each run of a recipe, with weights of its images.
+def patient_weights(patients: np.ndarray, resamples: int) -> np.ndarray:
+    """Weigh images by how often their patient is drawn, `(1 + resamples, images)`.
 
-    The weights are `(1 + resamples, images)`. Row 0 is 1, and the others are those of resamples of
-    all patients in `part`, which the runs share.
+    Row 0 is 1 for every image, so that what is computed under all weights at once begins with the
+    value itself. Images of the same patients have the same weights on every call.
     """
-    names = np.unique(part["patient"])
-    weights = np.vstack([np.ones(len(names)), bootstrap_weights(len(names), resamples)])
-    for _, run in part.groupby("seed"):
-        yield run, weights[:, np.searchsorted(names, run["patient"])]
+    names, owner = np.unique(patients, return_inverse=True)
+    drawn = bootstrap_weights(len(names), resamples)
+    return np.vstack([np.ones(len(names)), drawn])[:, owner]
 
 
 def interval(resampled: np.ndarray) -> tuple[float, float]:
@@ -98,9 +96,7 @@ def two_level(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> fl
         mean needs two runs or more.
     """
     first = len(by_run) - second
-    groups = [slice(0, first)]
-    if second:
-        groups.append(slice(first, None))
+    groups = [slice(0, first), slice(first, None)] if second else [slice(0, first)]
     shared = 0.0
     spread = 0.0
     for group in groups:
@@ -114,16 +110,22 @@ def two_level(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> fl
     return float(np.sqrt(spread + Z**2 * max(0.0, shared)))
 
 
-def p_value(difference: float, half: float) -> float:
-    """Two-sided p of a difference that belongs to its 95% interval with this half width."""
-    # What rounding leaves of two equal recipes is no difference.
-    if half <= 1e-9:
-        return float(abs(difference) < 1e-9)
-    return float(2 * norm.sf(Z * abs(difference) / half))
+class Mean(NamedTuple):
+    """A mean over runs, or a difference of two: the value with its 95% interval.
+
+    `over` says what the interval is over (`over`), and `p` is the two-sided p of no difference,
+    which belongs to this interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    over: str
+    p: float
 
 
-def half_width(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> float:
-    """Half width of the interval of a mean over runs, or of the difference of two means.
+def mean_over_runs(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> Mean:
+    """Mean of one value per run, or the difference of two such means, with its interval.
 
     The interval is over runs and patients where each mean is over `MIN_RUNS` or more runs, and
     otherwise over patients. It is never narrower than over patients.
@@ -131,16 +133,27 @@ def half_width(by_run: np.ndarray, covariance: np.ndarray, second: int = 0) -> f
     Parameters
     ----------
     by_run, covariance, second
-        As in `two_level`.
+        As in `two_level`; the covariance of one run may be a number.
     """
+    covariance = np.atleast_2d(covariance)
     first = len(by_run) - second
+    fewest = min(first, second or first)
     contrast = np.full(len(by_run), 1 / first)
     contrast[first:] = -1 / max(second, 1)
+    value = float(contrast @ by_run)
     # Rounding can leave a variance of zero just below it; it is NaN where a class has one patient.
-    patients = Z * float(np.sqrt(np.maximum(0.0, contrast @ covariance @ contrast)))
-    if min(first, second or first) < MIN_RUNS:
-        return patients
-    return max(patients, two_level(by_run, covariance, second))
+    half = Z * float(np.sqrt(np.maximum(0.0, contrast @ covariance @ contrast)))
+    if fewest >= MIN_RUNS:
+        half = max(half, two_level(by_run, covariance, second))
+    return Mean(value, value - half, value + half, over(fewest), _p_value(value, half))
+
+
+def _p_value(value: float, half: float) -> float:
+    """Two-sided p of a value whose 95% interval has this half width."""
+    # What rounding leaves of two equal recipes is no difference.
+    if half <= 1e-9:
+        return float(abs(value) < 1e-9)
+    return float(2 * norm.sf(Z * abs(value) / half))
 
 
 def jackknife(without_one: np.ndarray) -> np.ndarray:
@@ -154,20 +167,15 @@ def jackknife(without_one: np.ndarray) -> np.ndarray:
     return student_quantile(runs) * np.sqrt((runs - 1) * without_one.var(axis=0))
 
 
-def resampled_covariance(resampled: np.ndarray) -> np.ndarray:
-    """Covariance over patients `(k, k)` of k runs' resampled values `(k, resamples)`."""
-    finite = resampled[:, np.isfinite(resampled).all(axis=0)]
-    return np.atleast_2d(np.cov(finite))
-
-
 def share_interval(values: np.ndarray, patients: np.ndarray) -> tuple[float, float, float]:
     """Mean of one value in [0, 1] per image `(n,)`, with its interval over `patients` `(n,)`."""
-    names, owner = np.unique(patients, return_inverse=True)
-    weights = bootstrap_weights(len(names), RESAMPLES)[:, owner]
-    share = float(np.mean(values))
+    weights = patient_weights(patients, RESAMPLES)
+    # No patient is drawn where there is none.
     with np.errstate(invalid="ignore"):
-        resampled = weights @ np.asarray(values, dtype=np.float64) / weights.sum(axis=1)
-    low, high = wilson_if_degenerate(share, *interval(resampled), len(names))
+        shares = weights @ np.asarray(values, dtype=np.float64) / weights.sum(axis=1)
+    low, high = interval(shares[1:])
+    share = float(shares[0])
+    low, high = wilson_if_degenerate(share, low, high, len(np.unique(patients)))
     return share, low, high
 
 

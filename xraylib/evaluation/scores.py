@@ -21,17 +21,9 @@ from xraylib.training import runs
 SPLITS = ("train", "val", "swapped", "test", "external")
 # Baselines that may give every image the same score: on few images regularisation leaves no slope.
 CAN_BE_CONSTANT = ("majority-class", "file-size", "mean-intensity", "lung-box")
-# Scores are clipped to [EDGE, 1 - EDGE] before their log odds: float32 outputs reach 0 and 1.
-EDGE = 1e-6
 _RUN = ["recipe", "protocol", "seed"]
 _IMAGE = ["split", "image_id"]
 _KIND_LABELS = {"normal": 0, "bacteria": 1, "virus": 1}
-
-
-def log_odds(scores: np.ndarray | float) -> np.ndarray:
-    """Log odds of P(pneumonia), of scores clipped to [`EDGE`, 1 - `EDGE`]."""
-    clipped = np.clip(np.asarray(scores, dtype=np.float64), EDGE, 1 - EDGE)
-    return np.log(clipped / (1 - clipped))
 
 
 def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:

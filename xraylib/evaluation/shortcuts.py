@@ -22,9 +22,9 @@ from xraylib.errors import InvalidDataError, NotFoundError
 from xraylib.evaluation.lung_height import framing_by_lung_height
 from xraylib.evaluation.resampling import (
     Z,
-    bootstrap_weights,
     delong,
     interval,
+    patient_weights,
     weighted_ranking,
 )
 
@@ -272,9 +272,7 @@ def adjusted_auc(scored: pd.DataFrame, feature: np.ndarray) -> dict[str, float]:
     stratum = np.searchsorted(edges, feature, side="right")
     positive = (scored["label"] == 1).to_numpy()
     score = scored["score"].to_numpy()
-    names, owner = np.unique(scored["patient"], return_inverse=True)
-    drawn = np.vstack([np.ones(len(names)), bootstrap_weights(len(names), _RESAMPLES)])
-    weights = drawn[:, owner]
+    weights = patient_weights(scored["patient"].to_numpy(), _RESAMPLES)
     whole = weighted_ranking(positive, score, weights)[0]
     higher = np.zeros(len(weights))
     pairs = np.zeros(len(weights))
@@ -307,4 +305,4 @@ def framing_response(
         recipe="model", protocol="strict", seed=0, split="test", threshold=threshold
     )
     boxes = pd.DataFrame({"image_id": scored["image_id"], "lung_height": lung_height})
-    return framing_by_lung_height(one_run, boxes.dropna(), threshold=threshold)
+    return framing_by_lung_height(one_run, boxes.dropna())

@@ -20,7 +20,7 @@ from xraylib.figures.style import (
     INK,
     QUIET,
     SPLIT_COLOURS,
-    STYLE,
+    TICKS,
     Figure,
     recipe_colours,
     recipe_label,
@@ -57,9 +57,8 @@ def blank(
     layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
     fig = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     axes = fig.subplots(rows, columns, squeeze=False, **options)
-    # Ticks are made while drawing, when the style of `styled` is no longer in force.
     for ax in axes.flat:
-        ax.tick_params(labelsize=STYLE["xtick.labelsize"], color=STYLE["axes.edgecolor"])
+        ax.tick_params(**TICKS)
     return fig, axes
 
 

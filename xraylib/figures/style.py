@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.figure
+import matplotlib.style
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -16,24 +17,10 @@ from xraylib.training.recipes import IMBALANCE_RECIPES, LUNG_REGIONS, RECIPES
 DPI = 150
 # Dots an inch in a notebook, where a third of the bytes is enough.
 NOTEBOOK_DPI = 90
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.usetex": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "axes.edgecolor": "#555555",
-    "axes.grid": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
-styled = mpl.rc_context(STYLE)
+# `plain.mplstyle` beside this module; a notebook takes it with `mpl.style.use`.
+styled = mpl.style.context("xraylib.figures.plain")
+# Ticks are made while drawing, when the style of `styled` is no longer in force.
+TICKS: Any = {"labelsize": 8.5, "color": "#555555"}
 
 INK = "#222222"
 QUIET = "#666666"
