@@ -7,9 +7,11 @@ import pandas as pd
 from xraylib.evaluation import metrics
 from xraylib.evaluation.resampling import over
 
+# Name, protocol, split and threshold rule.
+Evaluation = tuple[str, str, str, str | float]
+
 COMPARED = ("tiny-cnn-28", "scratch-cnn", "mobilenetv2-frozen")
-# Evaluations of one recipe: name, protocol, split, threshold rule.
-COMPARISONS: tuple[tuple[str, str, str, str | float], ...] = (
+COMPARISONS: tuple[Evaluation, ...] = (
     ("image-level random split", "random-per-image", "test", 0.5),
     ("image-level validation", "per-image-validation", "val", 0.5),
     ("patient-grouped validation", "strict", "val", 0.5),
@@ -21,7 +23,7 @@ COMPARISONS: tuple[tuple[str, str, str, str | float], ...] = (
 def protocol_comparison(
     scores: pd.DataFrame,
     recipes: Iterable[str] = COMPARED,
-    evaluations: Iterable[tuple[str, str, str, str | float]] = COMPARISONS,
+    evaluations: Iterable[Evaluation] = COMPARISONS,
     names: Sequence[str] = ("accuracy", "sensitivity", "specificity"),
 ) -> pd.DataFrame:
     """Evaluate recipes under protocols, splits and threshold rules, where there are scores.
@@ -32,7 +34,7 @@ def protocol_comparison(
         From `scores.load`.
     recipes : iterable of str
         The recipes, in the order of the rows.
-    evaluations : iterable of (name, protocol, split, rule)
+    evaluations : iterable of Evaluation
         By default the five ways of splitting and scoring one network.
     names : sequence of str
         Of `metrics.METRICS`.

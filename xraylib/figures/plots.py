@@ -33,6 +33,7 @@ MANY = 4
 # Runs up to which a circle marks the best epoch of each.
 CIRCLED = 5
 _LEGEND_COLUMNS = 4
+_PANELS_IN_A_ROW = 4
 
 
 def blank(
@@ -63,11 +64,7 @@ def blank(
 
 
 def panels(
-    tables: dict[str, Any],
-    height: float,
-    labels: tuple[str, str],
-    columns: int = 4,
-    **options: Any,
+    tables: dict[str, Any], height: float, labels: tuple[str, str]
 ) -> tuple[Figure, list[tuple[Axes, Any, str]]]:
     """Return a figure with one titled panel for each recipe.
 
@@ -75,22 +72,20 @@ def panels(
     ----------
     tables
         Anything by the name of a recipe.
-    height, columns
-        Height of a panel in inches; how many panels side by side at most.
+    height
+        Of a panel, in inches.
     labels
         Labels of the x and the y axis.
-    options
-        Passed to `Figure.subplots`.
 
     Returns
     -------
     Figure, list
         The figure, and for each recipe its axes, its value in `tables` and its colour.
     """
-    columns = min(columns, len(tables))
+    columns = min(_PANELS_IN_A_ROW, len(tables))
     rows = math.ceil(len(tables) / columns)
-    width = max(4.5, min(10, 2.5 * columns))
-    fig, axes = blank(width, 0.9 + height * rows, rows, columns, **options)
+    width = max(4.5, 2.5 * columns)
+    fig, axes = blank(width, 0.9 + height * rows, rows, columns)
     for ax in axes.flat[len(tables) :]:
         ax.remove()
     colours = recipe_colours(tables)
@@ -286,8 +281,8 @@ def stale_note(board: pd.DataFrame) -> str:
     Before version 2 patients of Kermany's images were told apart otherwise, which touches `strict`
     alone. `attrs["dataset"]` of the leaderboard is the name of its report.
     """
-    versions = board.get("training_version", pd.Series(TRAINING_VERSION, index=board.index))
-    if not ((versions < TRAINING_VERSION) & (board["protocol"] == "strict")).any():
+    is_older = board["training_version"] < TRAINING_VERSION
+    if not (is_older & (board["protocol"] == "strict")).any():
         return ""
     note = "† These runs are of an earlier version of the code and have not been trained again yet."
     if str(board.attrs.get("dataset", "")).startswith("kermany"):
