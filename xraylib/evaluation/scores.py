@@ -9,7 +9,6 @@ classified as pneumonia), and `training_version`.
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from xraylib import paths
