@@ -86,7 +86,7 @@ def test_text_and_rendering_are_swapped(notebook, small_phantom):
     pixels[marked[0], 212:, 207:] = patch
     made = notebook.device_views(small_phantom, pixels, small_phantom["image_id"][marked])
     some = np.random.default_rng(1).integers(0, 256, (4, 224, 224, 1), np.uint8)
-    rendered = made["rendered as the device's films"](some)
+    rendered = made["rendered as images with the text"](some)
     levels = np.linspace(0, 1, 257)
     wanted = np.quantile(pixels[marked], levels, axis=(1, 2, 3)).mean(axis=1)
     reached = np.quantile(rendered, levels, axis=(1, 2, 3)).mean(axis=1)
@@ -112,7 +112,7 @@ def test_the_response_to_a_view_is_counted_by_split_class_and_text(notebook):
     marked = normal[:3]
     at = table["image_id"].isin(marked) & (table["seed"] == 0)
     table.loc[at, "corner black"] = 0.7
-    found = notebook.device_response(table, scores, marked).set_index(["films", "view"])
+    found = notebook.device_response(table, scores, marked).set_index(["group", "view"])
     row = found.loc[("test, normal, with the text", "corner black")]
     assert (row["runs"], row["images"]) == (3, 3)
     assert row["right"] == pytest.approx(2 / 3)
