@@ -186,6 +186,25 @@ def test_no_progress_bar_is_stored(path):
     assert "application/vnd.jupyter.widget-state+json" not in str(outputs)
 
 
+def is_compared(cell):
+    return "nbval-check-output" in cell.metadata.get("tags", [])
+
+
+@EACH
+def test_every_section_with_an_output_has_one_that_is_compared(path):
+    sections = {}
+    title = ""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^## (.*)$", cell.source, flags=re.M)
+            title = headings[-1] if headings else title
+        elif cell.outputs and title and "python_version()" not in cell.source:
+            sections[title] = sections.get(title, False) or is_compared(cell)
+    # How fast a device is depends on the machine.
+    sections.pop("How fast is each?", None)
+    assert sections and all(sections.values()), sections
+
+
 @pytest.mark.parametrize("stem", ["01_eda", "06_evaluation", "07_shift_and_trust", "08_predict"])
 def test_exercises_have_folded_solutions(stem):
     (path,) = [path for path in STORED if path.stem == stem]
