@@ -266,7 +266,7 @@ def test_the_page_answers_bytes_and_explains_them_later(shown, file):
 def test_the_page_says_why_there_is_no_answer(shown, grey):
     reply, buffers = ask(shown, b"no image", ask="answer", id=0, name="x.png")
     assert (reply["answer"], buffers) == (explanation.NO_ANSWER, [])
-    assert reply["reason"].startswith("No JPEG, PNG, TIFF or DICOM file")
+    assert reply["reason"].startswith("No JPEG, PNG, TIFF or DICOM image")
     reply, _ = ask(shown, ask="answer", id=1, name="huge.png", megabytes=51.2)
     assert reply["reason"] == "51 MB. Fix: give files of at most 50 MB."
     reply, buffers = ask(shown, grey.read_bytes(), ask="answer", id=2, name="grey.png")

@@ -304,7 +304,8 @@ def test_a_folder_of_unreadable_rights_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"", "empty"), (b"<html>", "no JPEG, PNG, TIFF or DICOM image")]
+    ("content", "said"),
+    [(b"", "the file is empty"), (b"<html>", "no JPEG, PNG, TIFF or DICOM image")],
 )
 def test_a_file_that_is_no_image_is_found_before_anything_runs(tmp_path, content, said):
     root = plant(tmp_path / "mine", usual())

@@ -67,7 +67,7 @@ def why_no_image(start: bytes) -> str:
     """Say why content that begins so is no image; empty for one of the kinds that are read."""
     if kind_of(start):
         return ""
-    return "no JPEG, PNG, TIFF or DICOM image" if start else "empty"
+    return "no JPEG, PNG, TIFF or DICOM image" if start else "the file is empty"
 
 
 def check_pixels(width: int, height: int) -> None:
