@@ -257,7 +257,7 @@ def test_every_file_that_is_passed_over_is_named_with_its_reason(tmp_path):
     reasons = verify.verify(root).attrs["passed_over"]
     assert {reason: [Path(p).name for p in files] for reason, files in reasons.items()} == {
         "no JPEG, PNG, TIFF or DICOM image": ["a.zip", "e.bmp", "n.txt"],
-        "empty": ["nothing"],
+        "the file is empty": ["nothing"],
         "a broken link": ["gone.jpg"],
         "not a regular file": ["pipe"],
     }
