@@ -353,6 +353,15 @@ def anatomy(share):
     return np.rint(smooth), smooth / smooth.max() * 255
 
 
+def test_tags_behind_a_long_private_element_are_read_from_the_content():
+    film = dataset(RAMP)
+    block = film.private_block(0x0009, "long", create=True)
+    block.add_new(0x01, "OB", bytes(1_500_000))
+    content = saved(film)
+    assert reader.tags_of(content, ["Rows", "Columns"]) == {"Rows": "48", "Columns": "64"}
+    assert reader.tags_of(b"no DICOM", ["Rows"]) == {}
+
+
 @pytest.mark.parametrize("share", [0.5, 0.25])
 @pytest.mark.parametrize("outliers", [(slice(0, 1), slice(0, 1)), (slice(5, 15), slice(5, 20))])
 @pytest.mark.parametrize("value", [4095, 0])

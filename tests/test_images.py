@@ -388,9 +388,16 @@ def test_a_bad_file_stops_the_loading_and_leaves_nothing(tmp_path, cache, damage
     assert not list(cache.rglob("*.npy"))
 
 
+def other_array():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((3, 24, 24, 1), np.float32))
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        lambda _: other_array(),
         lambda data: data[:-1],
         lambda _: b"",
         lambda _: b"PK\3\4" + bytes(100),
@@ -407,6 +414,25 @@ def test_a_damaged_cache_is_built_again(tmp_path, cache, caplog, damage):
     for path in manifest["path"]:
         Path(path).unlink()
     np.testing.assert_array_equal(images.load_pixels(manifest, 24), expected)
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+def test_rows_come_in_order_and_after_a_bad_one_no_more_are_begun(monkeypatch, rows):
+    monkeypatch.setattr(images, "_CHUNK", 16)
+    table = pd.DataFrame({"number": range(rows)})
+    doubled = images.map_rows(lambda row: 2 * row.number, table, "doubling")
+    assert list(doubled) == [2 * number for number in range(rows)]
+    begun = []
+
+    def fail_at_three(row):
+        begun.append(row.number)
+        if row.number == 3:
+            raise ValueError("row 3")
+        return row.number
+
+    with pytest.raises(ValueError, match="row 3"):
+        list(images.map_rows(fail_at_three, table, "failing"))
+    assert len(begun) <= 16
 
 
 def test_files_are_decoded_in_order_and_in_chunks(tmp_path, monkeypatch):

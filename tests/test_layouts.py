@@ -226,6 +226,13 @@ def test_a_table_without_the_columns_is_named_so_that_it_can_say_so(tmp_path):
         verify.verify(root)
 
 
+@pytest.mark.parametrize("name", ["_", "---"])
+def test_a_class_folder_whose_name_has_no_letter_is_refused(tmp_path, name):
+    root = plant(tmp_path / "mine", usual([*CLASSES, name], count=3))
+    with pytest.raises(InvalidDataError, match=r"neither normal nor pneumonia.*Fix: "):
+        manifest.read(catalog.get_dataset(root))
+
+
 def test_classes_of_ones_own_leave_out_the_others_and_name_them(tmp_path):
     root = plant(tmp_path / "mine", usual(["ill", "well", "unsure"], count=6))
     classes = {"well": 0, "ILL": 1}

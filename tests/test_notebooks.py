@@ -125,6 +125,13 @@ def test_formulas_are_drawn_without_a_script(tmp_path):
     assert "frac{" not in html and "<code>$5</code>" in html
 
 
+def test_a_formula_that_cannot_be_drawn_is_shown_as_it_is_written(tmp_path):
+    cell = new_markdown_cell(r"Half a pair $\left( x$ and more.")
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "half.ipynb")
+    notebooks.write_page(tmp_path / "half.ipynb", tmp_path / "half.html", "half")
+    assert r"<code>\left( x</code>" in (tmp_path / "half.html").read_text(encoding="utf-8")
+
+
 def test_values_of_the_command_line():
     given = ("3", "true", '["a"]', "kermany", "/data/images", "")
     assert [notebooks.parse_parameter(text) for text in given] == [3, True, ["a"], *given[3:]]

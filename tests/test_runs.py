@@ -209,6 +209,21 @@ def test_an_edited_run_is_refused_by_name(write, change):
         runs.list_runs("phantom")
 
 
+@pytest.mark.parametrize("key", ["size", "fit"])
+def test_a_choice_is_checked_where_it_is_read(write, key):
+    file = write().folder / "run.json"
+    content = json.loads(file.read_text())
+    del content["checksum"]
+    content[key] = content["choices"].pop(key)
+    file.write_text(json.dumps(content))
+    with pytest.raises(InvalidDataError, match=rf"no usable {key}.*Fix: "):
+        runs.read_run(file.parent)
+    content["choices"][key] = 10**6
+    file.write_text(json.dumps(content))
+    with pytest.raises(InvalidDataError, match=rf"no usable .*{key}.*Fix: "):
+        runs.read_run(file.parent)
+
+
 def test_a_run_without_a_checksum_is_of_an_older_version(write):
     file = write().folder / "run.json"
     content = json.loads(file.read_text())

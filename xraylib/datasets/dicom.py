@@ -311,11 +311,15 @@ def read_header(path: Path | str) -> dict[str, Any]:
 def read_tags(path: Path | str, names: Iterable[str]) -> dict[str, str]:
     """Read some tags of a DICOM file as text; empty ones, and those of other files, are missing."""
     with Path(path).open("rb") as file:
-        if headers.kind_of(file.read(headers.START)) != "DICOM":
-            return {}
-        file.seek(0)
-        data = file.read(_HEADER_BYTES)
-    if _DEFLATED in data:
+        data = file.read(headers.START)
+        if headers.kind_of(data) == "DICOM":
+            data += file.read(_HEADER_BYTES)
+    return tags_of(data, names)
+
+
+def tags_of(data: bytes, names: Iterable[str]) -> dict[str, str]:
+    """Read some tags from the content of a DICOM file, or from its beginning, as `read_tags`."""
+    if headers.kind_of(data) != "DICOM" or _DEFLATED in data[:_HEADER_BYTES]:
         return {}
     try:
         dataset = pydicom.dcmread(
@@ -326,7 +330,7 @@ def read_tags(path: Path | str, names: Iterable[str]) -> dict[str, str]:
         )
         return {name: str(value) for name in names if (value := dataset.get(name))}
     except Exception as error:  # as above
-        _log.debug("%s: %r", path, error)
+        _log.debug("%r", error)
         return {}
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from xraylib.datasets import audit, lung_finder
-from xraylib.datasets.dicom import read_tags, years
+from xraylib.datasets.dicom import tags_of, years
 from xraylib.datasets.headers import kind_of
 from xraylib.datasets.images import decode
 from xraylib.errors import InvalidDataError
@@ -136,7 +136,7 @@ def _describe(row: Any, data: bytes) -> dict[str, Any]:
     """Describe one file: its header, its size and the features of its pixels."""
     pixels = decode(Path(row.path), data, SIZE)
     if kind_of(data) == "DICOM":
-        header = _dicom_header(Path(row.path))
+        header = _dicom_header(data)
     else:
         with Image.open(io.BytesIO(data)) as image:  # `decode` has accepted it
             quantisers = getattr(image, "quantization", None)
@@ -155,9 +155,9 @@ def _describe(row: Any, data: bytes) -> dict[str, Any]:
         return header | pixel_values(batch) | {"thumbnail": audit.thumbnails(batch)}
 
 
-def _dicom_header(path: Path) -> dict[str, Any]:
+def _dicom_header(data: bytes) -> dict[str, Any]:
     """Read the header of a file that was decoded before; nothing that names the patient."""
-    tags = read_tags(path, [*TAGS, _AGE, "Rows", "Columns", "SamplesPerPixel"])
+    tags = tags_of(data, [*TAGS, _AGE, "Rows", "Columns", "SamplesPerPixel"])
     return tags | {
         _AGE: years(tags.get(_AGE)),
         "first quantiser": np.nan,

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import struct
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +42,10 @@ DECODER_VERSION = 2
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL|pydicom")
 
 CHANGED = "other bytes than when the data set was indexed"
-# Images that are decoded before the first of them is used, and those that a thread takes at once.
+# Images that are decoded before the first of them is used, and those that a thread takes at once:
+# a small file takes hardly longer than handing over a task.
 _CHUNK = 256
-_BLOCK = 32
+_BLOCK = 8
 
 # What refuses, in bounded time, a header that Pillow would take minutes to open.
 _HEADER_CHECKS: dict[str, Callable[[bytes], Any]] = {
@@ -287,23 +289,28 @@ def decoded(manifest: pd.DataFrame, size: int) -> Iterator[np.ndarray]:
 def map_rows(function: Callable[[Any], Any], manifest: pd.DataFrame, title: str) -> Iterator[Any]:
     """Apply `function` to the rows of a manifest, some at a time, in several threads.
 
-    Pillow releases the interpreter's lock while it decodes. A thread takes several rows at once,
-    because small files take hardly longer than handing over a task.
+    Pillow releases the interpreter's lock while it decodes.
     """
+    threads = os.cpu_count() or 1
+    size = max(1, min(_BLOCK, len(manifest) // (4 * threads), _CHUNK // threads))
+    stopped = threading.Event()
 
     def apply(block: pd.DataFrame) -> list[Any]:
-        return [function(row) for row in block.itertuples(index=False)]
+        return [function(row) for row in block.itertuples(index=False) if not stopped.is_set()]
 
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(threads) as pool,
         tqdm(total=len(manifest), desc=title, unit="image") as bar,
     ):
-        for start in range(0, len(manifest), _CHUNK):
-            end = min(start + _CHUNK, len(manifest))
-            blocks = [manifest.iloc[i : min(i + _BLOCK, end)] for i in range(start, end, _BLOCK)]
-            for results in pool.map(apply, blocks):
-                yield from results
-                bar.update(len(results))
+        try:
+            for start in range(0, len(manifest), _CHUNK):
+                chunk = manifest.iloc[start : start + _CHUNK]
+                blocks = [chunk.iloc[first : first + size] for first in range(0, len(chunk), size)]
+                for results in pool.map(apply, blocks):
+                    yield from results
+                    bar.update(len(results))
+        finally:
+            stopped.set()
 
 
 def checked(row: Any, size: int) -> np.ndarray:
@@ -378,13 +385,14 @@ def load_pixels(manifest: pd.DataFrame, size: int) -> np.ndarray:
         )
     name = f"{fingerprint(manifest)}-{size}px-decoder{DECODER_VERSION}-pillow{PIL.__version__}.npy"
     target = paths.CACHE / "pixels" / name
+    shape = (len(manifest), int(size), int(size), 1)
     with storage.storage_errors(target):
-        if not _is_cached(target):
+        if not _is_cached(target, shape):
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{target}.lock"):
                 # Another process may have written it while this one waited.
-                if not _is_cached(target):
-                    _write_cache(manifest, size, target)
+                if not _is_cached(target, shape):
+                    _write_cache(manifest, shape, target)
         return np.load(target, mmap_mode="r")
 
 
@@ -397,20 +405,22 @@ def _open_shards(manifest: pd.DataFrame, size: int) -> np.ndarray:
     return cast(np.ndarray, pixels)
 
 
-def _is_cached(target: Path) -> bool:
+def _is_cached(target: Path, shape: tuple[int, ...]) -> bool:
     """Whether the decoded images are in the cache, and whole."""
     try:
-        np.lib.format.open_memmap(target, mode="r")
+        pixels = np.lib.format.open_memmap(target, mode="r")
     except FileNotFoundError:
         return False
     except (ValueError, EOFError) as error:
         _log.warning("%s is damaged (%s) and is built again", target, error)
         return False
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        _log.warning("%s has shape %s and is built again", target, pixels.shape)
+        return False
     return True
 
 
-def _write_cache(manifest: pd.DataFrame, size: int, target: Path) -> None:
-    shape = (len(manifest), int(size), int(size), 1)
+def _write_cache(manifest: pd.DataFrame, shape: tuple[int, ...], target: Path) -> None:
     needed = math.prod(shape)
     free = shutil.disk_usage(target.parent).free
     if needed > free:
@@ -420,5 +430,5 @@ def _write_cache(manifest: pd.DataFrame, size: int, target: Path) -> None:
     with storage.atomic_write(target) as temporary, temporary.open("wb") as file:
         # Plain writes, because the written pages of a memory map count as this process's memory.
         np.lib.format.write_array_header_1_0(file, header)
-        for image in decoded(manifest, size):
+        for image in decoded(manifest, shape[1]):
             file.write(image.data)

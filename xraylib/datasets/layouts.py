@@ -331,10 +331,11 @@ def _understand(dataset: Dataset, source: Path, root: Path, rows: pd.DataFrame) 
     classes = _classes_of(dataset, _CLASSES | _IN_TABLES if is_table else _CLASSES)
     names = rows["label"].map(_plain)
     has_class = names.isin(classes)
-    unnamed = rows.loc[~has_class & (names != ""), "label"]
+    has_name = names != "" if is_table else rows["label"] != ""
+    unnamed = rows.loc[~has_class & has_name, "label"]
     if len(unnamed) and not dataset.classes:
         counts = [f"{name} ({count})" for name, count in unnamed.value_counts().items()]
-        labels = rows.loc[names != "", "label"].value_counts().index
+        labels = rows.loc[has_name, "label"].value_counts().index
         content = (
             f"{source}: the classes of {len(unnamed)} images are neither normal nor pneumonia: "
             f"{first_names(counts)}"
@@ -342,7 +343,7 @@ def _understand(dataset: Dataset, source: Path, root: Path, rows: pd.DataFrame) 
         advise = _unnamed_classes if is_table else _not_understood
         raise advise(dataset, content, labels)
     rows["reason"] = np.select(
-        [names == "", ~has_class, rows["relative"] == ""],
+        [~has_name, ~has_class, rows["relative"] == ""],
         [
             "the table gives no label",
             "of the class " + rows["label"] + ", which is not named",

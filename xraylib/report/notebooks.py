@@ -81,10 +81,10 @@ def execute(
                 f"{notebook.name}: its kernel died, perhaps for want of memory. "
                 "Fix: free some memory, run the same command again."
             ) from error
-        if html is not None:
-            note = "" if parameters.get("dataset", "phantom") in WRITTEN_FOR else _OTHER_DATA
-            write_page(temporary, html, notebook.stem, note)
     failed.unlink(missing_ok=True)
+    if html is not None:
+        note = "" if parameters.get("dataset", "phantom") in WRITTEN_FOR else _OTHER_DATA
+        write_page(output, html, notebook.stem, note)
 
 
 def _failure(notebook: Path, error: Any, failed: Path) -> OperationFailedError:
@@ -118,10 +118,18 @@ class _FormulaRenderer(IPythonRenderer):
     """Write formulas as MathML, which a browser draws without a script."""
 
     def block_math(self, body: str) -> str:
-        return latex2mathml.converter.convert(body, display="block")
+        return _to_mathml(body, "block")
 
     def inline_math(self, body: str) -> str:
-        return latex2mathml.converter.convert(body)
+        return _to_mathml(body, "inline")
+
+
+def _to_mathml(formula: str, display: str) -> str:
+    """Convert a formula; one that the converter does not understand is shown as it is written."""
+    try:
+        return latex2mathml.converter.convert(formula, display=display)
+    except Exception:  # of many kinds: anybody may have written the formula
+        return f"<code>{escape(formula)}</code>"
 
 
 def _to_html(markdown: str) -> str:

@@ -97,7 +97,7 @@ def load_predictor(run: Run) -> Predictor:
         return load(run)
     except XraylibError:
         raise
-    except Exception as error:  # anybody may have written the files
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise InvalidDataError(
             f"{run.model_file} does not fit the network of its run ({error!r}). "
             f"Fix: train it again: {run.command}"

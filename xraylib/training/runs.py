@@ -82,6 +82,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "init": str,
     "threshold": (float, int),
     "model_sha256": str,
+}
+_CHOICE_TYPES: dict[str, type | tuple[type, ...]] = {
     "fit": str,
     "network": str,
     "size": int,
@@ -326,11 +328,11 @@ def read_run(folder: Path) -> Run:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         checksum = settings.pop("checksum", None)
-        values = settings["choices"] | settings
-        wrong = [key for key, kind in _TYPES.items() if not isinstance(values.get(key, ...), kind)]
+        choices = settings["choices"]
+        wrong = _wrong_types(settings, _TYPES) + _wrong_types(choices, _CHOICE_TYPES)
         if wrong:
             raise ValueError(f"no usable {', '.join(wrong)}")
-        if values["fit"] not in MODEL_FILES or not 0 < values["size"] <= _LARGEST_SIZE:
+        if choices["fit"] not in MODEL_FILES or not 0 < choices["size"] <= _LARGEST_SIZE:
             raise ValueError("no usable fit or size")
         if checksum not in (None, digest(settings)):
             raise ValueError("it was changed after its run had written it")
@@ -339,6 +341,11 @@ def read_run(folder: Path) -> Run:
             f"{file} is no run ({error}). Fix: restore it, or delete its folder and train again."
         ) from error
     return Run(settings["recipe"], settings["protocol"], settings["seed"], folder, settings)
+
+
+def _wrong_types(values: Mapping[str, Any], types: Mapping[str, Any]) -> list[str]:
+    """Name the values that are missing or of another type."""
+    return [name for name, kind in types.items() if not isinstance(values.get(name, ...), kind)]
 
 
 def same_run(settings: Mapping[str, Any]) -> Run | None:
