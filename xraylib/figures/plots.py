@@ -284,7 +284,7 @@ def stale_note(board: pd.DataFrame) -> str:
     is_older = board["training_version"] < TRAINING_VERSION
     if not (is_older & (board["protocol"] == "strict")).any():
         return ""
-    note = "† These runs are of an earlier version of the code and have not been trained again yet."
+    note = "† These runs are of an earlier version of the code and have not been repeated yet."
     if str(board.attrs.get("dataset", "")).startswith("kermany"):
         note += " Their validation images share children with their training images."
     return note
@@ -307,5 +307,5 @@ def protocol_comparison(table: pd.DataFrame) -> Figure:
         panel = (lines, "accuracy", "accuracy")
         forest([ax], [panel], "comparison", labels, start=start, text=True)
         ax.set_title(recipe_label(recipe))
-    note = f"Mean over runs. {OVER_PATIENTS}"
-    return head(fig, "How accurate is a network, by how it is split and scored?", note)
+    note = f"Dots: means over runs. {OVER_PATIENTS}"
+    return head(fig, "Accuracy by how images are split and scored", note)

@@ -281,13 +281,13 @@ TINY_CNN = Recipe(
     claims={"accuracy": 0.95},
     claimed_on=582,
     remark=(
-        "The claim was measured on its own image-level random split. Accuracy on Kermany's "
-        "official test is far lower."
+        "The claim was measured on the system's own image-level random split. On Kermany's "
+        "official test, the accuracy of our runs is far lower."
     ),
     published={"split_strategy": "random-per-image", "patience": None, "threshold_rule": 0.5},
     retained=(
-        "Exact duplicates are removed, then images are split at random into 70/20/10. Patients are "
-        "in several splits.",
+        "Exact duplicates are removed. The other images are split at random into 70% for "
+        "training, 20% for validation and 10% for the test, so a patient can be in several splits.",
         "The last of 20 epochs is kept.",
         # As written the least possible loss is log(1 + 1/e) = 0.313; the README reports 0.0728.
         "The original passes sigmoid outputs to a loss that expects logits. TensorFlow silently "
@@ -324,7 +324,7 @@ SCRATCH_CNN = Recipe(
     published={"split_strategy": "per-image-validation", "patience": None, "threshold_rule": 0.5},
     retained=(
         "There is no augmentation. Regularised training is followed by a fine-tuning phase at a "
-        "lower rate, and the last epoch is kept.",
+        "lower learning rate. The last epoch is kept.",
         "A random fifth of the training images is used for validation. The README does not say "
         "which images were used.",
     ),
@@ -350,12 +350,12 @@ KERASIO = Recipe(
     remark="The claim was measured on one training run.",
     published={"split_strategy": "take-skip", "threshold_rule": 0.5},
     retained=(
-        "Validation is made by take and skip of two different shuffles, so four fifths of the "
-        "validation images are also training images.",
+        "Training and validation images are taken from two different shuffles, so about four "
+        "fifths of the validation images are also training images.",
         "The batch has 200 images (25 on each of 8 TPU cores). Classes are weighted. Training "
         "stops after 10 epochs without improvement.",
         "The learning rate is 0.015 throughout, because its decay sets in after 100,000 steps and "
-        "an epoch has 21. `strict` does not correct this, because nothing says what the rate "
+        "an epoch has 21 steps. `strict` does not correct this, because nothing says what the rate "
         "should have been.",
     ),
     corrected=(
@@ -378,9 +378,9 @@ RESNET = Recipe(
     seeds=1,
     claims={"sensitivity": "excellent"},
     remark=(
-        "The claim gives no number. In the stored output of its notebook, the network finds every "
-        "pneumonia and classifies 229 of the 234 normal images as pneumonia. The accuracy is 0.633 "
-        "and the precision is 0.630."
+        "The claim gives no number. In the stored output of the system's notebook, the network "
+        "finds every pneumonia image and classifies 229 of the 234 normal images as pneumonia. "
+        "There the accuracy is 0.633 and the precision is 0.630."
     ),
     stored_output={"accuracy": 0.633, "precision": 0.630, "sensitivity": 1.0},
     published={
@@ -399,8 +399,8 @@ RESNET = Recipe(
     corrected=(
         "Pixel values are scaled to −1 to 1, and test images are not flipped.",
         "Validation is split by patient. Validation chooses the best epoch and the threshold.",
-        "Images are reduced with antialiasing under both protocols. Nearest-neighbour resizing is "
-        "not retained, because it changes nothing on images of 224 × 224 pixels.",
+        "Images larger than 224 × 224 pixels are downscaled with antialiasing under both "
+        "protocols. On our copies, which have this size, the choice has no effect.",
     ),
 )
 
@@ -422,7 +422,7 @@ INCEPTION = Recipe(
     claimed_on=624,
     ours="epochs and rates are ours",
     remark=(
-        "The four values cannot all be measured on the official test, which has 390 pneumonia "
+        "The four values cannot all come from the official test, which has 390 pneumonia "
         "images and 234 normal images. A precision of 0.93 at a recall of 0.96 would mean 28 false "
         "positives and 16 false negatives. The accuracy would then be 0.930. The stored output of "
         "the notebook that the README names is that of the keras.io example."
@@ -460,12 +460,12 @@ MOBILENET_SMALL = Recipe(
     claimed_on=40,
     remark=(
         "One image changes the accuracy on 40 images by 2.5 percentage points. The code published "
-        "with the README validates on its training folder."
+        "with the README computes the validation accuracy on the folder of its training images."
     ),
     published={"split_strategy": "random-176", "patience": None, "threshold_rule": 0.5},
     retained=(
-        "176 images are chosen at random. Of these, 136 are used for training, and the accuracy is "
-        "stated for the other 40.",
+        "176 images are chosen at random. The network is trained on 136 of them, and its accuracy "
+        "is measured on the other 40.",
         "The last of 20 epochs is kept.",
         "Rescaling and augmentation are layers of the model. We chose these layers and the "
         "input size of 160.",
@@ -473,7 +473,7 @@ MOBILENET_SMALL = Recipe(
     corrected=(
         "The 136 training images and the 40 other images show different patients. Accuracy is "
         "measured on the official test.",
-        "The training folder is not used for validation under either protocol.",
+        "Under both protocols, no training image is used for validation.",
         "The best epoch and the threshold are chosen on the 40 images.",
     ),
 )
