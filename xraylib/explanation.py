@@ -38,7 +38,9 @@ MEASURES = {
     "lung_height": "The lungs fill {:.0%} of the image's height",
     "brightness": "The mean grey level of the lungs' box is {:.0f} of 255",
     "contrast": "The grey levels of the lungs' box have a standard deviation of {:.0f}",
-    "sharpness": "Its sharpness, the logarithm of the Laplacian's variance, is {:.2f}",
+    "sharpness": (
+        "The sharpness of the lungs' box, the logarithm of the Laplacian's variance, is {:.2f}"
+    ),
 }
 
 CLASSES = ("normal", "pneumonia")
@@ -100,12 +102,12 @@ class Explanation:
     def lines(self) -> list[str]:
         """Say the explanation in sentences."""
         height, width = self.shape
-        lines = [f"The file has {width:,} × {height:,} pixels, width by height."]
+        lines = [f"The file has {width:,} × {height:,} pixels (width × height)."]
         lines += [_compared(row) for row in self.measures.itertuples()]
         if self.answer == NO_ANSWER:
             return lines
         if self.heat_map is not None and not self.heat_map.any():
-            lines.append("No part of the lungs' box speaks for pneumonia: the heat map is empty.")
+            lines.append("The heat map is empty: no part of the lungs' box speaks for pneumonia.")
         return [*lines, self.on_margins(), self.on_changes()]
 
     def figure(self) -> Any:
@@ -126,7 +128,7 @@ class Explanation:
         tightest = _margin_words(MARGINS[0])
         loosest = _margin_words(MARGINS[-1])
         probability = low if low == high else f"{low} to {high}"
-        text = f"With a box from {tightest} to {loosest}, P is {probability}"
+        text = f"With boxes from {tightest} to {loosest}, P(pneumonia) is {probability}"
         flipped = self.margins[self.margins["answer"] != self.answer]
         if flipped.empty:
             return f"{text}, and the answer does not change."
@@ -211,8 +213,8 @@ def check(model: Any) -> None:
     """
     if "limits" in model.left_out or not model.sees_lungs:
         raise InvalidDataError(
-            f"{model.name} cannot be explained, because it has no limits or sees no lungs' box. "
-            "Fix: take the packaged model, or see notebook 07."
+            f"{model.name} cannot be explained, because it has no limits or does not use the box "
+            "of the lungs. Fix: use the packaged model, or see notebook 07."
         )
 
 
@@ -332,11 +334,11 @@ def heat_map_caveat(known: dict[str, Any]) -> str:
     """Say how far heat maps can be trusted, by the entry `reference` of a packaged model."""
     tested = known.get("heat_map")
     if not tested:
-        return "The heat map is not a finding: whether it points at disease was not measured."
+        return "The heat map is not a finding. Whether it points at disease was not measured."
     return (
-        f"The heat map is not a finding: in {tested['images']} images of adults its peak lay in a "
-        f"radiologist's box in {tested['pointing']:.0%}, and the peak of a map that sees no image "
-        f"in {tested['position_prior']:.0%}."
+        f"The heat map is not a finding. In a test on {tested['images']} images of adults, its "
+        f"peak lay in a radiologist's box in {tested['pointing']:.0%} of them, and the peak of a "
+        f"map that sees no image in {tested['position_prior']:.0%}."
     )
 
 
@@ -440,7 +442,7 @@ def _compared(row: Any) -> str:
         return f"{sentence}."
     return (
         f"{sentence}. {row.normal:.0%} of the normal training images and {row.pneumonia:.0%} of "
-        "those with pneumonia have less."
+        "those with pneumonia have a lower value."
     )
 
 

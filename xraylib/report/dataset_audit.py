@@ -25,28 +25,33 @@ _OF_PATIENTS = ("PatientSex", "PatientAge")
 # What a feature of each level means, and what to do.
 _FEATURES = {
     "file": (
-        "The file betrays the class without any lung. A network can infer this from the pixels.",
+        "This property of the file predicts the class without the lungs. A network may infer the "
+        "property from the pixels.",
         "Prepare both classes alike, from the same kind of originals. Until then report the "
         "leak-adjusted AUC (--scores).",
     ),
     "acquisition": (
-        "The classes were taken in different ways. A network can recognise the way instead of the "
-        "disease.",
-        "Compare images that were taken alike, or draw both classes evenly over this tag.",
+        "The images of the two classes were acquired in different ways. A network can recognise "
+        "the acquisition instead of the disease.",
+        "Compare images that were acquired alike, or sample both classes evenly over the values of "
+        "this tag.",
     ),
     "surround": (
-        "The image around the lungs betrays the class: its framing, text or devices.",
+        "The image around the lungs predicts the class, for example by framing, text or devices.",
         "Crop every image to its lungs, or train with random framing. Then report specificity by "
         "framing (--scores).",
     ),
     "content": (
         "This feature sees the lungs as well, so it may predict the class for the right reason. "
-        "By itself it is no leak.",
-        "Nothing. A network should exceed this value.",
+        "By itself this is not a leak.",
+        "No fix is needed. A network should have a higher AUC.",
     ),
 }
 _PROBLEMS = {
-    "conflict": ("One of two labels is wrong.", "Decide which, and remove the other file."),
+    "conflict": (
+        "One of two labels is wrong.",
+        "Decide which label is right, and remove the other file.",
+    ),
     "mislabelled": (
         "The kind in the name contradicts the label.",
         "Move the file to its class, or correct its label.",
@@ -236,7 +241,7 @@ def _of_classes(table: pd.DataFrame) -> Iterator[Finding]:
     unequal = float(np.ptp(counts["share"]))
     meaning = "Accuracy depends on this balance."
     if unequal > 0.1:
-        meaning += " The splits differ in it, and so will accuracy and predictive values."
+        meaning += " The splits differ in it, so accuracy and predictive values will differ too."
     fix = "Report sensitivity, specificity and AUC as well."
     yield Finding("note", f"Classes: {'; '.join(texts)}", meaning, fix, unequal)
 
@@ -252,7 +257,7 @@ def _of_patients(images: pd.DataFrame) -> Iterator[Finding]:
             yield Finding(
                 "leak",
                 f"{_count(number, 'patient')} in {text}",
-                "Images of a known patient are easier, so that results are too good.",
+                "Images of patients from training may be easier, so results may be too good.",
                 "Split again by patient.",
                 share,
             )
@@ -260,7 +265,7 @@ def _of_patients(images: pd.DataFrame) -> Iterator[Finding]:
             yield Finding(
                 "check",
                 f'Read as "{row["check"]}", {_count(number, "number")} in {text}',
-                "If equal numbers in the names were one patient, patients would be in two splits. "
+                "If images with one number showed one patient, patients would be in two splits. "
                 "The authors' own numbering contradicts this reading.",
                 "Say which reading of the names you use.",
                 share,
@@ -269,15 +274,15 @@ def _of_patients(images: pd.DataFrame) -> Iterator[Finding]:
     both = int((labels > 1).sum())
     if both:
         finding = f"{_count(both, 'patient')} with images of both classes"
-        meaning = "These may be two examinations, or wrong labels."
+        meaning = "The patients may have had two examinations, or some labels are wrong."
         yield Finding("check", finding, meaning, "Look at these images.", both / len(labels))
     if len(images) > 1 and (images["patient"] == images["image_id"]).all():
         yield Finding(
             "check",
             "Each image counts as a patient of its own",
-            "If patients have several images, none is found in two splits, and intervals are too "
-            "narrow.",
-            "Check with `data verify`; name the patients by --patient-regex or a column patient.",
+            "If patients have several images, a patient in two splits is not found, and intervals "
+            "are too narrow.",
+            "Check with `data verify`, and name patients by --patient-regex or a column `patient`.",
             1.0,
         )
 
@@ -294,19 +299,19 @@ def _of_copies(images: pd.DataFrame, groups: np.ndarray) -> Iterator[Finding]:
         "leak": (
             crosses_splits,
             "in two splits",
-            "An image that was trained on is no test.",
+            "An image that was used for training is no test.",
             "Keep one copy, or keep all of them in one split.",
         ),
         "fault": (
             crosses_labels,
             "under two labels",
-            "If they show one examination, one of two labels is wrong.",
+            "If the copies show one examination, one of two labels is wrong.",
             "Look at these images, and correct the label.",
         ),
         "check": (
             ~crosses_splits & ~crosses_labels,
             "within one split and class",
-            "They count several times in training and in every result.",
+            "Copies count several times in training and in every result.",
             "Keep one of each, or keep them with one patient.",
         ),
     }
@@ -340,9 +345,8 @@ def _of_features(measured: pd.DataFrame) -> Iterator[Finding]:
     if measured.empty:
         yield Finding(
             "check",
-            f"A class has fewer than {shortcuts.MIN_PATIENTS} patients, so that no feature was "
-            "judged",
-            "Whether something else than the lungs predicts the class cannot be seen yet.",
+            f"A class has fewer than {shortcuts.MIN_PATIENTS} patients, so no feature was judged",
+            "It is not known whether something other than the lungs predicts the class.",
             "Add images of further patients, and audit again.",
         )
         return
@@ -415,14 +419,14 @@ def _of_scores(judged: ModelScores) -> Iterator[Finding]:
     is_lower = values["lost_low"] > 0
     if not np.isfinite(values["adjusted"]):
         meaning = (
-            "Too few images of the two classes are alike in this feature, so that the AUC without "
-            "it is not known."
+            "Too few images of the two classes are alike in this feature, so the leak-adjusted AUC "
+            "is not known."
         )
         is_lower = True
     yield Finding(
         "shortcut" if is_lower else "note",
         f"The model's AUC is {_interval(values, 'auc')}. "
-        f'Within strata of "{judged.feature}" it is {_interval(values, "adjusted")}',
+        f'Within strata of "{judged.feature}" the AUC is {_interval(values, "adjusted")}',
         meaning,
         "Report the leak-adjusted AUC next to the AUC.",
         max(0.0, float(np.nan_to_num(values["lost"]))),
@@ -442,11 +446,11 @@ def _of_framing(response: pd.DataFrame) -> Iterator[Finding]:
     loose = normals.iloc[0]
     tight = normals.iloc[-1]
     level = "note"
-    meaning = "The model does not follow the framing as far as these images show."
-    fix = "Nothing."
+    meaning = "These images do not show that the model uses the framing."
+    fix = "No fix is needed."
     if tight["correct_high"] < loose["correct_low"]:
         level = "shortcut"
-        meaning = "The model takes normal images that are framed tightly for pneumonia."
+        meaning = "The model classifies more normal images as pneumonia if they are tightly framed."
         fix = "Crop every image to its lungs, or train with random framing."
     yield Finding(
         level,
