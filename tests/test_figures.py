@@ -283,7 +283,7 @@ def test_the_lead_figure_draws_every_bin_and_names_the_lines():
     assert ([0.0, 1.0], [0.9, pytest.approx(0.7)]) in drawn(right)
     text = words(fig)
     assert style.recipe_label(KNOWN) in text and "unheard-of" in text
-    assert "3 to 5 runs" in text and "n = 745" in text
+    assert "3 to 5 runs" in text and "745 validation images" in text
 
 
 def test_the_gap_is_drawn_with_both_ends_and_its_sign():

@@ -242,8 +242,8 @@ def test_the_sentence_on_the_gap_has_the_sign_of_the_table():
     lungs = row | {"view": "lungs, box found", "val": 0.97, "test": 0.98}
     lungs |= {"gap": -0.01, "gap_low": -0.03, "gap_high": 0.01}
     said = sentence_of("07_shift_and_trust", "gaps")(pd.DataFrame([row, lungs]))
-    assert "0.990 on validation and 0.910 on the test, a gap of 0.080 (0.060 to 0.100)" in said
-    assert "0.970 and 0.980, a gap of -0.010 (-0.030 to 0.010)" in said
+    assert "0.990 on validation and 0.910 on the test. The gap is 0.080 (0.060 to 0.100)" in said
+    assert "0.970 and 0.980, and the gap is -0.010 (-0.030 to 0.010)" in said
 
 
 def test_the_sentence_on_recalibration_counts_what_helps_and_what_harms():
