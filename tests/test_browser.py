@@ -178,7 +178,7 @@ def test_the_app_answers_in_order_and_asks_no_other_host_for_anything(tab, app, 
     answers = tab.locator(".xr-answer")
     expect(answers.nth(1)).to_have_text("no answer")
     assert answers.nth(0).inner_text() == answers.nth(3).inner_text(), "one image twice"
-    expect(tab.get_by_text("No JPEG, PNG, TIFF or DICOM file")).to_be_visible()
+    expect(tab.get_by_text("No JPEG, PNG, TIFF or DICOM image")).to_be_visible()
     expect(tab.get_by_text("51 MB. Fix: give files of at most 50 MB")).to_be_visible()
 
     seen = tab.evaluate(MEASURE)
