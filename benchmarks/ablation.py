@@ -230,7 +230,7 @@ def run(name: str, seed: int, pixels: np.ndarray, table: pd.DataFrame) -> None:
     seconds = time.perf_counter() - started
     val_labels = labels[rows["val"]]
     val_pixels = pixels[rows["val"]]
-    views = {"as it is": val_pixels} | framing.swaps(val_pixels, val_labels, seed)
+    views = {"unchanged": val_pixels} | framing.swaps(val_pixels, val_labels, seed)
     scorers = {name: score}
     if name == "reframed":
         scorers["8 views"] = score_views
@@ -289,7 +289,7 @@ def tabulate(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
             "variant": name,
             "what": words[name],
             "runs": len(own_runs),
-            "validation_auc": own_runs["as it is"].mean(),
+            "validation_auc": own_runs["unchanged"].mean(),
             "validation_worst_view": worst.mean(),
         }
         rows.append(row | difference(name, own_runs["seed"].tolist(), scores))

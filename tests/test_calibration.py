@@ -105,17 +105,6 @@ def test_recalibration_sees_the_runs_own_validation_alone(method):
     assert not recalibrate(other, method)["score"].equals(after["score"])
 
 
-def test_log_odds_are_finite_and_turn_with_the_class():
-    values = notebook.log_odds([0.0, 0.2, 0.5, 0.8, 1.0])
-    assert values[2] == 0 and values[3] == pytest.approx(np.log(4))
-    np.testing.assert_allclose(values, -values[::-1])
-    assert np.isfinite(values).all() and (np.diff(values) > 0).all()
-    # Notebook 07 has the same function.
-    np.testing.assert_array_equal(
-        definitions("07_shift_and_trust").log_odds([0.0, 0.3]), notebook.log_odds([0.0, 0.3])
-    )
-
-
 def test_scores_of_zero_and_one_are_recalibrated_too():
     scores = crooked()
     scores["score"] = scores["score"].round()

@@ -86,7 +86,7 @@ RESPONSE = frame(
     *(
         (name, view, 745, 3, top - i / 5, top - 0.1 - i / 5, top + 0.1 - i / 5)
         for name, top in ((KNOWN, 0.9), ("unheard-of", 0.8))
-        for i, view in enumerate(("as it is", "rows 0.93"))
+        for i, view in enumerate(("unchanged", "rows 0.93"))
     ),
 )
 BY_HEIGHT = frame(

@@ -120,7 +120,7 @@ def test_the_response_to_a_view_is_counted_by_split_class_and_text(notebook):
     row = found.loc[("test, normal, without the text", "corner black")]
     assert (row["right"], row["images"]) == (1, len(normal) - 3)
     unchanged = scores[(scores["split"] == "val") & (scores["label"] == 1)]
-    row = found.loc[("val, pneumonia, without the text", "as it is")]
+    row = found.loc[("val, pneumonia, without the text", "unchanged")]
     assert row["right"] == pytest.approx((unchanged["score"] >= 0.5).mean())
 
 

@@ -106,9 +106,9 @@ def test_the_gate_is_measured_on_changed_images_and_on_others(measurements, monk
     table = measurements.measure_gate(Model(), dark, owners, others, np.arange(4).astype(str))
     assert list(table) == ["kind", "n", "refused", "low", "high", "reason", "noticed"]
     table = table.set_index("kind")
-    assert table.loc["as it is", "refused"] == 0
-    assert table.loc["as it is", "noticed"] == 0
-    assert np.isnan(table.loc["as it is", "reason"])
+    assert table.loc["unchanged", "refused"] == 0
+    assert table.loc["unchanged", "noticed"] == 0
+    assert np.isnan(table.loc["unchanged", "reason"])
     assert table.loc["inverted", "refused"] == 1
     assert table.loc["inverted", "reason"] == 1
     assert table.loc["turned by 180°", "refused"] == 0

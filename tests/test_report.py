@@ -566,6 +566,7 @@ x = "dose"
 value = "auc"
 title = "Lead"
 xlabel = "dose"
+ylabel = "specificity"
 labels = { "a" = "none", "b" = "much" }
 [[finding]]
 name = "gap"

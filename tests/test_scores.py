@@ -1,6 +1,7 @@
 import json
 
 import builders
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -221,3 +222,10 @@ def test_a_file_of_scores_is_read_with_its_views_and_damage_is_named(tmp_path):
     file.write_text("")
     with pytest.raises(InvalidDataError, match=r"is not a scores table .*Fix: "):
         runs.read_scores(file, runs.SCORE_COLUMNS)
+
+
+def test_log_odds_are_finite_and_turn_with_the_class():
+    values = scores.log_odds(np.array([0.0, 0.2, 0.5, 0.8, 1.0]))
+    assert values[2] == 0 and values[3] == pytest.approx(np.log(4))
+    np.testing.assert_allclose(values, -values[::-1])
+    assert np.isfinite(values).all() and (np.diff(values) > 0).all()

@@ -264,7 +264,7 @@ def framed(reports_here, small_phantom):
 
 def test_the_response_to_a_dose_is_that_of_its_own_class(framed):
     table = views.framing_response(framed).set_index("view")
-    assert table.loc["as it is", ["specificity", "sensitivity", "auc"]].tolist() == [1, 1, 1]
+    assert table.loc["unchanged", ["specificity", "sensitivity", "auc"]].tolist() == [1, 1, 1]
     rows = table.loc[[f"rows {share}" for share in SHARES]]
     assert rows["specificity"].tolist() == [1, 0, 0, 0] and (rows["sensitivity"] == 1).all()
     assert table.loc["swapped 0.76", "auc"] == 0 and table.loc["swapped 0.93", "auc"] == 1
@@ -285,7 +285,7 @@ def test_any_function_is_measured_in_every_view_by_its_own_score(small_phantom):
 
     table = views.evaluate_function(noted, small_phantom, "test", size=28, threshold=40)
     assert seen == {("uint8", 28, 28, 1)}
-    assert table["view"].tolist() == ["as it is", *FRAMING_VIEWS]
+    assert table["view"].tolist() == ["unchanged", *FRAMING_VIEWS]
     assert set(table["threshold"]) == {40}
     test = small_phantom[small_phantom["split"] == "test"]
     pixels = images.load_pixels(small_phantom, 224)[test.index]
@@ -309,7 +309,7 @@ def test_without_a_threshold_it_lies_between_the_classes(small_phantom, caplog):
     scores = upper_half(images.load_pixels(small_phantom, 224)[train.index]).ravel()
     medians = [np.median(scores[train["label"] == label]) for label in (0, 1)]
     assert table["threshold"].unique() == pytest.approx([np.mean(medians)])
-    rows = table.set_index("view").loc["as it is"]
+    rows = table.set_index("view").loc["unchanged"]
     # The score of normal is noticed, whichever of the two this one is.
     said = "below that of normals" in caplog.text
     caplog.clear()
@@ -322,7 +322,7 @@ def test_with_corruptions_each_severity_is_a_view_of_a_function(small_phantom, m
     few = {name: CORRUPTIONS[name] for name in ("marker", "inversion")}
     monkeypatch.setattr(views, "CORRUPTIONS", few)
     table = views.evaluate_function(upper_half, small_phantom, with_corruptions=True)
-    assert table["view"].tolist() == ["as it is", *FRAMING_VIEWS, *FEW[1:]]
+    assert table["view"].tolist() == ["unchanged", *FRAMING_VIEWS, *FEW[1:]]
     inverted = table.set_index("view").loc["inversion 1", "auc"]
     assert inverted == pytest.approx(1 - table["auc"].iloc[0])
 

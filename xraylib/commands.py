@@ -37,7 +37,9 @@ class Terminated(KeyboardInterrupt):
 
 def _write(line: object = "", stream: TextIO | None = None) -> None:
     """Write a line of results to standard output, or a complaint to another stream, at once."""
-    print(line, file=stream, flush=True)
+    target = stream or sys.stdout
+    target.write(f"{line}\n")
+    target.flush()
 
 
 def data_list(options: Namespace) -> None:

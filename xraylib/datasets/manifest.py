@@ -318,7 +318,7 @@ def linked_groups(links: np.ndarray, count: int) -> np.ndarray:
 
 
 def _make_split(dataset: Dataset, manifest: pd.DataFrame) -> list[str]:
-    """Give a fifth of the patients of each class to the test where there is none; say so."""
+    """Give a fifth of the patients of each class to the test if there is none, and say so."""
     splits = set(manifest["split"])
     if "test" in splits or splits == {"val"} or dataset.split not in (None, "new"):
         return []
@@ -499,7 +499,7 @@ def series_and_number(manifest: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         `series`: `bacteria`, `virus`, `IM` or `NORMAL2-IM` for names of Kermany's version 2, else
         the text before the number in `patient`.
-        `number`: float, missing where there is none. The index is that of `manifest`.
+        `number`: float, missing without one. The index is that of `manifest`.
     """
     rows = []
     for image, patient in zip(manifest["image_id"], manifest["patient"], strict=True):

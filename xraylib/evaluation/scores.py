@@ -9,7 +9,9 @@ classified as pneumonia), and `training_version`.
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.special import logit
 
 from xraylib import paths
 from xraylib.datasets import catalog
@@ -20,9 +22,16 @@ from xraylib.training import runs
 SPLITS = ("train", "val", "swapped", "test", "external")
 # Baselines that may give every image the same score: on few images regularisation leaves no slope.
 CAN_BE_CONSTANT = ("majority-class", "file-size", "mean-intensity", "lung-box")
+# Scores are clipped to [EDGE, 1 - EDGE] before their log odds: float32 outputs reach 0 and 1.
+EDGE = 1e-6
 _RUN = ["recipe", "protocol", "seed"]
 _IMAGE = ["split", "image_id"]
 _KIND_LABELS = {"normal": 0, "bacteria": 1, "virus": 1}
+
+
+def log_odds(scores: np.ndarray | float) -> np.ndarray:
+    """Log odds of P(pneumonia), of scores clipped to [`EDGE`, 1 - `EDGE`]."""
+    return logit(np.clip(np.asarray(scores, dtype=np.float64), EDGE, 1 - EDGE))
 
 
 def load(dataset: str, recipes: Collection[str] | None = None) -> pd.DataFrame:

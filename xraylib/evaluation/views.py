@@ -44,7 +44,7 @@ ABOUT = ["recipe", "model", "seed", "threshold", "image_id", "patient", "label"]
 CLEAN = "none 0"
 _COLUMNS = [*ABOUT, CLEAN]
 # The unchanged image in tables of results.
-UNCHANGED = "as it is"
+UNCHANGED = "unchanged"
 # Of intervals of one view.
 RESAMPLES = 500
 # Scoring 14 views of a large network takes an hour, so the framing experiment has three runs.
@@ -450,7 +450,7 @@ def framing_response(views: pd.DataFrame) -> pd.DataFrame:
         - `recipe`, `view`, `runs`; `n`: images per run.
         - `specificity`, `sensitivity`: of the images in that view at the frozen thresholds, each
           with `_low` and `_high`, the interval over runs and patients.
-        - `auc`, likewise, of the views `as it is` and `swapped`.
+        - `auc`, likewise, of the views `unchanged` and `swapped`.
     """
     rows = []
     for recipe, part in views.groupby("recipe", sort=False):

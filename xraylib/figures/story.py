@@ -29,7 +29,13 @@ _LABEL_LETTERS = 15
 
 @styled
 def lines(
-    table: pd.DataFrame, x: str, value: str, labels: Mapping[str, str], title: str, xlabel: str
+    table: pd.DataFrame,
+    x: str,
+    value: str,
+    labels: Mapping[str, str],
+    title: str,
+    xlabel: str,
+    ylabel: str,
 ) -> Figure:
     """Draw a line for each recipe and split, its name beside the line's end.
 
@@ -47,8 +53,8 @@ def lines(
         What is written below each place, from left to right; other places are left out.
     title
         The message, above the axes.
-    xlabel
-        What the places are.
+    xlabel, ylabel
+        What the places are, and what the points are.
     """
     fig, ((ax,),) = plots.blank(_WIDTH, 3.4)
     ends = []
@@ -77,7 +83,8 @@ def lines(
         ends.append((float(shown[value].iloc[-1]), label, colour))
     _label_ends(ax, ends, len(labels) - 0.8)
     ax.set_xticks(places, list(labels.values()))
-    ax.set(ylim=(-0.02, 1.02), xlim=(-0.2, len(labels) - 0.85), xlabel=xlabel)
+    ax.set(ylim=(-0.02, 1.02), xlim=(-0.2, len(labels) - 0.85))
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     _title(fig, title)
     return fig
 

@@ -4,11 +4,11 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import matplotlib.figure
-import matplotlib.style
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -18,9 +18,12 @@ DPI = 150
 # Dots an inch in a notebook, where a third of the bytes is enough.
 NOTEBOOK_DPI = 90
 # `plain.mplstyle` beside this module; a notebook takes it with `mpl.style.use`.
-styled = mpl.style.context("xraylib.figures.plain")
+PLAIN: Any = mpl.rc_params_from_file(
+    Path(__file__).with_name("plain.mplstyle"), use_default_template=False
+)
+styled = mpl.rc_context(PLAIN)
 # Ticks are made while drawing, when the style of `styled` is no longer in force.
-TICKS: Any = {"labelsize": 8.5, "color": "#555555"}
+TICKS: Any = {"labelsize": PLAIN["xtick.labelsize"], "color": PLAIN["axes.edgecolor"]}
 
 INK = "#222222"
 QUIET = "#666666"

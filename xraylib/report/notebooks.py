@@ -12,6 +12,8 @@ from typing import Any
 import latex2mathml.converter
 import nbformat
 import papermill
+from jinja2 import pass_context
+from jinja2.runtime import Context
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -132,9 +134,11 @@ def _to_mathml(formula: str, display: str) -> str:
         return f"<code>{escape(formula)}</code>"
 
 
-def _to_html(markdown: str) -> str:
-    """Convert the Markdown of one cell."""
-    renderer = _FormulaRenderer(escape=False, anchor_link_text="")
+@pass_context
+def _to_html(context: Context, markdown: str) -> str:
+    """Convert the Markdown of a cell as `HTMLExporter` does, except for formulas."""
+    attachments = context.get("cell", {}).get("attachments", {})
+    renderer = _FormulaRenderer(escape=False, attachments=attachments, embed_images=True)
     return MarkdownWithMath(renderer=renderer).render(markdown)
 
 

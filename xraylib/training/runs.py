@@ -73,7 +73,7 @@ KNOWN_WEIGHTS = {
 }
 
 
-# What `run.json` must say, itself or in `choices`, with its type, to be a run's.
+# What `run.json` must say, with its type, to be a run's; and what its `choices` must say.
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "dataset": str,
     "recipe": str,
