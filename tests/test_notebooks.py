@@ -125,6 +125,15 @@ def test_formulas_are_drawn_without_a_script(tmp_path):
     assert "frac{" not in html and "<code>$5</code>" in html
 
 
+def test_a_picture_that_is_attached_to_a_cell_is_in_the_page(tmp_path):
+    cell = new_markdown_cell("A point: ![a point](attachment:point.png)")
+    cell.attachments = {"point.png": {"image/png": "iVBORw0KGgo="}}
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "picture.ipynb")
+    notebooks.write_page(tmp_path / "picture.ipynb", tmp_path / "picture.html", "picture")
+    html = (tmp_path / "picture.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64,iVBORw0KGgo=" in html
+
+
 def test_a_formula_that_cannot_be_drawn_is_shown_as_it_is_written(tmp_path):
     cell = new_markdown_cell(r"Half a pair $\left( x$ and more.")
     nbformat.write(new_notebook(cells=[cell]), tmp_path / "half.ipynb")

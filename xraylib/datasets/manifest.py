@@ -294,7 +294,9 @@ def _kinds(images: pd.DataFrame, named: pd.Series) -> pd.Series:
 def _first_group(regex: re.Pattern[str], path: str) -> str:
     """Give what an expression finds in a path: its first group, or all of it."""
     match = regex.search(path)
-    return (match and match[min(1, regex.groups)]) or ""
+    if match is None:
+        return ""
+    return match[1 if regex.groups else 0] or ""
 
 
 def inseparable(manifest: pd.DataFrame) -> pd.Series:

@@ -95,9 +95,9 @@ def load_predictor(run: Run) -> Predictor:
     load = _load_probe if run.choices["fit"] == "linear-probe" else _load_network
     try:
         return load(run)
-    except XraylibError:
+    except (XraylibError, MemoryError):
         raise
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except Exception as error:  # of many kinds: anybody may have written the files
         raise InvalidDataError(
             f"{run.model_file} does not fit the network of its run ({error!r}). "
             f"Fix: train it again: {run.command}"
