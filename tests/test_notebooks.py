@@ -134,6 +134,15 @@ def test_a_picture_that_is_attached_to_a_cell_is_in_the_page(tmp_path):
     assert "data:image/png;base64,iVBORw0KGgo=" in html
 
 
+def test_a_solution_stays_folded_in_the_page(tmp_path):
+    text = "<details><summary>Solution</summary>\n\nIt is $4$.\n\n</details>"
+    cell = new_markdown_cell(text)
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "folded.ipynb")
+    notebooks.write_page(tmp_path / "folded.ipynb", tmp_path / "folded.html", "folded")
+    html = (tmp_path / "folded.html").read_text(encoding="utf-8")
+    assert re.search(r"<details><summary>Solution</summary>.*It is .*</details>", html, re.DOTALL)
+
+
 def test_a_formula_that_cannot_be_drawn_is_shown_as_it_is_written(tmp_path):
     cell = new_markdown_cell(r"Half a pair $\left( x$ and more.")
     nbformat.write(new_notebook(cells=[cell]), tmp_path / "half.ipynb")

@@ -116,8 +116,14 @@ def _check_parameters(notebook: Path, parameters: Mapping[str, Any]) -> None:
         )
 
 
-class _FormulaRenderer(IPythonRenderer):
-    """Write formulas as MathML, which a browser draws without a script."""
+class _Renderer(IPythonRenderer):
+    """Write formulas as MathML, which a browser draws without a script; leave HTML as it is.
+
+    nbconvert closes every piece of HTML by itself, and so unfolds the solutions of exercises.
+    """
+
+    def block_html(self, html: str) -> str:
+        return html
 
     def block_math(self, body: str) -> str:
         return _to_mathml(body, "block")
@@ -138,7 +144,7 @@ def _to_mathml(formula: str, display: str) -> str:
 def _to_html(context: Context, markdown: str) -> str:
     """Convert the Markdown of a cell as `HTMLExporter` does, except for formulas."""
     attachments = context.get("cell", {}).get("attachments", {})
-    renderer = _FormulaRenderer(escape=False, attachments=attachments, embed_images=True)
+    renderer = _Renderer(escape=False, attachments=attachments, embed_images=True)
     return MarkdownWithMath(renderer=renderer).render(markdown)
 
 
